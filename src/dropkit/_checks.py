@@ -137,7 +137,7 @@ class Choice:
 PROBABILITY = Number(0.0, 1.0, remedy="p is the probability of dropping a unit.")
 KEY = Integer(0, 2**64 - 1, "[0, 2**64)")
 STREAM = Integer(0, 2**30 - 1, "[0, 2**30)")
-_LENGTH = Integer(0, 2**64 - 1, "[0, 2**64)")
+_LENGTH = Integer(0, 2**64, "[0, 2**64]")
 
 
 def check_shape(where: str, name: str, value: object, rank: int | None = None) -> tuple[int, ...]:
