@@ -1,0 +1,54 @@
+# Each target sets up .venv on its own; nothing but python3 (3.11 or newer), pip and make is needed beforehand.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt --build-constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help study test test-slow lint format docs bench clean
+
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+study: .venv/.study ## Ask of real data whether dropout helps (ARGS="churn --seed 1" passes arguments on)
+	$(BIN)/dropkit study $(ARGS)
+
+test: .venv/.dev ## Run the fast tests, with the examples of docstrings, README and docs
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: .venv/.dev ## Run the slow tests
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: .venv/.dev ## Check style, format, types and import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/.dev ## Format the code and repair what ruff can repair
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: .venv/.dev ## Build the documentation into site/
+	$(BIN)/zensical build --strict --clean
+
+bench: .venv/.dev ## Run every benchmark
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean: ## Remove the environment and everything that was built
+	rm -rf .venv build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+.venv/.pip: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("dropkit needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip
+	@touch $@
+
+.venv/.study: .venv/.pip pyproject.toml
+	@echo "Installing PyTorch and the study's packages into .venv: a minute or more, once."
+	$(PIP) --editable '.[study]'
+	@touch $@
+
+.venv/.dev: .venv/.pip pyproject.toml
+	@echo "Installing PyTorch and the development tools into .venv: a minute or more, once."
+	$(PIP) --editable '.[study]' --group dev
+	@touch $@
