@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from dropkit._checks import KEY, PROBABILITY, STREAM, argument_error, check_shape
 from dropkit.random.keys import fold
-from dropkit.random.layout import Layout, check_addressable, layout
+from dropkit.random.layout import Layout, layout
 from dropkit.random.philox import WORD, rounds, split
 
 __all__ = ["SECOND_UNIFORM", "keep_mask", "normal", "threshold", "uniform", "uniform32"]
@@ -49,17 +49,19 @@ class _Address(NamedTuple):
 
 def _address(where: str, key: object, shape: object, **places: Any) -> _Address:
     key, stream = KEY.check(where, "key", key), STREAM.check(where, "stream", places.pop("stream"))
-    found = layout(where, check_shape(where, "shape", shape), **places)
-    check_addressable(where, found.full_shape)
-    first, length = (found.offset[-1], found.shape[-1]) if found.shape else (0, 1)
-    return _Address(key, stream, _rows(found), range(first, first + length), found.shape)
+    lengths = check_shape(where, "shape", shape)
+    if places["full_shape"] is None and places["offset"] is None:
+        places["full_shape"] = lengths  # so that a shape without addresses is refused too
+    found = layout(where, lengths, **places)
+    columns = range(found.first_column, found.first_column + (found.shape[-1] if found.shape else 1))
+    return _Address(key, stream, _rows(found), columns, found.shape)
 
 
 def _rows(found: Layout) -> npt.NDArray[np.uint64]:
     """Return the row number of every place but for its column, in row-major order."""
-    rows = np.zeros(1, np.uint64)
-    for start, length, stride in zip(found.offset, found.shape, found.row_strides, strict=False):
-        along = (np.arange(length, dtype=np.uint64) + np.uint64(start)) * np.uint64(stride % 2**64)
+    rows = np.full(1, found.first_row, np.uint64)
+    for length, stride in zip(found.shape[:-1], found.row_strides, strict=True):
+        along = np.arange(length, dtype=np.uint64) * np.uint64(stride % 2**64)  # 2**64: an axis of length 1
         rows = (rows[:, None] + along).reshape(-1)
     return rows
 

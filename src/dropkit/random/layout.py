@@ -10,28 +10,24 @@ __all__ = ["Layout", "layout"]
 
 
 class Layout(NamedTuple):
-    """The part of a mask that one tensor needs.
+    """The places of one tensor's mask: row = first_row + index * row_strides, column = first_column + last index.
 
-    `shape` is the mask's shape, with length 1 on the axes that share a draw; `full_shape` that of the whole mask;
-    `offset` where the part begins in it. All three have one entry an axis.
+    Args:
+        shape: Shape of the mask, with length 1 on the axes that share a draw.
+        row_strides: How many rows apart neighbours are, for every axis but the last.
+        first_row: Row of the first element, in ``[0, 2**64)``.
+        first_column: Column of the first element, in ``[0, 2**34)``.
     """
 
-    shape: tuple[Any, ...]
-    full_shape: tuple[Any, ...]
-    offset: tuple[Any, ...]
-
-    @property
-    def row_strides(self) -> tuple[Any, ...]:
-        """How many rows apart neighbours on each axis but the last are."""
-        strides: list[Any] = []
-        for length in reversed(self.full_shape[1:-1]):
-            strides.append(length * (strides[-1] if strides else 1))
-        return (*reversed(strides), 1) if len(self.shape) > 1 else ()
+    shape: tuple[int, ...]
+    row_strides: tuple[int, ...]
+    first_row: int
+    first_column: int
 
 
 def layout(
     where: str,
-    shape: Sequence[Any],
+    shape: Sequence[int],
     broadcast_dims: object = (),
     offset: object = None,
     full_shape: object = None,
@@ -45,40 +41,43 @@ def layout(
         broadcast_dims: The axes that share one draw.
         offset: Where the tensor begins in the whole one, an entry an axis; at its beginning if None.
         full_shape: The shape of the whole tensor; that of the tensor if None.
-        slices: How many leading axes are slices with keys of their own, which take no part in the address.
+        slices: How many leading axes are slices with keys of their own; they take no part in the address.
 
     Raises:
         ArgumentError: If the tensor does not lie inside the whole one, or an index has no address.
+        ArgumentTypeError: If an axis or a length is no integer.
     """
     rank = len(shape)
-    axes = check_axes(where, "broadcast_dims", broadcast_dims, rank) if broadcast_dims != () else ()
-    if any(axis < slices for axis in axes):
-        remedy = "Slices with keys of their own cannot share a draw: give one key, or share other axes."
-        raise argument_error(
-            where, "broadcast_dims", "axes other than the one that keys or streams index", axes, remedy
-        )
-    whole, start = tuple(shape), (0,) * rank
-    if full_shape is not None:
-        whole = check_shape(where, "full_shape", full_shape, rank)
-    if offset is not None:
-        start = check_shape(where, "offset", offset, rank)
-        if full_shape is None:
-            raise argument_error(where, "offset", "given together with full_shape", offset)
+    shared = check_axes(where, "broadcast_dims", broadcast_dims, rank) if broadcast_dims != () else ()
+    if any(axis < slices for axis in shared):
+        rule = "axes other than 0 where key or stream has one value a slice of axis 0"
+        raise argument_error(where, "broadcast_dims", rule, broadcast_dims, "Give one key, or share other axes.")
+    whole, start = _whole(where, tuple(shape), offset, full_shape, slices)
     kept = range(slices, rank)
-    if full_shape is not None and any(start[axis] + shape[axis] > whole[axis] for axis in kept):
-        remedy = f"The tensor of shape {tuple(shape)} at offset {start} does not fit into it."
+    mask_shape = tuple(1 if axis in shared else shape[axis] for axis in kept)
+    lengths = [1 if axis in shared else whole[axis] for axis in kept]
+    starts = [0 if axis in shared else start[axis] for axis in kept]
+    strides: list[int] = []
+    for length in reversed([*lengths[1:-1], 1] if len(lengths) > 1 else []):
+        strides.insert(0, length * (strides[0] if strides else 1))
+    first_row = sum(begin * stride for begin, stride in zip(starts[:-1], strides, strict=True))
+    return Layout(mask_shape, tuple(strides), first_row, starts[-1] if starts else 0)
+
+
+def _whole(
+    where: str, shape: tuple[int, ...], offset: object, full_shape: object, slices: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shape of the whole tensor and where this one begins in it."""
+    rank = len(shape)
+    if full_shape is None:
+        if offset is not None:
+            raise argument_error(where, "offset", "given together with full_shape", offset)
+        return shape, (0,) * rank
+    whole = check_shape(where, "full_shape", full_shape, rank)
+    start = (0,) * rank if offset is None else check_shape(where, "offset", offset, rank)
+    if any(start[axis] + shape[axis] > whole[axis] for axis in range(slices, rank)):
+        remedy = f"The tensor of shape {shape} at offset {start} does not fit into it."
         raise argument_error(where, "full_shape", "at least offset + shape on every axis", whole, remedy)
-    result = Layout(
-        tuple(1 if axis in axes else shape[axis] for axis in kept),
-        tuple(1 if axis in axes else whole[axis] for axis in kept),
-        tuple(0 if axis in axes else start[axis] for axis in kept),
-    )
-    if full_shape is not None:
-        check_addressable(where, result.full_shape)
-    return result
-
-
-def check_addressable(where: str, full_shape: tuple[int, ...]) -> None:
-    """Raise `ArgumentError` unless every row of the mask fits 64 bits and every column 34."""
-    if full_shape and (full_shape[-1] > 2**34 or math.prod(full_shape[:-1]) > 2**64):
-        raise argument_error(where, "full_shape", "at most 2**64 rows of 2**34 columns", full_shape)
+    if whole[slices:] and (whole[-1] > 2**34 or math.prod(whole[slices:-1]) > 2**64):
+        raise argument_error(where, "full_shape", "at most 2**64 rows of 2**34 columns", whole)
+    return whole, start
