@@ -1,23 +1,25 @@
 """The command line: a thin shell over the Python API."""
 
 import sys
+from importlib.util import find_spec
 
 from dropkit._checks import require
 from dropkit.errors import MissingDependencyError
 
 __all__ = ["main"]
 
-_PACKAGES = ("typer", "rich", "optuna", "sklearn", "scipy", "matplotlib", "jinja2")
+_PACKAGES = ("jinja2", "matplotlib", "optuna", "rich", "scipy", "sklearn", "typer")  # of the extra `study`
 
 
 def main() -> None:
     """Run the `dropkit` command; without the packages of the extra `study`, say in one line how to install them."""
-    try:
-        for package in _PACKAGES:
-            require(package, "study", "The dropkit command")
-    except MissingDependencyError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    for package in _PACKAGES:
+        if find_spec(package) is None:
+            try:
+                require(package, "study", "The dropkit command")
+            except MissingDependencyError as error:
+                print(error, file=sys.stderr)
+                sys.exit(2)
     from dropkit.cli.app import app
 
     app()

@@ -1,0 +1,145 @@
+"""What is shipped, what importing costs, and which way imports point."""
+
+import importlib
+import json
+import pkgutil
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import dropkit
+from dropkit.cli import _PACKAGES as OPTIONAL
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "dropkit"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+MODULES = ["dropkit", *(module.name for module in pkgutil.walk_packages(dropkit.__path__, "dropkit."))]
+LINT_IMPORTS = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+
+
+def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+def imported_by(statement: str) -> set[str]:
+    """The top-level packages that a fresh interpreter holds after `statement`."""
+    code = f"import json, sys\n{statement}\nprint(json.dumps([name.partition('.')[0] for name in sys.modules]))"
+    result = run([sys.executable, "-c", code])
+    assert result.returncode == 0, result.stderr
+    return set(json.loads(result.stdout))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_public_names_resolve(module: str) -> None:
+    loaded = importlib.import_module(module)
+    names = getattr(loaded, "__all__", [])
+    assert len(names) == len(set(names))
+    assert [name for name in names if not hasattr(loaded, name)] == []
+
+
+def test_public_names_work_after_a_plain_import() -> None:
+    uses = "; ".join(f"dropkit.{name}" for name in dropkit.__all__)
+    assert "dropkit" in imported_by(f"import dropkit; {uses}")
+    assert set(dropkit.__all__) == set(dir(dropkit))
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match=re.escape("module 'dropkit' has no attribute 'droput'")):
+        dropkit.droput  # noqa: B018  # reading it is the test
+
+
+@pytest.mark.parametrize("module", ["dropkit", "dropkit.cli", "dropkit.errors", "dropkit.numpy", "dropkit.random"])
+def test_light_modules_import_neither_torch_nor_anything_optional(module: str) -> None:
+    assert imported_by(f"import {module}") & {"torch", *OPTIONAL} == set()
+
+
+@pytest.mark.parametrize("module", ["dropkit.functional", "dropkit.kernels", "dropkit.nn"])
+def test_torch_modules_import_nothing_optional(module: str) -> None:
+    assert (imported_by(f"import {module}") - imported_by("import torch")) & set(OPTIONAL) == set()
+
+
+def test_the_import_check_sees_an_import() -> None:
+    assert {"torch", "jinja2"} <= imported_by("import dropkit.random, torch, jinja2")
+
+
+def test_the_optional_packages_are_the_same_wherever_they_are_listed() -> None:
+    modules = {"scikit-learn": "sklearn"}
+    extra = [re.split(r"[<>=!~ \[]", line)[0] for line in PROJECT["project"]["optional-dependencies"]["study"]]
+    contract = PROJECT["tool"]["importlinter"]["contracts"][-1]["forbidden_modules"]
+    assert sorted(modules.get(name, name) for name in extra) == sorted(OPTIONAL) == sorted(contract)
+
+
+@pytest.mark.parametrize("package", OPTIONAL)
+def test_the_command_without_an_optional_package_says_in_one_line_what_to_install(package: str) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; from dropkit.cli import main; main()"
+    result = run([sys.executable, "-c", code])
+    advice = f"The dropkit command needs the package {package!r}. Install it with: pip install 'dropkit[study]'\n"
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", advice)
+
+
+def test_the_command_explains_itself_on_a_bare_interpreter() -> None:
+    code = f"import sys; sys.path.insert(0, {str(SOURCE.parent)!r}); from dropkit.cli import main; main()"
+    result = run([sys.executable, "-S", "-c", code])
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+
+
+def test_imports_point_one_way() -> None:
+    result = run(LINT_IMPORTS, cwd=ROOT)
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "breach", "contract"),
+    [
+        ("random/__init__.py", "import dropkit.nn", "Imports point one way"),
+        ("errors.py", "import dropkit.random", "Imports point one way"),
+        ("random/__init__.py", "import torch", "Masks and NumPy dropout need no torch"),
+        ("nn/__init__.py", "import scipy.stats", "Optional packages stay in study and cli"),
+        ("_novel.py", "import json", "Imports point one way"),  # every module has its place in the line of layers
+    ],
+)
+def test_a_planted_breach_of_the_import_directions_is_caught(
+    tmp_path: Path, module: str, breach: str, contract: str
+) -> None:
+    shutil.copytree(SOURCE, tmp_path / "src" / "dropkit", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    with (tmp_path / "src" / "dropkit" / module).open("a") as file:
+        file.write(f"\n{breach}\n")
+    result = run(LINT_IMPORTS, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "src")})
+    assert result.returncode == 1, result.stderr
+    assert f"{contract} BROKEN" in result.stdout or "modules are not listed" in result.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(folder)]
+    result = run([sys.executable, "-m", "pip", "wheel", *options, str(ROOT)])
+    assert result.returncode == 0, result.stderr
+    return next(folder.glob("*.whl"))
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
+    expected = {
+        path.relative_to(SOURCE.parent).as_posix()
+        for path in SOURCE.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    shipped = set(zipfile.ZipFile(wheel).namelist())
+    assert {name for name in shipped if name.startswith("dropkit/")} == expected
+    assert {".gz", ".npz", ".py", ".typed"} <= {Path(name).suffix for name in expected}
+
+
+@pytest.mark.slow
+def test_the_wheel_is_pure_python_and_needs_torch_and_numpy_alone(wheel: Path) -> None:
+    assert wheel.name == f"dropkit-{dropkit.__version__}-py3-none-any.whl"
+    metadata = zipfile.ZipFile(wheel).read(f"dropkit-{dropkit.__version__}.dist-info/METADATA").decode()
+    needed = [line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra" not in line]
+    assert sorted(re.findall(r"Requires-Dist: ([a-z-]+)", "\n".join(needed))) == ["numpy", "torch"]
