@@ -16,16 +16,17 @@ READERS = {"mnist_5k.npz": embedded.mnist, "telco_churn.csv.gz": embedded.churn}
 
 def test_mnist_holds_500_images_of_each_digit_sorted() -> None:
     images, labels = embedded.mnist()
-    assert images.shape == (5000, 28, 28) and images.dtype == np.uint8
-    assert labels.shape == (5000,) and labels.dtype == np.uint8
+    assert (images.shape, images.dtype) == ((5000, 28, 28), np.uint8)
+    assert (labels.shape, labels.dtype) == ((5000,), np.uint8)
     assert labels.tolist() == [digit for digit in range(10) for _ in range(500)]
-    assert images.min() == 0 and images.max() == 255
+    assert (images.min(), images.max()) == (0, 255)
     assert len({image.tobytes() for image in images}) == 5000, "no image stands twice"
 
 
 def test_churn_holds_the_columns_and_counts_that_its_source_states() -> None:
     table = embedded.churn()
-    assert list(table)[0] == "churn" and len(table) == 20
+    assert list(table).index("churn") == 0
+    assert len(table) == 20
     assert {len(column) for column in table.values()} == {7043}
     assert (table["churn"].count("Yes"), table["churn"].count("No")) == (1869, 5174)
     assert table["total_charges"].count("") == 11

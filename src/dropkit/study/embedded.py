@@ -40,7 +40,8 @@ def mnist() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
         ((5000, 28, 28), [0, 9])
 
     Paper:
-        LeCun, Bottou, Bengio and Haffner (1998), "Gradient-based learning applied to document recognition", section III.
+        LeCun, Bottou, Bengio and Haffner (1998), "Gradient-based learning applied to document recognition",
+        section III.
     """
     with np.load(io.BytesIO(_read("mnist_5k.npz")), allow_pickle=False) as arrays:
         return arrays["images"], arrays["labels"]

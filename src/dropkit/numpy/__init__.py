@@ -1,0 +1,10 @@
+"""Dropout for NumPy users and learners: the operation, its gradient, and a small network that uses both.
+
+Nothing here needs PyTorch. The masks are those of `dropkit.random`, so the same key gives the same mask here and in
+PyTorch.
+"""
+
+from dropkit.numpy.dropout import dropout_backward, dropout_forward
+from dropkit.numpy.network import TwoLayerNetwork
+
+__all__ = ["TwoLayerNetwork", "dropout_backward", "dropout_forward"]

@@ -1,0 +1,160 @@
+"""Inverted dropout on NumPy arrays, forward and backward."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dropkit._checks import KEY, PROBABILITY, Integer, argument_error, argument_type_error
+from dropkit.random import keep_mask, threshold
+
+__all__ = ["dropout_backward", "dropout_forward"]
+
+_ALL = 2**32  # the threshold at which every unit is dropped
+_RNG = Integer(KEY.low, KEY.high, KEY.name, "A generator is accepted too: numpy.random.default_rng(seed).")
+
+Array = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
+
+
+def dropout_forward(
+    h: Array,
+    p: float,
+    training: bool = True,  # the position that PyTorch gives it
+    rng: int | np.random.Generator | None = None,
+    *,
+    mask: Mask | None = None,
+) -> tuple[Array, Mask]:
+    """Drop each element of an array with probability p and scale up the others, so that the mean stays the same.
+
+    The survivors' scale is 1 / (1 - r) with the realised rate r = T / 2**32, which differs from `p` by at most 2**-33.
+
+    Args:
+        h: Activations of any shape, real or complex floats. float16 is computed in float32 and rounded once.
+        p: Probability of dropping, in ``[0, 1]``.
+        training: Whether to drop at all. In evaluation, and where ``p`` is 0, the result is ``h`` itself and nothing
+            is drawn.
+        rng: Where the mask comes from: a NumPy generator, of which one 64-bit key is drawn; an integer in
+            ``[0, 2**64)``, which is the key; or None for a fresh key from the operating system.
+        mask: The mask to use, True where an element is kept, of the shape of ``h``; then nothing is drawn.
+
+    Returns:
+        The result, of the shape and type of ``h``, and the mask, True where an element was kept (all True in
+        evaluation). Dropped elements are +0 whatever they were, NaN and infinities too. At ``p = 1`` all are.
+
+    Raises:
+        ArgumentError: If ``p`` or the key is out of range, the mask has another shape, or both ``rng`` and ``mask``
+            are given.
+        ArgumentTypeError: If an argument has a type that is not accepted, such as an array of integers.
+
+    Example:
+        >>> import numpy as np
+        >>> a = np.array([0.36, 0.13, 0.42, 0.25])
+        >>> out, mask = dropout_forward(a, p=0.5, mask=np.array([True, False, True, False]))
+        >>> out
+        array([0.72, 0.  , 0.84, 0.  ])
+        >>> dropout_forward(a, p=0.5, rng=42)
+        (array([0.72, 0.26, 0.  , 0.  ]), array([ True,  True, False, False]))
+
+    Paper:
+        Hinton, Srivastava, Krizhevsky, Sutskever and Salakhutdinov (2012), "Improving neural networks by preventing
+        co-adaptation of feature detectors"; Srivastava et al. (2014), "Dropout: a simple way to prevent neural networks
+        from overfitting", sections 4 and 10, where p is the probability of keeping a unit.
+    """
+    where = "dropout_forward"
+    _check_floats(where, "h", h)
+    dropped = threshold(PROBABILITY.check(where, "p", p))
+    _check_training(where, training)
+    if rng is not None and not isinstance(rng, np.random.Generator):
+        rng = _RNG.check(where, "rng", rng)
+    if mask is not None:
+        _check_mask(where, mask, h)
+        if rng is not None:
+            remedy = "Leave it out: the mask is given, so nothing is drawn."
+            raise argument_error(where, "rng", "None beside a `mask`", rng, remedy)
+    if not training or (dropped == 0 and mask is None):
+        return h, np.ones(h.shape, np.bool_)
+    if mask is None:
+        mask = keep_mask(_key(rng), h.shape, p)
+    return _apply(h, mask, dropped), mask
+
+
+def dropout_backward(
+    grad_out: Array,
+    mask: Mask,
+    p: float,
+    training: bool = True,
+) -> Array:
+    """Return the gradient with respect to dropout's input: the same mask and the same scale as in the forward.
+
+    Args:
+        grad_out: Gradient with respect to dropout's output, real or complex floats.
+        mask: The mask that `dropout_forward` returned, of the shape of ``grad_out``.
+        p: Probability of dropping in the forward, in ``[0, 1]``.
+        training: As in the forward. In evaluation the gradient is ``grad_out`` itself.
+
+    Returns:
+        The gradient, of the shape and type of ``grad_out``; +0 at every dropped element.
+
+    Raises:
+        ArgumentError: If ``p`` is out of range or the mask has another shape.
+        ArgumentTypeError: If an argument has a type that is not accepted.
+
+    Example:
+        >>> import numpy as np
+        >>> mask = np.array([True, False, True, False])
+        >>> dropout_backward(np.array([0.3, -0.1, 0.2, -0.05]), mask, p=0.5)
+        array([0.6, 0. , 0.4, 0. ])
+
+    Paper:
+        Srivastava et al. (2014), "Dropout: a simple way to prevent neural networks from overfitting", section 5.1.
+    """
+    where = "dropout_backward"
+    _check_floats(where, "grad_out", grad_out)
+    _check_mask(where, mask, grad_out)
+    dropped = threshold(PROBABILITY.check(where, "p", p))
+    _check_training(where, training)
+    return _apply(grad_out, mask, dropped) if training else grad_out
+
+
+def _apply(values: Array, mask: Mask, dropped: int) -> Array:
+    """Scale what the mask keeps and leave the rest at +0; dropped values are never read, so NaN cannot leak."""
+    out = np.zeros_like(values, dtype=np.result_type(values.dtype, np.float32), subok=False)
+    if dropped < _ALL:
+        scale = out.real.dtype.type(_ALL / (_ALL - dropped))
+        np.multiply(values.real, scale, out=out.real, where=mask)
+        if np.iscomplexobj(values):  # part by part: a complex product would turn infinity into NaN
+            np.multiply(values.imag, scale, out=out.imag, where=mask)
+    return out.astype(values.dtype, copy=False)
+
+
+def _key(rng: int | np.random.Generator | None) -> int:
+    if isinstance(rng, np.random.Generator) or rng is None:
+        return int(np.random.default_rng(rng).integers(_ALL**2, dtype=np.uint64))
+    return rng
+
+
+def _check_floats(where: str, name: str, value: object) -> None:
+    if not isinstance(value, np.ndarray):
+        remedy = "Convert it: numpy.asarray(..., dtype=float)."
+        raise argument_type_error(where, name, "a NumPy array of floats", value, remedy)
+    if value.dtype.kind not in "fc":
+        remedy = f"Its elements are {value.dtype}; convert it: .astype(float)."
+        raise argument_type_error(where, name, "a NumPy array of floats", value, remedy)
+
+
+def _check_mask(where: str, mask: object, values: Array) -> None:
+    rule = "a NumPy array of booleans, True where an element is kept"
+    if not isinstance(mask, np.ndarray):
+        raise argument_type_error(where, "mask", rule, mask)
+    if mask.dtype != np.bool_:
+        remedy = f"Its elements are {mask.dtype}; convert it: .astype(bool)."
+        raise argument_type_error(where, "mask", rule, mask, remedy)
+    if mask.shape != values.shape:
+        remedy = f"Its shape is {mask.shape}; it takes one element for each of the array's."
+        raise argument_error(where, "mask", f"of shape {values.shape}", mask, remedy)
+
+
+def _check_training(where: str, training: object) -> None:
+    if not isinstance(training, bool | np.bool_):
+        raise argument_type_error(where, "training", "True or False", training)
