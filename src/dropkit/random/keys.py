@@ -5,9 +5,9 @@ import hashlib
 from dropkit._checks import KEY, Integer, argument_type_error
 from dropkit.random.philox import WORD, rounds, split
 
-__all__ = ["call_key", "field", "fold", "site"]
+__all__ = ["FOLD", "call_key", "field", "fold", "site"]
 
-_FOLD = 0x64726F70  # "drop": the counter word that keeps keys apart from masks, whose streams stay below 2**30
+FOLD = 0x64726F70  # "drop": the counter word that keeps keys apart from masks, whose streams stay below 2**30
 _WORD_RANGE = Integer(0, WORD, "[0, 2**32)")
 _FIELD = Integer(0, WORD - 1, "[0, 2**32 - 1)", "Field 2**32 - 1 is taken by the second uniform of a normal.")
 
@@ -32,7 +32,7 @@ def fold(a: int, b: int, c: int) -> int:
         13163070918920646930
     """
     a, b, c = KEY.check("fold", "a", a), _WORD_RANGE.check("fold", "b", b), KEY.check("fold", "c", c)
-    words = rounds((b, *split(c), _FOLD), split(a))
+    words = rounds((b, *split(c), FOLD), split(a))
     return int(words[0] | words[1] << 32)
 
 

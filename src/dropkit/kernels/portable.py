@@ -1,0 +1,149 @@
+"""The mask definition in plain PyTorch operations: any device, nothing compiled, the same bits as `dropkit.random`.
+
+Tensors of keys and streams have one axis for every leading axis that is a slice with an address of its own (none in
+ordinary use, one for packed models and Monte Carlo passes, one more for every `vmap`), of that axis's length or 1.
+Thresholds lie over the leading axes of the whole mask: slices first, then the axes of `place`.
+"""
+
+import math
+import sys
+
+import torch
+from torch import Tensor
+
+from dropkit.random.fields import SECOND_UNIFORM
+from dropkit.random.keys import FOLD
+from dropkit.random.layout import Layout
+from dropkit.random.philox import rounds, split
+
+__all__ = ["dropout", "fold", "integers", "keep_mask", "normal", "select", "uniform"]
+
+_TILE = 16384  # Philox calls at a time: what they need stays in the second-level cache
+
+
+class _Field:
+    """The halves of one field of noise, at the places of a layout, for every slice."""
+
+    def __init__(self, key: Tensor, stream: Tensor, place: Layout, device: torch.device) -> None:
+        slices = torch.broadcast_shapes(key.shape, stream.shape)
+        self.shape = (*slices, *place.shape)
+        self.device = device
+        self.key = [self._per_slice(word, slices) for word in split(key)]
+        self.stream = self._per_slice(stream, slices)
+        self.slices = math.prod(slices)
+        self.columns = place.shape[-1] if place.shape else 1
+        self.first_column = place.first_column
+        self.rows = torch.full((1,), place.first_row, dtype=torch.int64, device=device)
+        for length, stride in zip(place.shape[:-1], place.row_strides, strict=True):
+            along = torch.arange(length, dtype=torch.int64, device=device) * stride
+            self.rows = (self.rows.unsqueeze(1) + along).reshape(-1)
+
+    def _per_slice(self, value: Tensor, slices: torch.Size) -> int | Tensor:
+        if value.numel() == 1 and value.device.type == "cpu":
+            return int(value)  # plain integers spare a launch an operation
+        return value.to(self.device).expand(slices).reshape(-1)
+
+    def halves(self, plane: int) -> Tensor:
+        """Return the high (plane 0) or low (plane 1) halves at all places, as int32."""
+        first = self.first_column >> 3
+        count = (self.first_column + self.columns + 7 >> 3) - first
+        halves = torch.empty((self.slices, len(self.rows), count, 8), dtype=torch.int16, device=self.device)
+        wide = min(max(count, 1), _TILE)
+        tall = min(max(_TILE // wide, 1), max(len(self.rows), 1))
+        deep = max(_TILE // (wide * tall), 1)
+        blocks = torch.arange(first, first + count, device=self.device) | plane << 31
+        for column in range(0, count, wide):
+            for row in range(0, len(self.rows), tall):
+                low, high = split(self.rows[row : row + tall, None])
+                for start in range(0, self.slices, deep):
+                    stream, *key = (
+                        word[start : start + deep, None, None] if isinstance(word, Tensor) else word
+                        for word in (self.stream, *self.key)
+                    )
+                    words = rounds((blocks[column : column + wide], low, high, stream), key)
+                    tile = torch.stack(words, -1).to(torch.int32).view(torch.int16)
+                    if sys.byteorder == "big":
+                        tile = tile.unflatten(-1, (4, 2)).flip(-1).flatten(-2)
+                    halves[start : start + deep, row : row + tall, column : column + wide] = tile
+        skipped = self.first_column - 8 * first
+        kept = halves.flatten(-2)[:, :, skipped : skipped + self.columns]
+        return (kept.to(torch.int32) & 0xFFFF).reshape(self.shape)
+
+    def low_halves_at(self, position: Tensor) -> Tensor:
+        """Return the low halves at a few places, given as flat positions in the field."""
+        column = self.first_column + position % self.columns
+        row = self.rows[position // self.columns % len(self.rows)]
+        at = position // (self.columns * len(self.rows))
+        stream, *key = (word[at] if isinstance(word, Tensor) else word for word in (self.stream, *self.key))
+        words = torch.stack(rounds((column >> 3 | 1 << 31, *split(row), stream), key))
+        lane = column & 7
+        return words.gather(0, (lane >> 1).unsqueeze(0)).squeeze(0) >> 16 * (lane & 1) & 0xFFFF
+
+    def integers(self) -> Tensor:
+        """Return the uniform 32-bit integers at all places, as int64."""
+        return self.halves(0).to(torch.int64) << 16 | self.halves(1)
+
+
+def keep_mask(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, device: torch.device) -> Tensor:
+    """Return the mask of kept units, True = kept: slices first, then the axes of the place."""
+    field = _Field(key, stream, place, device)
+    threshold = threshold.to(device)
+    threshold = threshold.reshape(threshold.shape + (1,) * (len(field.shape) - threshold.dim()))
+    if device.type != "cpu":  # to look for ties there would wait for the device
+        return field.integers() >= threshold
+    halves, high, low = field.halves(0), (threshold >> 16).to(torch.int32), threshold & 0xFFFF
+    keep = halves >= high
+    if low.any():  # only a half that equals the threshold's, one in 65,536, needs its low half
+        tied = torch.nonzero((halves == high).reshape(-1)).squeeze(1)
+        if len(tied):
+            places = torch.unravel_index(tied, keep.shape) if keep.dim() else ()
+            strides = halves.expand(keep.shape).stride()  # 0 where several thresholds share a draw
+            position = sum((at * stride for at, stride in zip(places, strides, strict=True)), torch.zeros_like(tied))
+            keep.view(-1)[tied] = field.low_halves_at(position) >= low.expand(keep.shape).reshape(-1)[tied]
+    return keep
+
+
+def dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, place: Layout) -> Tensor:
+    """Return the input times the scale of the realised rate where it is kept, and +0 elsewhere."""
+    return select(input, keep_mask(key, stream, threshold, place, input.device), threshold)
+
+
+def select(input: Tensor, keep: Tensor, threshold: Tensor) -> Tensor:
+    """Scale what is kept, in float32 or wider and rounded once; what is dropped, NaN too, becomes +0."""
+    out = torch.empty_like(input)
+    values, kept, result = input, keep, out
+    if input.is_complex():  # a complex product would turn an infinite part into NaN
+        values, kept, result = torch.view_as_real(input), keep.unsqueeze(-1), torch.view_as_real(out)
+    wide = torch.float64 if values.dtype == torch.float64 else torch.float32
+    survivors = (2**32 - threshold).clamp(min=1).to(torch.float64)  # 1: where none survives the scale is not used
+    scale = (2.0**32 / survivors).to(device=input.device, dtype=wide)
+    scale = scale.reshape(scale.shape + (1,) * (values.dim() - scale.dim()))
+    result.copy_(torch.where(kept, values.to(wide) * scale, 0.0))
+    return out
+
+
+def integers(key: Tensor, stream: Tensor, place: Layout, device: torch.device) -> Tensor:
+    """Return the uniform 32-bit integers of a field, as int64."""
+    return _Field(key, stream, place, device).integers()
+
+
+def uniform(key: Tensor, stream: Tensor, place: Layout, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return uniforms strictly between 0 and 1, exact in float32 and float64; half types are rounded."""
+    u = integers(key, stream, place, device)
+    if dtype == torch.float64:
+        return (u.to(torch.float64) + 0.5) * 2.0**-32
+    return (((u >> 9).to(torch.float32) + 0.5) * 2.0**-23).to(dtype)
+
+
+def normal(key: Tensor, stream: Tensor, place: Layout, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return standard normals, by the cosine branch of Box and Muller (1958)."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    radius = torch.sqrt(-2.0 * torch.log(uniform(key, stream, place, device, wide)))
+    angle = 2.0 * math.pi * uniform(fold(key, SECOND_UNIFORM, 0), stream, place, device, wide)
+    return (radius * torch.cos(angle)).to(dtype)
+
+
+def fold(a: Tensor, b: int, c: int) -> Tensor:
+    """Mix int64 keys with two integers into new keys, as `dropkit.random.fold` does."""
+    words = rounds((b, *split(c), FOLD), split(a))
+    return words[0] | words[1] << 32
