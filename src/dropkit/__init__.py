@@ -2,10 +2,10 @@
 
 Two ideas carry all of it:
 
-- A mask is a pure function of an address. Whether a unit is dropped follows from a 64-bit key and the unit's index alone,
-  never from a generator's state, a device, a thread or the way a batch is split; `dropkit.random` defines it.
-- A site is any place where a model draws dropout noise: a layer, a call of a function, or a rate inside a larger module.
-  Tools look for sites, not for layers of one class.
+- A mask is a pure function of an address. Whether a unit is dropped follows from a 64-bit key and the unit's index
+  alone, never from a generator's state, a device, a thread or the way a batch is split; `dropkit.random` defines it.
+- A site is any place where a model draws dropout noise: a layer, a call of a function, or a rate inside a larger
+  module. Tools look for sites, not for layers of one class.
 
 Sub-packages load on first use, so that `import dropkit` costs next to nothing and masks need no torch.
 """
