@@ -47,7 +47,7 @@ def dropout_forward(
             are given.
         ArgumentTypeError: If an argument has a type that is not accepted, such as an array of integers.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> a = np.array([0.36, 0.13, 0.42, 0.25])
         >>> out, mask = dropout_forward(a, p=0.5, mask=np.array([True, False, True, False]))
@@ -100,7 +100,7 @@ def dropout_backward(
         ArgumentError: If ``p`` is out of range or the mask has another shape.
         ArgumentTypeError: If an argument has a type that is not accepted.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> mask = np.array([True, False, True, False])
         >>> dropout_backward(np.array([0.3, -0.1, 0.2, -0.05]), mask, p=0.5)

@@ -50,7 +50,7 @@ class TwoLayerNetwork:
         ArgumentError: If an argument is out of range.
         ArgumentTypeError: If a number that must be whole is not.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> x = np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
         >>> y = np.array([0, 1, 1, 0])

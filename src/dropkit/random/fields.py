@@ -30,7 +30,7 @@ def threshold(p: float) -> int:
     Raises:
         ArgumentError: If ``p`` is no number in ``[0, 1]``.
 
-    Example:
+    Examples:
         >>> threshold(0.5), threshold(0.1)
         (2147483648, 429496730)
     """
@@ -124,7 +124,7 @@ def uniform32(
         ArgumentError: If a value is out of range, the shard does not fit or an index has no address.
         ArgumentTypeError: If the key, the stream or a length is no integer.
 
-    Example:
+    Examples:
         >>> uniform32(17726000833912956920, (2, 3))
         array([[1499752323, 1225812173,  925309209],
                [ 375113868, 1496280906, 2492763309]], dtype=uint32)
@@ -161,7 +161,7 @@ def keep_mask(
         ArgumentError: If a value is out of range, the shard does not fit or an index has no address.
         ArgumentTypeError: If the key, the stream or a length is no integer.
 
-    Example:
+    Examples:
         >>> keep_mask(7, (2, 4), 0.5).astype(int)
         array([[0, 1, 1, 1],
                [1, 0, 1, 0]])
@@ -227,7 +227,7 @@ def uniform(
         ArgumentError: If a value is out of range, the shard does not fit or an index has no address.
         ArgumentTypeError: If the key, the stream or a length is no integer.
 
-    Example:
+    Examples:
         >>> uniform(7, (3,)).round(4)
         array([0.4773, 0.9546, 0.976 ])
     """
@@ -265,7 +265,7 @@ def normal(
         ArgumentError: If a value is out of range, the shard does not fit or an index has no address.
         ArgumentTypeError: If the key, the stream or a length is no integer.
 
-    Example:
+    Examples:
         >>> normal(7, (3,)).round(4)
         array([ 1.2117, -0.1911, -0.0154])
 

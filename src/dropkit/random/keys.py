@@ -27,7 +27,7 @@ def fold(a: int, b: int, c: int) -> int:
         ArgumentError: If an argument is out of range.
         ArgumentTypeError: If an argument is no integer.
 
-    Example:
+    Examples:
         >>> fold(0, 0, 0)
         13163070918920646930
     """
@@ -48,7 +48,7 @@ def site(name: str) -> int:
     Raises:
         ArgumentTypeError: If the name is no string.
 
-    Example:
+    Examples:
         >>> site("dropout")
         688540699
     """
@@ -73,7 +73,7 @@ def call_key(seed: int, name: str, step: int, call: int = 0) -> int:
         ArgumentError: If a number is out of range.
         ArgumentTypeError: If a number is no integer or the name no string.
 
-    Example:
+    Examples:
         >>> call_key(0, "dropout", step=0)
         11649418916071567472
     """
@@ -96,7 +96,7 @@ def field(key: int, d: int) -> int:
         ArgumentError: If an argument is out of range.
         ArgumentTypeError: If an argument is no integer.
 
-    Example:
+    Examples:
         >>> field(11649418916071567472, 1)
         2877909023052986668
     """

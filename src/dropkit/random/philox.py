@@ -63,7 +63,7 @@ def philox4x32(counter: Sequence[Any], key: Sequence[Any]) -> tuple[Any, Any, An
         ArgumentError: If there are not four and two words, or a word is out of range.
         ArgumentTypeError: If a word is no integer.
 
-    Example:
+    Examples:
         >>> [hex(word) for word in philox4x32((0, 0, 0, 0), (0, 0))]
         ['0x6627e8d5', '0xe169c58d', '0xbc57ac4c', '0x9b00dbd8']
 

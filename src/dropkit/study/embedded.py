@@ -33,7 +33,7 @@ def mnist() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     Raises:
         DataError: if the file is missing or damaged.
 
-    Example:
+    Examples:
         >>> from dropkit.study import embedded
         >>> images, labels = embedded.mnist()
         >>> images.shape, labels[[0, -1]].tolist()
@@ -57,7 +57,7 @@ def churn() -> dict[str, list[str]]:
     Raises:
         DataError: if the file is missing or damaged.
 
-    Example:
+    Examples:
         >>> from dropkit.study import embedded
         >>> table = embedded.churn()
         >>> len(table), table["churn"].count("Yes"), table["tenure"][:3]
