@@ -4,6 +4,8 @@ An operator carries no autograd and no batching rule: `dropkit.functional` wraps
 runs eagerly, compiled or under a fake mode calls the same operator, so all get the same mask.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ _PLACE = "SymInt[] shape, SymInt[] row_strides, SymInt first_row, SymInt first_c
 _ADDRESS = f"Tensor key, Tensor stream, Tensor threshold, {_PLACE}"
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 
-_LIBRARY.define(f"dropout(Tensor input, {_ADDRESS}) -> Tensor", tags=_TAGS)
+_LIBRARY.define(f"dropout(Tensor input, {_ADDRESS}, bool scaled) -> Tensor", tags=_TAGS)
 _LIBRARY.define(f"keep_mask({_ADDRESS}, Device device) -> Tensor", tags=_TAGS)
 
 
@@ -30,9 +32,10 @@ def _dropout(
     row_strides: list[int],
     first_row: int,
     first_column: int,
+    scaled: bool,
 ) -> Tensor:
     place = Layout(tuple(shape), tuple(row_strides), first_row, first_column)
-    return portable.dropout(input, key, stream, threshold, place)
+    return portable.dropout(input, key, stream, threshold, place, scaled)
 
 
 def _keep_mask(
@@ -49,8 +52,9 @@ def _keep_mask(
     return portable.keep_mask(key, stream, threshold, place, device)
 
 
-def _fake_dropout(input: Tensor, *address: object) -> Tensor:
-    return torch.empty_like(input)
+def _fake_dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, *rest: Any) -> Tensor:
+    keep = torch.empty((1,) * input.dim(), dtype=torch.bool, device=input.device)
+    return portable.select(input, keep, portable.survivor_scale(threshold) if rest[-1] else None)
 
 
 def _fake_keep_mask(

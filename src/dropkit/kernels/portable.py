@@ -16,7 +16,7 @@ from dropkit.random.keys import FOLD
 from dropkit.random.layout import Layout
 from dropkit.random.philox import rounds, split
 
-__all__ = ["dropout", "fold", "integers", "keep_mask", "normal", "select", "uniform"]
+__all__ = ["dropout", "fold", "integers", "keep_mask", "normal", "select", "survivor_scale", "uniform"]
 
 _TILE = 16384  # Philox calls at a time: what they need stays in the second-level cache
 
@@ -103,23 +103,37 @@ def keep_mask(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, dev
     return keep
 
 
-def dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, place: Layout) -> Tensor:
-    """Return the input times the scale of the realised rate where it is kept, and +0 elsewhere."""
-    return select(input, keep_mask(key, stream, threshold, place, input.device), threshold)
+def dropout(
+    input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, scaled: bool = True
+) -> Tensor:
+    """Return the input where it is kept, times the scale of the realised rate if `scaled`, and +0 elsewhere."""
+    keep = keep_mask(key, stream, threshold, place, input.device)
+    return select(input, keep, survivor_scale(threshold) if scaled else None)
 
 
-def select(input: Tensor, keep: Tensor, threshold: Tensor) -> Tensor:
-    """Scale what is kept, in float32 or wider and rounded once; what is dropped, NaN too, becomes +0."""
-    out = torch.empty_like(input)
-    values, kept, result = input, keep, out
+def survivor_scale(threshold: Tensor) -> Tensor:
+    """Return 1 / (1 - T / 2**32) in float64; of no meaning, but finite, where nothing survives."""
+    return 2.0**32 / (2**32 - threshold).clamp(min=1).to(torch.float64)
+
+
+def select(input: Tensor, keep: Tensor, scale: Tensor | None) -> Tensor:
+    """Scale what is kept, in float32 or wider and rounded once; what is dropped, NaN too, becomes +0.
+
+    Args:
+        input: Tensor of any floating or complex type.
+        keep: Bool tensor that broadcasts to the input's shape, True = kept.
+        scale: Factors over the leading axes of the input; None leaves survivors alone.
+    """
+    values, drop = input, ~keep
     if input.is_complex():  # a complex product would turn an infinite part into NaN
-        values, kept, result = torch.view_as_real(input), keep.unsqueeze(-1), torch.view_as_real(out)
-    wide = torch.float64 if values.dtype == torch.float64 else torch.float32
-    survivors = (2**32 - threshold).clamp(min=1).to(torch.float64)  # 1: where none survives the scale is not used
-    scale = (2.0**32 / survivors).to(device=input.device, dtype=wide)
-    scale = scale.reshape(scale.shape + (1,) * (values.dim() - scale.dim()))
-    result.copy_(torch.where(kept, values.to(wide) * scale, 0.0))
-    return out
+        values, drop = torch.view_as_real(input), drop.unsqueeze(-1)
+    if scale is not None:
+        wide = torch.float64 if values.dtype == torch.float64 else torch.float32
+        scale = scale.reshape(scale.shape + (1,) * (values.dim() - scale.dim()))
+        values = values.to(wide) * scale.to(device=input.device, dtype=wide)
+    # Not torch.where: the result keeps the input's memory format, whatever the mask's.
+    values = values.masked_fill(drop, 0.0).to(input.real.dtype if input.is_complex() else input.dtype)
+    return torch.view_as_complex(values) if input.is_complex() else values
 
 
 def integers(key: Tensor, stream: Tensor, place: Layout, device: torch.device) -> Tensor:

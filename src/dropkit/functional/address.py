@@ -1,0 +1,87 @@
+"""Addresses: how a call's `p`, `key`, `generator` and `stream` become the tensors that operators read."""
+
+import torch
+from torch import Tensor
+
+from dropkit._checks import KEY, PROBABILITY, STREAM, argument_error, argument_type_error
+from dropkit.errors import UnsupportedError
+from dropkit.random import threshold
+
+__all__ = ["check_generator", "draw_key", "key_tensor", "signed", "stream_tensor", "threshold_tensor"]
+
+
+def signed(value: int) -> int:
+    """Return the int64 with the bits of an integer in ``[0, 2**64]``."""
+    return value if value < 2**63 else value - 2**64
+
+
+def threshold_tensor(where: str, p: float | Tensor, input: Tensor) -> Tensor:
+    """Return the threshold T of a rate, or of one rate a slice of axis 0."""
+    if not isinstance(p, Tensor):
+        return torch.tensor(threshold(PROBABILITY.check(where, "p", p)))
+    _check_tensor(where, "p", p, torch.float64, input)
+    if p.requires_grad:
+        remedy = "Dropout has no gradient with respect to its rate; pass p.detach()."
+        raise argument_error(where, "p", "a tensor that requires no gradient", p, remedy)
+    if _readable(p) and not bool(((p >= 0) & (p <= 1)).all()):
+        raise argument_error(where, "p", "a number in [0, 1]", p, PROBABILITY.remedy)
+    # Where the values cannot be read without waiting, what is out of range counts as the nearest end and NaN as 1.
+    rate = p.nan_to_num(1.0).clamp(0.0, 1.0)
+    return torch.floor(rate * 2.0**32 + 0.5).to(torch.int64)
+
+
+def key_tensor(where: str, key: int | Tensor, input: Tensor) -> Tensor:
+    """Return a given key, or one key a slice of axis 0."""
+    if isinstance(key, Tensor):
+        _check_tensor(where, "key", key, torch.int64, input)
+        return key
+    return torch.tensor(signed(KEY.check(where, "key", key)))
+
+
+def draw_key(generator: torch.Generator | None, input: Tensor) -> Tensor:
+    """Draw a key, over all 64 bits, from a generator on the input's device."""
+    # Out of place, for `vmap`: filling a fresh tensor in place would ignore the randomness asked for.
+    return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=input.device, generator=generator)
+
+
+def stream_tensor(where: str, stream: int | Tensor, input: Tensor) -> Tensor:
+    """Return the stream, or one stream a slice of axis 0."""
+    if not isinstance(stream, Tensor):
+        return torch.tensor(STREAM.check(where, "stream", stream))
+    _check_tensor(where, "stream", stream, torch.int64, input)
+    if _readable(stream) and not bool(((stream >= STREAM.low) & (stream <= STREAM.high)).all()):
+        raise argument_error(where, "stream", STREAM.rule, stream)
+    return stream
+
+
+def check_generator(where: str, generator: torch.Generator, key: object, input: Tensor) -> None:
+    """Raise unless a key can be drawn from the generator, here and now."""
+    if not isinstance(generator, torch.Generator):
+        raise argument_type_error(where, "generator", "a torch.Generator", generator)
+    if key is not None:
+        raise argument_error(where, "generator", "None where a key is given", generator, "Give one source of noise.")
+    if generator.device.type != input.device.type:
+        raise argument_error(where, "generator", f"on the input's device {input.device}", generator)
+    # A recomputed forward runs inside the backward pass, where a generator has moved on since the first run.
+    recomputing = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+    if torch.compiler.is_compiling() or recomputing:
+        place = "a checkpointed forward" if recomputing else "compiled code"
+        raise UnsupportedError(f"{where}: `generator` cannot be used in {place}, which cannot replay it: pass `key`.")
+
+
+def _check_tensor(where: str, name: str, value: Tensor, dtype: torch.dtype, input: Tensor) -> None:
+    if value.dtype != dtype:
+        raise argument_type_error(where, name, f"a number or a tensor of {dtype}", value, f"It has {value.dtype}.")
+    if value.dim() > 1:
+        raise argument_error(where, name, "a tensor of no axis or one", value, f"It has shape {tuple(value.shape)}.")
+    if value.dim() == 1 and (input.dim() == 0 or value.shape[0] != input.shape[0]):
+        remedy = f"It has {value.shape[0]} values, the input has shape {tuple(input.shape)}."
+        raise argument_error(where, name, "one value, or one for each slice of axis 0", value, remedy)
+    if value.device != input.device and (value.dim() == 1 or value.device.type != "cpu"):
+        raise argument_error(where, name, f"a tensor on the input's device {input.device}", value)
+
+
+def _readable(value: Tensor) -> bool:
+    """Tell whether values can be read here and now: no device to wait for, no tracing, no transform."""
+    plain = type(value) in (Tensor, torch.nn.Parameter) and value.device.type == "cpu"
+    return plain and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()

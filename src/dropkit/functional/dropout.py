@@ -1,0 +1,187 @@
+"""The one operation: drop units at random, scale the survivors, gate the gradient by the same mask."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+
+from dropkit._checks import Choice, argument_error, argument_type_error
+from dropkit.functional import nested
+from dropkit.functional.address import (
+    check_generator,
+    draw_key,
+    key_tensor,
+    signed,
+    stream_tensor,
+    threshold_tensor,
+)
+from dropkit.functional.autograd import Dropout, KeepMask
+from dropkit.kernels.portable import select, survivor_scale
+from dropkit.random.layout import layout
+
+__all__ = ["dropout"]
+
+_WHERE = "dropout"
+_SCALE_AT = Choice(("train", "eval"))
+_DTYPES = (
+    torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex32, torch.complex64, torch.complex128,
+)  # fmt: skip
+
+
+def dropout(
+    input: Tensor,
+    p: float | Tensor = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    broadcast_dims: int | Sequence[int] = (),
+    generator: torch.Generator | None = None,
+    key: int | Tensor | None = None,
+    mask: Tensor | None = None,
+    return_mask: bool = False,
+    stream: int | Tensor = 0,
+    offset: Sequence[int] | None = None,
+    full_shape: Sequence[int] | None = None,
+    scale_at: str = "train",
+) -> Any:
+    r"""Zero each element with probability `p` and scale the rest by :math:`1/(1-p)`, in training.
+
+    The mask is a function of the key, the stream and each element's index in the logical tensor: strides, memory format,
+    type, device and the number of threads do not change it. Nothing but the key is kept for the backward pass. The
+    scale is that of the realised rate, ``p`` rounded to a multiple of ``2**-32``; it is computed in float32 or wider and
+    rounded once.
+
+    Args:
+        input: Tensor of any shape, of a floating or complex type (a complex number is one unit); nested tensors are
+            dropped out constituent by constituent.
+        p: Probability of dropping an element, in ``[0, 1]``; or a float64 tensor of no axis, or of one rate for each
+            slice of axis 0, whose change compiles nothing again. Tensors on an accelerator or in compiled code are
+            clamped rather than checked. Default: 0.5.
+        training: Whether to drop. If False the input itself is returned. Default: True.
+        inplace: Whether to overwrite the input. Default: False.
+        broadcast_dims: Axes along which one draw is shared; negatives count from the end. Default: none.
+        generator: Where to draw the key, on the input's device; eager code only. Default: PyTorch's own generator.
+        key: The key, an integer in ``[0, 2**64)`` or an int64 tensor of the same bits: one, or one for each slice of axis
+            0, whose mask is then that of ``shape[1:]`` under its own key. Default: drawn.
+        mask: A bool tensor to use instead of drawing one, True = kept, with the input's number of axes and length 1 on
+            axes that share. Survivors are scaled by `p` all the same. Default: drawn.
+        return_mask: Whether to return ``(output, mask)``; the mask is all True in evaluation. Default: False.
+        stream: Number of the pass, in ``[0, 2**30)``: 0 in training, 1 and up for Monte Carlo passes; or an int64 tensor,
+            as for `key`. Default: 0.
+        offset: Where the input begins in the whole tensor that it is a shard of, an entry an axis. Default: 0.
+        full_shape: Shape of that whole tensor; needed with `offset`. Default: the input's shape.
+        scale_at: ``"train"`` scales survivors in training (inverted dropout); ``"eval"`` is the original form, which
+            leaves survivors alone in training and multiplies by the probability of keeping, ``1 - p``, in evaluation.
+            Default: ``"train"``.
+
+    Returns:
+        A tensor of the input's shape, type and memory format: the input itself in evaluation and for ``p=0``, unless a
+        mask is given. What is dropped is exactly +0, whatever it was. With `return_mask`, a pair.
+
+    Raises:
+        ArgumentError: If a value is out of range, sources of noise are mixed, or a shape does not fit.
+        ArgumentTypeError: If the input is no strided or nested tensor of a floating or complex type, or another argument
+            has a wrong type.
+        UnsupportedError: If a generator is used in compiled code or in a checkpointed forward.
+
+    Examples:
+        >>> import torch, dropkit
+        >>> a = torch.tensor([0.36, 0.13, 0.42, 0.25])
+        >>> dropkit.functional.dropout(a, 0.5, mask=torch.tensor([True, False, True, False]))
+        tensor([0.7200, 0.0000, 0.8400, 0.0000])
+        >>> dropkit.functional.dropout(torch.ones(2, 4), 0.5, key=7)
+        tensor([[0., 2., 2., 2.],
+                [2., 0., 2., 0.]])
+
+    References:
+        Srivastava, Hinton, Krizhevsky, Sutskever and Salakhutdinov (2014), "Dropout: a simple way to prevent neural
+        networks from overfitting", sections 4 and 10, whose p is the probability of keeping.
+    """
+    tensors = (input, p, key, mask, stream)
+    if has_torch_function(tensors):
+        return handle_torch_function(
+            dropout, tensors, input, p, training, inplace, broadcast_dims=broadcast_dims, generator=generator, key=key,
+            mask=mask, return_mask=return_mask, stream=stream, offset=offset, full_shape=full_shape, scale_at=scale_at,
+        )  # fmt: skip
+    _check_input(input, training=training, inplace=inplace, return_mask=return_mask)
+    _SCALE_AT.check(_WHERE, "scale_at", scale_at)
+    threshold = threshold_tensor(_WHERE, p, input)
+    streams = stream_tensor(_WHERE, stream, input)
+    keys = None if key is None else key_tensor(_WHERE, key, input)
+    if generator is not None:
+        check_generator(_WHERE, generator, key, input)
+    if mask is not None:
+        _check_mask(input, mask, key, generator, {"broadcast_dims": broadcast_dims, "offset": offset, "stream": stream})
+    never = not isinstance(p, Tensor) and p == 0 and mask is None
+    if input.is_nested and training and not never:
+        return nested.apply(
+            dropout, input, p, key=keys, mask=mask, stream=stream, generator=generator, inplace=inplace, offset=offset,
+            broadcast_dims=broadcast_dims, return_mask=return_mask, scale_at=scale_at,
+        )  # fmt: skip
+    slices = max(streams.dim(), 0 if keys is None else keys.dim())
+    place = layout(_WHERE, input.shape, broadcast_dims, offset, full_shape, slices)
+
+    keep: Tensor | None = None
+    if never or not training:
+        output = input if never or scale_at == "train" else _times_keep_probability(input, threshold)
+    elif mask is not None:
+        keep = mask & (_leading(threshold, input) < 2**32)  # at p = 1 nothing survives, whatever the mask
+        output = select(input, keep, survivor_scale(threshold) if scale_at == "train" else None)
+    else:
+        keys = draw_key(generator, input) if keys is None else keys
+        keys, streams = (value.reshape((-1,) * slices) for value in (keys, streams))
+        places = (place.shape, tuple(map(signed, place.row_strides)), signed(place.first_row), place.first_column)
+        output = Dropout.apply(input, keys, streams, threshold, *places, scale_at == "train")
+        keep = KeepMask.apply(keys, streams, threshold, *places, input.device) if return_mask else None
+    if inplace and output is not input:
+        output = input.copy_(output)
+    if not return_mask:
+        return output
+    if keep is None:
+        shape = (*input.shape[:slices], *place.shape) if mask is None else mask.shape
+        keep = torch.ones(shape, dtype=torch.bool, device=input.device)
+    return output, keep
+
+
+def _leading(value: Tensor, input: Tensor) -> Tensor:
+    """Shape one value, or one a slice of axis 0, so that it broadcasts to the input."""
+    return value.to(input.device).reshape(value.shape + (1,) * (input.dim() - value.dim()))
+
+
+def _times_keep_probability(input: Tensor, threshold: Tensor) -> Tensor:
+    keep_probability = 1.0 - threshold.to(torch.float64) / 2.0**32
+    return select(input, _leading(keep_probability > 0, input), keep_probability)
+
+
+def _check_input(input: Tensor, **flags: object) -> None:
+    if not isinstance(input, Tensor):
+        raise argument_type_error(_WHERE, "input", "a torch.Tensor", input)
+    if input.dtype not in _DTYPES:
+        raise argument_type_error(_WHERE, "input", "of a floating or complex type", input.dtype, "Convert it first.")
+    if input.layout not in (torch.strided, torch.jagged):
+        raise argument_type_error(_WHERE, "input", "a dense or nested tensor", input.layout, "Call to_dense() first.")
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise argument_type_error(_WHERE, name, "True or False", flag)
+
+
+def _check_mask(
+    input: Tensor, mask: Tensor, key: object, generator: object, address: dict[str, Any]
+) -> None:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        found = mask.dtype if isinstance(mask, Tensor) else mask
+        raise argument_type_error(_WHERE, "mask", "a bool tensor", found, "True is kept.")
+    if key is not None or generator is not None:
+        raise argument_error(_WHERE, "mask", "given alone", mask, "A key or a generator draws a mask: drop one of them.")
+    for name, value in address.items():
+        if isinstance(value, Tensor) or value not in ((), 0, None):
+            raise argument_error(_WHERE, name, "left out where a mask is given", value, "A mask has no address.")
+    if mask.device != input.device:
+        raise argument_error(_WHERE, "mask", f"on the input's device {input.device}", mask.device)
+    if not input.is_nested and (
+        mask.dim() != input.dim() or any(m not in (1, n) for m, n in zip(mask.shape, input.shape, strict=True))
+    ):
+        rule = f"of shape {tuple(input.shape)}, or with length 1 on axes that share"
+        raise argument_error(_WHERE, "mask", rule, tuple(mask.shape))

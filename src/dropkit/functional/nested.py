@@ -1,0 +1,81 @@
+"""Dropout of nested tensors: constituent by constituent, each example at the place it has in any batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dropkit._checks import argument_error, argument_type_error
+from dropkit.functional.address import draw_key
+
+__all__ = ["apply"]
+
+_RAGGED = 2**32  # what a ragged axis counts as, so that the longest length of a batch does not matter
+
+
+def apply(
+    dropout: Callable[..., Any],
+    input: Tensor,
+    p: float | Tensor,
+    *,
+    key: Tensor | None,
+    mask: Tensor | None,
+    stream: int | Tensor,
+    generator: torch.Generator | None,
+    inplace: bool,
+    offset: object,
+    return_mask: bool,
+    **options: Any,
+) -> Any:
+    """Apply `dropout` to every constituent of a nested tensor in training, as an example of the whole batch.
+
+    Raises:
+        ArgumentError: If `inplace` or `offset` is asked for.
+        ArgumentTypeError: If the tensor has holes, or a mask is not nested.
+    """
+    if inplace or offset is not None:
+        name, value = ("inplace", inplace) if inplace else ("offset", offset)
+        raise argument_error("dropout", name, "left out where the input is nested", value)
+    if input.layout == torch.jagged and input.lengths() is not None:
+        raise argument_type_error("dropout", "input", "a nested tensor without holes", input.layout, "Call contiguous().")
+    if mask is not None and not mask.is_nested:
+        raise argument_type_error("dropout", "mask", "nested like the input", mask.layout)
+    parts = input.unbind()
+    if mask is None and key is None:
+        key = draw_key(generator, input)
+    masks = [None] * len(parts) if mask is None else mask.unbind()
+    whole = (len(parts), *_lengths(input, parts))
+    results = []
+    for i, part in enumerate(parts):
+        place = {} if mask is not None else {"offset": (i, *(0,) * part.dim()), "full_shape": whole}
+        of_slice: Callable[[Any], Any] = lambda value, i=i: (
+            value[i : i + 1] if isinstance(value, Tensor) and value.dim() else value
+        )
+        output, keep = dropout(
+            part.unsqueeze(0), of_slice(p), key=of_slice(key), stream=of_slice(stream), return_mask=True,
+            mask=None if masks[i] is None else masks[i].unsqueeze(0), **place, **options,
+        )  # fmt: skip
+        results.append((output.squeeze(0), keep.squeeze(0)))
+    outputs = _like(input, [output for output, _ in results])
+    if not return_mask:
+        return outputs
+    return outputs, torch.nested.as_nested_tensor([keep for _, keep in results], layout=input.layout)
+
+
+def _lengths(input: Tensor, parts: tuple[Tensor, ...]) -> list[int]:
+    """Return the length of every axis but the first, as an address counts it."""
+    ragged = input._ragged_idx if input.layout == torch.jagged else 1
+    found = [set(lengths) for lengths in zip(*(part.shape for part in parts), strict=True)]
+    return [
+        _RAGGED if axis == ragged or len(lengths) > 1 else next(iter(lengths))
+        for axis, lengths in enumerate(found, start=1)
+    ]
+
+
+def _like(input: Tensor, parts: list[Tensor]) -> Tensor:
+    if input.layout != torch.jagged:
+        return torch.nested.as_nested_tensor(parts)
+    ragged = input._ragged_idx
+    # The same offsets, not equal ones: PyTorch takes tensors of other offsets for tensors of another shape.
+    return torch.nested.nested_tensor_from_jagged(torch.cat(parts, ragged - 1), input.offsets(), jagged_dim=ragged)

@@ -1,0 +1,133 @@
+"""Dropout of single elements, or of whatever shares a draw."""
+
+from collections.abc import Sequence
+from typing import Any, Never
+
+import torch
+from torch import Tensor
+
+from dropkit._checks import PROBABILITY, Choice, argument_type_error
+from dropkit.errors import UnsupportedError
+from dropkit.functional import dropout
+
+__all__ = ["Dropout"]
+
+_SCALE_AT = Choice(("train", "eval"))
+
+
+class Dropout(torch.nn.Dropout):
+    r"""Zero elements with probability `p` in training and scale the rest by :math:`1/(1-p)`; do nothing in evaluation.
+
+    A drop-in replacement for `torch.nn.Dropout`, which it subclasses: same arguments in the same order, no parameters, no
+    buffers. It differs where PyTorch's has rough edges: dropped values are exactly +0 whatever they were (NaN and
+    infinities too), half types are unbiased, the mask does not depend on the memory format, and nothing but a 64-bit
+    key is kept for the backward pass.
+
+    Args:
+        p: Probability of dropping an element, in ``[0, 1]``. Checked again whenever it is assigned. Default: 0.5.
+        inplace: Whether to overwrite the input. Default: False.
+        broadcast_dims: Axes along which one draw is shared; negatives count from the end. ``(2, 3)`` drops whole
+            channels of images, ``1`` the same features at all steps of a batch-first sequence. Default: none.
+        generator: Where keys are drawn, on the input's device; eager code only. Default: PyTorch's own generator.
+        scale_at: ``"train"`` for inverted dropout; ``"eval"`` for the original form, which leaves survivors alone in
+            training and multiplies by the probability of keeping, ``1 - p``, in evaluation. Default: ``"train"``.
+
+    Raises:
+        ArgumentError: If ``p`` is no number in ``[0, 1]`` or ``scale_at`` is unknown.
+        ArgumentTypeError: If another argument has a wrong type.
+
+    Examples:
+        >>> import torch, dropkit
+        >>> layer = dropkit.nn.Dropout(p=0.5)
+        >>> layer(torch.ones(2, 4), key=7)
+        tensor([[0., 2., 2., 2.],
+                [2., 0., 2., 0.]])
+        >>> layer.eval()(torch.ones(4))
+        tensor([1., 1., 1., 1.])
+        >>> dropkit.nn.Dropout(p=0.2, broadcast_dims=(2, 3))
+        Dropout(p=0.2, inplace=False, broadcast_dims=(2, 3))
+
+    References:
+        Srivastava, Hinton, Krizhevsky, Sutskever and Salakhutdinov (2014), "Dropout: a simple way to prevent neural
+        networks from overfitting", section 4 (``scale_at="eval"``) and section 10 (``scale_at="train"``), whose p is the
+        probability of keeping.
+    """
+
+    def __init__(
+        self,
+        p: float = 0.5,
+        inplace: bool = False,
+        *,
+        broadcast_dims: int | Sequence[int] = (),
+        generator: torch.Generator | None = None,
+        scale_at: str = "train",
+    ) -> None:
+        PROBABILITY.check("Dropout", "p", p)
+        if not isinstance(inplace, bool):
+            raise argument_type_error("Dropout", "inplace", "True or False", inplace)
+        axes = [broadcast_dims] if isinstance(broadcast_dims, int) else broadcast_dims
+        if not isinstance(axes, Sequence) or not all(type(axis) is int for axis in axes):
+            raise argument_type_error("Dropout", "broadcast_dims", "an integer or a sequence of integers", broadcast_dims)
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise argument_type_error("Dropout", "generator", "a torch.Generator", generator)
+        super().__init__(p, inplace)
+        self.broadcast_dims = tuple(axes)
+        self.generator = generator
+        self.scale_at = _SCALE_AT.check("Dropout", "scale_at", scale_at)
+
+    @property
+    def p(self) -> float:  # type: ignore[override]  # a property, so that a bad rate is refused when it is assigned
+        """Probability of dropping an element."""
+        return self._p
+
+    @p.setter
+    def p(self, p: float) -> None:
+        self._p = PROBABILITY.check("Dropout", "p", p)
+
+    def forward(
+        self,
+        input: Tensor,
+        *,
+        key: int | Tensor | None = None,
+        mask: Tensor | None = None,
+        return_mask: bool = False,
+        stream: int | Tensor = 0,
+        offset: Sequence[int] | None = None,
+        full_shape: Sequence[int] | None = None,
+    ) -> Any:
+        """Apply dropout.
+
+        Args:
+            input: Tensor of any shape, of a floating or complex type.
+            key: As for `dropkit.functional.dropout`. Default: drawn from the generator.
+            mask: A bool tensor to use instead, True = kept. Default: drawn.
+            return_mask: Whether to return ``(output, mask)``. Default: False.
+            stream: Number of the pass. Default: 0.
+            offset: Where the input begins in the tensor that it is a shard of. Default: 0.
+            full_shape: Shape of that whole tensor. Default: the input's shape.
+
+        Returns:
+            A tensor of the input's shape and type; with `return_mask`, a pair.
+
+        Raises:
+            ArgumentError: As `dropkit.functional.dropout`.
+            ArgumentTypeError: As `dropkit.functional.dropout`.
+        """
+        generator = self.generator if key is None and mask is None else None
+        return dropout(
+            input, self.p, self.training, self.inplace, broadcast_dims=self.broadcast_dims if mask is None else (),
+            generator=generator, key=key, mask=mask, return_mask=return_mask, stream=stream, offset=offset,
+            full_shape=full_shape, scale_at=self.scale_at,
+        )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        """Show the rate and whatever differs from the defaults."""
+        options = {"broadcast_dims": (), "scale_at": "train"}
+        changed = [f", {name}={getattr(self, name)!r}" for name, default in options.items() if getattr(self, name) != default]
+        return super().extra_repr() + "".join(changed) + (", generator=..." if self.generator is not None else "")
+
+    def __prepare_scriptable__(self) -> Never:
+        raise UnsupportedError(
+            "Dropout: TorchScript cannot express addressed masks. Use torch.compile or torch.export, or script a model "
+            "with torch.nn.Dropout."
+        )
