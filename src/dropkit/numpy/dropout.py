@@ -32,11 +32,12 @@ def dropout_forward(
     Args:
         h: Activations of any shape, real or complex floats. float16 is computed in float32 and rounded once.
         p: Probability of dropping, in ``[0, 1]``.
-        training: Whether to drop at all. In evaluation, and where ``p`` is 0, the result is ``h`` itself and nothing
-            is drawn.
+        training: Whether to drop. In evaluation, and for ``p=0`` with no mask given, the result is ``h`` itself and
+            nothing is drawn. Default: True.
         rng: Where the mask comes from: a NumPy generator, of which one 64-bit key is drawn; an integer in
-            ``[0, 2**64)``, which is the key; or None for a fresh key from the operating system.
-        mask: The mask to use, True where an element is kept, of the shape of ``h``; then nothing is drawn.
+            ``[0, 2**64)``, which is the key itself, as in ``dropkit.functional.dropout``; or None for a fresh key from
+            the operating system. Default: None.
+        mask: A bool array to use instead of drawing one, True = kept, of the shape of ``h``. Default: drawn.
 
     Returns:
         The result, of the shape and type of ``h``, and the mask, True where an element was kept (all True in
@@ -56,7 +57,7 @@ def dropout_forward(
         >>> dropout_forward(a, p=0.5, rng=42)
         (array([0.72, 0.26, 0.  , 0.  ]), array([ True,  True, False, False]))
 
-    Paper:
+    References:
         Hinton, Srivastava, Krizhevsky, Sutskever and Salakhutdinov (2012), "Improving neural networks by preventing
         co-adaptation of feature detectors"; Srivastava et al. (2014), "Dropout: a simple way to prevent neural networks
         from overfitting", sections 4 and 10, where p is the probability of keeping a unit.
@@ -70,12 +71,14 @@ def dropout_forward(
     if mask is not None:
         _check_mask(where, mask, h)
         if rng is not None:
-            remedy = "Leave it out: the mask is given, so nothing is drawn."
-            raise argument_error(where, "rng", "None beside a `mask`", rng, remedy)
+            remedy = "A generator or a key draws a mask: drop one of them."
+            raise argument_error(where, "rng", "left out where a mask is given", rng, remedy)
     if not training or (dropped == 0 and mask is None):
         return h, np.ones(h.shape, np.bool_)
     if mask is None:
         mask = keep_mask(_key(rng), h.shape, p)
+    if dropped == _ALL:  # nothing survives, whatever the mask
+        mask = np.zeros(h.shape, np.bool_)
     return _apply(h, mask, dropped), mask
 
 
@@ -91,7 +94,7 @@ def dropout_backward(
         grad_out: Gradient with respect to dropout's output, real or complex floats.
         mask: The mask that `dropout_forward` returned, of the shape of ``grad_out``.
         p: Probability of dropping in the forward, in ``[0, 1]``.
-        training: As in the forward. In evaluation the gradient is ``grad_out`` itself.
+        training: As in the forward. In evaluation the gradient is ``grad_out`` itself. Default: True.
 
     Returns:
         The gradient, of the shape and type of ``grad_out``; +0 at every dropped element.
@@ -106,7 +109,7 @@ def dropout_backward(
         >>> dropout_backward(np.array([0.3, -0.1, 0.2, -0.05]), mask, p=0.5)
         array([0.6, 0. , 0.4, 0. ])
 
-    Paper:
+    References:
         Srivastava et al. (2014), "Dropout: a simple way to prevent neural networks from overfitting", section 5.1.
     """
     where = "dropout_backward"
@@ -139,20 +142,17 @@ def _check_floats(where: str, name: str, value: object) -> None:
         remedy = "Convert it: numpy.asarray(..., dtype=float)."
         raise argument_type_error(where, name, "a NumPy array of floats", value, remedy)
     if value.dtype.kind not in "fc":
-        remedy = f"Its elements are {value.dtype}; convert it: .astype(float)."
-        raise argument_type_error(where, name, "a NumPy array of floats", value, remedy)
+        raise argument_type_error(
+            where, name, "of a floating or complex type", value.dtype, "Convert it: astype(float)."
+        )
 
 
 def _check_mask(where: str, mask: object, values: Array) -> None:
-    rule = "a NumPy array of booleans, True where an element is kept"
-    if not isinstance(mask, np.ndarray):
-        raise argument_type_error(where, "mask", rule, mask)
-    if mask.dtype != np.bool_:
-        remedy = f"Its elements are {mask.dtype}; convert it: .astype(bool)."
-        raise argument_type_error(where, "mask", rule, mask, remedy)
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
+        found = mask.dtype if isinstance(mask, np.ndarray) else mask
+        raise argument_type_error(where, "mask", "a NumPy array of type bool", found, "True is kept.")
     if mask.shape != values.shape:
-        remedy = f"Its shape is {mask.shape}; it takes one element for each of the array's."
-        raise argument_error(where, "mask", f"of shape {values.shape}", mask, remedy)
+        raise argument_error(where, "mask", f"of shape {values.shape}", mask.shape)
 
 
 def _check_training(where: str, training: object) -> None:

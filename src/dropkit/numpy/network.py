@@ -59,7 +59,7 @@ class TwoLayerNetwork:
         >>> network.predict(x).round().astype(int)
         array([0, 1, 1, 0])
 
-    Paper:
+    References:
         Srivastava, Hinton, Krizhevsky, Sutskever and Salakhutdinov (2014), "Dropout: a simple way to prevent neural
         networks from overfitting", sections 4 and 5.1, where p is the probability of keeping a unit.
     """
@@ -125,7 +125,7 @@ class TwoLayerNetwork:
             "w1": done.dropped_x.T @ grad_hidden,
             "b1": grad_hidden.sum(axis=0),
             "w2": done.dropped_hidden.T @ grad_logits,
-            "b2": grad_logits.sum(),
+            "b2": np.asarray(grad_logits.sum()),
         }
 
     def step(self, gradients: Mapping[str, Array], learning_rate: float) -> None:
@@ -149,7 +149,7 @@ class TwoLayerNetwork:
         if given != shapes:
             raise argument_error(where, "gradients", f"of the shapes {shapes}", given, "Give what `backward` returned.")
         for name, value in self.parameters.items():
-            self.parameters[name] = value - learning_rate * gradients[name]
+            self.parameters[name] = np.asarray(value - learning_rate * gradients[name])
         self.steps += 1
 
     def fit(
@@ -227,19 +227,16 @@ def _rows(where: str, x: npt.ArrayLike, inputs: int) -> Array:
     if rows.dtype.kind not in "fiub":
         raise argument_type_error(where, "x", "an array of real numbers", x)
     if rows.ndim != 2 or rows.shape[1] != inputs or len(rows) == 0:
-        remedy = f"Its shape is {rows.shape}."
-        raise argument_error(where, "x", f"one or more rows of {inputs} columns", x, remedy)
+        raise argument_error(where, "x", f"of shape (rows, {inputs}) with a row or more", rows.shape)
     if not np.isfinite(rows).all():
-        raise argument_error(
-            where, "x", "finite", x, "It holds NaN or infinities: leave such rows out, or fill them in."
-        )
+        raise argument_error(where, "x", "finite", x, "Leave rows with NaN or infinities out, or fill them in.")
     return rows.astype(np.float64, copy=False)
 
 
 def _labels(where: str, y: npt.ArrayLike, rows: int) -> Array:
     labels: npt.NDArray[Any] = np.asarray(y)
     if labels.shape != (rows,):
-        raise argument_error(where, "y", f"of shape ({rows},)", y, f"Its shape is {labels.shape}.")
+        raise argument_error(where, "y", f"of shape ({rows},), a class for each row", labels.shape)
     if labels.dtype.kind not in "fiub" or not np.isin(labels, (0, 1)).all():
         raise argument_error(where, "y", "classes 0 and 1 alone", y)
     return labels.astype(np.float64, copy=False)

@@ -39,7 +39,7 @@ def mnist() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
         >>> images.shape, labels[[0, -1]].tolist()
         ((5000, 28, 28), [0, 9])
 
-    Paper:
+    References:
         LeCun, Bottou, Bengio and Haffner (1998), "Gradient-based learning applied to document recognition",
         section III.
     """
