@@ -1,5 +1,6 @@
 """What is shipped, what importing costs, and which way imports point."""
 
+import ast
 import importlib
 import json
 import pkgutil
@@ -34,6 +35,17 @@ def imported_by(statement: str) -> set[str]:
     result = run([sys.executable, "-c", code])
     assert result.returncode == 0, result.stderr
     return set(json.loads(result.stdout))
+
+
+def packages_named_in(source: str) -> set[str]:
+    """The top-level packages that the import statements of a file name, wherever they stand."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module)
+    return {name.partition(".")[0] for name in names}
 
 
 def check_imports(root: Path) -> subprocess.CompletedProcess[str]:
@@ -82,6 +94,12 @@ def test_the_optional_packages_are_the_same_wherever_they_are_listed() -> None:
     assert (
         sorted(modules.get(name, name) for name in extra) == sorted(OPTIONAL) == sorted(CONTRACT["forbidden_modules"])
     )
+
+
+def test_every_package_that_is_imported_is_declared() -> None:
+    imported = set().union(*(packages_named_in(path.read_text()) for path in SOURCE.rglob("*.py")))
+    assert {"torch", "numpy", "optuna"} <= imported
+    assert imported - sys.stdlib_module_names - {"dropkit", "torch", "numpy", *OPTIONAL} == set()
 
 
 def test_every_package_but_study_and_cli_is_kept_from_optional_packages() -> None:

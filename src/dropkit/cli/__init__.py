@@ -8,7 +8,7 @@ from dropkit.errors import MissingDependencyError
 
 __all__ = ["main"]
 
-_PACKAGES = ("jinja2", "matplotlib", "optuna", "rich", "scipy", "sklearn", "typer")  # of the extra `study`
+_PACKAGES = ("filelock", "jinja2", "matplotlib", "optuna", "rich", "scipy", "sklearn", "typer")  # of the extra `study`
 
 
 def main() -> None:
