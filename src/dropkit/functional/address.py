@@ -5,6 +5,7 @@ from torch import Tensor
 
 from dropkit._checks import KEY, PROBABILITY, STREAM, argument_error, argument_type_error
 from dropkit.errors import UnsupportedError
+from dropkit.functional.autograd import traced
 from dropkit.random import threshold
 
 __all__ = ["check_generator", "draw_key", "key_tensor", "signed", "stream_tensor", "threshold_tensor"]
@@ -84,4 +85,4 @@ def _check_tensor(where: str, name: str, value: Tensor, dtype: torch.dtype, inpu
 def _readable(value: Tensor) -> bool:
     """Tell whether values can be read here and now: no device to wait for, no tracing, no transform."""
     plain = type(value) in (Tensor, torch.nn.Parameter) and value.device.type == "cpu"
-    return plain and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    return plain and not traced()

@@ -1,18 +1,43 @@
-"""Gradients and batching of the operators: nothing but the address is kept for the backward pass."""
+"""Gradients of the operators: nothing but the address is kept for the backward pass."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dropkit.kernels import operators
+from dropkit.kernels.portable import select, survivor_scale
 
-__all__ = ["Dropout", "KeepMask"]
+__all__ = ["apply_dropout", "traced"]
 
 
-class Dropout(torch.autograd.Function):
-    """Dropout of a tensor; linear, so its derivative is itself, under the same address."""
+def traced() -> bool:
+    """Tell whether code is being compiled or transformed, where in-place work and reading of values must be avoided."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def apply_dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, *place: Any, scaled: bool) -> Tensor:
+    """Apply dropout at an address, differentiably.
+
+    Args:
+        input: Tensor of any shape.
+        key: Int64 tensor with one axis for each leading axis of slices.
+        stream: Int64 tensor with the same axes.
+        threshold: Int64 tensor over leading axes of the input.
+        *place: The fields of the mask's layout.
+        scaled: Whether survivors are scaled.
+    """
+    if not torch.compiler.is_compiling():
+        return _ForwardModeDropout.apply(input, key, stream, threshold, *place, scaled)
+    if not torch._C._are_functorch_transforms_active():  # here the compiler refuses a function with a forward mode
+        return _Dropout.apply(input, key, stream, threshold, *place, scaled)
+    # Here it would silently leave the function's derivative out, so PyTorch's own operations carry it.
+    keep = operators.keep_mask(key, stream, threshold, *place, input.device)
+    return select(input, keep, survivor_scale(threshold) if scaled else None, in_place=False)
+
+
+class _Dropout(torch.autograd.Function):
+    """Dropout of a tensor: linear, so its derivative is itself, at the same address."""
 
     @staticmethod
     def forward(
@@ -30,47 +55,30 @@ class Dropout(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, key, stream, threshold, *ctx.rest = inputs
+        _, key, stream, threshold, *place, scaled = inputs
         ctx.save_for_backward(key, stream, threshold)
-        ctx.save_for_forward(key, stream, threshold)
+        ctx.place, ctx.scaled = place, scaled
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return Dropout.apply(grad, *ctx.saved_tensors, *ctx.rest), *(None,) * 8
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: object) -> Tensor:
-        return Dropout.apply(tangent, *ctx.saved_tensors, *ctx.rest)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], input: Tensor, *address: Any) -> tuple[Tensor, int]:
-        input = input.expand(info.batch_size, *input.shape) if in_dims[0] is None else input.movedim(in_dims[0], 0)
-        return Dropout.apply(input, *_batched(in_dims[1:4], address[:3]), *address[3:]), 0
+        key, stream, threshold = ctx.saved_tensors
+        return apply_dropout(grad, key, stream, threshold, *ctx.place, scaled=ctx.scaled), *(None,) * 8
 
 
-class KeepMask(torch.autograd.Function):
-    """The mask of an address; no gradient reaches it."""
-
-    @staticmethod
-    def forward(key: Tensor, stream: Tensor, threshold: Tensor, *place: Any) -> Tensor:
-        return operators.keep_mask(key, stream, threshold, *place)
+class _ForwardModeDropout(_Dropout):
+    """The same with a forward-mode derivative and a batching rule."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.mark_non_differentiable(output)
+        _Dropout.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[1:4])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
-        return (None,) * 8
+    def jvp(ctx: Any, tangent: Tensor, *_: object) -> Tensor:
+        key, stream, threshold = ctx.saved_tensors
+        return apply_dropout(tangent, key, stream, threshold, *ctx.place, scaled=ctx.scaled)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
-        return KeepMask.apply(*_batched(in_dims[:3], inputs[:3]), *inputs[3:]), 0
-
-
-def _batched(in_dims: tuple[int | None, ...], address: tuple[Tensor, Tensor, Tensor]) -> list[Tensor]:
-    """Give key, stream and threshold a leading axis: a slice with an address of its own, or one shared by all."""
-    move: Callable[[Tensor, int | None], Tensor] = lambda value, dim: (
-        value.unsqueeze(0) if dim is None else value.movedim(dim, 0)
-    )
-    return [move(value, dim) for value, dim in zip(address, in_dims, strict=True)]
+    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
+        *batched, scaled = operators.batch_first(info, in_dims, *arguments)
+        return apply_dropout(*batched, scaled=scaled), 0

@@ -17,7 +17,8 @@ from dropkit.functional.address import (
     stream_tensor,
     threshold_tensor,
 )
-from dropkit.functional.autograd import Dropout, KeepMask
+from dropkit.functional.autograd import apply_dropout, traced
+from dropkit.kernels import operators
 from dropkit.kernels.portable import select, survivor_scale
 from dropkit.random.layout import layout
 
@@ -48,10 +49,10 @@ def dropout(
 ) -> Any:
     r"""Zero each element with probability `p` and scale the rest by :math:`1/(1-p)`, in training.
 
-    The mask is a function of the key, the stream and each element's index in the logical tensor: strides, memory format,
-    type, device and the number of threads do not change it. Nothing but the key is kept for the backward pass. The
-    scale is that of the realised rate, ``p`` rounded to a multiple of ``2**-32``; it is computed in float32 or wider and
-    rounded once.
+    The mask is a function of the key, the stream and each element's index in the logical tensor: strides, memory
+    format, type, device and the number of threads do not change it. Nothing but the key is kept for the backward pass.
+    The scale is that of the realised rate, ``p`` rounded to a multiple of ``2**-32``; it is computed in float32 or
+    wider and rounded once.
 
     Args:
         input: Tensor of any shape, of a floating or complex type (a complex number is one unit); nested tensors are
@@ -63,13 +64,13 @@ def dropout(
         inplace: Whether to overwrite the input. Default: False.
         broadcast_dims: Axes along which one draw is shared; negatives count from the end. Default: none.
         generator: Where to draw the key, on the input's device; eager code only. Default: PyTorch's own generator.
-        key: The key, an integer in ``[0, 2**64)`` or an int64 tensor of the same bits: one, or one for each slice of axis
-            0, whose mask is then that of ``shape[1:]`` under its own key. Default: drawn.
+        key: The key, an integer in ``[0, 2**64)`` or an int64 tensor of the same bits: one, or one for each slice of
+            axis 0, whose mask is then that of ``shape[1:]`` under its own key. Default: drawn.
         mask: A bool tensor to use instead of drawing one, True = kept, with the input's number of axes and length 1 on
             axes that share. Survivors are scaled by `p` all the same. Default: drawn.
         return_mask: Whether to return ``(output, mask)``; the mask is all True in evaluation. Default: False.
-        stream: Number of the pass, in ``[0, 2**30)``: 0 in training, 1 and up for Monte Carlo passes; or an int64 tensor,
-            as for `key`. Default: 0.
+        stream: Number of the pass, in ``[0, 2**30)``: 0 in training, 1 and up for Monte Carlo passes; or an int64
+            tensor, as for `key`. Default: 0.
         offset: Where the input begins in the whole tensor that it is a shard of, an entry an axis. Default: 0.
         full_shape: Shape of that whole tensor; needed with `offset`. Default: the input's shape.
         scale_at: ``"train"`` scales survivors in training (inverted dropout); ``"eval"`` is the original form, which
@@ -82,8 +83,8 @@ def dropout(
 
     Raises:
         ArgumentError: If a value is out of range, sources of noise are mixed, or a shape does not fit.
-        ArgumentTypeError: If the input is no strided or nested tensor of a floating or complex type, or another argument
-            has a wrong type.
+        ArgumentTypeError: If the input is no strided or nested tensor of a floating or complex type, or another
+            argument has a wrong type.
         UnsupportedError: If a generator is used in compiled code or in a checkpointed forward.
 
     Examples:
@@ -128,13 +129,13 @@ def dropout(
         output = input if never or scale_at == "train" else _times_keep_probability(input, threshold)
     elif mask is not None:
         keep = mask & (_leading(threshold, input) < 2**32)  # at p = 1 nothing survives, whatever the mask
-        output = select(input, keep, survivor_scale(threshold) if scale_at == "train" else None)
+        output = select(input, keep, survivor_scale(threshold) if scale_at == "train" else None, in_place=not traced())
     else:
         keys = draw_key(generator, input) if keys is None else keys
         keys, streams = (value.reshape((-1,) * slices) for value in (keys, streams))
         places = (place.shape, tuple(map(signed, place.row_strides)), signed(place.first_row), place.first_column)
-        output = Dropout.apply(input, keys, streams, threshold, *places, scale_at == "train")
-        keep = KeepMask.apply(keys, streams, threshold, *places, input.device) if return_mask else None
+        output = apply_dropout(input, keys, streams, threshold, *places, scaled=scale_at == "train")
+        keep = operators.keep_mask(keys, streams, threshold, *places, input.device) if return_mask else None
     if inplace and output is not input:
         output = input.copy_(output)
     if not return_mask:
@@ -165,16 +166,18 @@ def _check_input(input: Tensor, **flags: object) -> None:
     for name, flag in flags.items():
         if not isinstance(flag, bool):
             raise argument_type_error(_WHERE, name, "True or False", flag)
+    if flags["inplace"] and input.is_leaf and input.requires_grad and torch.is_grad_enabled():
+        raise argument_error(_WHERE, "inplace", "False for a leaf that requires grad", True)
 
 
-def _check_mask(
-    input: Tensor, mask: Tensor, key: object, generator: object, address: dict[str, Any]
-) -> None:
+def _check_mask(input: Tensor, mask: Tensor, key: object, generator: object, address: dict[str, Any]) -> None:
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         found = mask.dtype if isinstance(mask, Tensor) else mask
         raise argument_type_error(_WHERE, "mask", "a bool tensor", found, "True is kept.")
     if key is not None or generator is not None:
-        raise argument_error(_WHERE, "mask", "given alone", mask, "A key or a generator draws a mask: drop one of them.")
+        raise argument_error(
+            _WHERE, "mask", "given alone", mask, "A key or a generator draws a mask: drop one of them."
+        )
     for name, value in address.items():
         if isinstance(value, Tensor) or value not in ((), 0, None):
             raise argument_error(_WHERE, name, "left out where a mask is given", value, "A mask has no address.")

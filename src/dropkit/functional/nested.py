@@ -16,7 +16,7 @@ _RAGGED = 2**32  # what a ragged axis counts as, so that the longest length of a
 
 def apply(
     dropout: Callable[..., Any],
-    input: Tensor,
+    input: Any,
     p: float | Tensor,
     *,
     key: Tensor | None,
@@ -38,24 +38,24 @@ def apply(
         name, value = ("inplace", inplace) if inplace else ("offset", offset)
         raise argument_error("dropout", name, "left out where the input is nested", value)
     if input.layout == torch.jagged and input.lengths() is not None:
-        raise argument_type_error("dropout", "input", "a nested tensor without holes", input.layout, "Call contiguous().")
+        raise argument_type_error(
+            "dropout", "input", "a nested tensor without holes", input.layout, "Call contiguous()."
+        )
     if mask is not None and not mask.is_nested:
         raise argument_type_error("dropout", "mask", "nested like the input", mask.layout)
     parts = input.unbind()
     if mask is None and key is None:
         key = draw_key(generator, input)
-    masks = [None] * len(parts) if mask is None else mask.unbind()
     whole = (len(parts), *_lengths(input, parts))
+    masks = () if mask is None else mask.unbind()
     results = []
     for i, part in enumerate(parts):
-        place = {} if mask is not None else {"offset": (i, *(0,) * part.dim()), "full_shape": whole}
-        of_slice: Callable[[Any], Any] = lambda value, i=i: (
-            value[i : i + 1] if isinstance(value, Tensor) and value.dim() else value
-        )
-        output, keep = dropout(
-            part.unsqueeze(0), of_slice(p), key=of_slice(key), stream=of_slice(stream), return_mask=True,
-            mask=None if masks[i] is None else masks[i].unsqueeze(0), **place, **options,
-        )  # fmt: skip
+        if masks:
+            source: dict[str, Any] = {"mask": masks[i].unsqueeze(0)}
+        else:
+            place = {"offset": (i, *(0,) * part.dim()), "full_shape": whole}
+            source = {"key": _of_slice(key, i), "stream": _of_slice(stream, i), **place}
+        output, keep = dropout(part.unsqueeze(0), _of_slice(p, i), return_mask=True, **source, **options)
         results.append((output.squeeze(0), keep.squeeze(0)))
     outputs = _like(input, [output for output, _ in results])
     if not return_mask:
@@ -63,7 +63,12 @@ def apply(
     return outputs, torch.nested.as_nested_tensor([keep for _, keep in results], layout=input.layout)
 
 
-def _lengths(input: Tensor, parts: tuple[Tensor, ...]) -> list[int]:
+def _of_slice(value: Any, i: int) -> Any:
+    """Return what belongs to one example: its own value, or the one value of all."""
+    return value[i : i + 1] if isinstance(value, Tensor) and value.dim() else value
+
+
+def _lengths(input: Any, parts: tuple[Tensor, ...]) -> list[int]:
     """Return the length of every axis but the first, as an address counts it."""
     ragged = input._ragged_idx if input.layout == torch.jagged else 1
     found = [set(lengths) for lengths in zip(*(part.shape for part in parts), strict=True)]
@@ -73,7 +78,7 @@ def _lengths(input: Tensor, parts: tuple[Tensor, ...]) -> list[int]:
     ]
 
 
-def _like(input: Tensor, parts: list[Tensor]) -> Tensor:
+def _like(input: Any, parts: list[Tensor]) -> Tensor:
     if input.layout != torch.jagged:
         return torch.nested.as_nested_tensor(parts)
     ragged = input._ragged_idx

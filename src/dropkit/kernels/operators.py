@@ -1,7 +1,7 @@
-"""The operators that PyTorch sees: their schemas, their shape-only versions and which kernel serves them.
+"""The operators that PyTorch sees: schemas, shape-only versions, batching rules, and which kernel serves them.
 
-An operator carries no autograd and no batching rule: `dropkit.functional` wraps it in an `autograd.Function`. Whatever
-runs eagerly, compiled or under a fake mode calls the same operator, so all get the same mask.
+Whatever runs eagerly, compiled or under a fake mode calls the same operator, so all get the same mask. An operator
+carries no autograd: `dropkit.functional` wraps it in an `autograd.Function`.
 """
 
 from typing import Any
@@ -12,71 +12,72 @@ from torch import Tensor
 from dropkit.kernels import portable
 from dropkit.random.layout import Layout
 
-__all__ = ["dropout", "keep_mask"]
+__all__ = ["batch_first", "dropout", "keep_mask"]
 
 _LIBRARY = torch.library.Library("dropkit", "DEF")
 _PLACE = "SymInt[] shape, SymInt[] row_strides, SymInt first_row, SymInt first_column"
 _ADDRESS = f"Tensor key, Tensor stream, Tensor threshold, {_PLACE}"
-_TAGS = (torch.Tag.pt2_compliant_tag,)
 
-_LIBRARY.define(f"dropout(Tensor input, {_ADDRESS}, bool scaled) -> Tensor", tags=_TAGS)
-_LIBRARY.define(f"keep_mask({_ADDRESS}, Device device) -> Tensor", tags=_TAGS)
+_LIBRARY.define(f"dropout(Tensor input, {_ADDRESS}, bool scaled) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+_LIBRARY.define(f"keep_mask({_ADDRESS}, Device device) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 
-
-def _dropout(
-    input: Tensor,
-    key: Tensor,
-    stream: Tensor,
-    threshold: Tensor,
-    shape: list[int],
-    row_strides: list[int],
-    first_row: int,
-    first_column: int,
-    scaled: bool,
-) -> Tensor:
-    place = Layout(tuple(shape), tuple(row_strides), first_row, first_column)
-    return portable.dropout(input, key, stream, threshold, place, scaled)
+dropout = torch.ops.dropkit.dropout.default
+keep_mask = torch.ops.dropkit.keep_mask.default
 
 
-def _keep_mask(
-    key: Tensor,
-    stream: Tensor,
-    threshold: Tensor,
-    shape: list[int],
-    row_strides: list[int],
-    first_row: int,
-    first_column: int,
-    device: torch.device,
-) -> Tensor:
-    place = Layout(tuple(shape), tuple(row_strides), first_row, first_column)
-    return portable.keep_mask(key, stream, threshold, place, device)
+def _place(shape: list[int], row_strides: list[int], first_row: int, first_column: int) -> Layout:
+    return Layout(tuple(shape), tuple(row_strides), first_row, first_column)
+
+
+def _dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, *rest: Any) -> Tensor:
+    *place, scaled = rest
+    return portable.dropout(input, key, stream, threshold, _place(*place), scaled)
+
+
+def _keep_mask(key: Tensor, stream: Tensor, threshold: Tensor, *rest: Any) -> Tensor:
+    *place, device = rest
+    return portable.keep_mask(key, stream, threshold, _place(*place), device)
 
 
 def _fake_dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, *rest: Any) -> Tensor:
+    *_, scaled = rest
     keep = torch.empty((1,) * input.dim(), dtype=torch.bool, device=input.device)
-    return portable.select(input, keep, portable.survivor_scale(threshold) if rest[-1] else None)
+    return portable.select(input, keep, portable.survivor_scale(threshold) if scaled else None)
 
 
-def _fake_keep_mask(
-    key: Tensor,
-    stream: Tensor,
-    threshold: Tensor,
-    shape: list[int],
-    row_strides: list[int],
-    first_row: int,
-    first_column: int,
-    device: torch.device,
-) -> Tensor:
-    slices = torch.broadcast_shapes(key.shape, stream.shape)
-    mask = (*slices, *shape)
+def _fake_keep_mask(key: Tensor, stream: Tensor, threshold: Tensor, *rest: Any) -> Tensor:
+    shape, *_, device = rest
+    mask = (*torch.broadcast_shapes(key.shape, stream.shape), *shape)
     thresholds = (*threshold.shape, *(1,) * (len(mask) - threshold.dim()))
     return torch.empty(torch.broadcast_shapes(mask, thresholds), dtype=torch.bool, device=device)
 
 
-_LIBRARY.impl("dropout", _dropout, "CompositeExplicitAutograd")
-_LIBRARY.impl("keep_mask", _keep_mask, "CompositeExplicitAutograd")
-torch.library.register_fake("dropkit::dropout", _fake_dropout, lib=_LIBRARY)
-torch.library.register_fake("dropkit::keep_mask", _fake_keep_mask, lib=_LIBRARY)
+def batch_first(info: Any, in_dims: tuple[Any, ...], tensor: Tensor, *address: Any) -> tuple[Any, ...]:
+    """Move the axis that `vmap` batches to the front of a dropout operator's arguments.
 
-dropout = torch.ops.dropkit.dropout.default
-keep_mask = torch.ops.dropkit.keep_mask.default
+    The address gets a leading axis of slices: with keys of their own if it is batched, of length 1 if it is not.
+    """
+    tensor = tensor.expand(info.batch_size, *tensor.shape) if in_dims[0] is None else tensor.movedim(in_dims[0], 0)
+    return tensor, *_slices_first(in_dims[1:4], address[:3]), *address[3:]
+
+
+def _slices_first(in_dims: tuple[int | None, ...], address: tuple[Tensor, ...]) -> list[Tensor]:
+    pairs = zip(address, in_dims, strict=True)
+    return [value.unsqueeze(0) if dim is None else value.movedim(dim, 0) for value, dim in pairs]
+
+
+def _batch_dropout(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
+    return dropout(*batch_first(info, in_dims, *arguments)), 0
+
+
+def _batch_keep_mask(info: Any, in_dims: tuple[Any, ...], *address: Any) -> tuple[Tensor, int]:
+    return keep_mask(*_slices_first(in_dims[:3], address[:3]), *address[3:]), 0
+
+
+for _name, _kernel, _fake, _batch in (
+    ("dropout", _dropout, _fake_dropout, _batch_dropout),
+    ("keep_mask", _keep_mask, _fake_keep_mask, _batch_keep_mask),
+):
+    _LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"dropkit::{_name}", _fake, lib=_LIBRARY)
+    torch.library.register_vmap(f"dropkit::{_name}", _batch, lib=_LIBRARY)

@@ -116,23 +116,26 @@ def survivor_scale(threshold: Tensor) -> Tensor:
     return 2.0**32 / (2**32 - threshold).clamp(min=1).to(torch.float64)
 
 
-def select(input: Tensor, keep: Tensor, scale: Tensor | None) -> Tensor:
+def select(input: Tensor, keep: Tensor, scale: Tensor | None, *, in_place: bool = True) -> Tensor:
     """Scale what is kept, in float32 or wider and rounded once; what is dropped, NaN too, becomes +0.
 
     Args:
         input: Tensor of any floating or complex type.
         keep: Bool tensor that broadcasts to the input's shape, True = kept.
         scale: Factors over the leading axes of the input; None leaves survivors alone.
+        in_place: Whether the scaled copy may be filled in place, which keeps the input's memory format; not where
+            `keep` may be batched by `vmap` and the copy not.
     """
-    values, drop = input, ~keep
-    if input.is_complex():  # a complex product would turn an infinite part into NaN
-        values, drop = torch.view_as_real(input), drop.unsqueeze(-1)
-    if scale is not None:
-        wide = torch.float64 if values.dtype == torch.float64 else torch.float32
+    real = torch.view_as_real(input) if input.is_complex() else input  # a complex product makes NaN of infinities
+    values, drop = real, ~keep.unsqueeze(-1) if input.is_complex() else ~keep
+    if scale is None:
+        values = values.clone()
+    else:
+        wide = torch.float64 if real.dtype == torch.float64 else torch.float32
         scale = scale.reshape(scale.shape + (1,) * (values.dim() - scale.dim()))
         values = values.to(wide) * scale.to(device=input.device, dtype=wide)
-    # Not torch.where: the result keeps the input's memory format, whatever the mask's.
-    values = values.masked_fill(drop, 0.0).to(input.real.dtype if input.is_complex() else input.dtype)
+    values = values.masked_fill_(drop, 0.0) if in_place else values.masked_fill(drop, 0.0)
+    values = values.to(real.dtype)
     return torch.view_as_complex(values) if input.is_complex() else values
 
 

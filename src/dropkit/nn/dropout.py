@@ -18,8 +18,8 @@ _SCALE_AT = Choice(("train", "eval"))
 class Dropout(torch.nn.Dropout):
     r"""Zero elements with probability `p` in training and scale the rest by :math:`1/(1-p)`; do nothing in evaluation.
 
-    A drop-in replacement for `torch.nn.Dropout`, which it subclasses: same arguments in the same order, no parameters, no
-    buffers. It differs where PyTorch's has rough edges: dropped values are exactly +0 whatever they were (NaN and
+    A drop-in replacement for `torch.nn.Dropout`, which it subclasses: same arguments in the same order, no parameters,
+    no buffers. It differs where PyTorch's has rough edges: dropped values are exactly +0 whatever they were (NaN and
     infinities too), half types are unbiased, the mask does not depend on the memory format, and nothing but a 64-bit
     key is kept for the backward pass.
 
@@ -49,8 +49,8 @@ class Dropout(torch.nn.Dropout):
 
     References:
         Srivastava, Hinton, Krizhevsky, Sutskever and Salakhutdinov (2014), "Dropout: a simple way to prevent neural
-        networks from overfitting", section 4 (``scale_at="eval"``) and section 10 (``scale_at="train"``), whose p is the
-        probability of keeping.
+        networks from overfitting", section 4 (``scale_at="eval"``) and section 10 (``scale_at="train"``), whose p is
+        the probability of keeping.
     """
 
     def __init__(
@@ -67,7 +67,9 @@ class Dropout(torch.nn.Dropout):
             raise argument_type_error("Dropout", "inplace", "True or False", inplace)
         axes = [broadcast_dims] if isinstance(broadcast_dims, int) else broadcast_dims
         if not isinstance(axes, Sequence) or not all(type(axis) is int for axis in axes):
-            raise argument_type_error("Dropout", "broadcast_dims", "an integer or a sequence of integers", broadcast_dims)
+            raise argument_type_error(
+                "Dropout", "broadcast_dims", "an integer or a sequence of integers", broadcast_dims
+            )
         if generator is not None and not isinstance(generator, torch.Generator):
             raise argument_type_error("Dropout", "generator", "a torch.Generator", generator)
         super().__init__(p, inplace)
@@ -76,7 +78,7 @@ class Dropout(torch.nn.Dropout):
         self.scale_at = _SCALE_AT.check("Dropout", "scale_at", scale_at)
 
     @property
-    def p(self) -> float:  # type: ignore[override]  # a property, so that a bad rate is refused when it is assigned
+    def p(self) -> float:
         """Probability of dropping an element."""
         return self._p
 
@@ -123,7 +125,9 @@ class Dropout(torch.nn.Dropout):
     def extra_repr(self) -> str:
         """Show the rate and whatever differs from the defaults."""
         options = {"broadcast_dims": (), "scale_at": "train"}
-        changed = [f", {name}={getattr(self, name)!r}" for name, default in options.items() if getattr(self, name) != default]
+        changed = [
+            f", {name}={getattr(self, name)!r}" for name, default in options.items() if getattr(self, name) != default
+        ]
         return super().extra_repr() + "".join(changed) + (", generator=..." if self.generator is not None else "")
 
     def __prepare_scriptable__(self) -> Never:

@@ -192,7 +192,7 @@ def _dtype(where: str, dtype: Any) -> np.dtype[Any]:
     return checked
 
 
-def _uniform(at: _Address, dtype: np.dtype[Any]) -> npt.NDArray[np.float64]:
+def _uniform(at: _Address, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """Return uniforms at the precision of the type, in float64: the numbers are exact there."""
     if dtype == np.float64:
         return (_integers(at) + 0.5) * 2.0**-32
