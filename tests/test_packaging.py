@@ -98,7 +98,7 @@ def test_the_optional_packages_are_the_same_wherever_they_are_listed() -> None:
 
 def test_every_package_that_is_imported_is_declared() -> None:
     imported = set().union(*(packages_named_in(path.read_text()) for path in SOURCE.rglob("*.py")))
-    assert {"torch", "numpy", "optuna"} <= imported
+    assert {"torch", "numpy"} <= imported
     assert imported - sys.stdlib_module_names - {"dropkit", "torch", "numpy", *OPTIONAL} == set()
 
 
