@@ -51,7 +51,7 @@ def main() -> None:
     print(f"{'shape':>14} {'p':>4} {'pass':>8} {'dropkit':>8} {'torch':>8} {'multiply':>8}  torch/dropkit  kept bytes")
     for shape in SHAPES:
         for p in RATES:
-            input = torch.randn(shape, requires_grad=True)
+            x = torch.randn(shape, requires_grad=True)
             grad = torch.ones(shape)
             operations: list[Callable[[Tensor], Tensor]] = [
                 lambda x, p=p: dropout(x, p, key=1),
@@ -59,11 +59,11 @@ def main() -> None:
                 lambda x: x * 1.25,
             ]
             with torch.no_grad():
-                forward = minima([lambda f=f, x=input: f(x) for f in operations])
-            both = minima([lambda f=f, x=input, g=grad: torch.autograd.grad(f(x), x, g) for f in operations])
-            kept = [kept_bytes(f, input) for f in operations[:2]]
+                forward = minima([lambda f=f, x=x: f(x) for f in operations])
+            both = minima([lambda f=f, x=x, g=grad: torch.autograd.grad(f(x), x, g) for f in operations])
+            kept = [kept_bytes(f, x) for f in operations[:2]]
             for name, times in (("forward", forward), ("both", both)):
-                each = " ".join(f"{1e9 * t / input.numel():8.2f}" for t in times)
+                each = " ".join(f"{1e9 * t / x.numel():8.2f}" for t in times)
                 shown = f"{shape[0]} x {shape[1]}"
                 print(f"{shown:>14} {p:4} {name:>8} {each}  {times[1] / times[0]:13.2f}  {kept[0]} / {kept[1]}")
 

@@ -19,7 +19,7 @@ def signed(value: int) -> int:
 def threshold_tensor(where: str, p: float | Tensor, input: Tensor) -> Tensor:
     """Return the threshold T of a rate, or of one rate a slice of axis 0."""
     if not isinstance(p, Tensor):
-        return torch.tensor(threshold(PROBABILITY.check(where, "p", p)))
+        return _constant(threshold(PROBABILITY.check(where, "p", p)))
     _check_tensor(where, "p", p, torch.float64, input)
     if p.requires_grad:
         remedy = "Dropout has no gradient with respect to its rate; pass p.detach()."
@@ -36,7 +36,7 @@ def key_tensor(where: str, key: int | Tensor, input: Tensor) -> Tensor:
     if isinstance(key, Tensor):
         _check_tensor(where, "key", key, torch.int64, input)
         return key
-    return torch.tensor(signed(KEY.check(where, "key", key)))
+    return _constant(signed(KEY.check(where, "key", key)))
 
 
 def draw_key(generator: torch.Generator | None, input: Tensor) -> Tensor:
@@ -48,11 +48,15 @@ def draw_key(generator: torch.Generator | None, input: Tensor) -> Tensor:
 def stream_tensor(where: str, stream: int | Tensor, input: Tensor) -> Tensor:
     """Return the stream, or one stream a slice of axis 0."""
     if not isinstance(stream, Tensor):
-        return torch.tensor(STREAM.check(where, "stream", stream))
+        return _constant(STREAM.check(where, "stream", stream))
     _check_tensor(where, "stream", stream, torch.int64, input)
     if _readable(stream) and not bool(((stream >= STREAM.low) & (stream <= STREAM.high)).all()):
         raise argument_error(where, "stream", STREAM.rule, stream)
     return stream
+
+
+def _constant(value: int) -> Tensor:
+    return torch.tensor(value, device="cpu")  # whatever the default device: kernels read it without waiting
 
 
 def check_generator(where: str, generator: torch.Generator, key: object, input: Tensor) -> None:

@@ -18,7 +18,8 @@ from dropkit.random.philox import rounds, split
 
 __all__ = ["dropout", "fold", "integers", "keep_mask", "normal", "select", "survivor_scale", "uniform"]
 
-_TILE = 65536  # Philox calls at a time: what they need stays in the caches of a core or two
+# Philox calls at a time: on a CPU few enough for the cache of one core, elsewhere enough to outlast a launch.
+_CPU_TILE, _DEVICE_TILE = 2**14, 2**22
 
 
 class _Field:
@@ -48,9 +49,10 @@ class _Field:
         first = self.first_column >> 3
         count = (self.first_column + self.columns + 7 >> 3) - first
         halves = torch.empty((self.slices, len(self.rows), count, 8), dtype=torch.int16, device=self.device)
-        wide = min(max(count, 1), _TILE)
-        tall = min(max(_TILE // wide, 1), max(len(self.rows), 1))
-        deep = max(_TILE // (wide * tall), 1)
+        most = _CPU_TILE if self.device.type == "cpu" else _DEVICE_TILE
+        wide = min(max(count, 1), most)
+        tall = min(max(most // wide, 1), max(len(self.rows), 1))
+        deep = max(most // (wide * tall), 1)
         blocks = torch.arange(first, first + count, device=self.device) | plane << 31
         for column in range(0, count, wide):
             for row in range(0, len(self.rows), tall):
