@@ -39,8 +39,10 @@ def key_tensor(where: str, key: int | Tensor, input: Tensor) -> Tensor:
     return _constant(signed(KEY.check(where, "key", key)))
 
 
-def draw_key(generator: torch.Generator | None, input: Tensor) -> Tensor:
+def draw_key(where: str, generator: torch.Generator | None, input: Tensor) -> Tensor:
     """Draw a key, over all 64 bits, from a generator on the input's device."""
+    if not torch.compiler.is_compiling() and torch.jit.is_tracing():  # type: ignore[attr-defined]  # missing from its hints
+        raise UnsupportedError(f"{where}: torch.jit.trace would record one mask for ever. Use torch.export.")
     # Out of place, for `vmap`: filling a fresh tensor in place would ignore the randomness asked for.
     return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=input.device, generator=generator)
 

@@ -20,7 +20,7 @@ from dropkit.functional.address import (
 from dropkit.functional.autograd import apply_dropout, traced
 from dropkit.kernels import operators
 from dropkit.kernels.portable import select, survivor_scale
-from dropkit.random.layout import layout
+from dropkit.random.layout import Layout, layout
 
 __all__ = ["dropout"]
 
@@ -124,18 +124,19 @@ def dropout(
     slices = max(streams.dim(), 0 if keys is None else keys.dim())
     place = layout(_WHERE, input.shape, broadcast_dims, offset, full_shape, slices)
 
+    scaled = scale_at == "train"
     keep: Tensor | None = None
     if never or not training:
-        output = input if never or scale_at == "train" else _times_keep_probability(input, threshold)
+        output = input if never or scaled else _times_keep_probability(input, threshold)
     elif mask is not None:
         keep = mask & (_leading(threshold, input) < 2**32)  # at p = 1 nothing survives, whatever the mask
-        output = select(input, keep, survivor_scale(threshold) if scale_at == "train" else None, in_place=not traced())
+        output = select(input, keep, survivor_scale(threshold) if scaled else None, in_place=not traced())
     else:
-        keys = draw_key(generator, input) if keys is None else keys
+        keys = draw_key(_WHERE, generator, input) if keys is None else keys
         keys, streams = (value.reshape((-1,) * slices) for value in (keys, streams))
-        places = (place.shape, tuple(map(signed, place.row_strides)), signed(place.first_row), place.first_column)
-        output = apply_dropout(input, keys, streams, threshold, *places, scaled=scale_at == "train")
-        keep = operators.keep_mask(keys, streams, threshold, *places, input.device) if return_mask else None
+        address = (keys, streams, threshold, *_int64(place))
+        output = apply_dropout(input, *address, scaled=scaled)
+        keep = operators.keep_mask(*address, input.device) if return_mask else None
     if inplace and output is not input:
         output = input.copy_(output)
     if not return_mask:
@@ -144,6 +145,11 @@ def dropout(
         shape = (*input.shape[:slices], *place.shape) if mask is None else mask.shape
         keep = torch.ones(shape, dtype=torch.bool, device=input.device)
     return output, keep
+
+
+def _int64(place: Layout) -> Layout:
+    """Return a layout whose rows are the int64 numbers that operators take."""
+    return place._replace(row_strides=tuple(map(signed, place.row_strides)), first_row=signed(place.first_row))
 
 
 def _leading(value: Tensor, input: Tensor) -> Tensor:

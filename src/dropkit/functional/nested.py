@@ -45,7 +45,7 @@ def apply(
         raise argument_type_error("dropout", "mask", "nested like the input", mask.layout)
     parts = input.unbind()
     if mask is None and key is None:
-        key = draw_key(generator, input)
+        key = draw_key("dropout", generator, input)
     whole = (len(parts), *_lengths(input, parts))
     masks = () if mask is None else mask.unbind()
     results = []
