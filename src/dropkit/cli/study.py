@@ -1,0 +1,111 @@
+"""`dropkit study`: the study from the command line."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dropkit.cli.progress import progress_shown
+from dropkit.errors import ArgumentError
+from dropkit.study import api
+from dropkit.study.result import Result
+
+__all__ = ["command"]
+
+_RUNS = Path("runs")
+
+
+def command(
+    data: Annotated[str | None, typer.Argument(help="The data source. [default: mnist]", show_default=False)] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="How large the study is. [default: quick]", show_default=False)
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Decides every split, weight, shuffle and mask. [default: 0]", show_default=False),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Directory in runs/. [default: the data source and the time]", show_default=False),
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this directory.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the advice alone.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON, and nothing else.")] = False,
+) -> None:
+    """Find out on real data whether dropout helps, at which rate, and against which alternative.
+
+    Trains networks without regularisation, with dropout and with weight decay, chooses each strength on some seeds and
+    confirms it on fresh ones, and ends in a sentence of advice, a table, and a report to open in a browser.
+
+    \b
+    Examples
+      dropkit study                    the embedded MNIST sample: some two minutes on two cores
+      dropkit study --seed 1 --name b  another seed, into runs/b
+      dropkit study --resume runs/b    go on after Ctrl-C or a crash; same results
+      dropkit study --json             results for other programs
+    """
+    path = _resumed(resume, data, budget, seed, name) if resume else _new(data, name)
+    try:
+        with progress_shown(quiet or as_json) as progress:
+            if resume:
+                result = api.resume(path, progress=progress)
+            else:
+                result = api.run(
+                    data or "mnist", budget=budget or "quick", seed=seed or 0, directory=path, progress=progress
+                )
+    except KeyboardInterrupt:
+        goes_on = f"Go on with: dropkit study --resume {path}" if path.exists() else "Nothing was written."
+        typer.echo(f"Stopped. {goes_on}", err=True)
+        raise typer.Exit(130) from None
+    _show(result, quiet=quiet, as_json=as_json)
+
+
+def _new(data: str | None, name: str | None) -> Path:
+    """Return the directory of a new run."""
+    if name is None:
+        return api.run_directory(data or "mnist")
+    if not name or Path(name).name != name or name in (".", ".."):
+        raise ArgumentError(f"--name must be one directory name without slashes, got {name!r}. It is made in {_RUNS}/.")
+    return _RUNS / name
+
+
+def _resumed(path: Path, data: str | None, budget: str | None, seed: int | None, name: str | None) -> Path:
+    """Return the directory to go on with; what was given beside it must be what the run's plan says."""
+    from dropkit.study.storage import read_plan
+
+    plan = read_plan(path)
+    planned = {"DATA": plan.data["name"], "--budget": plan.budget.name, "--seed": plan.seed, "--name": path.name}
+    given = {"DATA": data, "--budget": budget, "--seed": seed, "--name": name}
+    for option, value in given.items():
+        if value is not None and value != planned[option]:
+            raise ArgumentError(
+                f"{option} {value!r} differs from {planned[option]!r}, with which {path} began. "
+                "Leave it out to go on, or start a new run."
+            )
+    return path
+
+
+def _show(result: Result, *, quiet: bool, as_json: bool) -> None:
+    if as_json:
+        from dropkit.study.output import as_json as to_data
+
+        typer.echo(json.dumps({"directory": str(result.directory), **to_data(result.findings)}, ensure_ascii=False))
+        return
+    if quiet:
+        typer.echo(result.verdict.sentence)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    from dropkit.study.table import NOTES, rich_table
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 120
+    console.print(rich_table(result.findings))
+    console.print(Text(" ".join(NOTES), style="dim"))
+    for caution in result.cautions:
+        console.print(Text(f"\nCaution: {caution}", style="yellow"))
+    console.print(Text(f"\n{result.verdict.sentence}", style="bold"))
+    console.print(f"\nReport: {result.report}", soft_wrap=True)

@@ -1,0 +1,234 @@
+"""The two doors of a study: `run` begins one, `resume` goes on with one."""
+
+import time
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dropkit._checks import Choice, Integer, argument_error, argument_type_error, require
+from dropkit.errors import DataError, RunError
+from dropkit.study.budgets import BUDGETS, Budget
+from dropkit.study.dataset import Dataset
+from dropkit.study.methods import METHODS
+from dropkit.study.plan import Plan, make_plan
+from dropkit.study.progress import Progress, ProgressCallback
+from dropkit.study.sources import SOURCES
+
+if TYPE_CHECKING:
+    from dropkit.study.result import Result
+    from dropkit.study.storage import RunFolder
+
+__all__ = ["resume", "run", "run_directory"]
+
+_SEED = Integer(0, 2**64 - 1, "[0, 2**64)")
+_PACKAGES = ("optuna", "sklearn", "scipy", "matplotlib", "jinja2", "rich", "filelock")
+
+
+def run(
+    data: str | Dataset = "mnist",
+    *,
+    budget: str | Budget = "quick",
+    seed: int = 0,
+    methods: Sequence[str] | None = None,
+    rates: Sequence[float] | None = None,
+    directory: str | PathLike[str] | None = None,
+    progress: ProgressCallback | None = None,
+) -> "Result":
+    """Ask of data whether dropout helps, at which rate, and against which alternative.
+
+    The test rows are set aside first. Every method's strength is chosen on selection seeds; the winners are frozen and
+    compared with no regularisation on fresh seeds, everything early-stopped on rows of its own.
+
+    Args:
+        data: ``"mnist"``, or a `Dataset` of your own. Default: ``"mnist"``, 5,000 embedded images.
+        budget: ``"quick"``, or a `Budget` of your own. Default: ``"quick"``.
+        seed: Of every split, first weight, shuffle and mask, in [0, 2**64). Default: 0.
+        methods: Names of the methods to compare; none is always among them. Default: all of ``"dropout"`` and
+            ``"weight_decay"``.
+        rates: The probabilities of dropping to try, each in (0, 1), as many as every other method has strengths.
+            Default: 0.1, 0.3, 0.5, 0.65, 0.8.
+        directory: The run directory to make. Default: ``runs/`` with the data's name and the time.
+        progress: Called with a `Progress` after every epoch. Default: nothing is said.
+
+    Returns:
+        A `Result` with the verdict, the table, all trials and the path of the report.
+
+    Raises:
+        ArgumentError: If an argument has a value that is not accepted.
+        ArgumentTypeError: If an argument has a type that is not accepted.
+        DataError: If the data are unfit.
+        RunError: If the directory is already there or cannot be made.
+        MissingDependencyError: If a package of the extra ``study`` is not installed.
+
+    Examples:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from dropkit import study
+        >>> noise = np.random.default_rng(0).normal(size=(400, 5))
+        >>> toy = study.Dataset("toy", "Points", noise, (noise[:, 0] > 0).astype(int))
+        >>> tiny = study.Budget("tiny", hidden=(8,), epochs=3, test_rows=100, train_rows=150, inner_rows=50,
+        ...                     validation_rows=100, confirmation_seeds=3)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     result = study.run(toy, budget=tiny, methods=["dropout"], rates=[0.2, 0.5], directory=f"{folder}/toy")
+        >>> len(result.trials), result.verdict.kind in ("helps", "tie", "nothing", "cannot tell")
+        (12, True)
+
+    References:
+        Nadeau and Bengio (2003), "Inference for the generalization error".
+    """
+    source = _check_data("run", data)
+    size = _check_budget("run", budget)
+    checked_seed = _SEED.check("run", "seed", seed)
+    strengths = _check_methods("run", methods, rates)
+    path = None if directory is None else _check_directory("run", directory)
+    report_to = _check_progress("run", progress)
+    _check_packages()
+    loaded = _load(source)
+    if size.rows > loaded.rows:
+        raise DataError(
+            f"The budget {size.name!r} needs {size.rows} rows, the data set {loaded.name!r} has {loaded.rows}."
+        )
+
+    from dropkit.study.storage import RunFolder
+
+    plan = make_plan(loaded, size, checked_seed, strengths)
+    with RunFolder.create(path or run_directory(loaded.name), plan) as folder:
+        return _finish(folder, loaded, report_to)
+
+
+def resume(
+    directory: str | PathLike[str], *, data: Dataset | None = None, progress: ProgressCallback | None = None
+) -> "Result":
+    """Go on with a study that was stopped; the results are those of an undisturbed run.
+
+    Packs of models that have trained are not trained again. Everything else is in the run's plan.
+
+    Args:
+        directory: The run directory.
+        data: The same `Dataset` as at the start, if it was one of your own. Default: the plan's source by its name.
+        progress: Called with a `Progress` after every epoch. Default: nothing is said.
+
+    Returns:
+        A `Result`, as `run` gives it.
+
+    Raises:
+        ArgumentTypeError: If an argument has a type that is not accepted.
+        DataError: If the data are not those of the plan.
+        RunError: If the directory is no run, is damaged, or another process is at it.
+
+    Examples:
+        >>> from dropkit import study
+        >>> study.resume("runs/forgotten")
+        Traceback (most recent call last):
+            ...
+        dropkit.errors.RunError: runs/forgotten is no run of a study: runs/forgotten/plan.json cannot be read. ...
+    """
+    path = _check_directory("resume", directory)
+    report_to = _check_progress("resume", progress)
+    if data is not None and not isinstance(data, Dataset):
+        raise argument_type_error("resume", "data", "a Dataset, or None for an embedded source", data)
+    _check_packages()
+
+    from dropkit.study.storage import RunFolder, read_plan
+
+    loaded = _load(data if data is not None else _source_of(read_plan(path), path))
+    with RunFolder.open(path) as folder:
+        if loaded.digest() != folder.plan.data["sha256"]:
+            raise DataError(f"The data set {loaded.name!r} differs from the one that {path} began with. Give that one.")
+        return _finish(folder, loaded, report_to)
+
+
+def run_directory(data_name: str, parent: Path = Path("runs")) -> Path:
+    """Return a directory that is not there yet, named after the data and the time."""
+    stem = f"{data_name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = (stem, *(f"{stem}-{number}" for number in range(2, 1000)))
+    return next(parent / name for name in names if not (parent / name).exists())
+
+
+def _finish(folder: "RunFolder", data: Dataset, progress: ProgressCallback) -> "Result":
+    from dropkit.study.engine import train_all
+    from dropkit.study.findings import find
+    from dropkit.study.output import write_files
+    from dropkit.study.report import write_report
+    from dropkit.study.result import Result
+
+    train_all(folder, data, progress)
+    findings = find(folder, data)
+    write_files(folder.path, findings)
+    write_report(folder.path / "report.html", findings)
+    return Result(folder.path, findings)
+
+
+def _source_of(plan: Plan, path: Path) -> str:
+    name = plan.data["name"]
+    if name not in SOURCES:
+        raise RunError(f"{path} began with a data set of your own, {name!r}: give it to `resume` as `data`.")
+    return str(name)
+
+
+def _load(data: str | Dataset) -> Dataset:
+    return data if isinstance(data, Dataset) else SOURCES[data]()
+
+
+def _check_packages() -> None:
+    for package in _PACKAGES:
+        require(package, "study", "A study")
+
+
+def _check_data(where: str, data: object) -> str | Dataset:
+    return data if isinstance(data, Dataset) else Choice(tuple(SOURCES)).check(where, "data", data)
+
+
+def _check_budget(where: str, budget: object) -> Budget:
+    return budget if isinstance(budget, Budget) else BUDGETS[Choice(tuple(BUDGETS)).check(where, "budget", budget)]
+
+
+def _check_methods(where: str, methods: object, rates: object) -> Mapping[str, tuple[float, ...]]:
+    """Return the grid of every method; none comes first, the others in the order of the registry."""
+    names = [name for name in METHODS if name != "none"]
+    if methods is not None:
+        if isinstance(methods, str) or not isinstance(methods, Sequence):
+            raise argument_type_error(where, "methods", "a sequence of names", methods, f"Known: {', '.join(METHODS)}.")
+        wanted = {Choice(tuple(METHODS)).check(where, "methods", name) for name in methods}
+        names = [name for name in names if name in wanted]
+        if not names:
+            raise argument_error(where, "methods", "at least one method besides none", methods)
+    grids = {name: METHODS[name].strengths for name in names}
+    if rates is not None:
+        grids = _with_rates(where, grids, rates)
+    return {"none": METHODS["none"].strengths, **grids}
+
+
+def _with_rates(where: str, grids: Mapping[str, tuple[float, ...]], rates: object) -> dict[str, tuple[float, ...]]:
+    if isinstance(rates, str) or not isinstance(rates, Sequence):
+        raise argument_type_error(where, "rates", "a sequence of probabilities of dropping", rates)
+    if "dropout" not in grids:
+        raise argument_error(where, "rates", "left out where dropout is not among the methods", rates)
+    checked = tuple(sorted(METHODS["dropout"].domain.check(where, "rates", rate) for rate in rates))
+    if not checked or len(set(checked)) != len(checked):
+        raise argument_error(where, "rates", "one or more distinct rates", rates)
+    others = {name: len(grid) for name, grid in grids.items() if name != "dropout" and len(grid) != len(checked)}
+    if others:
+        counts = ", ".join(f"{name} tries {count}" for name, count in others.items())
+        remedy = f"Every method gets as many chances: {counts}. Or give methods=['dropout']."
+        raise argument_error(where, "rates", "as many as the other methods have strengths", rates, remedy)
+    return {**grids, "dropout": checked}
+
+
+def _check_directory(where: str, directory: object) -> Path:
+    if not isinstance(directory, str | PathLike) or not str(directory):
+        raise argument_type_error(where, "directory", "a path", directory)
+    return Path(directory)
+
+
+def _check_progress(where: str, progress: object) -> ProgressCallback:
+    if progress is None:
+        return _say_nothing
+    if not callable(progress):
+        raise argument_type_error(where, "progress", "a function of one Progress", progress)
+    return progress
+
+
+def _say_nothing(_: Progress) -> None:
+    pass

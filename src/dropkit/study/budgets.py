@@ -1,0 +1,76 @@
+"""Budgets: how large a study is. A budget is fixed before the first trial and written into the plan."""
+
+from dataclasses import dataclass, fields
+
+from dropkit._checks import Integer, Number, argument_error
+
+__all__ = ["BUDGETS", "QUICK", "Budget"]
+
+_WHOLE = Integer(1, 10**9, "[1, 10**9]")
+_SEVERAL = Integer(2, 1000, remedy="One seed shows no spread.")
+_RATE = Number(0.0, 1.0, open_low=True)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The size of a study: network, training, rows and seeds.
+
+    Args:
+        name: Its name in the plan and the report.
+        hidden: Widths of the hidden layers. Default: (256, 256).
+        epochs: The last epoch, common to all runs. Default: 30.
+        batch_size: Rows a step. Default: 64.
+        learning_rate: Of Adam, in (0, 1]. Default: 0.001.
+        test_rows: Set aside first, used once at the end. Default: 1,000.
+        train_rows: Rows that train a model. Default: 2,550.
+        inner_rows: Rows of a run's own share that choose its epoch and are never trained on. Default: 450.
+        validation_rows: Rows that score a run. Default: 1,000.
+        selection_seeds: Seeds that choose each method's strength, 2 or more. Default: 2.
+        confirmation_seeds: Fresh seeds that compare the frozen winners with none, 2 or more. Default: 8.
+        pack_size: Most models that train together. Default: 12.
+        leaves_out: What this budget does without, for the report.
+
+    Raises:
+        ArgumentError: If a value is out of range.
+        ArgumentTypeError: If a count is no integer.
+
+    Examples:
+        >>> Budget("tiny", hidden=(8,), epochs=2).selection_seeds
+        2
+    """
+
+    name: str
+    hidden: tuple[int, ...] = (256, 256)
+    epochs: int = 30
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    test_rows: int = 1000
+    train_rows: int = 2550
+    inner_rows: int = 450
+    validation_rows: int = 1000
+    selection_seeds: int = 2
+    confirmation_seeds: int = 8
+    pack_size: int = 12
+    leaves_out: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.hidden, tuple | list) or not self.hidden:
+            raise argument_error("Budget", "hidden", "a sequence of widths, one a hidden layer", self.hidden)
+        object.__setattr__(self, "hidden", tuple(_WHOLE.check("Budget", "hidden", width) for width in self.hidden))
+        _RATE.check("Budget", "learning_rate", self.learning_rate)
+        for field in fields(self):
+            if field.type is int:
+                domain = _SEVERAL if field.name.endswith("seeds") else _WHOLE
+                domain.check("Budget", field.name, getattr(self, field.name))
+
+    @property
+    def rows(self) -> int:
+        """Rows that the study needs."""
+        return self.test_rows + self.train_rows + self.inner_rows + self.validation_rows
+
+
+QUICK = Budget(
+    "quick",
+    leaves_out="batch normalisation, data augmentation, label smoothing, other networks, and pairs of methods",
+)
+BUDGETS: dict[str, Budget] = {QUICK.name: QUICK}

@@ -1,0 +1,21 @@
+"""Cautions: what a reader should know before trusting the advice, one file each, always with what was measured here."""
+
+from collections.abc import Callable
+
+from dropkit.study.cautions import diverged, edge_of_grid, few_rows, high_rate, under_fit
+from dropkit.study.summary import Summary
+
+__all__ = ["CAUTIONS", "cautions"]
+
+CAUTIONS: tuple[Callable[[Summary], list[str]], ...] = (
+    diverged.check,
+    few_rows.check,
+    under_fit.check,
+    edge_of_grid.check,
+    high_rate.check,
+)
+
+
+def cautions(summary: Summary) -> list[str]:
+    """Return every caution that applies, in words."""
+    return [text for check in CAUTIONS for text in check(summary)]

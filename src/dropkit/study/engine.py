@@ -1,0 +1,112 @@
+"""Running a study: selection, confirmation, test rows, verdict; from the start or from where a run stopped."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dropkit.study.dataset import Dataset
+from dropkit.study.methods import METHODS
+from dropkit.study.packed import Model, Training, train
+from dropkit.study.plan import Pack, Plan
+from dropkit.study.progress import Progress, ProgressCallback
+from dropkit.study.records import CONFIRMATION, Trial
+from dropkit.study.splits import Split, outer_split, seed_key, seed_split
+from dropkit.study.storage import RunFolder
+from dropkit.study.summary import choose
+
+__all__ = ["train_all"]
+
+
+def train_all(folder: RunFolder, data: Dataset, progress: ProgressCallback) -> None:
+    """Train every pack of the plan that the journal does not hold yet."""
+    plan = folder.plan
+    reporter = _Reporter(plan, progress)
+    splits = _Splits(plan, data)
+    chosen: Mapping[str, float | None] | None = None
+    for pack in plan.packs():
+        if pack.phase == CONFIRMATION and chosen is None:
+            chosen = choose(plan, folder.records().values())
+            reporter.note(_chosen_note(chosen))
+        if folder.is_finished(pack):
+            reporter.skip(pack)
+            continue
+        trials = _runnable(pack, chosen)
+        reporter.begin(pack)
+        began = time.perf_counter()
+        models = [Model(seed_key(plan.seed, trial.seed), _recipe(trial)) for trial in trials]
+        trainings = train(models, data, splits.of(trials), plan.budget, reporter.epoch) if trials else []
+        folder.save_pack(pack, trials, trainings, time.perf_counter() - began)
+        reporter.diverged(trials, trainings)
+
+
+def _runnable(pack: Pack, chosen: Mapping[str, float | None] | None) -> list[Trial]:
+    """Return the pack's trials with their strengths; a method that diverged at every strength has none to run."""
+    if chosen is None:
+        return list(pack.trials)
+    strengths = [(trial, chosen[trial.method]) for trial in pack.trials]
+    return [trial.with_strength(strength) for trial, strength in strengths if strength is not None]
+
+
+def _recipe(trial: Trial) -> Any:
+    return METHODS[trial.method].recipe(trial.strength or 0.0)
+
+
+def _chosen_note(chosen: Mapping[str, float | None]) -> str:
+    labels = [
+        f"{METHODS[name].title} {METHODS[name].label(strength)}" if strength is not None else f"{name} diverged"
+        for name, strength in chosen.items()
+        if name != "none"
+    ]
+    return f"chosen: {', '.join(labels)}"
+
+
+class _Splits:
+    """The splits of the seeds, drawn when first needed."""
+
+    def __init__(self, plan: Plan, data: Dataset) -> None:
+        self.plan, self.data = plan, data
+        _, self.rest = outer_split(data, plan.budget, plan.seed)
+        self.known: dict[int, Split] = {}
+
+    def of(self, trials: Sequence[Trial]) -> dict[int, Split]:
+        keys = {seed_key(self.plan.seed, trial.seed) for trial in trials}
+        for key in keys - self.known.keys():
+            self.known[key] = seed_split(self.data, self.rest, self.plan.budget, key)
+        return {key: self.known[key] for key in keys}
+
+
+class _Reporter:
+    """Counts epochs over all models and passes the count on."""
+
+    def __init__(self, plan: Plan, progress: ProgressCallback) -> None:
+        self.progress, self.epochs = progress, plan.budget.epochs
+        self.total = sum(len(pack.trials) for pack in plan.packs()) * self.epochs
+        self.done, self.phase, self.size = 0, "selection", 0
+
+    def _tell(self, note: str = "") -> None:
+        self.progress(Progress(self.phase, self.done, self.total, note))
+
+    def begin(self, pack: Pack) -> None:
+        self.phase, self.size = pack.phase, len(pack.trials)
+        self._tell()
+
+    def skip(self, pack: Pack) -> None:
+        self.phase = pack.phase
+        self.done += len(pack.trials) * self.epochs
+        self._tell()
+
+    def epoch(self) -> None:
+        self.done += self.size
+        self._tell()
+
+    def note(self, text: str) -> None:
+        self._tell(text)
+
+    def diverged(self, trials: Sequence[Trial], trainings: Sequence[Training]) -> None:
+        for trial, training in zip(trials, trainings, strict=True):
+            if training.diverged_at is not None:
+                method = METHODS[trial.method]
+                label = f"{method.title} {method.label(trial.strength or 0.0)}".strip()
+                self._tell(
+                    f"{label}, seed {trial.seed}: the loss became NaN or infinite in epoch {training.diverged_at}"
+                )

@@ -1,0 +1,40 @@
+"""Everything that a finished study found, for tables, pictures, files and the report."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dropkit.study.cautions import cautions
+from dropkit.study.dataset import Dataset
+from dropkit.study.storage import RunFolder
+from dropkit.study.summary import Summary, summarise
+from dropkit.study.test_rows import OnTestRows, score_test_rows
+from dropkit.study.verdict import Verdict, judge
+
+__all__ = ["Findings", "find"]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A finished study.
+
+    Args:
+        summary: What was measured.
+        verdict: The advice, from the confirmation alone.
+        cautions: What a reader should know beside it.
+        test: The leading method against none on the test rows; None where nothing could be compared.
+        seconds: Training time of each pack.
+    """
+
+    summary: Summary
+    verdict: Verdict
+    cautions: tuple[str, ...]
+    test: OnTestRows | None
+    seconds: Mapping[str, float]
+
+
+def find(folder: RunFolder, data: Dataset) -> Findings:
+    """Summarise and judge a study whose packs have all trained, then use the test rows."""
+    summary = summarise(folder.plan, folder.records().values())
+    verdict = judge(summary)
+    test = score_test_rows(folder, data, summary, verdict.leader) if verdict.leader else None
+    return Findings(summary, verdict, tuple(cautions(summary)), test, folder.seconds())

@@ -1,0 +1,86 @@
+"""What a picture of the report is, and the look that all of them share."""
+
+import io
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dropkit.study.findings import Findings
+from dropkit.study.methods import METHODS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["LAST", "MUTED", "Picture", "colour", "panels", "svg"]
+
+MUTED = "#6b7280"
+LAST = "#b45309"
+_NONE = "#4b5563"
+_COLOURS = ("#2563eb", "#0d9488", "#9333ea", "#c2410c", "#be185d", "#4d7c0f")
+
+_LOOK: dict[str, object] = {
+    "svg.fonttype": "none",  # text stays text: small, sharp, and found by the browser's search
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10,
+    "axes.edgecolor": "#9ca3af",
+    "axes.labelcolor": "#374151",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": "#e5e7eb",
+    "grid.linewidth": 0.8,
+    "xtick.color": "#4b5563",
+    "ytick.color": "#4b5563",
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.8,
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the report: its title, what it shows in words, and the function that draws it."""
+
+    name: str
+    title: str
+    caption: str
+    draw: "Callable[[Findings], Figure]"
+
+
+def colour(method: str) -> str:
+    """Return the colour of a method, the same in all pictures."""
+    others = [name for name in METHODS if name != "none"]
+    return _NONE if method == "none" else _COLOURS[others.index(method) % len(_COLOURS)]
+
+
+def panels(count: int, height: float = 3.4) -> "tuple[Figure, list[Axes]]":
+    """Return a figure with panels side by side that share their vertical axis."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, height), layout="constrained")
+    axes = figure.subplots(1, count, sharey=True, squeeze=False)[0]
+    return figure, list(axes)
+
+
+def svg(picture: Picture, findings: Findings) -> str:
+    """Draw a picture as an SVG element to stand in an HTML page; equal findings give equal text."""
+    import matplotlib as mpl
+
+    look: Any = {**_LOOK, "svg.hashsalt": picture.name}  # the stub lists every key by name
+    with mpl.rc_context(look):
+        text = io.StringIO()
+        figure = picture.draw(findings)
+        figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    element = text.getvalue()
+    element = element[element.index("<svg") :]
+    return re.sub(
+        r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{picture.title}">', element
+    )

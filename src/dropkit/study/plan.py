@@ -1,0 +1,158 @@
+"""The plan of a study: every trial, seed and pack, written down and frozen before the first one trains."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dropkit import __version__
+from dropkit.errors import RunError
+from dropkit.random import MASK_VERSION
+from dropkit.study.budgets import Budget
+from dropkit.study.dataset import Dataset
+from dropkit.study.methods import METHODS
+from dropkit.study.records import CONFIRMATION, SELECTION, Trial
+
+__all__ = ["LEVEL", "POWER", "RELEVANT", "Pack", "Plan", "make_plan", "plan_from_json"]
+
+FORMAT = 1
+LEVEL = 0.05  # of the one Holm family
+POWER = 0.8  # at which the smallest detectable effect is stated
+RELEVANT = 0.05  # an effect below this share of none's loss counts as no difference
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Trials that train together. The membership is part of the plan and never changes."""
+
+    name: str
+    trials: tuple[Trial, ...]
+
+    @property
+    def phase(self) -> str:
+        """The phase that all its trials belong to."""
+        return self.trials[0].phase
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole study, decided.
+
+    Args:
+        seed: The study's seed; with the data it decides every split, weight, shuffle and mask.
+        data: Name, title, rows, columns, classes and SHA-256 of the data set.
+        budget: Size of the study.
+        strengths: From a method's name to the strengths that the selection tries; none is always among them.
+    """
+
+    seed: int
+    data: Mapping[str, Any]
+    budget: Budget
+    strengths: Mapping[str, tuple[float, ...]]
+
+    @property
+    def family(self) -> tuple[str, ...]:
+        """The methods of the one family of tests: all but none."""
+        return tuple(name for name in self.strengths if name != "none")
+
+    @property
+    def seeds(self) -> dict[str, range]:
+        """The seeds of each phase; those of the confirmation are fresh."""
+        first, second = self.budget.selection_seeds, self.budget.confirmation_seeds
+        return {SELECTION: range(first), CONFIRMATION: range(first, first + second)}
+
+    def trials(self, phase: str) -> list[Trial]:
+        """Return the trials of a phase, by method, strength and seed."""
+        return [
+            Trial(phase, name, strength if phase == SELECTION else None, seed)
+            for name, strengths in self.strengths.items()
+            for strength in (strengths if phase == SELECTION else (None,))
+            for seed in self.seeds[phase]
+        ]
+
+    def packs(self) -> list[Pack]:
+        """Return the packs in the order in which they train. Models that draw masks do not share a pack with others."""
+        packs = []
+        for phase in (SELECTION, CONFIRMATION):
+            for masked in (False, True):
+                members = [trial for trial in self.trials(phase) if self._draws_masks(trial) is masked]
+                for number, part in enumerate(_even_parts(members, self.budget.pack_size)):
+                    packs.append(Pack(f"{phase}-{'masked' if masked else 'plain'}-{number}", tuple(part)))
+        return packs
+
+    def _draws_masks(self, trial: Trial) -> bool:
+        return METHODS[trial.method].recipe(self.strengths[trial.method][0]).dropout > 0
+
+    def to_json(self) -> str:
+        """Return the plan as JSON text that ends with its own checksum."""
+        content = self._content()
+        return json.dumps({**content, "sha256": _checksum(content)}, indent=1, ensure_ascii=False) + "\n"
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of the plan."""
+        return _checksum(self._content())
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "dropkit": __version__,
+            "mask_version": MASK_VERSION,
+            "seed": self.seed,
+            "data": dict(self.data),
+            "budget": {**asdict(self.budget), "hidden": list(self.budget.hidden)},
+            "strengths": {name: list(strengths) for name, strengths in self.strengths.items()},
+            "primary": "early-stopped validation log loss, each method against none, on the confirmation seeds",
+            "test": "corrected resampled t-test (Nadeau and Bengio 2003), Holm over the family",
+            "family": list(self.family),
+            "level": LEVEL,
+            "power": POWER,
+            "relevant": RELEVANT,
+            "seeds": {phase: list(seeds) for phase, seeds in self.seeds.items()},
+            "packs": [{"name": pack.name, "trials": [trial.name for trial in pack.trials]} for pack in self.packs()],
+        }
+
+
+def make_plan(data: Dataset, budget: Budget, seed: int, strengths: Mapping[str, Sequence[float]]) -> Plan:
+    """Build the plan for a data set."""
+    described = {"name": data.name, "title": data.title, "note": data.note, "rows": data.rows}
+    described |= {"columns": data.columns, "classes": data.classes, "sha256": data.digest()}
+    return Plan(seed, described, budget, {name: tuple(grid) for name, grid in strengths.items()})
+
+
+def plan_from_json(text: str, where: str) -> Plan:
+    """Read a plan back; it must be whole and of this version's making.
+
+    Raises:
+        RunError: If the text is no plan, was changed, or was made by a version that plans otherwise.
+    """
+    fresh = "Start a new run."
+    try:
+        content = json.loads(text)
+        checksum = content.pop("sha256")
+        plan = Plan(
+            content["seed"],
+            content["data"],
+            Budget(**content["budget"]),
+            {name: tuple(grid) for name, grid in content["strengths"].items()},
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise RunError(f"{where} is damaged: it holds no plan of a study. {fresh}") from None
+    if _checksum(content) != checksum:
+        raise RunError(f"{where} was changed after the study began: its checksum does not fit. {fresh}")
+    if content["dropkit"] != __version__ or plan.checksum != checksum:
+        raise RunError(f"{where} was made by dropkit {content['dropkit']}, this is {__version__}. {fresh}")
+    return plan
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _even_parts(members: Sequence[Trial], most: int) -> list[Sequence[Trial]]:
+    """Cut a list into as few parts of at most `most` as possible, of nearly equal lengths."""
+    count = -(-len(members) // most)
+    bounds = [len(members) * part // count for part in range(count + 1)] if count else []
+    return [members[start:stop] for start, stop in itertools.pairwise(bounds)]

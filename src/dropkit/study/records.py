@@ -1,0 +1,103 @@
+"""What a trial is, and what is known of it when it has run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+__all__ = ["CONFIRMATION", "SELECTION", "Curves", "Record", "Scores", "Trial", "curves", "scores_at"]
+
+SELECTION = "selection"
+CONFIRMATION = "confirmation"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One model to train. The strength of a confirmation trial is None until the selection has chosen it."""
+
+    phase: str
+    method: str
+    strength: float | None
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The trial's name in the journal, which does not depend on what the selection chose."""
+        strength = "chosen" if self.phase == CONFIRMATION else f"{self.strength!r}"
+        return f"{self.phase}/{self.method}/{strength}/{self.seed}"
+
+    def with_strength(self, strength: float) -> "Trial":
+        """Return the trial with the strength that the selection chose."""
+        return replace(self, strength=strength)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How one model did at one epoch, dropout off: mean log loss in nats, and the share of rows classified right."""
+
+    training_loss: float
+    validation_loss: float
+    accuracy: float
+
+    @property
+    def gap(self) -> float:
+        """Validation loss minus training loss: how much the model over-fits."""
+        return self.validation_loss - self.training_loss
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The scores of one model after every epoch, dropout off."""
+
+    training_loss: tuple[float, ...]
+    inner_loss: tuple[float, ...]
+    validation_loss: tuple[float, ...]
+    accuracy: tuple[float, ...]
+
+    @property
+    def epochs(self) -> int:
+        """Number of epochs."""
+        return len(self.inner_loss)
+
+    @property
+    def early_epoch(self) -> int:
+        """The epoch, counted from 1, that the inner rows choose: the first of the lowest loss."""
+        return self.inner_loss.index(min(self.inner_loss)) + 1
+
+
+def curves(**columns: Sequence[float]) -> Curves:
+    """Build curves from sequences of numbers."""
+    return Curves(**{name: tuple(float(value) for value in column) for name, column in columns.items()})
+
+
+def scores_at(found: Curves, epoch: int) -> Scores:
+    """Return the scores after an epoch, counted from 1."""
+    return Scores(found.training_loss[epoch - 1], found.validation_loss[epoch - 1], found.accuracy[epoch - 1])
+
+
+@dataclass(frozen=True)
+class Record:
+    """A trial that has run; where the loss became NaN or infinite, `diverged_at` is that epoch, with no scores."""
+
+    trial: Trial
+    curves: Curves
+    diverged_at: int | None = None
+
+    @property
+    def strength(self) -> float:
+        """The strength it was trained with."""
+        assert self.trial.strength is not None  # noqa: S101  # a trial that ran had one
+        return self.trial.strength
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the loss became NaN or infinite."""
+        return self.diverged_at is not None
+
+    @property
+    def last(self) -> Scores:
+        """Scores at the last epoch."""
+        return scores_at(self.curves, self.curves.epochs)
+
+    @property
+    def early(self) -> Scores:
+        """Scores at the epoch that the inner rows choose."""
+        return scores_at(self.curves, self.curves.early_epoch)

@@ -1,0 +1,78 @@
+"""The report: one HTML file with everything inside, drawn and filled from the findings."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from dropkit import __version__
+from dropkit.study._atomic import write_atomic
+from dropkit.study.findings import Findings
+from dropkit.study.methods import METHODS
+from dropkit.study.pictures import PICTURES, svg
+from dropkit.study.statements import statements
+from dropkit.study.table import HEADINGS, NOTES, table_rows
+from dropkit.study.verdict import CANNOT_TELL, HELPS, NOTHING, TIE
+
+__all__ = ["report_html", "write_report"]
+
+_BADGES = {HELPS: "Regularise", TIE: "A tie", NOTHING: "Nothing to gain", CANNOT_TELL: "Cannot tell"}
+
+
+def write_report(path: Path, findings: Findings) -> None:
+    """Write the report."""
+    write_atomic(path, report_html(findings))
+
+
+def report_html(findings: Findings) -> str:
+    """Return the report as a page that needs nothing from elsewhere: no script, no font, no link that is fetched."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = resources.files("dropkit.study").joinpath("report.html.j2").read_text(encoding="utf-8")
+    plan = findings.summary.plan
+    recommended = [name in findings.verdict.recommended for name in plan.strengths]
+    return environment.from_string(template).render(
+        badge=_BADGES[findings.verdict.kind],
+        kind=findings.verdict.kind.replace(" ", "-"),
+        findings=findings,
+        plan=plan,
+        headings=HEADINGS,
+        rows=list(zip(table_rows(findings), recommended, strict=True)),
+        notes=NOTES,
+        statements=statements(findings),
+        pictures=[(picture, svg(picture, findings)) for picture in PICTURES] if findings.summary.comparisons else [],
+        settings=_settings(findings),
+        version=__version__,
+    )
+
+
+def _settings(findings: Findings) -> list[tuple[str, Any]]:
+    plan, budget = findings.summary.plan, findings.summary.plan.budget
+    network = "-".join(str(width) for width in (plan.data["columns"], *budget.hidden, plan.data["classes"]))
+    grids = [
+        (
+            f"{METHODS[name].title}, {METHODS[name].symbol} tried",
+            ", ".join(f"{strength:g}" for strength in plan.strengths[name]),
+        )
+        for name in plan.family
+    ]
+    return [
+        ("Data", plan.data["title"]),
+        ("Shape", f"{plan.data['rows']:,} rows, {plan.data['columns']} columns, {plan.data['classes']} classes"),
+        (
+            "Rows a seed",
+            f"{budget.train_rows:,} train, {budget.inner_rows:,} choose the epoch, {budget.validation_rows:,} validate",
+        ),
+        ("Test rows", f"{budget.test_rows:,}, set aside first"),
+        ("Network", f"{network}, ReLU, dropout after every hidden layer, log loss"),
+        ("Optimiser", f"Adam, learning rate {budget.learning_rate:g}, batches of {budget.batch_size}"),
+        ("Epochs", budget.epochs),
+        *grids,
+        ("Seeds", f"{budget.selection_seeds} for selection, {budget.confirmation_seeds} fresh ones for confirmation"),
+        ("Study seed", plan.seed),
+        ("Budget", f"{budget.name}; it leaves out {budget.leaves_out}" if budget.leaves_out else budget.name),
+        ("Training time", f"{sum(findings.seconds.values()):.0f} s for {len(findings.summary.records)} models"),
+        ("Plan", f"SHA-256 {plan.checksum[:16]}\N{HORIZONTAL ELLIPSIS}, frozen before the first model trained"),
+    ]

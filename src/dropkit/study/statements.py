@@ -1,0 +1,75 @@
+"""The statistics of a study in plain words, for the report."""
+
+from dropkit.study.findings import Findings
+from dropkit.study.plan import LEVEL, RELEVANT
+from dropkit.study.summary import early_loss, last_loss
+from dropkit.study.wording import change, joined, p_value, percent, signed
+
+__all__ = ["statements", "test_statement"]
+
+
+def statements(findings: Findings) -> list[str]:
+    """Return what was measured and tested, a paragraph a point."""
+    texts = [_procedure(findings), *_early_stopping(findings), *_comparisons(findings)]
+    if findings.test is not None:
+        texts.append(test_statement(findings))
+    return texts
+
+
+def _procedure(findings: Findings) -> str:
+    plan = findings.summary.plan
+    family = joined([f"“{name}”" for name in plan.family])
+    return (
+        "Decided before the first model trained: one primary metric, the early-stopped validation log loss against "
+        f"no regularisation; one family of tests ({family}); the corrected resampled t-test of Nadeau and Bengio "
+        "(2003), because seeds that share rows are not independent; Holm's correction over the family at the level "
+        f"{LEVEL:g}; and {percent(RELEVANT)} of the loss as the least difference worth having. Everything else on "
+        "this page describes."
+    )
+
+
+def _early_stopping(findings: Findings) -> list[str]:
+    none = findings.summary.none
+    if not none.records:
+        return []
+    early, last = none.spread(early_loss).mean, none.spread(last_loss).mean
+    text = (
+        f"Without regularisation the loss is {early:.3f} at the epoch that the inner rows choose and {last:.3f} at "
+        f"epoch {findings.summary.plan.budget.epochs}: early stopping alone is worth {signed(early - last)}."
+    )
+    return [text]
+
+
+def _comparisons(findings: Findings) -> list[str]:
+    summary = findings.summary
+    if not summary.comparisons:
+        return []
+    none = summary.none.spread(early_loss).mean
+    texts = []
+    for name, found in summary.comparisons.items():
+        verdict = "better than" if found.helps else "worse than" if found.hurts else "not shown to differ from"
+        texts.append(
+            f"{summary.arms[name].label.capitalize()}, early-stopped, is {verdict} early stopping alone: "
+            f"{signed(found.difference)} ({change(found.difference / none)}), corrected standard error "
+            f"{found.standard_error:.3f}, {p_value(found.p_value)} after Holm. These seeds could have detected about "
+            f"{found.smallest_effect:.3f} ({percent(found.smallest_effect / none)}) with 80 % power. At the last "
+            f"epoch it differs by {signed(found.last_difference)} from no regularisation at the last epoch, and by "
+            f"{signed(found.last_against_early)} from no regularisation early-stopped."
+        )
+    return texts
+
+
+def test_statement(findings: Findings) -> str:
+    """Say what the test rows say; they never overrule the confirmation."""
+    test = findings.test
+    assert test is not None  # noqa: S101  # the caller has looked
+    difference = test.difference
+    label = findings.summary.arms[test.method].label
+    agree = ", which includes no difference" if difference.low <= 0 <= difference.high else ""
+    return (
+        f"On the {findings.summary.plan.budget.test_rows:,} test rows, used once: {label} {test.loss:.3f}, no "
+        f"regularisation {test.none_loss:.3f}, difference {signed(difference.mean)} (95 % bootstrap interval over "
+        f"rows {signed(difference.low)} to {signed(difference.high)}{agree}); accuracy {test.accuracy:.3f} and "
+        f"{test.none_accuracy:.3f}. Means over {test.models} models of each, all early-stopped. This checks the "
+        "advice and never overrules it."
+    )

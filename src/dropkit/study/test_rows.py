@@ -1,0 +1,72 @@
+"""The test rows, used once: the leading method against none, over all confirmation models of each."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dropkit.random import call_key
+from dropkit.study.dataset import Dataset
+from dropkit.study.network import row_scores
+from dropkit.study.records import CONFIRMATION
+from dropkit.study.splits import outer_split
+from dropkit.study.statistics import Interval, paired_bootstrap
+from dropkit.study.storage import RunFolder
+from dropkit.study.summary import Summary
+
+__all__ = ["OnTestRows", "score_test_rows"]
+
+
+@dataclass(frozen=True)
+class OnTestRows:
+    """How a method and none do on the test rows, each averaged over its confirmation models, early-stopped.
+
+    Args:
+        method: The method's name.
+        models: Models of each side.
+        loss, none_loss: Mean log loss.
+        accuracy, none_accuracy: Share of rows classified right.
+        difference: Loss of the method minus loss of none, with a 95 % paired bootstrap interval over rows.
+    """
+
+    method: str
+    models: int
+    loss: float
+    none_loss: float
+    accuracy: float
+    none_accuracy: float
+    difference: Interval
+
+
+def score_test_rows(folder: RunFolder, data: Dataset, summary: Summary, method: str) -> OnTestRows:
+    """Score the confirmation models of `method` and of none on the test rows.
+
+    Losses are averaged over models row by row; predictions are not, which would make an ensemble of them.
+    """
+    plan = folder.plan
+    rows, _ = outer_split(data, plan.budget, plan.seed)
+    inputs, targets = torch.from_numpy(data.inputs[rows]), torch.from_numpy(data.targets[rows])
+    scores = {}
+    for name in (method, "none"):
+        models = _models(folder, summary, name)
+        stacked = [torch.from_numpy(np.stack(parts)) for parts in zip(*models, strict=True)]
+        losses, correct = row_scores(stacked, inputs, targets)
+        scores[name] = losses.mean(0).numpy(), float(correct.mean())
+    (own, accuracy), (other, none_accuracy) = scores[method], scores["none"]
+    return OnTestRows(
+        method=method,
+        models=len(summary.arms[method].records),
+        loss=float(own.mean()),
+        none_loss=float(other.mean()),
+        accuracy=accuracy,
+        none_accuracy=none_accuracy,
+        difference=paired_bootstrap(own - other, seed=call_key(plan.seed, "study bootstrap", 0)),
+    )
+
+
+def _models(folder: RunFolder, summary: Summary, method: str) -> list[list[npt.NDArray[np.float32]]]:
+    wanted = {record.trial.name for record in summary.arms[method].records}
+    packs = [pack for pack in folder.plan.packs() if pack.phase == CONFIRMATION]
+    found = {name: arrays for pack in packs for name, arrays in folder.parameters(pack).items() if name in wanted}
+    return [found[name] for name in sorted(found)]

@@ -1,0 +1,39 @@
+"""How numbers are written in sentences, tables and pictures."""
+
+from collections.abc import Sequence
+
+__all__ = ["change", "joined", "number", "p_value", "percent", "signed"]
+
+
+def number(value: float, digits: int = 3) -> str:
+    """Write a loss or an accuracy."""
+    return f"{value:.{digits}f}"
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """Write a difference with its sign; a minus sign, not a hyphen."""
+    text = f"{value:+.{digits}f}"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def percent(share: float) -> str:
+    """Write a share without its sign, to two figures at most."""
+    value = abs(share) * 100
+    return f"{value:.0f} %" if value >= 9.5 else f"{value:.1f} %" if value >= 0.05 else "less than 0.1 %"
+
+
+def change(share: float) -> str:
+    """Write a relative change of a loss."""
+    return f"{percent(share)} {'lower' if share < 0 else 'higher'}"
+
+
+def p_value(p: float) -> str:
+    """Write a p-value with its sign of relation."""
+    if p < 0.001:
+        return "p < 0.001"
+    return f"p = {p:.3f}" if p < 0.0995 else f"p = {p:.2f}"
+
+
+def joined(parts: Sequence[str], word: str = "and") -> str:
+    """Join words as a sentence does."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {word} {parts[-1]}"
