@@ -1,4 +1,4 @@
-"""Statistical checks of random bits. Each raises a false alarm with probability 1e-6 at most, on keys that are fixed."""
+"""Statistical checks of random bits, each with a false-alarm rate of 1e-6 on keys that are fixed beforehand."""
 
 import numpy as np
 from scipy import stats

@@ -1,0 +1,150 @@
+"""What PyTorch asks of an operator: a truthful schema, shape-only version and batching rule, for every one of ours."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from dropkit import random
+from dropkit.kernels import operators
+from dropkit.random.layout import layout
+
+KEY, STREAM, RATE = torch.tensor(77), torch.tensor(0), torch.tensor(random.threshold(0.4))
+CPU = torch.device("cpu")
+
+
+def place(shape: tuple[int, ...], *arguments: Any) -> tuple[Any, ...]:
+    return tuple(layout("test", shape, *arguments))
+
+
+INPUTS: dict[str, Callable[[], Tensor]] = {
+    "contiguous": lambda: torch.randn(2, 3, 4, 5),
+    "channels last": lambda: torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
+    "transposed": lambda: torch.randn(5, 3, 4, 2).transpose(0, 3),
+    "expanded": lambda: torch.randn(2, 3, 1, 5).expand(2, 3, 4, 5),
+    "strided": lambda: torch.randn(4, 3, 4, 10)[::2, ..., ::2],
+    "shifted": lambda: torch.randn(2, 3, 4, 7)[..., 2:],
+    "empty": lambda: torch.randn(2, 0, 4, 5),
+    "float64": lambda: torch.randn(2, 3, 4, 5, dtype=torch.float64),
+    "float16": lambda: torch.randn(2, 3, 4, 5).half(),
+    "bfloat16, channels last": lambda: torch.randn(2, 3, 4, 5).bfloat16().contiguous(memory_format=torch.channels_last),
+    "complex": lambda: torch.randn(2, 3, 4, 5, dtype=torch.complex64),
+    "complex, transposed": lambda: torch.randn(5, 3, 4, 2, dtype=torch.complex128).transpose(0, 3),
+    "conjugated": lambda: torch.randn(2, 3, 4, 5, dtype=torch.complex64).conj(),
+    "scalar": lambda: torch.randn(()),
+}
+
+
+def dropout_samples() -> dict[str, tuple[Any, ...]]:
+    samples = {}
+    for name, make in INPUTS.items():
+        x = make()
+        samples[name] = (x, KEY, STREAM, RATE, *place(x.shape), True)
+    x = torch.randn(3, 4, 5)
+    return samples | {
+        "unscaled": (x, KEY, STREAM, RATE, *place(x.shape), False),
+        "shared": (x, KEY, STREAM, RATE, *place(x.shape, (1,)), True),
+        "shard": (x, KEY, STREAM, RATE, *place(x.shape, (), (1, 2, 3), (9, 9, 9)), True),
+        "slices": (x, torch.arange(3), torch.tensor([0]), RATE, *place((4, 5)), True),
+        "rates": (x, KEY, STREAM, RATE.expand(3).clone(), *place(x.shape), True),
+    }
+
+
+def mask_samples() -> dict[str, tuple[Any, ...]]:
+    return {
+        "plain": (KEY, STREAM, RATE, *place((3, 4, 5)), CPU),
+        "scalar": (KEY, STREAM, RATE, *place(()), CPU),
+        "empty": (KEY, STREAM, RATE, *place((0, 5)), CPU),
+        "shared": (KEY, STREAM, RATE, *place((3, 4, 5), (0, 2)), CPU),
+        "slices": (torch.arange(3), torch.tensor([0]), RATE, *place((4, 5)), CPU),
+        "slices of shared draws": (torch.arange(3), torch.arange(3), RATE, *place((4, 5), (0,)), CPU),
+        "rates": (KEY, STREAM, RATE.expand(3).clone(), *place((3, 4, 5)), CPU),
+        "rates over a shared axis": (KEY, STREAM, RATE.expand(3).clone(), *place((3, 4, 5), (0,)), CPU),
+    }
+
+
+SAMPLES = {"dropkit::dropout": dropout_samples(), "dropkit::keep_mask": mask_samples()}
+CASES = [(operator, name) for operator, samples in SAMPLES.items() for name in samples]
+
+
+def resolve(operator: str) -> Any:
+    return getattr(torch.ops.dropkit, operator.partition("::")[2]).default
+
+
+def registered() -> set[str]:
+    return {schema.name for schema in torch._C._jit_get_all_schemas() if schema.name.startswith("dropkit::")}
+
+
+def test_every_operator_is_checked() -> None:
+    assert registered() == SAMPLES.keys()
+
+
+@pytest.mark.parametrize(("operator", "name"), CASES)
+def test_operator_keeps_what_pytorch_expects(operator: str, name: str) -> None:
+    outcomes = torch.library.opcheck(resolve(operator), SAMPLES[operator][name])
+    assert set(outcomes.values()) == {"SUCCESS"}
+    assert outcomes.keys() >= {"test_schema", "test_faketensor", "test_aot_dispatch_dynamic"}
+
+
+@pytest.mark.parametrize(("operator", "name"), CASES)
+def test_shape_only_versions_tell_the_truth(operator: str, name: str) -> None:
+    arguments = SAMPLES[operator][name]
+    real = resolve(operator)(*arguments)
+    with FakeTensorMode() as mode:
+        fake = resolve(operator)(*(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in arguments))
+    for attribute in ("shape", "dtype", "device", "layout"):
+        assert getattr(fake, attribute) == getattr(real, attribute)
+    assert fake.stride() == real.stride()
+    assert fake.is_conj() == real.is_conj()
+
+
+@pytest.mark.parametrize(("operator", "name"), CASES)
+def test_meta_tensors_get_the_same_answer(operator: str, name: str) -> None:
+    arguments = SAMPLES[operator][name]
+    if operator == "dropkit::keep_mask":
+        meta = resolve(operator)(*arguments[:-1], torch.device("meta"))
+    else:
+        meta = resolve(operator)(arguments[0].to("meta"), *arguments[1:])
+    real = resolve(operator)(*arguments)
+    assert meta.is_meta
+    assert (meta.shape, meta.dtype) == (real.shape, real.dtype)
+
+
+@pytest.mark.parametrize("name", ["channels last", "transposed", "complex, transposed", "bfloat16, channels last"])
+def test_dense_memory_formats_are_kept(name: str) -> None:
+    x = INPUTS[name]()
+    assert operators.dropout(x, KEY, STREAM, RATE, *place(x.shape), True).stride() == x.stride()
+
+
+def test_results_never_alias_the_input() -> None:
+    x = torch.randn(4, 5)
+    for threshold in (0, int(RATE), 2**32):
+        for scaled in (True, False):
+            before = x.clone()
+            out = operators.dropout(x, KEY, STREAM, torch.tensor(threshold), *place(x.shape), scaled)
+            assert out.data_ptr() != x.data_ptr()
+            assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize(
+    "batched",
+    [(True, False, False, False), (False, True, False, False), (False, False, True, False), (False, False, False, True),
+     (True, True, True, True)],
+)  # fmt: skip
+def test_batching_rules_equal_a_loop(batched: tuple[bool, ...]) -> None:
+    x = torch.randn(4, 3, 5)
+    full = (x, torch.arange(4), torch.arange(4), torch.tensor([random.threshold(p) for p in (0, 0.2, 0.7, 1)]))
+    arguments = [value if b else value[1] for value, b in zip(full, batched, strict=True)]
+    at = place((3, 5))
+
+    def run(*values: Tensor) -> tuple[Tensor, Tensor]:
+        return operators.dropout(*values, *at, True), operators.keep_mask(*values[1:], *at, CPU)
+
+    out, keep = torch.vmap(run, in_dims=tuple(0 if b else None for b in batched))(*arguments)
+    for i in range(4):
+        want = run(*(value[i] if b else value for value, b in zip(arguments, batched, strict=True)))
+        assert torch.equal(out[i], want[0])
+        assert torch.equal(keep[i] if keep.dim() == 3 else keep, want[1])
