@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated, NoReturn
 
-# Idle threads that spin take the cores from those that work, ten times over where cores are shared. Read when torch loads.
+# Idle threads that spin take the cores from threads that work, tenfold on a busy machine. Torch reads this on loading.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import typer
@@ -20,7 +20,7 @@ __all__ = ["app"]
 _commands = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
 )
-_commands.command("study")(study.command)
+_commands.command("study", help=study.HELP)(study.command)
 
 
 def _show_version(wanted: bool) -> None:

@@ -11,9 +11,22 @@ from dropkit.errors import ArgumentError
 from dropkit.study import api
 from dropkit.study.result import Result
 
-__all__ = ["command"]
+__all__ = ["HELP", "command"]
 
 _RUNS = Path("runs")
+
+HELP = """Find out on real data whether dropout helps, at which rate, and against which alternative.
+
+Trains networks without regularisation, with dropout and with weight decay, chooses each strength on some seeds and
+confirms it on fresh ones, and ends in a table, a sentence of advice, and a report to open in a browser.
+
+\b
+Examples:
+  dropkit study                     the embedded MNIST sample: some two minutes on two cores
+  dropkit study --seed 1 --name b   another seed, into runs/b
+  dropkit study --resume runs/b     go on after Ctrl-C or a crash, to the same results
+  dropkit study --json              the results as JSON, for other programs
+"""
 
 
 def command(
@@ -22,8 +35,10 @@ def command(
         str | None, typer.Option(help="How large the study is. [default: quick]", show_default=False)
     ] = None,
     seed: Annotated[
-        int | None,
-        typer.Option(help="Decides every split, weight, shuffle and mask. [default: 0]", show_default=False),
+        str | None,
+        typer.Option(
+            metavar="<int>", help="Decides every split, weight, shuffle and mask. [default: 0]", show_default=False
+        ),
     ] = None,
     name: Annotated[
         str | None,
@@ -33,32 +48,29 @@ def command(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the advice alone.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON, and nothing else.")] = False,
 ) -> None:
-    """Find out on real data whether dropout helps, at which rate, and against which alternative.
-
-    Trains networks without regularisation, with dropout and with weight decay, chooses each strength on some seeds and
-    confirms it on fresh ones, and ends in a sentence of advice, a table, and a report to open in a browser.
-
-    \b
-    Examples
-      dropkit study                    the embedded MNIST sample: some two minutes on two cores
-      dropkit study --seed 1 --name b  another seed, into runs/b
-      dropkit study --resume runs/b    go on after Ctrl-C or a crash; same results
-      dropkit study --json             results for other programs
-    """
-    path = _resumed(resume, data, budget, seed, name) if resume else _new(data, name)
+    """Find out on real data whether dropout helps, at which rate, and against which alternative."""
+    number = None if seed is None else _whole(seed)
+    path = _resumed(resume, data, budget, number, name) if resume else _new(data, name)
     try:
         with progress_shown(quiet or as_json) as progress:
             if resume:
                 result = api.resume(path, progress=progress)
             else:
                 result = api.run(
-                    data or "mnist", budget=budget or "quick", seed=seed or 0, directory=path, progress=progress
+                    data or "mnist", budget=budget or "quick", seed=number or 0, directory=path, progress=progress
                 )
     except KeyboardInterrupt:
         goes_on = f"Go on with: dropkit study --resume {path}" if path.exists() else "Nothing was written."
         typer.echo(f"Stopped. {goes_on}", err=True)
         raise typer.Exit(130) from None
     _show(result, quiet=quiet, as_json=as_json)
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ArgumentError(f"--seed must be a whole number from 0, got {text!r}. The default is 0.") from None
 
 
 def _new(data: str | None, name: str | None) -> Path:
@@ -103,7 +115,7 @@ def _show(result: Result, *, quiet: bool, as_json: bool) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 120
-    console.print(rich_table(result.findings))
+    console.print(rich_table(result.findings, console.width))
     console.print(Text(" ".join(NOTES), style="dim"))
     for caution in result.cautions:
         console.print(Text(f"\nCaution: {caution}", style="yellow"))

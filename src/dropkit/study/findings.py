@@ -21,14 +21,14 @@ class Findings:
         summary: What was measured.
         verdict: The advice, from the confirmation alone.
         cautions: What a reader should know beside it.
-        test: The leading method against none on the test rows; None where nothing could be compared.
+        test_rows: Each recommended method against none on the test rows, or the leader where none is recommended.
         seconds: Training time of each pack.
     """
 
     summary: Summary
     verdict: Verdict
     cautions: tuple[str, ...]
-    test: OnTestRows | None
+    test_rows: tuple[OnTestRows, ...]
     seconds: Mapping[str, float]
 
 
@@ -36,5 +36,6 @@ def find(folder: RunFolder, data: Dataset) -> Findings:
     """Summarise and judge a study whose packs have all trained, then use the test rows."""
     summary = summarise(folder.plan, folder.records().values())
     verdict = judge(summary)
-    test = score_test_rows(folder, data, summary, verdict.leader) if verdict.leader else None
-    return Findings(summary, verdict, tuple(cautions(summary)), test, folder.seconds())
+    candidates = verdict.recommended or ((verdict.leader,) if verdict.leader else ())
+    test_rows = tuple(score_test_rows(folder, data, summary, method) for method in candidates)
+    return Findings(summary, verdict, tuple(cautions(summary)), test_rows, folder.seconds())

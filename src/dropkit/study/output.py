@@ -72,7 +72,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
         "cautions": list(findings.cautions),
         "methods": {name: _arm(arm) for name, arm in summary.arms.items()},
         "comparisons": {name: asdict(comparison) for name, comparison in summary.comparisons.items()},
-        "test_rows": asdict(findings.test) if findings.test else None,
+        "test_rows": [asdict(test) for test in findings.test_rows],
         "plan": json.loads(plan.to_json()),
         "seconds": round(sum(findings.seconds.values()), 2),
         "versions": {"dropkit": __version__, "torch": torch.__version__, "python": platform.python_version()},

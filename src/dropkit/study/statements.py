@@ -1,24 +1,24 @@
 """The statistics of a study in plain words, for the report."""
 
 from dropkit.study.findings import Findings
+from dropkit.study.methods import METHODS
 from dropkit.study.plan import LEVEL, RELEVANT
 from dropkit.study.summary import early_loss, last_loss
+from dropkit.study.test_rows import OnTestRows
 from dropkit.study.wording import change, joined, p_value, percent, signed
 
-__all__ = ["statements", "test_statement"]
+__all__ = ["statements", "test_statements"]
 
 
 def statements(findings: Findings) -> list[str]:
     """Return what was measured and tested, a paragraph a point."""
     texts = [_procedure(findings), *_early_stopping(findings), *_comparisons(findings)]
-    if findings.test is not None:
-        texts.append(test_statement(findings))
-    return texts
+    return texts + test_statements(findings)
 
 
 def _procedure(findings: Findings) -> str:
     plan = findings.summary.plan
-    family = joined([f"“{name}”" for name in plan.family])
+    family = joined([METHODS[name].title for name in plan.family])
     return (
         "Decided before the first model trained: one primary metric, the early-stopped validation log loss against "
         f"no regularisation; one family of tests ({family}); the corrected resampled t-test of Nadeau and Bengio "
@@ -59,17 +59,18 @@ def _comparisons(findings: Findings) -> list[str]:
     return texts
 
 
-def test_statement(findings: Findings) -> str:
-    """Say what the test rows say; they never overrule the confirmation."""
-    test = findings.test
-    assert test is not None  # noqa: S101  # the caller has looked
-    difference = test.difference
-    label = findings.summary.arms[test.method].label
-    agree = ", which includes no difference" if difference.low <= 0 <= difference.high else ""
+def test_statements(findings: Findings) -> list[str]:
+    """Say what the test rows say, a method a paragraph; they never overrule the confirmation."""
+    return [_test_statement(findings, test) for test in findings.test_rows]
+
+
+def _test_statement(findings: Findings, test: OnTestRows) -> str:
+    found = test.difference
+    agree = ", which includes no difference" if found.low <= 0 <= found.high else ""
     return (
-        f"On the {findings.summary.plan.budget.test_rows:,} test rows, used once: {label} {test.loss:.3f}, no "
-        f"regularisation {test.none_loss:.3f}, difference {signed(difference.mean)} (95 % bootstrap interval over "
-        f"rows {signed(difference.low)} to {signed(difference.high)}{agree}); accuracy {test.accuracy:.3f} and "
-        f"{test.none_accuracy:.3f}. Means over {test.models} models of each, all early-stopped. This checks the "
-        "advice and never overrules it."
+        f"On the {findings.summary.plan.budget.test_rows:,} test rows, used once: "
+        f"{findings.summary.arms[test.method].label} {test.loss:.3f}, no regularisation {test.none_loss:.3f}, "
+        f"difference {signed(found.mean)} (95 % bootstrap interval over rows {signed(found.low)} to "
+        f"{signed(found.high)}{agree}); accuracy {test.accuracy:.3f} and {test.none_accuracy:.3f}. Means over "
+        f"{test.models} models of each, all early-stopped. This checks the advice and never overrules it."
     )

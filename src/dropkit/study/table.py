@@ -1,5 +1,7 @@
 """The table of a study: one row a method, the confirmation's means and what the test says."""
 
+from typing import Literal
+
 from dropkit.study.findings import Findings
 from dropkit.study.methods import METHODS
 from dropkit.study.summary import early_loss, last_loss
@@ -24,6 +26,8 @@ NOTES = (
     "p: corrected resampled t-test of the early-stopped loss against none, after Holm; the only test here.",
     "Smallest effect: what these seeds detect with 80 % power, approximately. Accuracy: early stopped.",
 )
+_GAP = HEADINGS[8]
+_WIDE = 92
 _DASH = "\N{EN DASH}"
 
 
@@ -69,26 +73,31 @@ def _name(method: str) -> str:
     return method.replace("_", " ")
 
 
-def table_text(findings: Findings, width: int = 110) -> str:
+def table_text(findings: Findings, width: int = 100) -> str:
     """Return the table as plain text."""
     import io
 
     from rich.console import Console
 
     file = io.StringIO()
-    Console(file=file, width=width, color_system=None).print(rich_table(findings))
+    Console(file=file, width=width, color_system=None).print(rich_table(findings, width))
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 
 
-def rich_table(findings: Findings) -> object:
-    """Return the table for a rich console."""
+def rich_table(findings: Findings, width: int) -> object:
+    """Return the table for a rich console; on a narrow one without deviations and gap."""
     from rich import box
     from rich.table import Table
 
+    narrow = width < _WIDE
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0, header_style="bold")
     for heading in HEADINGS:
-        textual = heading in ("method", "strength")
-        table.add_column(heading, justify="left" if textual else "right", vertical="bottom", no_wrap=False)
+        if not (narrow and heading == _GAP):
+            side: Literal["left", "right"] = "left" if heading in HEADINGS[:2] else "right"
+            table.add_column(heading.replace(" ", "\n"), justify=side, no_wrap=True)
     for name, cells in zip(findings.summary.plan.strengths, table_rows(findings), strict=True):
-        table.add_row(*cells, style="bold green" if name in findings.verdict.recommended else None)
+        shown = [cell.split(" \N{PLUS-MINUS SIGN}")[0] for cell in cells] if narrow else list(cells)
+        if narrow:
+            del shown[HEADINGS.index(_GAP)]
+        table.add_row(*shown, style="bold green" if name in findings.verdict.recommended else None)
     return table

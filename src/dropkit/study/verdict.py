@@ -24,7 +24,7 @@ class Verdict:
         kind: ``"helps"``: one method is better than the rest; ``"tie"``: several help and cannot be told apart;
             ``"nothing"``: an effect worth having would have been seen, and was not; ``"cannot tell"``.
         recommended: The recommended methods, more than one in a tie; empty where none is recommended.
-        leader: The method whose mean is lowest, which the test rows compare with none; None where nothing was compared.
+        leader: The method whose mean is lowest; None where nothing was compared.
         sentence: The advice.
     """
 

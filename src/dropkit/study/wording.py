@@ -19,7 +19,7 @@ def signed(value: float, digits: int = 3) -> str:
 def percent(share: float) -> str:
     """Write a share without its sign, to two figures at most."""
     value = abs(share) * 100
-    return f"{value:.0f} %" if value >= 9.5 else f"{value:.1f} %" if value >= 0.05 else "less than 0.1 %"
+    return f"{value:.2g} %" if value >= 0.1 else "less than 0.1 %"
 
 
 def change(share: float) -> str:

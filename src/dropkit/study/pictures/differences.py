@@ -23,8 +23,8 @@ def draw(findings: Findings) -> "Figure":
         reach = comparison.smallest_effect
         panel.barh(row, 2 * reach, left=-reach, height=0.5, color="#e5e7eb", zorder=0)
         panel.plot(values, [row] * len(values), "o", color=colour(arm.method), ms=5, alpha=0.55, mew=0)
-        look = {"fmt": "D", "color": colour(arm.method), "mfc": "white", "ms": 7, "capsize": 4, "zorder": 5}
-        panel.errorbar(comparison.difference, row, xerr=comparison.standard_error, **look)
+        mean, error, paint = comparison.difference, comparison.standard_error, colour(arm.method)
+        panel.errorbar(mean, row, xerr=error, fmt="D", color=paint, mfc="white", ms=7, capsize=4, zorder=5)
     panel.axvline(0, color="#374151", lw=1)
     panel.set_yticks(range(len(summary.comparisons)), [summary.arms[name].label for name in summary.comparisons])
     panel.set_ylim(len(summary.comparisons) - 0.5, -0.5)

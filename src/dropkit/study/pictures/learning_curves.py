@@ -27,7 +27,7 @@ def draw(findings: Findings) -> "Figure":
             for record in arm.records
         )
         axes[0].set_ylim(0, tallest * 1.15)
-        axes[0].legend(loc="upper right")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     axes[0].set_ylabel("log loss")
     return figure
 
