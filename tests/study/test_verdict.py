@@ -62,7 +62,9 @@ def test_a_tie_is_named_and_ordered_as_the_plan(made_up: Callable[..., Summary])
 def test_nothing_beats_early_stopping(made_up: Callable[..., Summary]) -> None:
     verdict = judge(made_up(study(0.299, 0.301, 0.002)))
     assert (verdict.kind, verdict.recommended, verdict.leader) == ("nothing", (), "dropout")
-    assert verdict.sentence.startswith("Nothing beats early stopping alone here: the best of the rest, dropout at p = 0.5")
+    assert verdict.sentence.startswith(
+        "Nothing beats early stopping alone here: the best of the rest, dropout at p = 0.5"
+    )
     assert "or more would have been seen (8 fresh seeds)." in verdict.sentence
 
 

@@ -11,19 +11,19 @@ __all__ = ["progress_shown"]
 
 
 @contextmanager
-def progress_shown(quiet: bool) -> Iterator[ProgressCallback | None]:
-    """Show progress on stderr while the block runs; `quiet` shows nothing."""
+def progress_shown(heading: str, *, quiet: bool) -> Iterator[ProgressCallback | None]:
+    """Show progress on stderr under a heading while the block runs; `quiet` shows nothing."""
     if quiet:
         yield None
     elif sys.stderr.isatty():
-        with _bar() as callback:
+        with _bar(heading) as callback:
             yield callback
     else:
-        yield _Lines()
+        yield _Lines(heading)
 
 
 @contextmanager
-def _bar() -> Iterator[ProgressCallback]:
+def _bar(heading: str) -> Iterator[ProgressCallback]:
     from rich import progress as rich
     from rich.console import Console
 
@@ -40,6 +40,7 @@ def _bar() -> Iterator[ProgressCallback]:
 
         def show(state: Progress) -> None:
             if bar.tasks[0].total is None:  # what an earlier run did is no part of this one's speed
+                bar.console.print(heading, highlight=False, soft_wrap=True)
                 bar.reset(task, total=state.total, completed=state.done)
             if state.note:
                 bar.console.print(state.note, highlight=False)
@@ -51,13 +52,15 @@ def _bar() -> Iterator[ProgressCallback]:
 class _Lines:
     """A line for every tenth of the work, with the time left."""
 
-    def __init__(self) -> None:
+    def __init__(self, heading: str) -> None:
+        self.heading = heading
         self.began = time.monotonic()
         self.first: int | None = None
         self.tenth = 0
 
     def __call__(self, state: Progress) -> None:
         if self.first is None:
+            self._print(self.heading)
             self.first = state.done
             self.tenth = 10 * state.done // state.total
         if state.note:

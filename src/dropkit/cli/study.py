@@ -51,8 +51,9 @@ def command(
     """Find out on real data whether dropout helps, at which rate, and against which alternative."""
     number = None if seed is None else _whole(seed)
     path = _resumed(resume, data, budget, number, name) if resume else _new(data, name)
+    heading = f"{'Going on with' if resume else 'Results go to'} {path}"
     try:
-        with progress_shown(quiet or as_json) as progress:
+        with progress_shown(heading, quiet=quiet or as_json) as progress:
             if resume:
                 result = api.resume(path, progress=progress)
             else:

@@ -6,6 +6,7 @@ done; a pack counts as trained when the mark behind its last trial is there.
 
 import io
 import os
+import shutil
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -76,17 +77,15 @@ class RunFolder:
         Raises:
             RunError: If the directory is already there or cannot be made.
         """
-        if path.exists():
-            raise RunError(f"{path} is already there. Choose another name, or go on with it: --resume {path}")
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
+            if path.exists():
+                raise RunError(f"{path} is already there. Choose another name, or go on with it: --resume {path}")
             temporary.mkdir(parents=True)
             (temporary / _MODELS).mkdir()
             write_atomic(temporary / _PLAN, plan.to_json())
             temporary.rename(path)
         except OSError as error:
-            import shutil
-
             shutil.rmtree(temporary, ignore_errors=True)
             raise RunError(f"{path} cannot be made: {error.strerror or error}. Choose another place.") from None
         return cls(path, plan)
@@ -161,7 +160,7 @@ class RunFolder:
         """
         found: dict[str, list[npt.NDArray[np.float32]]] = {}
         try:
-            with np.load(self._models_path(pack), allow_pickle=False) as arrays:
+            with self._models_path(pack).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 for name in sorted(arrays.files, key=lambda name: int(name.rpartition("/")[2])):
                     found.setdefault(name.rpartition("/")[0], []).append(arrays[name])
         except (OSError, ValueError, zipfile.BadZipFile):
@@ -240,7 +239,7 @@ def _to_optuna(record: Record, pack: Pack) -> Any:
         params={"method": trial.method, "strength": record.strength},
         distributions={
             "method": CategoricalDistribution(list(METHODS)),
-            "strength": FloatDistribution(0.0, 1e9),
+            "strength": FloatDistribution(0.0, 1e300),
         },
         user_attrs=attributes,
         intermediate_values=dict(enumerate(found.validation_loss, start=1)),

@@ -81,6 +81,9 @@ def svg(picture: Picture, findings: Findings) -> str:
         figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     element = text.getvalue()
     element = element[element.index("<svg") :]
+    element = re.sub(
+        r'<g id="[^"]*">', "<g>", element
+    )  # nothing refers to groups, and pictures would share their names
     return re.sub(
         r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{picture.title}">', element
     )

@@ -1,0 +1,169 @@
+"""`dropkit study`: what it prints where, its exit codes, and its one-line mistakes."""
+
+import json
+import runpy
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from dropkit import __version__
+from dropkit.cli.app import app
+from dropkit.cli.progress import progress_shown
+from dropkit.study import BUDGETS, SOURCES, Progress
+
+shared = runpy.run_path(str(Path(__file__).parents[1] / "study" / "conftest.py"))
+
+
+@pytest.fixture(autouse=True)
+def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run in an empty directory, with toy data and a tiny budget among the known ones."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(SOURCES, "toy", shared["make_toy"])
+    monkeypatch.setitem(BUDGETS, "tiny", shared["TINY"])
+
+
+def call(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        app(list(arguments))
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+TOY = ("study", "toy", "--budget", "tiny")
+
+
+def test_a_study_prints_table_advice_and_report(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(*TOY, "--name", "one") == 0
+    out, err = capsys.readouterr()
+    data = json.loads(Path("runs/one/results.json").read_text())
+    assert " ".join(data["verdict"]["sentence"].split()) in " ".join(out.split())
+    assert "Report: runs/one/report.html" in out
+    assert "weight decay" in out
+    assert "Results go to runs/one" in err
+    assert "100 %" in err
+    assert "chosen: dropout" in err
+
+
+def test_quiet_and_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(*TOY, "--quiet", "--name", "q") == 0
+    out, err = capsys.readouterr()
+    assert (out.count("\n"), err) == (1, "")
+    assert call("study", "--resume", "runs/q", "--json") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    data = json.loads(out)
+    assert data["directory"] == "runs/q"
+    assert data["verdict"]["kind"] in ("helps", "tie", "nothing", "cannot tell")
+
+
+def test_default_names_hold_the_source(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(*TOY, "--quiet") == 0
+    (folder,) = Path("runs").iterdir()
+    assert folder.name.startswith("toy-")
+
+
+def test_interrupted_and_resumed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call(*TOY, "--quiet", "--name", "whole") == 0
+
+    @contextmanager
+    def interrupting(heading: str, *, quiet: bool) -> Iterator[Callable[[Progress], None]]:
+        def press(state: Progress) -> None:
+            if state.done >= 40:
+                raise KeyboardInterrupt
+
+        yield press
+
+    shown = progress_shown
+    monkeypatch.setattr("dropkit.cli.study.progress_shown", interrupting)
+    capsys.readouterr()
+    assert call(*TOY, "--name", "cut") == 130
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[-1] == "Stopped. Go on with: dropkit study --resume runs/cut"
+    assert not Path("runs/cut/results.csv").exists()
+    monkeypatch.setattr("dropkit.cli.study.progress_shown", shown)
+    assert call("study", "--resume", "runs/cut") == 0
+    assert "Going on with runs/cut" in capsys.readouterr().err
+    assert Path("runs/cut/results.csv").read_bytes() == Path("runs/whole/results.csv").read_bytes()
+
+
+MISTAKES = [
+    (["study", "cifar"], "`data` must be one of 'mnist'"),
+    (["study", "--budget", "huge"], "`budget` must be one of 'quick'"),
+    (["study", "--seed", "-1"], "`seed` must be an integer in [0, 2**64), got -1"),
+    (["study", "--seed", "1.5"], "--seed must be a whole number from 0, got '1.5'"),
+    (["study", "--seed", "x"], "--seed must be a whole number from 0, got 'x'"),
+    (["study", "--seed", ""], "--seed must be a whole number from 0, got ''"),
+    (["study", "--name", "a/b"], "--name must be one directory name"),
+    (["study", "--name", ""], "--name must be one directory name"),
+    (["study", "--name", ".."], "--name must be one directory name"),
+    (["study", "--name", "there"], "runs/there is already there"),
+    (["study", "--resume", "runs/absent"], "runs/absent is no run of a study"),
+    (["study", "--resume", "runs/there"], "runs/there is no run of a study"),
+    (["study", "--resume"], "--resume"),
+    (["study", "--bugdet", "quick"], "--budget"),
+    (["study", "mnist", "churn"], "churn"),
+    (["stduy"], "study"),
+    (["--verison"], "--version"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_two(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("runs/there").mkdir(parents=True)
+    assert call(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert words in err
+    assert err.count("\n") == 1
+    assert err.startswith("dropkit: ")
+    assert [path.name for path in Path("runs").iterdir()] == ["there"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--seed", "4"), ("--budget", "quick"), ("--name", "other"), (None, "mnist")]
+)
+def test_a_resumed_run_keeps_its_plan(option: str | None, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from dropkit.study.methods import METHODS
+    from dropkit.study.plan import make_plan
+
+    plan = make_plan(shared["make_toy"](), shared["TINY"], 0, {name: METHODS[name].strengths for name in METHODS})
+    Path("runs/one").mkdir(parents=True)
+    Path("runs/one/plan.json").write_text(plan.to_json())
+    assert call("study", *([option] if option else []), value, "--resume", "runs/one") == 2
+    err = capsys.readouterr().err
+    assert "differs from" in err
+    assert "Leave it out" in err
+    assert err.count("\n") == 1
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--version") == 0
+    assert capsys.readouterr().out == f"dropkit {__version__}\n"
+    assert call("--help") == 0
+    assert "study" in capsys.readouterr().out
+    assert call("study", "--help") == 0
+    out = capsys.readouterr().out
+    assert "Examples:\n  " in out
+    for option in ("--budget", "--seed", "--name", "--resume", "--quiet", "--json"):
+        assert option in out
+
+
+def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    call()
+    out, err = capsys.readouterr()
+    assert "Usage: dropkit" in out + err
+
+
+def test_a_terminal_gets_a_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with progress_shown("Results go to runs/x", quiet=False) as show:
+        assert show is not None
+        show(Progress("selection", 0, 10))
+        show(Progress("confirmation", 10, 10, "chosen: dropout p = 0.5"))
+    assert "chosen: dropout p = 0.5" in capsys.readouterr().err

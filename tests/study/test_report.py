@@ -1,0 +1,112 @@
+"""The report: one file that says everything and asks nothing of anyone."""
+
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from dropkit import study
+from dropkit.study import Budget, Dataset
+from dropkit.study.findings import Findings
+from dropkit.study.pictures import PICTURES, svg
+from dropkit.study.report import report_html
+from dropkit.study.result import Result
+from dropkit.study.summary import Summary
+from dropkit.study.table import HEADINGS, table_rows, table_text
+from dropkit.study.verdict import judge
+
+
+class Page(HTMLParser):
+    """Collects what a browser would fetch, the ids, and whether every tag is closed."""
+
+    VOID = frozenset({"meta", "path", "use", "rect", "circle", "line", "br", "image"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.ids: list[str] = []
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        for name, value in attributes:
+            if name == "id":
+                self.ids.append(str(value))
+            if name in ("src", "href", "xlink:href", "action", "data", "srcset") and not str(value).startswith("#"):
+                self.fetched.append(str(value))
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attributes)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def result(toy: Dataset, tiny: Budget, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    return study.run(toy, budget=tiny, directory=tmp_path_factory.mktemp("runs") / "report")
+
+
+def test_nothing_is_fetched_and_no_script_runs(result: Result) -> None:
+    text = result.report.read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.fetched == []
+    assert page.open == []
+    assert page.tags.isdisjoint({"script", "link", "iframe", "object", "embed", "img", "base"})
+    assert not re.search(r"@import|url\((?!#)|\son\w+=", text)
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_it_says_everything(result: Result) -> None:
+    text = result.report.read_text(encoding="utf-8")
+    assert result.verdict.sentence in text.replace("&gt;", ">").replace("&lt;", "<")
+    assert text.index("advice") < text.index("<table")
+    for part in (
+        *HEADINGS,
+        "Nadeau and Bengio",
+        "learning rate 0.001",
+        "6-16-8-3",
+        "Holm",
+        *(p.title for p in PICTURES),
+    ):
+        assert part in text, part
+    assert text.count("<svg") == len(PICTURES)
+
+
+def test_pictures_are_the_same_every_time(result: Result) -> None:
+    for picture in PICTURES:
+        assert svg(picture, result.findings) == svg(picture, result.findings)
+
+
+def test_text_from_data_is_escaped(toy: Dataset, tiny: Budget, tmp_path: Path) -> None:
+    nasty = Dataset("toy", "<script>alert(1)</script>", toy.inputs, toy.targets, note="<img src=http://x>")
+    found = study.run(nasty, budget=tiny, methods=["dropout"], rates=[0.5], directory=tmp_path / "nasty")
+    page = Page(found.report.read_text(encoding="utf-8"))
+    assert page.tags.isdisjoint({"script", "img"})
+
+
+@pytest.mark.parametrize("diverged", [("none",), ("dropout",), ("dropout", "weight_decay")])
+def test_it_is_written_when_runs_diverged(made_up: Callable[..., Summary], diverged: tuple[str, ...]) -> None:
+    early = dict.fromkeys(("none", "dropout", "weight_decay"), lambda strength, seed: 0.3 + 0.001 * seed)
+    summary = made_up(early, diverged=lambda trial: trial.method in diverged)
+    findings = Findings(summary, judge(summary), (), (), {})
+    Page(report_html(findings))
+    assert [cells[0] for cells in table_rows(findings)] == ["none", "dropout", "weight decay"]
+    assert "diverged" in table_text(findings)
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_the_table_fits_the_terminal(result: Result, width: int) -> None:
+    text = table_text(result.findings, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    assert "weight decay" in text

@@ -1,0 +1,81 @@
+"""Splits: nothing is used twice, every class is everywhere, and all follows from the seed."""
+
+import numpy as np
+import pytest
+
+from dropkit.errors import DataError
+from dropkit.study import SOURCES, Budget, Dataset
+from dropkit.study.packed import shuffled
+from dropkit.study.splits import outer_split, seed_key, seed_split
+
+
+def test_parts_are_disjoint_and_of_the_right_size(toy: Dataset, tiny: Budget) -> None:
+    test, rest = outer_split(toy, tiny, 3)
+    for number in range(4):
+        split = seed_split(toy, rest, tiny, seed_key(3, number))
+        parts = [test, split.train, split.inner, split.validation]
+        assert [len(part) for part in parts] == [100, 200, 60, 100]
+        together = np.concatenate(parts)
+        assert len(np.unique(together)) == len(together)
+        for part in parts:
+            shares = np.bincount(toy.targets[part], minlength=3) / len(part)
+            np.testing.assert_allclose(shares, np.bincount(toy.targets) / toy.rows, atol=0.03)
+
+
+def test_test_rows_do_not_depend_on_seeds_of_the_study_and_splits_do(toy: Dataset, tiny: Budget) -> None:
+    test, rest = outer_split(toy, tiny, 0)
+    again, _ = outer_split(toy, tiny, 0)
+    assert (test == again).all()
+    assert set(test) != set(outer_split(toy, tiny, 1)[0])
+    first, second = (seed_split(toy, rest, tiny, seed_key(0, number)) for number in (0, 1))
+    assert set(first.validation) != set(second.validation)
+    same = seed_split(toy, rest, tiny, seed_key(0, 0))
+    assert (same.train == first.train).all()
+
+
+def test_shuffles_keep_the_rows_and_change_with_the_epoch(toy: Dataset) -> None:
+    rows = np.arange(200)
+    first, second = shuffled(seed_key(0, 0), rows, 0), shuffled(seed_key(0, 0), rows, 1)
+    assert sorted(first) == sorted(second) == list(rows)
+    assert (first != second).any()
+    assert (first == shuffled(seed_key(0, 0), rows, 0)).all()
+
+
+def test_a_class_too_small_to_split_is_refused(tiny: Budget) -> None:
+    targets = np.zeros(500, np.int64)
+    targets[0] = 1
+    data = Dataset("lone", "One of a kind", np.ones((500, 2)), targets)
+    with pytest.raises(DataError, match=r"lone.*100 of 500 rows with every class cannot be set aside"):
+        outer_split(data, tiny, 0)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "message"),
+    [
+        (np.zeros(3), np.zeros(3, int), "shape"),
+        (np.zeros((3, 2)), np.zeros(2, int), "shape"),
+        (np.zeros((0, 2)), np.zeros(0, int), "shape"),
+        (np.zeros((2, 2)), np.array([0.0, 1.0]), "integers from 0"),
+        (np.zeros((2, 2)), np.array([-1, 1]), "integers from 0"),
+        (np.zeros((2, 2)), np.array([0, 0]), "at least two"),
+        (np.zeros((2, 2)), np.array([0, 2]), "every class"),
+        (np.array([["a"], ["b"]]), np.array([0, 1]), "numbers"),
+        (np.array([[np.nan], [1]]), np.array([0, 1]), "NaN or infinity"),
+        (np.array([[1e300], [1]]), np.array([0, 1]), "NaN or infinity"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_unfit_data_are_refused(inputs: np.ndarray, targets: np.ndarray, message: str) -> None:
+    with pytest.raises(DataError, match=f"Data set 'bad'.*{message}"):
+        Dataset("bad", "Bad", inputs, targets)
+
+
+def test_every_source_loads() -> None:
+    for name, load in SOURCES.items():
+        data = load()
+        assert data.name == name
+        assert data.title
+        assert data.note
+    mnist = SOURCES["mnist"]()
+    assert (mnist.rows, mnist.columns, mnist.classes) == (5000, 784, 10)
+    assert (mnist.inputs.min(), mnist.inputs.max()) == (0.0, 1.0)
