@@ -13,8 +13,11 @@ from dropkit.study.findings import Findings
 from dropkit.study.pictures import PICTURES, svg
 from dropkit.study.report import report_html
 from dropkit.study.result import Result
+from dropkit.study.statements import statement_on_test_rows, statements
+from dropkit.study.statistics import Interval
 from dropkit.study.summary import Summary
 from dropkit.study.table import HEADINGS, table_rows, table_text
+from dropkit.study.test_rows import OnTestRows
 from dropkit.study.verdict import judge
 
 
@@ -110,3 +113,33 @@ def test_the_table_fits_the_terminal(result: Result, width: int) -> None:
     assert max(map(len, text.splitlines())) <= width
     assert "\N{HORIZONTAL ELLIPSIS}" not in text
     assert "weight decay" in text
+
+
+def test_the_test_rows_have_their_say(result: Result, made_up: Callable[..., Summary]) -> None:
+    text = statement_on_test_rows(result.findings)
+    for test in result.findings.test_rows:
+        assert f"loss {test.loss:.3f} with" in text
+        assert f"against {test.none_loss:.3f} without regularisation" in text
+    assert text in result.report.read_text(encoding="utf-8")
+    same = dict.fromkeys(("none", "dropout", "weight_decay"), lambda strength, seed: 0.3 + 0.001 * seed)
+    summary = made_up(same)
+    row = OnTestRows("dropout", 8, 0.3, 0.31, 0.9, 0.89, Interval(-0.01, -0.03, 0.01))
+    text = statement_on_test_rows(Findings(summary, judge(summary), (), (row,), {}))
+    assert "\N{MINUS SIGN}0.030 to +0.010, which includes no difference" in text
+    assert statement_on_test_rows(Findings(summary, judge(summary), (), (), {})) == ""
+
+
+def test_the_statements_name_every_comparison(made_up: Callable[..., Summary]) -> None:
+    summary = made_up(
+        {
+            "none": lambda strength, seed: 0.3,
+            "dropout": lambda strength, seed: 0.25 + 0.0001 * (-1) ** seed + 0.1 * (strength != 0.5),
+            "weight_decay": lambda strength, seed: 0.35 + 0.0001 * (-1) ** seed + 0.1 * (strength != 1),
+        }
+    )
+    _, stopping, dropout, decay = statements(Findings(summary, judge(summary), (), (), {}))
+    assert "early stopping alone is worth \N{MINUS SIGN}0.080" in stopping
+    assert dropout.startswith("Dropout at p = 0.5, early-stopped, is better than early stopping alone: ")
+    assert "(17 % lower)" in dropout
+    assert "\N{MINUS SIGN}0.050 from no regularisation at the last epoch, and by +0.030 from no" in dropout
+    assert decay.startswith("Weight decay at λ = 1, early-stopped, is worse than early stopping alone: +0.050")

@@ -111,6 +111,7 @@ def _show(result: Result, *, quiet: bool, as_json: bool) -> None:
     from rich.console import Console
     from rich.text import Text
 
+    from dropkit.study.statements import statement_on_test_rows
     from dropkit.study.table import NOTES, rich_table
 
     console = Console(highlight=False)
@@ -120,5 +121,6 @@ def _show(result: Result, *, quiet: bool, as_json: bool) -> None:
     console.print(Text(" ".join(NOTES), style="dim"))
     for caution in result.cautions:
         console.print(Text(f"\nCaution: {caution}", style="yellow"))
+    console.print(Text(f"\n{statement_on_test_rows(result.findings)}", style="dim"))
     console.print(Text(f"\n{result.verdict.sentence}", style="bold"))
     console.print(f"\nReport: {result.report}", soft_wrap=True)

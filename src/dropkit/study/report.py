@@ -9,7 +9,7 @@ from dropkit.study._atomic import write_atomic
 from dropkit.study.findings import Findings
 from dropkit.study.methods import METHODS
 from dropkit.study.pictures import PICTURES, svg
-from dropkit.study.statements import statements, test_statements
+from dropkit.study.statements import statement_on_test_rows, statements
 from dropkit.study.table import HEADINGS, NOTES, table_rows
 from dropkit.study.verdict import CANNOT_TELL, HELPS, NOTHING, TIE
 
@@ -42,7 +42,7 @@ def report_html(findings: Findings) -> str:
         rows=list(zip(table_rows(findings), recommended, strict=True)),
         notes=NOTES,
         statements=statements(findings),
-        checks=test_statements(findings),
+        check=statement_on_test_rows(findings),
         pictures=[(picture, svg(picture, findings)) for picture in PICTURES] if findings.summary.comparisons else [],
         settings=_settings(findings),
         version=__version__,

@@ -7,13 +7,12 @@ from dropkit.study.summary import early_loss, last_loss
 from dropkit.study.test_rows import OnTestRows
 from dropkit.study.wording import change, joined, p_value, percent, signed
 
-__all__ = ["statements", "test_statements"]
+__all__ = ["statement_on_test_rows", "statements"]
 
 
 def statements(findings: Findings) -> list[str]:
     """Return what was measured and tested, a paragraph a point."""
-    texts = [_procedure(findings), *_early_stopping(findings), *_comparisons(findings)]
-    return texts + test_statements(findings)
+    return [_procedure(findings), *_early_stopping(findings), *_comparisons(findings)]
 
 
 def _procedure(findings: Findings) -> str:
@@ -59,18 +58,23 @@ def _comparisons(findings: Findings) -> list[str]:
     return texts
 
 
-def test_statements(findings: Findings) -> list[str]:
-    """Say what the test rows say, a method a paragraph; they never overrule the confirmation."""
-    return [_test_statement(findings, test) for test in findings.test_rows]
+def statement_on_test_rows(findings: Findings) -> str:
+    """Say what the test rows say; nothing where no method could be compared."""
+    if not findings.test_rows:
+        return ""
+    models = findings.test_rows[0].models
+    return (
+        f"On the {findings.summary.plan.budget.test_rows:,} test rows, used once: "
+        f"{'; '.join(_on_test_rows(findings, test) for test in findings.test_rows)}. Means over {models} early-stopped "
+        "models of each; they check the advice and never overrule it."
+    )
 
 
-def _test_statement(findings: Findings, test: OnTestRows) -> str:
+def _on_test_rows(findings: Findings, test: OnTestRows) -> str:
     found = test.difference
     agree = ", which includes no difference" if found.low <= 0 <= found.high else ""
     return (
-        f"On the {findings.summary.plan.budget.test_rows:,} test rows, used once: "
-        f"{findings.summary.arms[test.method].label} {test.loss:.3f}, no regularisation {test.none_loss:.3f}, "
-        f"difference {signed(found.mean)} (95 % bootstrap interval over rows {signed(found.low)} to "
-        f"{signed(found.high)}{agree}); accuracy {test.accuracy:.3f} and {test.none_accuracy:.3f}. Means over "
-        f"{test.models} models of each, all early-stopped. This checks the advice and never overrules it."
+        f"loss {test.loss:.3f} with {findings.summary.arms[test.method].label} against {test.none_loss:.3f} without "
+        f"regularisation, {signed(found.mean)} (95 % bootstrap interval over rows {signed(found.low)} to "
+        f"{signed(found.high)}{agree}), accuracy {test.accuracy:.3f} against {test.none_accuracy:.3f}"
     )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from dropkit.study.findings import Findings
 from dropkit.study.methods import METHODS
-from dropkit.study.pictures.picture import LAST, MUTED, colour, panels
+from dropkit.study.pictures.picture import EARLY, LAST, MUTED, panels
 from dropkit.study.records import Record, Scores
 from dropkit.study.summary import Arm, Summary
 
@@ -32,7 +32,7 @@ def _draw_method(panel: "Axes", summary: Summary, name: str, score: Callable[[Sc
     method = METHODS[name]
     kinds: tuple[tuple[str, str, Callable[[Record], float]], ...] = (
         ("last epoch", LAST, lambda record: score(record.last)),
-        ("early stopped", colour(name), lambda record: score(record.early)),
+        ("early stopped", EARLY, lambda record: score(record.early)),
     )
     for kind, paint, value in kinds:
         arms = [arm for arm in summary.grid[name] if arm.records]

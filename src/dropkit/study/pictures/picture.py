@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["LAST", "MUTED", "Picture", "colour", "panels", "svg"]
+__all__ = ["EARLY", "LAST", "MUTED", "Picture", "colour", "panels", "svg"]
 
 MUTED = "#6b7280"
+EARLY = "#2563eb"
 LAST = "#b45309"
 _NONE = "#4b5563"
 _COLOURS = ("#2563eb", "#0d9488", "#9333ea", "#c2410c", "#be185d", "#4d7c0f")
