@@ -320,6 +320,23 @@ def test_atomic_writes_leave_the_old_file_or_the_new(tmp_path: Path, monkeypatch
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_full_disk_is_one_line_and_loses_nothing(
+    finished: Result, toy: Dataset, tiny: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    def fill(state: study.Progress) -> None:
+        if state.phase == "confirmation":
+            monkeypatch.setattr(os, "fsync", full)
+
+    with pytest.raises(RunError, match=r"cannot be written: No space left on device.*--resume"):
+        study.run(toy, budget=tiny, seed=5, directory=tmp_path / "full", progress=fill)
+    monkeypatch.undo()
+    study.resume(tmp_path / "full", data=toy)
+    assert (tmp_path / "full/results.csv").read_bytes() == (finished.directory / "results.csv").read_bytes()
+
+
 def test_noise_is_not_mistaken_for_a_signal(tiny: Budget, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     noise = Dataset("noise", "Noise", rng.normal(size=(500, 6)), rng.integers(0, 2, 500))

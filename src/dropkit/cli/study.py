@@ -2,14 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dropkit.cli.progress import progress_shown
 from dropkit.errors import ArgumentError
 from dropkit.study import api
-from dropkit.study.result import Result
+
+if TYPE_CHECKING:
+    from dropkit.study.result import Result
 
 __all__ = ["HELP", "command"]
 
@@ -99,7 +101,7 @@ def _resumed(path: Path, data: str | None, budget: str | None, seed: int | None,
     return path
 
 
-def _show(result: Result, *, quiet: bool, as_json: bool) -> None:
+def _show(result: "Result", *, quiet: bool, as_json: bool) -> None:
     if as_json:
         from dropkit.study.output import as_json as to_data
 

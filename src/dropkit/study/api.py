@@ -153,10 +153,14 @@ def _finish(folder: "RunFolder", data: Dataset, progress: ProgressCallback) -> "
     from dropkit.study.report import write_report
     from dropkit.study.result import Result
 
-    train_all(folder, data, progress)
-    findings = find(folder, data)
-    write_files(folder.path, findings)
-    write_report(folder.path / "report.html", findings)
+    try:
+        train_all(folder, data, progress)
+        findings = find(folder, data)
+        write_files(folder.path, findings)
+        write_report(folder.path / "report.html", findings)
+    except OSError as error:
+        remedy = f"Nothing that has trained is lost: make room, then go on with --resume {folder.path}"
+        raise RunError(f"{folder.path} cannot be written: {error.strerror or error}. {remedy}") from None
     return Result(folder.path, findings)
 
 
