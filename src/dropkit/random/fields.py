@@ -199,6 +199,11 @@ def _uniform(at: _Address, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     return ((_integers(at) >> np.uint32(9)) + 0.5) * 2.0**-23
 
 
+def _rounded(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Round float64 values to a type; to a half type by way of float32, as devices compute it."""
+    return np.asarray(values, np.float64 if dtype == np.float64 else np.float32).astype(dtype)
+
+
 def uniform(
     key: int,
     shape: Any,
@@ -233,7 +238,7 @@ def uniform(
     """
     places = {"broadcast_dims": broadcast_dims, "offset": offset, "full_shape": full_shape, "stream": stream}
     checked = _dtype("uniform", dtype)
-    return _uniform(_address("uniform", key, shape, **places), checked).astype(checked)
+    return _rounded(_uniform(_address("uniform", key, shape, **places), checked), checked)
 
 
 def normal(
@@ -277,4 +282,4 @@ def normal(
     first = _address("normal", key, shape, **places)
     second = first._replace(key=fold(first.key, SECOND_UNIFORM, 0))
     radius = np.sqrt(-2.0 * np.log(_uniform(first, checked)))
-    return np.asarray(radius * np.cos(2.0 * np.pi * _uniform(second, checked))).astype(checked)
+    return _rounded(radius * np.cos(2.0 * np.pi * _uniform(second, checked)), checked)

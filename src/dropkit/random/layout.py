@@ -57,6 +57,8 @@ def layout(
     mask_shape = tuple(1 if axis in shared else shape[axis] for axis in kept)
     lengths = [1 if axis in shared else whole[axis] for axis in kept]
     starts = [0 if axis in shared else start[axis] for axis in kept]
+    if lengths and (lengths[-1] > 2**34 or (full_shape is not None and math.prod(lengths[:-1]) > 2**64)):
+        raise argument_error(where, "full_shape", "at most 2**64 rows of 2**34 columns", whole)
     strides: list[int] = []
     for length in reversed([*lengths[1:-1], 1] if len(lengths) > 1 else []):
         strides.insert(0, length * (strides[0] if strides else 1))
@@ -78,6 +80,4 @@ def _whole(
     if any(start[axis] + shape[axis] > whole[axis] for axis in range(slices, rank)):
         remedy = f"The tensor of shape {shape} at offset {start} does not fit into it."
         raise argument_error(where, "full_shape", "at least offset + shape on every axis", whole, remedy)
-    if whole[slices:] and (whole[-1] > 2**34 or math.prod(whole[slices:-1]) > 2**64):
-        raise argument_error(where, "full_shape", "at most 2**64 rows of 2**34 columns", whole)
     return whole, start
