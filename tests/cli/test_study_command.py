@@ -17,6 +17,9 @@ from dropkit.study import BUDGETS, SOURCES, Progress
 shared = runpy.run_path(str(Path(__file__).parents[1] / "study" / "conftest.py"))
 
 
+one_thread = shared["one_thread"]
+
+
 @pytest.fixture(autouse=True)
 def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run in an empty directory, with toy data and a tiny budget among the known ones."""

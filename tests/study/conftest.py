@@ -1,9 +1,10 @@
 """A toy data set, a tiny budget, and studies whose numbers are made up."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import pytest
+import torch
 
 from dropkit.study import METHODS, Budget, Dataset
 from dropkit.study.plan import Plan, make_plan
@@ -22,6 +23,15 @@ TINY = Budget(
     "tiny", hidden=(16, 8), epochs=3, batch_size=32, test_rows=100, train_rows=200, inner_rows=60, validation_rows=100,
     confirmation_seeds=3, pack_size=6,
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny models gain nothing from threads, and threads that wait for each other crawl on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

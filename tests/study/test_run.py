@@ -112,7 +112,7 @@ else:
 def test_killed_twice_and_resumed(finished: Result, toy: Dataset, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     source = Path(study.__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(source), "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
     for epochs in (25, 75):  # within the selection, then within the confirmation
         command = [sys.executable, "-c", KILLED, str(folder), str(epochs), str(Path(__file__).parent)]
         done = subprocess.run(command, env=environment, capture_output=True, timeout=120, check=False)
