@@ -81,8 +81,9 @@ def _check_tensor(where: str, name: str, value: Tensor, dtype: torch.dtype, inpu
         raise argument_type_error(where, name, f"a number or a tensor of {dtype}", value, f"It has {value.dtype}.")
     if value.dim() > 1:
         raise argument_error(where, name, "a tensor of no axis or one", value, f"It has shape {tuple(value.shape)}.")
-    if value.dim() == 1 and (input.dim() == 0 or value.shape[0] != input.shape[0]):
-        remedy = f"It has {value.shape[0]} values, the input has shape {tuple(input.shape)}."
+    if value.dim() == 1 and (input.dim() == 0 or value.shape[0] != input.size(0)):  # a nested tensor has no shape
+        slices = f"{input.size(0)} slices" if input.dim() else "no axis"
+        remedy = f"It has {value.shape[0]} values, the input has {slices}."
         raise argument_error(where, name, "one value, or one for each slice of axis 0", value, remedy)
     if value.device != input.device and (value.dim() == 1 or value.device.type != "cpu"):
         raise argument_error(where, name, f"a tensor on the input's device {input.device}", value)

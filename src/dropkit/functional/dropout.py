@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from dropkit._checks import Choice, argument_error, argument_type_error
+from dropkit._checks import Choice
 from dropkit.functional import nested
 from dropkit.functional.address import (
     check_generator,
@@ -18,6 +18,7 @@ from dropkit.functional.address import (
     threshold_tensor,
 )
 from dropkit.functional.autograd import apply_dropout, traced
+from dropkit.functional.inputs import check_input, check_mask, check_writable, leading
 from dropkit.kernels import operators
 from dropkit.kernels.portable import select, survivor_scale
 from dropkit.random.layout import Layout, layout
@@ -26,9 +27,6 @@ __all__ = ["dropout"]
 
 _WHERE = "dropout"
 _SCALE_AT = Choice(("train", "eval"))
-_DTYPES = (
-    torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex32, torch.complex64, torch.complex128,
-)  # fmt: skip
 
 
 def dropout(
@@ -106,45 +104,63 @@ def dropout(
             dropout, tensors, input, p, training, inplace, broadcast_dims=broadcast_dims, generator=generator, key=key,
             mask=mask, return_mask=return_mask, stream=stream, offset=offset, full_shape=full_shape, scale_at=scale_at,
         )  # fmt: skip
-    _check_input(input, training=training, inplace=inplace, return_mask=return_mask)
-    _SCALE_AT.check(_WHERE, "scale_at", scale_at)
+    check_input(_WHERE, input, training=training, inplace=inplace, return_mask=return_mask)
+    scaled = _SCALE_AT.check(_WHERE, "scale_at", scale_at) == "train"
     threshold = threshold_tensor(_WHERE, p, input)
     streams = stream_tensor(_WHERE, stream, input)
-    keys = None if key is None else key_tensor(_WHERE, key, input)
-    if generator is not None:
-        check_generator(_WHERE, generator, key, input)
-    if mask is not None:
-        _check_mask(input, mask, key, generator, {"broadcast_dims": broadcast_dims, "offset": offset, "stream": stream})
+    address = {"broadcast_dims": broadcast_dims, "stream": stream, "offset": offset, "full_shape": full_shape}
+    keys = _check_source(input, key, generator, mask, address)
     never = not isinstance(p, Tensor) and p == 0 and mask is None
-    if input.is_nested and training and not never:
+    identity = never or (scaled and not training)
+    if inplace and not identity:
+        check_writable(_WHERE, input)
+    if input.is_nested:
         return nested.apply(
-            dropout, input, p, key=keys, mask=mask, stream=stream, generator=generator, inplace=inplace, offset=offset,
-            broadcast_dims=broadcast_dims, return_mask=return_mask, scale_at=scale_at,
+            dropout, input, p, training, identity=identity, key=keys, mask=mask, stream=stream, generator=generator,
+            inplace=inplace, offset=offset, full_shape=full_shape, broadcast_dims=broadcast_dims,
+            return_mask=return_mask, scale_at=scale_at,
         )  # fmt: skip
     slices = max(streams.dim(), 0 if keys is None else keys.dim())
     place = layout(_WHERE, input.shape, broadcast_dims, offset, full_shape, slices)
 
-    scaled = scale_at == "train"
-    keep: Tensor | None = None
-    if never or not training:
-        output = input if never or scaled else _times_keep_probability(input, threshold)
+    keep = mask
+    if identity:
+        output = input
+    elif not training:
+        output = _times_keep_probability(input, threshold)
     elif mask is not None:
-        keep = mask & (_leading(threshold, input) < 2**32)  # at p = 1 nothing survives, whatever the mask
+        keep = mask & (leading(threshold, input) < 2**32)  # at p = 1 nothing survives, whatever the mask
         output = select(input, keep, survivor_scale(threshold) if scaled else None, in_place=not traced())
     else:
         keys = draw_key(_WHERE, generator, input) if keys is None else keys
         keys, streams = (value.reshape((-1,) * slices) for value in (keys, streams))
-        address = (keys, streams, threshold, *_int64(place))
-        output = apply_dropout(input, *address, scaled=scaled)
-        keep = operators.keep_mask(*address, input.device) if return_mask else None
-    if inplace and output is not input:
+        found = (keys, streams, threshold, *_int64(place))
+        output = apply_dropout(input, *found, scaled=scaled)
+        keep = operators.keep_mask(*found, input.device) if return_mask else None
+    if inplace and not identity:
         output = input.copy_(output)
     if not return_mask:
         return output
-    if keep is None:
-        shape = (*input.shape[:slices], *place.shape) if mask is None else mask.shape
-        keep = torch.ones(shape, dtype=torch.bool, device=input.device)
-    return output, keep
+    return output, _all_kept(input, threshold, place, slices, keep) if identity or not training else keep
+
+
+def _check_source(
+    input: Tensor, key: int | Tensor | None, generator: Any, mask: Tensor | None, address: dict[str, Any]
+) -> Tensor | None:
+    """Check what masks come from, and return the key if one is given."""
+    found = None if key is None else key_tensor(_WHERE, key, input)
+    if generator is not None:
+        check_generator(_WHERE, generator, key, input)
+    if mask is not None:
+        check_mask(_WHERE, mask, input, {"key": key, "generator": generator}, address)
+    return found
+
+
+def _all_kept(input: Tensor, threshold: Tensor, place: Layout, slices: int, mask: Tensor | None) -> Tensor:
+    """Return the mask of a pass that drops nothing, in the shape that training gives it."""
+    shape = (*input.shape[:slices], *place.shape) if mask is None else mask.shape
+    shape = torch.broadcast_shapes(shape, leading(threshold, input).shape)
+    return torch.ones(shape, dtype=torch.bool, device=input.device)
 
 
 def _int64(place: Layout) -> Layout:
@@ -152,45 +168,6 @@ def _int64(place: Layout) -> Layout:
     return place._replace(row_strides=tuple(map(signed, place.row_strides)), first_row=signed(place.first_row))
 
 
-def _leading(value: Tensor, input: Tensor) -> Tensor:
-    """Shape one value, or one a slice of axis 0, so that it broadcasts to the input."""
-    return value.to(input.device).reshape(value.shape + (1,) * (input.dim() - value.dim()))
-
-
 def _times_keep_probability(input: Tensor, threshold: Tensor) -> Tensor:
     keep_probability = 1.0 - threshold.to(torch.float64) / 2.0**32
-    return select(input, _leading(keep_probability > 0, input), keep_probability)
-
-
-def _check_input(input: Tensor, **flags: object) -> None:
-    if not isinstance(input, Tensor):
-        raise argument_type_error(_WHERE, "input", "a torch.Tensor", input)
-    if input.dtype not in _DTYPES:
-        raise argument_type_error(_WHERE, "input", "of a floating or complex type", input.dtype, "Convert it first.")
-    if input.layout not in (torch.strided, torch.jagged):
-        raise argument_type_error(_WHERE, "input", "a dense or nested tensor", input.layout, "Call to_dense() first.")
-    for name, flag in flags.items():
-        if not isinstance(flag, bool):
-            raise argument_type_error(_WHERE, name, "True or False", flag)
-    if flags["inplace"] and input.is_leaf and input.requires_grad and torch.is_grad_enabled():
-        raise argument_error(_WHERE, "inplace", "False for a leaf that requires grad", True)
-
-
-def _check_mask(input: Tensor, mask: Tensor, key: object, generator: object, address: dict[str, Any]) -> None:
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        found = mask.dtype if isinstance(mask, Tensor) else mask
-        raise argument_type_error(_WHERE, "mask", "a bool tensor", found, "True is kept.")
-    if key is not None or generator is not None:
-        raise argument_error(
-            _WHERE, "mask", "given alone", mask, "A key or a generator draws a mask: drop one of them."
-        )
-    for name, value in address.items():
-        if isinstance(value, Tensor) or value not in ((), 0, None):
-            raise argument_error(_WHERE, name, "left out where a mask is given", value, "A mask has no address.")
-    if mask.device != input.device:
-        raise argument_error(_WHERE, "mask", f"on the input's device {input.device}", mask.device)
-    if not input.is_nested and (
-        mask.dim() != input.dim() or any(m not in (1, n) for m, n in zip(mask.shape, input.shape, strict=True))
-    ):
-        rule = f"of shape {tuple(input.shape)}, or with length 1 on axes that share"
-        raise argument_error(_WHERE, "mask", rule, tuple(mask.shape))
+    return select(input, leading(keep_probability > 0, input), keep_probability)

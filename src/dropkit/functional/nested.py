@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dropkit._checks import argument_error, argument_type_error
+from dropkit._checks import argument_error, argument_type_error, check_axes
 from dropkit.functional.address import draw_key
 
 __all__ = ["apply"]
@@ -18,33 +18,41 @@ def apply(
     dropout: Callable[..., Any],
     input: Any,
     p: float | Tensor,
+    training: bool,
     *,
+    identity: bool,
     key: Tensor | None,
     mask: Tensor | None,
     stream: int | Tensor,
     generator: torch.Generator | None,
     inplace: bool,
     offset: object,
+    full_shape: object,
+    broadcast_dims: object,
     return_mask: bool,
-    **options: Any,
+    scale_at: str,
 ) -> Any:
-    """Apply `dropout` to every constituent of a nested tensor in training, as an example of the whole batch.
+    """Apply `dropout` to every constituent of a nested tensor, as an example of the whole batch.
 
     Raises:
-        ArgumentError: If `inplace` or `offset` is asked for.
-        ArgumentTypeError: If the tensor has holes, or a mask is not nested.
+        ArgumentError: If an axis is none of the tensor's, or `inplace`, `offset` or `full_shape` is asked for.
+        ArgumentTypeError: If the tensor has holes.
     """
-    if inplace or offset is not None:
-        name, value = ("inplace", inplace) if inplace else ("offset", offset)
-        raise argument_error("dropout", name, "left out where the input is nested", value)
+    for name, value in (
+        ("inplace", (inplace and not identity) or None),
+        ("offset", offset),
+        ("full_shape", full_shape),
+    ):
+        if value is not None:
+            raise argument_error("dropout", name, "left out where the input is nested", value)
+    check_axes("dropout", "broadcast_dims", broadcast_dims, input.dim())
     if input.layout == torch.jagged and input.lengths() is not None:
-        raise argument_type_error(
-            "dropout", "input", "a nested tensor without holes", input.layout, "Call contiguous()."
-        )
-    if mask is not None and not mask.is_nested:
-        raise argument_type_error("dropout", "mask", "nested like the input", mask.layout)
+        remedy = "Call contiguous()."
+        raise argument_type_error("dropout", "input", "a nested tensor without holes", input.layout, remedy)
+    if identity and not return_mask:
+        return input
     parts = input.unbind()
-    if mask is None and key is None:
+    if mask is None and key is None and training and not identity:
         key = draw_key("dropout", generator, input)
     whole = (len(parts), *_lengths(input, parts))
     masks = () if mask is None else mask.unbind()
@@ -53,11 +61,13 @@ def apply(
         if masks:
             source: dict[str, Any] = {"mask": masks[i].unsqueeze(0)}
         else:
-            place = {"offset": (i, *(0,) * part.dim()), "full_shape": whole}
-            source = {"key": _of_slice(key, i), "stream": _of_slice(stream, i), **place}
-        output, keep = dropout(part.unsqueeze(0), _of_slice(p, i), return_mask=True, **source, **options)
+            source = {"key": _of_slice(key, i), "stream": _of_slice(stream, i), "broadcast_dims": broadcast_dims}
+            source |= {"offset": (i, *(0,) * part.dim()), "full_shape": whole}
+        output, keep = dropout(
+            part.unsqueeze(0), _of_slice(p, i), training, return_mask=True, scale_at=scale_at, **source
+        )
         results.append((output.squeeze(0), keep.squeeze(0)))
-    outputs = _like(input, [output for output, _ in results])
+    outputs = input if identity else _like(input, [output for output, _ in results])
     if not return_mask:
         return outputs
     return outputs, torch.nested.as_nested_tensor([keep for _, keep in results], layout=input.layout)

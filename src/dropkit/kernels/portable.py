@@ -128,7 +128,8 @@ def select(input: Tensor, keep: Tensor, scale: Tensor | None, *, in_place: bool 
         in_place: Whether the scaled copy may be filled in place, which keeps the input's memory format; not where
             `keep` may be batched by `vmap` and the copy not.
     """
-    real = torch.view_as_real(input) if input.is_complex() else input  # a complex product makes NaN of infinities
+    # As real numbers, for a complex product would make NaN of infinities.
+    real = torch.view_as_real(input.resolve_conj()) if input.is_complex() else input
     values, drop = real, ~keep.unsqueeze(-1) if input.is_complex() else ~keep
     if scale is None:
         values = values.clone()

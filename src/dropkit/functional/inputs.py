@@ -1,0 +1,77 @@
+"""Checks of the tensors that dropout works on: raised before anything is drawn or written."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dropkit._checks import argument_error, argument_type_error
+from dropkit.functional.autograd import traced
+
+__all__ = ["check_input", "check_mask", "check_writable", "leading"]
+
+_DTYPES = (
+    torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex32, torch.complex64, torch.complex128,
+)  # fmt: skip
+
+
+def leading(value: Tensor, input: Tensor) -> Tensor:
+    """Shape one value, or one a slice of axis 0, so that it broadcasts to the input."""
+    return value.to(input.device).reshape(value.shape + (1,) * (input.dim() - value.dim()))
+
+
+def check_input(where: str, input: Tensor, **flags: object) -> None:
+    """Raise unless the input is a dense or nested tensor of a floating or complex type, and every flag a bool."""
+    if not isinstance(input, Tensor):
+        raise argument_type_error(where, "input", "a torch.Tensor", input)
+    if input.dtype not in _DTYPES:
+        raise argument_type_error(where, "input", "of a floating or complex type", input.dtype, "Convert it first.")
+    if input.layout not in (torch.strided, torch.jagged):
+        raise argument_type_error(where, "input", "a dense or nested tensor", input.layout, "Call to_dense() first.")
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise argument_type_error(where, name, "True or False", flag)
+
+
+def check_writable(where: str, input: Tensor) -> None:
+    """Raise unless PyTorch would let the input be overwritten."""
+    if traced() or input.is_nested:
+        return
+    base = input._base if input._base is not None else input
+    if torch.is_grad_enabled() and base.is_leaf and base.requires_grad:
+        raise argument_error(where, "inplace", "False for a leaf that requires grad, or a view of one", True)
+    if any(stride == 0 and length > 1 for stride, length in zip(input.stride(), input.shape, strict=True)):
+        raise argument_error(where, "inplace", "False for an expanded tensor", True, "Call clone() first.")
+
+
+def check_mask(where: str, mask: Tensor, input: Tensor, sources: Mapping[str, Any], address: Mapping[str, Any]) -> None:
+    """Raise unless the mask fits the input and stands alone.
+
+    Args:
+        where: The function on whose behalf to check.
+        mask: What was given as a mask.
+        input: The checked input.
+        sources: Other sources of noise, by name; each must be None.
+        address: What says where a mask is drawn, by name; each must have its default.
+    """
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        found = mask.dtype if isinstance(mask, Tensor) else mask
+        raise argument_type_error(where, "mask", "a bool tensor", found, "True is kept.")
+    for name, value in sources.items():
+        if value is not None:
+            raise argument_error(where, "mask", "given alone", mask, f"`{name}` draws a mask: leave one of them out.")
+    for name, value in address.items():
+        default = value is None or (type(value) is int and value == 0 and name == "stream")
+        if not default and not (isinstance(value, list | tuple) and not value):
+            raise argument_error(where, name, "left out where a mask is given", value, "A mask has no address.")
+    if mask.device != input.device:
+        raise argument_error(where, "mask", f"on the input's device {input.device}", mask.device)
+    if input.is_nested:
+        if not mask.is_nested:
+            raise argument_type_error(where, "mask", "nested like the input", mask.layout)
+        if mask.size(0) != input.size(0):
+            raise argument_error(where, "mask", f"of {input.size(0)} constituents like the input", mask.size(0))
+    elif mask.dim() != input.dim() or any(m not in (1, n) for m, n in zip(mask.shape, input.shape, strict=True)):
+        rule = f"of shape {tuple(input.shape)}, or with length 1 on axes that share"
+        raise argument_error(where, "mask", rule, tuple(mask.shape))
