@@ -65,6 +65,10 @@ def check_mask(where: str, mask: Tensor, input: Tensor, sources: Mapping[str, An
         default = value is None or (type(value) is int and value == 0 and name == "stream")
         if not default and not (isinstance(value, list | tuple) and not value):
             raise argument_error(where, name, "left out where a mask is given", value, "A mask has no address.")
+    _check_fits(where, mask, input)
+
+
+def _check_fits(where: str, mask: Tensor, input: Tensor) -> None:
     if mask.device != input.device:
         raise argument_error(where, "mask", f"on the input's device {input.device}", mask.device)
     if input.is_nested:
