@@ -12,6 +12,9 @@ help: ## Show the targets
 study: .venv/.study ## Ask of real data whether dropout helps (ARGS="churn --seed 1" passes arguments on)
 	$(BIN)/dropkit study $(ARGS)
 
+# Threads that spin while they wait take the cores from those that work; on a busy machine tests then crawl.
+test test-slow: export OMP_WAIT_POLICY = PASSIVE
+
 test: .venv/.dev ## Run the fast tests, with the examples of docstrings, README and docs
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
