@@ -159,6 +159,24 @@ def test_nested_masks_are_injected_example_by_example(layout: torch.layout) -> N
         assert torch.equal(kept, mask)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_jagged_masks_combine_with_the_tensors_they_belong_to(training: bool) -> None:
+    x = nested(parts(), torch.jagged)
+    out, keep = dropout(x, 0.5, training, key=7, return_mask=True)
+    for found, part in zip((x * keep).unbind(), out.unbind(), strict=True):
+        assert torch.equal(found * (2.0 if training else 1.0), part)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
+@layouts
+def test_compiled_code_has_the_masks_of_eager_code(layout: torch.layout) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: dropout(x, 0.4, key=7), backend="aot_eager")(nested(parts(), layout))
+    for i, found in enumerate(compiled.unbind()):
+        np.testing.assert_array_equal(found != 0, mask_of(i, LENGTHS[i]))
+
+
 @layouts
 def test_nested_masks_of_another_batch_are_refused(layout: torch.layout) -> None:
     x = nested(parts(), layout)
