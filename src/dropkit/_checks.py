@@ -48,6 +48,13 @@ def _is_bool(value: object) -> bool:
     return isinstance(value, bool) or type(value).__name__ == "bool"  # NumPy's bool is no Python bool
 
 
+def _as_float(value: numbers.Real) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer beyond the range of floats
+        return math.inf if value > 0 else -math.inf
+
+
 @dataclass(frozen=True)
 class Number:
     """A real number from `low` to `high`, both included unless `open_low` or `open_high`."""
@@ -66,7 +73,7 @@ class Number:
     def check(self, where: str, name: str, value: object) -> float:
         """Return `value` as a float, or raise `ArgumentError`."""
         if isinstance(value, numbers.Real) and not _is_bool(value):
-            number = float(value)
+            number = _as_float(value)
             above = number > self.low if self.open_low else number >= self.low
             below = number < self.high if self.open_high else number <= self.high
             if above and below:  # NaN fails both

@@ -45,7 +45,7 @@ def dropout(
     full_shape: Sequence[int] | None = None,
     scale_at: str = "train",
 ) -> Any:
-    r"""Zero each element with probability `p` and scale the rest by :math:`1/(1-p)`, in training.
+    """Zero each element with probability `p` and scale the rest by ``1 / (1 - p)``, in training.
 
     The mask is a function of the key, the stream and each element's index in the logical tensor: strides, memory
     format, type, device and the number of threads do not change it. Nothing but the key is kept for the backward pass.

@@ -16,7 +16,7 @@ _SCALE_AT = Choice(("train", "eval"))
 
 
 class Dropout(torch.nn.Dropout):
-    r"""Zero elements with probability `p` in training and scale the rest by :math:`1/(1-p)`; do nothing in evaluation.
+    """Zero elements with probability `p` in training and scale the rest by ``1 / (1 - p)``; do nothing in evaluation.
 
     A drop-in replacement for `torch.nn.Dropout`, which it subclasses: same arguments in the same order, no parameters,
     no buffers. It differs where PyTorch's has rough edges: dropped values are exactly +0 whatever they were (NaN and
