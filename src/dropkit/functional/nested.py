@@ -63,14 +63,10 @@ def apply(
         else:
             source = {"key": _of_slice(key, i), "stream": _of_slice(stream, i), "broadcast_dims": broadcast_dims}
             source |= {"offset": (i, *(0,) * part.dim()), "full_shape": whole}
-        output, keep = dropout(
-            part.unsqueeze(0), _of_slice(p, i), training, return_mask=True, scale_at=scale_at, **source
-        )
-        results.append((output.squeeze(0), keep.squeeze(0)))
-    outputs = input if identity else _like(input, [output for output, _ in results])
-    if not return_mask:
-        return outputs
-    return outputs, torch.nested.as_nested_tensor([keep for _, keep in results], layout=input.layout)
+        found = dropout(part.unsqueeze(0), _of_slice(p, i), training, return_mask=True, scale_at=scale_at, **source)
+        results.append([tensor.squeeze(0) for tensor in found])
+    output = input if identity else _like(input, [output for output, _ in results])
+    return (output, _like(input, [keep for _, keep in results])) if return_mask else output
 
 
 def _of_slice(value: Any, i: int) -> Any:
@@ -89,8 +85,11 @@ def _lengths(input: Any, parts: tuple[Tensor, ...]) -> list[int]:
 
 
 def _like(input: Any, parts: list[Tensor]) -> Tensor:
+    """Nest results as the input is nested; a mask whose ragged axis shares one draw is of another shape."""
     if input.layout != torch.jagged:
         return torch.nested.as_nested_tensor(parts)
     ragged = input._ragged_idx
+    if sum(part.shape[ragged - 1] for part in parts) != input.values().shape[ragged - 1]:
+        return torch.nested.as_nested_tensor(parts, layout=torch.jagged)
     # The same offsets, not equal ones: PyTorch takes tensors of other offsets for tensors of another shape.
     return torch.nested.nested_tensor_from_jagged(torch.cat(parts, ragged - 1), input.offsets(), jagged_dim=ragged)

@@ -52,8 +52,12 @@ def site(name: str) -> int:
         >>> site("dropout")
         688540699
     """
+    return _site("site", name)
+
+
+def _site(where: str, name: object) -> int:
     if not isinstance(name, str):
-        raise argument_type_error("site", "name", "a string", name)
+        raise argument_type_error(where, "name", "a string", name)
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
 
 
@@ -79,7 +83,7 @@ def call_key(seed: int, name: str, step: int, call: int = 0) -> int:
     """
     seed, step = KEY.check("call_key", "seed", seed), KEY.check("call_key", "step", step)
     call = _WORD_RANGE.check("call_key", "call", call)
-    return fold(fold(seed, site(name), step), call, 0)
+    return fold(fold(seed, _site("call_key", name), step), call, 0)
 
 
 def field(key: int, d: int) -> int:

@@ -48,7 +48,7 @@ def layout(
         ArgumentTypeError: If an axis or a length is no integer.
     """
     rank = len(shape)
-    shared = check_axes(where, "broadcast_dims", broadcast_dims, rank) if broadcast_dims != () else ()
+    shared = check_axes(where, "broadcast_dims", broadcast_dims, rank)
     if any(axis < slices for axis in shared):
         rule = "axes other than 0 where key or stream has one value a slice of axis 0"
         raise argument_error(where, "broadcast_dims", rule, broadcast_dims, "Give one key, or share other axes.")
