@@ -1,65 +1,131 @@
-"""A data set as a study sees it: rows of numbers, each with a class."""
+"""A data set as a study sees it: rows of numbers, each with a class or a number to predict."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from dropkit._checks import Choice
 from dropkit.errors import DataError
+from dropkit.study.preparation import Column, Prepared, fit
 
-__all__ = ["Dataset"]
+__all__ = ["CLASSIFICATION", "REGRESSION", "Dataset"]
+
+CLASSIFICATION = "classification"
+REGRESSION = "regression"
+_TASK = Choice((CLASSIFICATION, REGRESSION))
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Rows of numbers and the class of each row.
+    """Rows of numbers, and the class or the number of each row.
 
     Args:
         name: Short name, used for the run directory.
         title: What the report calls it, such as ``"MNIST, 5,000 images"``.
-        inputs: Array of shape (rows, columns); converted to float32. No NaN, no infinity.
-        targets: Class of each row, integers 0 .. classes - 1, of shape (rows,).
+        inputs: Array of shape (rows, columns); converted to float32. No NaN, no infinity. With `schema`: float64,
+            a category as its place in the list, NaN where a number is missing.
+        targets: Of shape (rows,). Classification: the class of each row, integers 0 .. classes - 1. Regression: finite
+            numbers.
         note: Where the data come from, printed in the report. Default: nothing.
+        task: ``"classification"`` or ``"regression"``. Default: ``"classification"``.
+        schema: What each column holds, for tables that are prepared on the training rows of each split: numbers
+            filled and standardised, categories spread over one input each. Default: nothing, inputs stay as they are.
+        class_names: The name of each class. Default: its number.
+        target_name: What is predicted. Default: ``"target"``.
+        groups: A number a row; rows of one number never stand on two sides of a split. Default: every row alone.
+        times: A number a row; later rows are predicted from earlier ones. Default: rows have no order.
+        sizes: Fields of `Budget` that suit these data, which named budgets take over. Default: scaled to the rows.
 
     Raises:
-        DataError: If the shapes do not fit, a number is not finite, or there are fewer than two classes.
+        ArgumentError: If the task is unknown.
+        DataError: If the shapes do not fit, a number is not finite, there are fewer than two classes, or the numbers
+            to predict are all the same.
 
     Examples:
         >>> import numpy as np
         >>> Dataset("toy", "Two points", np.array([[0.0], [1.0]]), np.array([0, 1]))
         Dataset('toy', 2 rows, 1 columns, 2 classes)
+        >>> Dataset("line", "Two points", np.array([[0.0], [1.0]]), np.array([0.5, 2.5]), task="regression")
+        Dataset('line', 2 rows, 1 columns, regression)
     """
 
     name: str
     title: str
-    inputs: npt.NDArray[np.float32]
-    targets: npt.NDArray[np.int64]
+    inputs: npt.NDArray[np.floating[Any]]
+    targets: npt.NDArray[np.int64] | npt.NDArray[np.float32]
     note: str = ""
+    task: str = CLASSIFICATION
+    schema: tuple[Column, ...] = ()
+    class_names: tuple[str, ...] = ()
+    target_name: str = "target"
+    groups: npt.NDArray[np.int64] | None = None
+    times: npt.NDArray[np.float64] | None = None
+    sizes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        _TASK.check("Dataset", "task", self.task)
         inputs, targets = np.asarray(self.inputs), np.asarray(self.targets)
         if inputs.ndim != 2 or targets.shape != inputs.shape[:1] or inputs.size == 0:
             raise self._error(
                 f"inputs must be of shape (rows, columns) and targets (rows,), got {inputs.shape} and {targets.shape}"
             )
+        object.__setattr__(self, "inputs", self._checked_inputs(inputs))
+        check = self._checked_classes if self.is_classification else self._checked_numbers
+        object.__setattr__(self, "targets", check(targets))
+        if self.class_names and len(self.class_names) != self.classes:
+            raise self._error(f"class_names must name {self.classes} classes, got {len(self.class_names)}")
+        for name, kind in (("groups", np.int64), ("times", np.float64)):
+            values = getattr(self, name)
+            if values is not None:
+                if np.shape(values) != targets.shape or not np.isfinite(values).all():
+                    raise self._error(f"{name} must be one finite number a row, got shape {np.shape(values)}")
+                object.__setattr__(self, name, np.ascontiguousarray(values, kind))
+
+    def _checked_inputs(self, inputs: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        try:
+            inputs = np.ascontiguousarray(inputs, np.float64 if self.schema else np.float32)
+        except (TypeError, ValueError):
+            raise self._error(f"inputs must be numbers, got {inputs.dtype}") from None
+        if self.schema:
+            if len(self.schema) != inputs.shape[1]:
+                raise self._error(f"schema must describe {inputs.shape[1]} columns, got {len(self.schema)}")
+            if np.isinf(inputs).any():
+                raise self._error("inputs hold infinity; leave out these rows first")
+        elif not np.isfinite(inputs).all():
+            raise self._error("inputs hold NaN or infinity; fill or leave out these rows first")
+        return inputs
+
+    def _checked_classes(self, targets: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
         if not np.issubdtype(targets.dtype, np.integer) or targets.min() < 0:
             raise self._error(f"targets must be integers from 0, got {targets.dtype} from {targets.min()}")
         if np.count_nonzero(np.bincount(targets)) != targets.max() + 1 or targets.max() < 1:
             raise self._error(
                 f"targets must use every class from 0 and at least two, got {np.unique(targets).tolist()}"
             )
+        return np.ascontiguousarray(targets, np.int64)
+
+    def _checked_numbers(self, targets: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         try:
-            inputs = np.ascontiguousarray(inputs, np.float32)
+            targets = np.ascontiguousarray(targets, np.float32)
         except (TypeError, ValueError):
-            raise self._error(f"inputs must be numbers, got {inputs.dtype}") from None
-        if not np.isfinite(inputs).all():
-            raise self._error("inputs hold NaN or infinity; fill or leave out these rows first")
-        object.__setattr__(self, "inputs", inputs)
-        object.__setattr__(self, "targets", np.ascontiguousarray(targets, np.int64))
+            raise self._error(f"targets must be numbers, got {targets.dtype}") from None
+        if not np.isfinite(targets).all():
+            raise self._error("targets hold NaN or infinity; leave out these rows first")
+        if targets.min() == targets.max():
+            raise self._error(f"targets must differ from row to row, all are {targets[0]:g}")
+        return targets
 
     def _error(self, what: str) -> DataError:
         return DataError(f"Data set {self.name!r}: {what}.")
+
+    @property
+    def is_classification(self) -> bool:
+        """Whether classes are predicted, not numbers."""
+        return self.task == CLASSIFICATION
 
     @property
     def rows(self) -> int:
@@ -68,20 +134,41 @@ class Dataset:
 
     @property
     def columns(self) -> int:
-        """Number of input columns."""
-        return self.inputs.shape[1]
+        """Number of inputs that a network gets: those of `prepared`."""
+        return sum(column.width for column in self.schema) if self.schema else self.inputs.shape[1]
 
     @property
     def classes(self) -> int:
-        """Number of classes."""
-        return int(self.targets.max()) + 1
+        """Number of classes; 0 for regression."""
+        return int(self.targets.max()) + 1 if self.is_classification else 0
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs that a network has: one a class, or one."""
+        return self.classes or 1
+
+    def prepared(self, train: npt.NDArray[np.int64]) -> Prepared:
+        """Return all rows as a network sees them, prepared by what the training rows hold and nothing else.
+
+        Args:
+            train: Indices of the training rows.
+
+        Returns:
+            Inputs of shape (rows, `columns`), float32, and targets: classes, int64; or numbers, float32, standardised
+            on the training rows.
+        """
+        return fit(self.schema, self.inputs, None if self.is_classification else self.targets, train).apply_all(
+            self.inputs, self.targets
+        )
 
     def digest(self) -> str:
         """Return the SHA-256 of inputs and targets, which a run's plan records."""
         found = hashlib.sha256(repr(self.inputs.shape).encode())
-        found.update(self.inputs.tobytes())
-        found.update(self.targets.tobytes())
+        for array in (self.inputs, self.targets, self.groups, self.times):
+            if array is not None:
+                found.update(array.tobytes())
         return found.hexdigest()
 
     def __repr__(self) -> str:
-        return f"Dataset({self.name!r}, {self.rows} rows, {self.columns} columns, {self.classes} classes)"
+        kind = f"{self.classes} classes" if self.is_classification else self.task
+        return f"Dataset({self.name!r}, {self.rows} rows, {self.inputs.shape[1]} columns, {kind})"
