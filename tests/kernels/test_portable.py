@@ -121,6 +121,20 @@ def test_ties_where_rates_share_a_draw() -> None:
     assert keep[:, 0, 0].tolist() == [True, True, False]
 
 
+def test_ties_where_slices_of_their_own_keys_share_draws_among_rates() -> None:
+    half = random.threshold(0.3) >> 16
+    column = slow_masks.column_with_high_half(KEY, half, stop=2**21)
+    u = slow_masks.draw(KEY, 0, column)
+    place = layout("test", (1, 2), (), (0, column), (1, 2**34))
+    thresholds = torch.tensor([u - 1, u, u + 1]).expand(2, 3)
+    keep = kernels.keep_mask(signed(3, KEY), torch.tensor([0]), thresholds, place, CPU)
+    assert keep.shape == (2, 3, 2)
+    assert keep[1, :, 0].tolist() == [True, True, False]
+    several = kernels.keep_mask(signed(3, KEY).reshape(1, 2), torch.tensor([[0]]), thresholds.T, place, CPU)
+    assert several.shape == (3, 2, 1, 2)
+    assert several[:, 1, 0, 0].tolist() == [True, True, False]
+
+
 @given(addresses(), st.integers(0, 2**64 - 1))
 def test_floats_equal_numpy(address: dict[str, Any], key: int) -> None:
     place, stream = in_int64(layout("test", **address)), torch.tensor(3)
