@@ -12,6 +12,7 @@ from dropkit.study import Budget, Dataset
 from dropkit.study.methods import Recipe
 from dropkit.study.network import initial_parameters
 from dropkit.study.packed import Model, Training, dropout_key, shuffled, train
+from dropkit.study.preparation import CATEGORY, Column
 from dropkit.study.splits import Split, outer_split, seed_key, seed_split
 
 RECIPES = (Recipe(), Recipe(dropout=0.2), Recipe(dropout=0.6), Recipe(weight_decay=3.0), Recipe(0.4, 1.0))
@@ -66,7 +67,8 @@ def train_alone(model: Model, data: Dataset, split: Split, budget: Budget) -> tu
         {"params": [linear.bias for linear in linears], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=budget.learning_rate, fused=False)
-    inputs, targets = torch.from_numpy(data.inputs), torch.from_numpy(data.targets)
+    prepared = data.prepared(split.train)
+    inputs, targets = torch.from_numpy(prepared.inputs), torch.from_numpy(prepared.targets)
     history = []
     for epoch in range(budget.epochs):
         network.train()
@@ -99,6 +101,20 @@ def test_packed_equals_alone(
     if pack[model].curves.early_epoch == tiny.epochs:
         for mine, theirs in zip(pack[model].parameters[::2], list(network.parameters())[::2], strict=True):
             np.testing.assert_allclose(mine, theirs.detach().numpy().T, rtol=0, atol=2e-5)
+
+
+def test_each_model_sees_the_table_as_its_own_training_rows_prepare_it(tiny: Budget) -> None:
+    rng = np.random.default_rng(3)
+    table = np.stack([rng.normal(50, 9, 500), rng.integers(0, 3, 500)], axis=1)
+    table[::9, 0] = np.nan
+    schema = (Column("age"), Column("colour", CATEGORY, ("blue", "green", "red")))
+    data = Dataset("table", "Table", table, (table[:, 1] + rng.integers(0, 2, 500) > 1).astype(int), schema=schema)
+    _, rest = outer_split(data, tiny, 0)
+    splits = {seed_key(0, number): seed_split(data, rest, tiny, seed_key(0, number)) for number in range(2)}
+    models = [Model(key, Recipe()) for key in splits]
+    for model, training in zip(models, train(models, data, splits, tiny), strict=True):
+        alone, _ = train_alone(model, data, splits[model.key], tiny)
+        np.testing.assert_allclose(as_rows(training), alone, rtol=0, atol=2e-5)
 
 
 def test_the_others_of_a_pack_do_not_matter(
@@ -147,6 +163,7 @@ def test_parameters_are_those_of_the_early_epoch(toy: Dataset, splits: dict[int,
     assert found.early_epoch < 12
     rows = splits[key].validation
     stacked = [torch.from_numpy(array[None]) for array in training.parameters]
-    losses, _ = row_scores(stacked, torch.from_numpy(toy.inputs[rows]), torch.from_numpy(toy.targets[rows]))
+    inputs, targets = torch.from_numpy(toy.inputs[rows]), torch.from_numpy(toy.targets[rows])
+    losses, _ = row_scores(stacked, [inputs], [targets])
     assert float(losses.mean()) == pytest.approx(found.validation_loss[found.early_epoch - 1], abs=1e-6)
     assert float(losses.mean()) != pytest.approx(found.validation_loss[-1], abs=1e-3)

@@ -48,12 +48,17 @@ def logits(parameters: Sequence[Tensor], inputs: Tensor, drop: Callable[[Tensor,
 
 
 @torch.no_grad()
-def row_scores(parameters: Sequence[Tensor], inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return every model's log loss and correctness on every row, float64 of shape (models, rows), dropout off."""
+def row_scores(
+    parameters: Sequence[Tensor], inputs: Sequence[Tensor], targets: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return every model's log loss and correctness on every row, float64 of shape (models, rows), dropout off.
+
+    Inputs and targets are those of each model, prepared on its own training rows.
+    """
     losses, correct = [], []
     for model in range(len(parameters[0])):  # one large product after another is faster here than a batched one
         one = [parameter[model : model + 1] for parameter in parameters]
-        found = logits(one, inputs[None])[0]
-        losses.append(F.cross_entropy(found, targets, reduction="none"))
-        correct.append(found.argmax(1) == targets)
+        found = logits(one, inputs[model][None])[0]
+        losses.append(F.cross_entropy(found, targets[model], reduction="none"))
+        correct.append(found.argmax(1) == targets[model])
     return torch.stack(losses).double(), torch.stack(correct).double()

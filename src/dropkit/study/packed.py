@@ -84,9 +84,10 @@ class _Pack:
     def __init__(self, models: Sequence[Model], data: Dataset, splits: Mapping[int, Split], budget: Budget) -> None:
         self.models, self.budget = models, budget
         self.splits = {model.key: splits[model.key] for model in models}
-        self.inputs, self.targets = torch.from_numpy(data.inputs), torch.from_numpy(data.targets)
+        self._prepare(data)
         self.used = np.unique(np.concatenate([np.concatenate(_parts(split)) for split in self.splits.values()]))
-        widths = (data.columns, *budget.hidden, data.classes)
+        self.scored = [part[self.used] for part in (self.inputs if data.schema else self.inputs[:1])]
+        widths = (data.columns, *budget.hidden, data.outputs)
         self.parameters = [p.requires_grad_() for p in initial_parameters([model.key for model in models], widths)]
         self.best = [parameter.detach().clone() for parameter in self.parameters]
         self.best_loss = torch.full((len(models),), torch.inf, dtype=torch.float64)
@@ -97,6 +98,17 @@ class _Pack:
         self.step = 0
         self.history: list[Tensor] = []
 
+    def _prepare(self, data: Dataset) -> None:
+        """Keep the rows as each seed's training rows prepare them: one copy a seed, or one in all without a schema."""
+        prepared = [data.prepared(split.train) for split in self.splits.values()]
+        place = {key: number for number, key in enumerate(self.splits)}
+        self.seats = torch.tensor([place[model.key] for model in self.models])
+        if data.schema:
+            self.inputs = torch.from_numpy(np.stack([part.inputs for part in prepared]))
+        else:
+            self.inputs = torch.from_numpy(prepared[0].inputs).expand(len(prepared), -1, -1)
+        self.targets = torch.from_numpy(np.stack([part.targets for part in prepared]))
+
     def train_epoch(self, epoch: int) -> None:
         orders = {key: shuffled(key, split.train, epoch) for key, split in self.splits.items()}
         order = torch.from_numpy(np.stack([orders[model.key] for model in self.models]))
@@ -104,8 +116,9 @@ class _Pack:
             self._train_step(rows)
 
     def _train_step(self, rows: Tensor) -> None:
-        found = logits(self.parameters, self.inputs[rows], self._drop if self.rates.any() else None)
-        losses = F.cross_entropy(found.flatten(0, 1), self.targets[rows].flatten(), reduction="none")
+        seats = self.seats[:, None]
+        found = logits(self.parameters, self.inputs[seats, rows], self._drop if self.rates.any() else None)
+        losses = F.cross_entropy(found.flatten(0, 1), self.targets[seats, rows].flatten(), reduction="none")
         self.optimizer.zero_grad()
         losses.view(rows.shape).mean(1).sum().backward()
         if self.shrink is not None:
@@ -122,7 +135,9 @@ class _Pack:
 
     def score(self, epoch: int) -> None:
         """Score every model on its own rows, and keep the parameters where the inner rows like them best so far."""
-        losses, correct = row_scores(self.parameters, self.inputs[self.used], self.targets[self.used])
+        inputs = [self.scored[seat % len(self.scored)] for seat in self.seats]
+        targets = [self.targets[seat, self.used] for seat in self.seats]
+        losses, correct = row_scores(self.parameters, inputs, targets)
         columns = []
         for model, loss, right in zip(self.models, losses, correct, strict=True):
             train, inner, validation = (np.searchsorted(self.used, part) for part in _parts(self.splits[model.key]))

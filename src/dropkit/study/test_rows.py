@@ -10,7 +10,7 @@ from dropkit.random import call_key
 from dropkit.study.dataset import Dataset
 from dropkit.study.network import row_scores
 from dropkit.study.records import CONFIRMATION
-from dropkit.study.splits import outer_split
+from dropkit.study.splits import outer_split, seed_key, seed_split
 from dropkit.study.statistics import Interval, paired_bootstrap
 from dropkit.study.storage import RunFolder
 from dropkit.study.summary import Summary
@@ -45,12 +45,15 @@ def score_test_rows(folder: RunFolder, data: Dataset, summary: Summary, method: 
     Losses are averaged over models row by row; predictions are not, which would make an ensemble of them.
     """
     plan = folder.plan
-    rows, _ = outer_split(data, plan.budget, plan.seed)
-    inputs, targets = torch.from_numpy(data.inputs[rows]), torch.from_numpy(data.targets[rows])
+    rows, rest = outer_split(data, plan.budget, plan.seed)
     scores = {}
     for name in (method, "none"):
         models = _models(folder, summary, name)
-        stacked = [torch.from_numpy(np.stack(parts)) for parts in zip(*models, strict=True)]
+        stacked = [torch.from_numpy(np.stack(parts)) for parts in zip(*models.values(), strict=True)]
+        keys = [seed_key(plan.seed, seed) for seed in models]
+        prepared = [data.prepared(seed_split(data, rest, plan.budget, key).train) for key in keys]
+        inputs = [torch.from_numpy(part.inputs[rows]) for part in prepared]
+        targets = [torch.from_numpy(part.targets[rows]) for part in prepared]
         losses, correct = row_scores(stacked, inputs, targets)
         scores[name] = losses.mean(0).numpy(), float(correct.mean())
     (own, accuracy), (other, none_accuracy) = scores[method], scores["none"]
@@ -65,8 +68,9 @@ def score_test_rows(folder: RunFolder, data: Dataset, summary: Summary, method: 
     )
 
 
-def _models(folder: RunFolder, summary: Summary, method: str) -> list[list[npt.NDArray[np.float32]]]:
-    wanted = {record.trial.name for record in summary.arms[method].records}
+def _models(folder: RunFolder, summary: Summary, method: str) -> dict[int, list[npt.NDArray[np.float32]]]:
+    """Return the parameters of a method's confirmation models by seed."""
+    wanted = {record.trial.name: record.trial.seed for record in summary.arms[method].records}
     packs = [pack for pack in folder.plan.packs() if pack.phase == CONFIRMATION]
     found = {name: arrays for pack in packs for name, arrays in folder.parameters(pack).items() if name in wanted}
-    return [found[name] for name in sorted(found)]
+    return {seed: found[name] for name, seed in wanted.items()}
