@@ -1,6 +1,7 @@
 """A data set as a study sees it: rows of numbers, each with a class or a number to predict."""
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,6 +40,7 @@ class Dataset:
         groups: A number a row; rows of one number never stand on two sides of a split. Default: every row alone.
         times: A number a row; later rows are predicted from earlier ones. Default: rows have no order.
         sizes: Fields of `Budget` that suit these data, which named budgets take over. Default: scaled to the rows.
+        image_shape: Height and width where a row is an image of one channel. Default: rows are no images.
 
     Raises:
         ArgumentError: If the task is unknown.
@@ -65,6 +67,7 @@ class Dataset:
     groups: npt.NDArray[np.int64] | None = None
     times: npt.NDArray[np.float64] | None = None
     sizes: Mapping[str, Any] = field(default_factory=dict)
+    image_shape: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         _TASK.check("Dataset", "task", self.task)
@@ -74,6 +77,8 @@ class Dataset:
                 f"inputs must be of shape (rows, columns) and targets (rows,), got {inputs.shape} and {targets.shape}"
             )
         object.__setattr__(self, "inputs", self._checked_inputs(inputs))
+        if self.image_shape is not None and math.prod(self.image_shape) != inputs.shape[1]:
+            raise self._error(f"image_shape must hold {inputs.shape[1]} pixels, got {self.image_shape}")
         check = self._checked_classes if self.is_classification else self._checked_numbers
         object.__setattr__(self, "targets", check(targets))
         if self.class_names and len(self.class_names) != self.classes:

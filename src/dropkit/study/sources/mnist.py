@@ -17,4 +17,5 @@ def load() -> Dataset:
         inputs=images.reshape(len(images), -1).astype(np.float32) / np.float32(255),
         targets=labels.astype(np.int64),
         note="A sample of MNIST (LeCun, Bottou, Bengio and Haffner 1998), 500 images a digit, shipped with dropkit.",
+        image_shape=(28, 28),
     )
