@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from dropkit.errors import ArgumentError, UnsupportedError
 from dropkit.functional import dropout
@@ -173,3 +174,17 @@ def test_default_devices_and_types_change_nothing() -> None:
         assert torch.equal(dropout(torch.ones(6, 9, dtype=torch.float32), 0.4, key=8), want)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_generator_is_welcome_in_a_checkpointed_evaluation(reentrant: bool) -> None:
+    x = torch.ones(5, requires_grad=True)
+    own = generator()
+    out = checkpoint(lambda v: dropout(v * 2, 0.5, False, generator=own), x, use_reentrant=reentrant)
+    out.sum().backward()
+    assert torch.equal(x.grad, torch.full((5,), 2.0))
+
+
+def test_too_many_columns_are_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"`input` must be at most 2\*\*64 rows of 2\*\*34 columns"):
+        dropout(torch.ones(1).expand(2**34 + 1), 0.5, key=1)

@@ -133,9 +133,9 @@ REFUSED = [
 
 @pytest.mark.parametrize(("shape", "place"), REFUSED)
 def test_what_has_no_address_is_refused(shape: tuple[int, ...], place: dict[str, Any]) -> None:
-    with pytest.raises(ArgumentError, match=r"^uniform32: `(full_shape|offset)` must be "):
+    with pytest.raises(ArgumentError, match=r"^uniform32: `(shape|full_shape|offset)` must be "):
         uniform32(KEY, shape, **place)
-    with pytest.raises(ArgumentError, match=r"^keep_mask: `(full_shape|offset)` must be "):
+    with pytest.raises(ArgumentError, match=r"^keep_mask: `(shape|full_shape|offset)` must be "):
         keep_mask(KEY, shape, 0.5, **place)
 
 
@@ -169,3 +169,9 @@ def test_thresholds_round_to_the_nearest_unit() -> None:
     assert random.threshold(0.5 * unit) == 1
     assert random.threshold(1 - 0.51 * unit) == 2**32 - 1
     assert random.threshold(1 - 0.5 * unit) == 2**32
+
+
+@pytest.mark.parametrize("call", [random.site, lambda name: random.call_key(0, name, 0)])
+def test_a_name_that_has_no_bytes_is_refused(call: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"`name` must be a string that UTF-8 can encode, got '.udcff'"):
+        call("\udcff")

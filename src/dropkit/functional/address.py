@@ -43,8 +43,19 @@ def draw_key(where: str, generator: torch.Generator | None, input: Tensor) -> Te
     """Draw a key, over all 64 bits, from a generator on the input's device."""
     if not torch.compiler.is_compiling() and torch.jit.is_tracing():  # type: ignore[attr-defined]  # missing from its hints
         raise UnsupportedError(f"{where}: torch.jit.trace would record one mask for ever. Use torch.export.")
+    if generator is not None:
+        _check_replay(where)
     # Out of place, for `vmap`: filling a fresh tensor in place would ignore the randomness asked for.
     return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=input.device, generator=generator)
+
+
+def _check_replay(where: str) -> None:
+    """Raise where a generator's draw would have to be repeated, for it has moved on since."""
+    # A recomputed forward runs inside the backward pass.
+    recomputing = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+    if torch.compiler.is_compiling() or recomputing:
+        place = "a checkpointed forward" if recomputing else "compiled code"
+        raise UnsupportedError(f"{where}: `generator` cannot be used in {place}, which cannot replay it: pass `key`.")
 
 
 def stream_tensor(where: str, stream: int | Tensor, input: Tensor) -> Tensor:
@@ -62,18 +73,13 @@ def _constant(value: int) -> Tensor:
 
 
 def check_generator(where: str, generator: torch.Generator, key: object, input: Tensor) -> None:
-    """Raise unless a key can be drawn from the generator, here and now."""
+    """Raise unless the generator is the one source of noise, on the input's device."""
     if not isinstance(generator, torch.Generator):
         raise argument_type_error(where, "generator", "a torch.Generator", generator)
     if key is not None:
         raise argument_error(where, "generator", "None where a key is given", generator, "Give one source of noise.")
     if generator.device.type != input.device.type:
         raise argument_error(where, "generator", f"on the input's device {input.device}", generator)
-    # A recomputed forward runs inside the backward pass, where a generator has moved on since the first run.
-    recomputing = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-    if torch.compiler.is_compiling() or recomputing:
-        place = "a checkpointed forward" if recomputing else "compiled code"
-        raise UnsupportedError(f"{where}: `generator` cannot be used in {place}, which cannot replay it: pass `key`.")
 
 
 def _check_tensor(where: str, name: str, value: Tensor, dtype: torch.dtype, input: Tensor) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dropkit.random.fields import SECOND_UNIFORM
 from dropkit.random.keys import FOLD
-from dropkit.random.layout import Layout
+from dropkit.random.layout import Layout, check_addressable
 from dropkit.random.philox import rounds, split
 
 __all__ = ["dropout", "fold", "integers", "keep_mask", "normal", "select", "survivor_scale", "uniform"]
@@ -27,6 +27,7 @@ class _Field:
 
     def __init__(self, key: Tensor, stream: Tensor, place: Layout, device: torch.device) -> None:
         slices = torch.broadcast_shapes(key.shape, stream.shape)
+        check_addressable("dropout", "input", place.shape)  # here, where lengths are numbers even in compiled code
         self.shape = (*slices, *place.shape)
         self.device = device
         self.key = [self._per_slice(word, slices) for word in split(key)]

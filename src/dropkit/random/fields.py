@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from dropkit._checks import KEY, PROBABILITY, STREAM, argument_error, check_shape
 from dropkit.random.keys import fold
-from dropkit.random.layout import Layout, layout
+from dropkit.random.layout import Layout, check_addressable, layout
 from dropkit.random.philox import WORD, rounds, split
 
 __all__ = ["SECOND_UNIFORM", "keep_mask", "normal", "threshold", "uniform", "uniform32"]
@@ -50,9 +50,9 @@ class _Address(NamedTuple):
 def _address(where: str, key: object, shape: object, **places: Any) -> _Address:
     key, stream = KEY.check(where, "key", key), STREAM.check(where, "stream", places.pop("stream"))
     lengths = check_shape(where, "shape", shape)
-    if places["full_shape"] is None and places["offset"] is None:
-        places["full_shape"] = lengths  # so that a shape without addresses is refused too
     found = layout(where, lengths, **places)
+    if places["full_shape"] is None:
+        check_addressable(where, "shape", found.shape)
     columns = range(found.first_column, found.first_column + (found.shape[-1] if found.shape else 1))
     return _Address(key, stream, _rows(found), columns, found.shape)
 
@@ -214,7 +214,7 @@ def uniform(
     full_shape: Any = None,
     stream: int = 0,
 ) -> npt.NDArray[Any]:
-    """Draw uniform numbers strictly between 0 and 1.
+    """Draw uniform numbers strictly between 0 and 1; rounding to float16 may give 0 or 1.
 
     Args:
         key: The call's key, in ``[0, 2**64)``.

@@ -2,7 +2,7 @@
 
 import hashlib
 
-from dropkit._checks import KEY, Integer, argument_type_error
+from dropkit._checks import KEY, Integer, argument_error, argument_type_error
 from dropkit.random.philox import WORD, rounds, split
 
 __all__ = ["FOLD", "call_key", "field", "fold", "site"]
@@ -58,7 +58,11 @@ def site(name: str) -> int:
 def _site(where: str, name: object) -> int:
     if not isinstance(name, str):
         raise argument_type_error(where, "name", "a string", name)
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
+    try:
+        encoded = name.encode()
+    except UnicodeEncodeError:
+        raise argument_error(where, "name", "a string that UTF-8 can encode", name) from None
+    return int.from_bytes(hashlib.sha256(encoded).digest()[:4], "little")
 
 
 def call_key(seed: int, name: str, step: int, call: int = 0) -> int:

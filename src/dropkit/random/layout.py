@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from dropkit._checks import argument_error, check_axes, check_shape
 
-__all__ = ["Layout", "layout"]
+__all__ = ["Layout", "check_addressable", "layout"]
 
 
 class Layout(NamedTuple):
@@ -57,13 +57,19 @@ def layout(
     mask_shape = tuple(1 if axis in shared else shape[axis] for axis in kept)
     lengths = [1 if axis in shared else whole[axis] for axis in kept]
     starts = [0 if axis in shared else start[axis] for axis in kept]
-    if lengths and (lengths[-1] > 2**34 or (full_shape is not None and math.prod(lengths[:-1]) > 2**64)):
-        raise argument_error(where, "full_shape", "at most 2**64 rows of 2**34 columns", whole)
+    if full_shape is not None:
+        check_addressable(where, "full_shape", lengths)
     strides: list[int] = []
     for length in reversed([*lengths[1:-1], 1] if len(lengths) > 1 else []):
         strides.insert(0, length * (strides[0] if strides else 1))
     first_row = sum(begin * stride for begin, stride in zip(starts[:-1], strides, strict=True))
     return Layout(mask_shape, tuple(strides), first_row, starts[-1] if starts else 0)
+
+
+def check_addressable(where: str, name: str, lengths: Sequence[int]) -> None:
+    """Raise `ArgumentError` unless every row of a mask has a number of 64 bits and every column one of 34."""
+    if lengths and (lengths[-1] > 2**34 or math.prod(lengths[:-1]) > 2**64):
+        raise argument_error(where, name, "at most 2**64 rows of 2**34 columns", tuple(lengths))
 
 
 def _whole(
