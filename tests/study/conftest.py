@@ -47,7 +47,8 @@ def tiny() -> Budget:
 @pytest.fixture(scope="session")
 def plan(toy: Dataset) -> Plan:
     """The plan of a study of usual size, over the toy data."""
-    return make_plan(toy, Budget("made up", epochs=3), 0, {name: method.strengths for name, method in METHODS.items()})
+    budget = Budget("made up", epochs=3)
+    return make_plan(toy, budget, 0, {name: METHODS[name].grid(5) for name in ("none", *budget.methods)})
 
 
 Loss = Callable[[float, int], float]

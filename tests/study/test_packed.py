@@ -1,6 +1,8 @@
 """Packed training against the same models trained alone by torch modules, under the same masks."""
 
 import itertools
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,13 +11,16 @@ from torch import nn
 
 import dropkit
 from dropkit.study import Budget, Dataset
-from dropkit.study.methods import Recipe
+from dropkit.study.methods import METHODS, Recipe
 from dropkit.study.network import initial_parameters
-from dropkit.study.packed import Model, Training, dropout_key, shuffled, train
+from dropkit.study.packed import Model, Training, _Pack, dropout_key, noise_key, shifts, shuffled, train
 from dropkit.study.preparation import CATEGORY, Column
 from dropkit.study.splits import Split, outer_split, seed_key, seed_split
 
-RECIPES = (Recipe(), Recipe(dropout=0.2), Recipe(dropout=0.6), Recipe(weight_decay=3.0), Recipe(0.4, 1.0))
+RECIPES = (
+    *(METHODS[name].recipe(strength) for name in METHODS if name != "shift" for strength in METHODS[name].grid(2)),
+    Recipe(l1=0.01, max_norm=0.3, label_smoothing=0.2, dropout=0.3, weight_decay=2.0, noise=0.2),  # all at once
+)
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +31,13 @@ def splits(toy: Dataset, tiny: Budget) -> dict[int, Split]:
 
 @pytest.fixture(scope="module")
 def pack(toy: Dataset, tiny: Budget, splits: dict[int, Split]) -> dict[Model, Training]:
-    models = [Model(key, recipe) for recipe in RECIPES for key in splits]
-    return dict(zip(models, train(models, toy, splits, tiny), strict=True))
+    """Train every recipe on every seed, all of one kind together."""
+    models = sorted((Model(key, recipe) for recipe in RECIPES for key in splits), key=lambda m: str(m.recipe.kind))
+    found = {}
+    for _, members in itertools.groupby(models, key=lambda model: model.recipe.kind):
+        together = list(members)
+        found |= dict(zip(together, train(together, toy, splits, tiny), strict=True))
+    return found
 
 
 class MaskedByKey(nn.Module):
@@ -49,33 +59,48 @@ class MaskedByKey(nn.Module):
 
 def train_alone(model: Model, data: Dataset, split: Split, budget: Budget) -> tuple[list[list[float]], nn.Module]:
     """The obvious training loop: torch modules, AdamW with its own decay, one model."""
-    widths = (data.columns, *budget.hidden, data.classes)
+    recipe = model.recipe
+    hidden = [max(1, round(width * recipe.width)) for width in budget.hidden if recipe.width]
+    widths = (data.columns, *hidden, data.outputs)
     layers: list[nn.Module] = []
     for layer, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
-        layers.append(nn.Linear(inputs, outputs))
-        if layer < len(budget.hidden):
-            layers += [nn.ReLU(), MaskedByKey(model.recipe.dropout, model.key, layer)]
+        layers.append(nn.Linear(inputs, outputs, bias=not recipe.batch_norm or layer == len(hidden)))
+        if layer < len(hidden):
+            dropout = MaskedByKey(recipe.dropout, model.key, layer)
+            norm = [nn.BatchNorm1d(outputs)] if recipe.batch_norm else []
+            layers += [dropout, *norm, nn.ReLU()] if recipe.dropout_before_norm else [*norm, nn.ReLU(), dropout]
     network = nn.Sequential(*layers)
     linears = [layer for layer in layers if isinstance(layer, nn.Linear)]
     first = initial_parameters([model.key], widths)
     with torch.no_grad():
         for linear, weight, bias in zip(linears, first[::2], first[1::2], strict=True):
             linear.weight.copy_(weight[0].T)
-            linear.bias.copy_(bias[0, 0])
+            if linear.bias is not None:
+                linear.bias.copy_(bias[0, 0])
+    norms = [parameter for layer in layers if isinstance(layer, nn.BatchNorm1d) for parameter in layer.parameters()]
     groups = [
-        {"params": [linear.weight for linear in linears], "weight_decay": model.recipe.weight_decay},
-        {"params": [linear.bias for linear in linears], "weight_decay": 0.0},
+        {"params": [linear.weight for linear in linears], "weight_decay": recipe.weight_decay},
+        {"params": [linear.bias for linear in linears if linear.bias is not None] + norms, "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=budget.learning_rate, fused=False)
     prepared = data.prepared(split.train)
     inputs, targets = torch.from_numpy(prepared.inputs), torch.from_numpy(prepared.targets)
-    history = []
+    training_loss = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+    step, history = 0, []
     for epoch in range(budget.epochs):
         network.train()
         for rows in torch.from_numpy(shuffled(model.key, split.train, epoch)).split(budget.batch_size):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(network(inputs[rows]), targets[rows]).backward()
+            noise = dropkit.random.normal(noise_key(model.key, step), inputs[rows].shape, dtype=np.float32)
+            found = network(inputs[rows] + recipe.noise * torch.from_numpy(noise))
+            penalty = recipe.l1 * sum(linear.weight.abs().sum() for linear in linears)
+            (training_loss(found, targets[rows]) + penalty).backward()
             optimizer.step()
+            with torch.no_grad():
+                for linear in linears[:-1]:
+                    longest = min(recipe.max_norm, 1e9)
+                    linear.weight.copy_(torch.renorm(linear.weight, p=2, dim=0, maxnorm=longest))
+            step += 1
         network.eval()
         with torch.no_grad():
             parts = [split.train, split.inner, split.validation]
@@ -98,7 +123,7 @@ def test_packed_equals_alone(
     model = Model(seed_key(0, 1), recipe)
     alone, network = train_alone(model, toy, splits[model.key], tiny)
     np.testing.assert_allclose(as_rows(pack[model]), alone, rtol=0, atol=2e-5)
-    if pack[model].curves.early_epoch == tiny.epochs:
+    if pack[model].curves.early_epoch == tiny.epochs and not recipe.batch_norm:
         for mine, theirs in zip(pack[model].parameters[::2], list(network.parameters())[::2], strict=True):
             np.testing.assert_allclose(mine, theirs.detach().numpy().T, rtol=0, atol=2e-5)
 
@@ -120,21 +145,27 @@ def test_each_model_sees_the_table_as_its_own_training_rows_prepare_it(tiny: Bud
 def test_the_others_of_a_pack_do_not_matter(
     pack: dict[Model, Training], toy: Dataset, tiny: Budget, splits: dict[int, Split]
 ) -> None:
-    chosen = [Model(seed_key(0, 2), Recipe(dropout=0.6)), Model(seed_key(0, 0), Recipe())]
-    for model, training in zip(chosen, train(chosen, toy, splits, tiny), strict=True):
+    for model in (Model(seed_key(0, number), recipe) for number, recipe in enumerate(RECIPES[:3])):
+        (training,) = train([model], toy, splits, tiny)
         np.testing.assert_allclose(as_rows(training), as_rows(pack[model]), rtol=0, atol=2e-5)
 
 
 def test_methods_differ_and_so_do_seeds(pack: dict[Model, Training]) -> None:
-    losses = [training.curves.validation_loss[-1] for training in pack.values()]
+    loose = METHODS["dropout_max_norm"].recipe(0.5).max_norm  # so few epochs do not reach it
+    losses = [training.curves.validation_loss[-1] for model, training in pack.items() if model.recipe.max_norm != loose]
     assert len(set(losses)) == len(losses)
 
 
 def test_training_is_deterministic(
     pack: dict[Model, Training], toy: Dataset, tiny: Budget, splits: dict[int, Split]
 ) -> None:
-    again = train(list(pack), toy, splits, tiny)
-    for training, before in zip(again, pack.values(), strict=True):
+    for kind in {model.recipe.kind for model in pack}:
+        models = [model for model in pack if model.recipe.kind == kind]
+        check_same(train(models, toy, splits, tiny), [pack[model] for model in models])
+
+
+def check_same(again: list[Training], first: list[Training]) -> None:
+    for training, before in zip(again, first, strict=True):
         assert training.curves == before.curves
         assert all((a == b).all() for a, b in zip(training.parameters, before.parameters, strict=True))
 
@@ -152,8 +183,6 @@ def test_a_model_that_diverges_leaves_the_others_alone(toy: Dataset, tiny: Budge
 
 
 def test_parameters_are_those_of_the_early_epoch(toy: Dataset, splits: dict[int, Split], tiny: Budget) -> None:
-    from dataclasses import replace
-
     from dropkit.study.network import row_scores
 
     budget = replace(tiny, epochs=12, learning_rate=0.02)  # over-fits soon
@@ -167,3 +196,54 @@ def test_parameters_are_those_of_the_early_epoch(toy: Dataset, splits: dict[int,
     losses, _ = row_scores(stacked, [inputs], [targets])
     assert float(losses.mean()) == pytest.approx(found.validation_loss[found.early_epoch - 1], abs=1e-6)
     assert float(losses.mean()) != pytest.approx(found.validation_loss[-1], abs=1e-3)
+
+
+def test_shifts_move_images_and_leave_black(tiny: Budget) -> None:
+    rng = np.random.default_rng(5)
+    images = rng.uniform(0.1, 1, size=(500, 4, 5)).astype(np.float32)
+    data = Dataset("images", "Images", images.reshape(500, 20), rng.integers(0, 2, 500), image_shape=(4, 5))
+    _, rest = outer_split(data, tiny, 0)
+    key = seed_key(0, 0)
+    splits = {key: seed_split(data, rest, tiny, key)}
+    models = [Model(key, Recipe(shift=1)), Model(key, Recipe(shift=3))]
+    pack = _Pack(models, data, splits, tiny)
+    rows = torch.from_numpy(np.stack([shuffled(key, splits[key].train, 7)] * 2))
+    moves = np.stack([shifts(key, model.recipe.shift, rows.shape[1], 7) for model in models])
+    assert [set(np.unique(one)) for one in moves] == [set(range(-1, 2)), set(range(-3, 4))]
+    found = pack._batch(rows, torch.from_numpy(moves)).reshape(2, -1, 4, 5).numpy()
+    for model in range(2):
+        for row, (down, right), image in zip(rows[model], moves[model], found[model], strict=True):
+            expected = np.zeros((12, 15), np.float32)
+            expected[4 + down : 8 + down, 5 + right : 10 + right] = images[row]
+            np.testing.assert_array_equal(image, expected[4:8, 5:10])
+    assert all(training.diverged_at is None for training in train(models, data, splits, tiny))
+
+
+def test_max_norm_bounds_hidden_units_alone(pack: dict[Model, Training]) -> None:
+    bound = {model: training for model, training in pack.items() if model.recipe.max_norm < math.inf}
+    assert bound
+    for model, training in bound.items():
+        for weight in training.parameters[:-2:2]:
+            assert np.linalg.norm(weight, axis=0).max() <= model.recipe.max_norm * (1 + 1e-6)
+    output = [np.linalg.norm(t.parameters[-2], axis=0).max() for m, t in bound.items() if m.recipe.max_norm <= 0.5]
+    assert max(output) > 0.5
+
+
+def test_numbers_are_predicted_too(tiny: Budget) -> None:
+    rng = np.random.default_rng(6)
+    inputs = rng.normal(size=(500, 4))
+    targets = 40 + 8 * inputs[:, 0] + rng.normal(size=500)
+    data = Dataset("line", "Line", inputs, targets, task="regression")
+    _, rest = outer_split(data, tiny, 0)
+    key = seed_key(0, 0)
+    splits = {key: seed_split(data, rest, tiny, key)}
+    long = replace(tiny, epochs=150, learning_rate=0.01)
+    (training,) = train([Model(key, Recipe(width=0.0))], data, splits, long)
+    prepared = data.prepared(splits[key].train)
+    train_rows, validation = splits[key].train, splits[key].validation
+    design = np.c_[prepared.inputs, np.ones(500)]
+    exact = np.linalg.lstsq(design[train_rows], prepared.targets[train_rows], rcond=None)[0]
+    errors = (design @ exact - prepared.targets) ** 2
+    assert training.curves.training_loss[-1] == pytest.approx(errors[train_rows].mean(), rel=0.05)
+    assert training.curves.validation_loss[-1] == pytest.approx(errors[validation].mean(), rel=0.1)
+    assert training.curves.accuracy[-1] == pytest.approx(1 - training.curves.validation_loss[-1])

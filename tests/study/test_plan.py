@@ -13,9 +13,15 @@ from dropkit.study.records import CONFIRMATION, SELECTION
 
 def test_every_method_gets_as_many_chances() -> None:
     assert METHODS["none"].strengths == (0.0,)
-    assert len({len(method.strengths) for name, method in METHODS.items() if name != "none"}) == 1
+    with_strength = [method for method in METHODS.values() if method.symbol]
+    for count in (1, 4, 5, 8):
+        assert {len(method.grid(count)) for method in with_strength} == {count}
+    assert {method.name: method.strengths for method in METHODS.values() if not method.symbol} == {
+        "none": (0.0,),
+        "batch_norm": (0.0,),
+    }
     for method in METHODS.values():
-        assert list(method.strengths) == sorted(set(method.strengths))
+        assert list(method.grid(8)) == sorted(set(method.strengths))
         assert all(method.domain.check("test", method.name, strength) == strength for strength in method.strengths)
 
 
@@ -26,7 +32,8 @@ def test_the_quick_plan(plan: Plan) -> None:
     assert (quick.selection_seeds, quick.confirmation_seeds, quick.rows) == (2, 8, 5000)
 
 
-def test_packs_hold_every_trial_once_and_keep_masks_apart(plan: Plan) -> None:
+def test_packs_hold_every_trial_once_and_one_kind_of_model(plan: Plan, toy: Dataset) -> None:
+    plan = make_plan(toy, plan.budget, 0, {name: method.grid(4) for name, method in METHODS.items()})
     packs = plan.packs()
     names = [trial.name for pack in packs for trial in pack.trials]
     assert sorted(names) == sorted(trial.name for phase in (SELECTION, CONFIRMATION) for trial in plan.trials(phase))
@@ -34,7 +41,7 @@ def test_packs_hold_every_trial_once_and_keep_masks_apart(plan: Plan) -> None:
     for pack in packs:
         assert len(pack.trials) <= plan.budget.pack_size
         assert len({trial.phase for trial in pack.trials}) == 1
-        assert len({trial.method == "dropout" for trial in pack.trials}) == 1
+        assert len({METHODS[trial.method].recipe(trial.strength or 0.5).kind for trial in pack.trials}) == 1
     phases = [pack.phase for pack in packs]
     assert phases == sorted(phases, key=[SELECTION, CONFIRMATION].index)
 

@@ -177,7 +177,7 @@ BAD = [
     ("methods", 3, ArgumentTypeError, "methods"),
     ("rates", "0.5, 0.7", ArgumentTypeError, "rates"),
     ("rates", 0.5, ArgumentTypeError, "rates"),
-    ("rates", [0.1, 0.2], ArgumentError, "weight_decay tries 5"),
+    ("rates", [0.1 + i / 20 for i in range(9)], ArgumentError, "the others have 8"),
     ("rates", [0.1, 0.2, 0.3, 0.4, 1.5], ArgumentError, "probability of dropping"),
     ("rates", [0.1, 0.2, 0.3, 0.4, math.nan], ArgumentError, "rates"),
     ("rates", [0.1, 0.2, 0.3, 0.3, 0.4], ArgumentError, "distinct"),

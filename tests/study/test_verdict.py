@@ -162,7 +162,7 @@ def test_caution_of_a_network_that_under_fits(made_up: Callable[..., Summary]) -
 
 
 def test_caution_of_few_rows(made_up: Callable[..., Summary], toy: object) -> None:
-    grids = {name: method.strengths for name, method in METHODS.items()}
+    grids = {name: METHODS[name].grid(5) for name in ("none", "dropout", "weight_decay")}
     plan = make_plan(toy, Budget("small", train_rows=300, epochs=3), 0, grids)
     (text,) = cautions(made_up(study(0.35, 0.29, 0.002), plan=plan))
     assert text.startswith("Each model trains on 300 rows, fewer than 1,000")

@@ -1,16 +1,16 @@
 """The two doors of a study: `run` begins one, `resume` goes on with one."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dropkit._checks import Choice, Integer, argument_error, argument_type_error, require
+from dropkit._checks import Choice, Integer, argument_type_error, require
 from dropkit.errors import DataError, RunError
 from dropkit.study.budgets import BUDGETS, Budget
 from dropkit.study.dataset import Dataset
-from dropkit.study.methods import METHODS
+from dropkit.study.grids import check_methods, that_fit
 from dropkit.study.plan import Plan, make_plan
 from dropkit.study.progress import Progress, ProgressCallback
 from dropkit.study.sources import SOURCES
@@ -44,10 +44,9 @@ def run(
         data: ``"mnist"``, or a `Dataset` of your own. Default: ``"mnist"``, 5,000 embedded images.
         budget: ``"quick"``, or a `Budget` of your own. Default: ``"quick"``.
         seed: Of every split, first weight, shuffle and mask, in [0, 2**64). Default: 0.
-        methods: Names of the methods to compare; none is always among them. Default: all of ``"dropout"`` and
-            ``"weight_decay"``.
-        rates: The probabilities of dropping to try, each in (0, 1), as many as every other method has strengths.
-            Default: 0.1, 0.3, 0.5, 0.65, 0.8.
+        methods: Names of the methods to compare, of `METHODS`; none is always among them. Default: those of the budget.
+        rates: The probabilities of dropping to try, each in (0, 1); every other method gets as many strengths.
+            Default: those of the method.
         directory: The run directory to make. Default: ``runs/`` with the data's name and the time.
         progress: Called with a `Progress` after every epoch. Default: nothing is said.
 
@@ -80,7 +79,7 @@ def run(
     source = _check_data("run", data)
     size = _check_budget("run", budget)
     checked_seed = _SEED.check("run", "seed", seed)
-    strengths = _check_methods("run", methods, rates)
+    grids = check_methods("run", size, methods, rates)
     path = None if directory is None else _check_directory("run", directory)
     report_to = _check_progress("run", progress)
     _check_packages()
@@ -92,7 +91,7 @@ def run(
 
     from dropkit.study.storage import RunFolder
 
-    plan = make_plan(loaded, size, checked_seed, strengths)
+    plan = make_plan(loaded, size, checked_seed, that_fit("run", grids, loaded, methods))
     with RunFolder.create(path or run_directory(loaded.name), plan) as folder:
         return _finish(folder, loaded, report_to)
 
@@ -186,38 +185,6 @@ def _check_data(where: str, data: object) -> str | Dataset:
 
 def _check_budget(where: str, budget: object) -> Budget:
     return budget if isinstance(budget, Budget) else BUDGETS[Choice(tuple(BUDGETS)).check(where, "budget", budget)]
-
-
-def _check_methods(where: str, methods: object, rates: object) -> Mapping[str, tuple[float, ...]]:
-    """Return the grid of every method; none comes first, the others in the order of the registry."""
-    names = [name for name in METHODS if name != "none"]
-    if methods is not None:
-        if isinstance(methods, str) or not isinstance(methods, Sequence):
-            raise argument_type_error(where, "methods", "a sequence of names", methods, f"Known: {', '.join(METHODS)}.")
-        wanted = {Choice(tuple(METHODS)).check(where, "methods", name) for name in methods}
-        names = [name for name in names if name in wanted]
-        if not names:
-            raise argument_error(where, "methods", "at least one method besides none", methods)
-    grids = {name: METHODS[name].strengths for name in names}
-    if rates is not None:
-        grids = _with_rates(where, grids, rates)
-    return {"none": METHODS["none"].strengths, **grids}
-
-
-def _with_rates(where: str, grids: Mapping[str, tuple[float, ...]], rates: object) -> dict[str, tuple[float, ...]]:
-    if isinstance(rates, str) or not isinstance(rates, Sequence):
-        raise argument_type_error(where, "rates", "a sequence of probabilities of dropping", rates)
-    if "dropout" not in grids:
-        raise argument_error(where, "rates", "left out where dropout is not among the methods", rates)
-    checked = tuple(sorted(METHODS["dropout"].domain.check(where, "rates", rate) for rate in rates))
-    if not checked or len(set(checked)) != len(checked):
-        raise argument_error(where, "rates", "one or more distinct rates", rates)
-    others = {name: len(grid) for name, grid in grids.items() if name != "dropout" and len(grid) != len(checked)}
-    if others:
-        counts = ", ".join(f"{name} tries {count}" for name, count in others.items())
-        remedy = f"Every method gets as many chances: {counts}. Or give methods=['dropout']."
-        raise argument_error(where, "rates", "as many as the other methods have strengths", rates, remedy)
-    return {**grids, "dropout": checked}
 
 
 def _check_directory(where: str, directory: object) -> Path:

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, fields
 
-from dropkit._checks import Integer, Number, argument_error
+from dropkit._checks import Choice, Integer, Number, argument_error
+from dropkit.study.methods import METHODS
 
 __all__ = ["BUDGETS", "QUICK", "Budget"]
 
@@ -28,7 +29,9 @@ class Budget:
         selection_seeds: Seeds that choose each method's strength, 2 or more. Default: 2.
         confirmation_seeds: Fresh seeds that compare the frozen winners with none, 2 or more. Default: 8.
         pack_size: Most models that train together. Default: 12.
-        leaves_out: What this budget does without, for the report.
+        methods: Names of the methods that it compares with none. Default: dropout and weight decay.
+        strengths: Candidates that every method gets. Default: 5.
+        leaves_out: What a study of this budget does without, for the report; the plan fills it in.
 
     Raises:
         ArgumentError: If a value is out of range.
@@ -51,12 +54,18 @@ class Budget:
     selection_seeds: int = 2
     confirmation_seeds: int = 8
     pack_size: int = 12
+    methods: tuple[str, ...] = ("dropout", "weight_decay")
+    strengths: int = 5
     leaves_out: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.hidden, tuple | list) or not self.hidden:
             raise argument_error("Budget", "hidden", "a sequence of widths, one a hidden layer", self.hidden)
         object.__setattr__(self, "hidden", tuple(_WHOLE.check("Budget", "hidden", width) for width in self.hidden))
+        if isinstance(self.methods, str) or not isinstance(self.methods, tuple | list):
+            raise argument_error("Budget", "methods", "a sequence of names", self.methods)
+        known = Choice(tuple(name for name in METHODS if name != "none"))
+        object.__setattr__(self, "methods", tuple(known.check("Budget", "methods", name) for name in self.methods))
         _RATE.check("Budget", "learning_rate", self.learning_rate)
         for field in fields(self):
             if field.type is int:
@@ -71,6 +80,11 @@ class Budget:
 
 QUICK = Budget(
     "quick",
-    leaves_out="batch normalisation, data augmentation, label smoothing, other networks, and pairs of methods",
+    epochs=20,
+    methods=(
+        *("dropout", "weight_decay", "max_norm", "label_smoothing", "batch_norm"),
+        *("shift", "input_noise", "smaller_network", "linear"),
+    ),
+    strengths=4,
 )
 BUDGETS: dict[str, Budget] = {QUICK.name: QUICK}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dropkit.random import call_key, uniform
 
-__all__ = ["initial_parameters", "logits", "row_scores"]
+__all__ = ["initial_parameters", "logits", "row_losses", "row_scores"]
 
 
 def initial_parameters(keys: Sequence[int], widths: Sequence[int]) -> list[Tensor]:
@@ -34,31 +34,54 @@ def _draw(key: int, widths: Sequence[int]) -> list[np.ndarray]:
     return arrays
 
 
-def logits(parameters: Sequence[Tensor], inputs: Tensor, drop: Callable[[Tensor, int], Tensor] | None = None) -> Tensor:
-    """Return the logits, of shape (models, rows, classes); `drop(hidden, layer)` acts on every hidden layer."""
+def _rectify(hidden: Tensor, layer: int) -> Tensor:
+    return hidden.relu_()
+
+
+def logits(
+    parameters: Sequence[Tensor], inputs: Tensor, activate: Callable[[Tensor, int], Tensor] = _rectify
+) -> Tensor:
+    """Return the outputs, of shape (models, rows, outputs); `activate(hidden, layer)` acts on every hidden layer."""
     hidden = inputs
     last = len(parameters) // 2 - 1
     for layer, (weight, bias) in enumerate(zip(parameters[::2], parameters[1::2], strict=True)):
         hidden = torch.baddbmm(bias, hidden, weight)
         if layer < last:
-            hidden = hidden.relu_()
-            if drop is not None:
-                hidden = drop(hidden, layer)
+            hidden = activate(hidden, layer)
     return hidden
+
+
+def row_losses(found: Tensor, targets: Tensor, smoothing: Tensor | None = None) -> Tensor:
+    """Return the loss of every row: log loss for classes, squared error for numbers.
+
+    Args:
+        found: Outputs, of shape (models, rows, outputs).
+        targets: Classes (int64) or standardised numbers (float32), of shape (models, rows).
+        smoothing: For each model, the share of the target that goes to all classes alike. Default: nothing.
+    """
+    if targets.is_floating_point():
+        return (found[..., 0] - targets).square()
+    if smoothing is None or not smoothing.any():
+        return F.cross_entropy(found.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+    logs = F.log_softmax(found, dim=-1)
+    own, all_alike = logs.gather(-1, targets[..., None])[..., 0], logs.mean(-1)
+    return -torch.lerp(own, all_alike, smoothing[:, None].expand_as(own))
 
 
 @torch.no_grad()
 def row_scores(
     parameters: Sequence[Tensor], inputs: Sequence[Tensor], targets: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Return every model's log loss and correctness on every row, float64 of shape (models, rows), dropout off.
+    """Return every model's loss and correctness on every row, float64 of shape (models, rows), dropout off.
 
-    Inputs and targets are those of each model, prepared on its own training rows.
+    Inputs and targets are those of each model, prepared on its own training rows. For numbers, correctness is 1
+    minus the squared error of the standardised number; its mean is the share of the variance that is explained.
     """
     losses, correct = [], []
     for model in range(len(parameters[0])):  # one large product after another is faster here than a batched one
         one = [parameter[model : model + 1] for parameter in parameters]
-        found = logits(one, inputs[model][None])[0]
-        losses.append(F.cross_entropy(found, targets[model], reduction="none"))
-        correct.append(found.argmax(1) == targets[model])
+        found = logits(one, inputs[model][None])
+        losses.append(row_losses(found, targets[model][None])[0])
+        is_class = not targets[model].is_floating_point()
+        correct.append(found[0].argmax(1) == targets[model] if is_class else 1 - losses[-1])
     return torch.stack(losses).double(), torch.stack(correct).double()

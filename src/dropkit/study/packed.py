@@ -1,10 +1,11 @@
 """Training: models of one shape train together as one batched model.
 
-Each has its own data split, first weights, dropout rate, masks and weight decay. No model sees another: the loss is the
-sum of their losses, Adam works element by element, and every mask is addressed by the model's own key. So a model that
-diverges leaves the others alone, and which models share a pack changes results only within float tolerance.
+Each has its own data split, first weights, masks and strength. No model sees another: the loss is the sum of their
+losses, Adam works element by element, and all noise is addressed by the model's own key. So a model that diverges
+leaves the others alone, and which models share a pack changes results only within float tolerance.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,15 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dropkit.functional import dropout
-from dropkit.random import call_key, uniform32
+from dropkit.random import call_key, normal, uniform, uniform32
 from dropkit.study.budgets import Budget
 from dropkit.study.dataset import Dataset
 from dropkit.study.methods import Recipe
-from dropkit.study.network import initial_parameters, logits, row_scores
+from dropkit.study.network import initial_parameters, logits, row_losses, row_scores
+from dropkit.study.normalisation import BatchNorm, folded
 from dropkit.study.records import Curves, curves
 from dropkit.study.splits import Split
 
-__all__ = ["Model", "Training", "dropout_key", "shuffled", "train"]
+__all__ = ["Model", "Training", "dropout_key", "noise_key", "shifts", "shuffled", "train"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,10 @@ class Model:
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """What training gave for one model; the parameters are those at the early-stopping epoch."""
+    """What training gave for one model.
+
+    The parameters are those at the early-stopping epoch, with batch normalisation folded into weights and biases.
+    """
 
     curves: Curves
     diverged_at: int | None
@@ -46,6 +51,17 @@ class Training:
 def dropout_key(key: int, layer: int, step: int) -> int:
     """Return the key of the mask after hidden layer `layer` at training step `step`, for the seed of key `key`."""
     return call_key(key, f"hidden {layer}", step)
+
+
+def noise_key(key: int, step: int) -> int:
+    """Return the key of the noise on the inputs at training step `step`, for the seed of key `key`."""
+    return call_key(key, "input noise", step)
+
+
+def shifts(key: int, most: int, rows: int, epoch: int) -> npt.NDArray[np.int64]:
+    """Return how far each row's image moves down and right in an epoch, -most .. most, of shape (rows, 2)."""
+    drawn = uniform(call_key(key, "shift", epoch), (rows, 2), dtype=np.float64)
+    return np.floor(drawn * (2 * most + 1)).astype(np.int64) - most
 
 
 def shuffled(key: int, rows: npt.NDArray[np.int64], epoch: int) -> npt.NDArray[np.int64]:
@@ -63,7 +79,7 @@ def train(
     """Train a pack to the last epoch of the budget.
 
     Args:
-        models: The members of the pack.
+        models: The members of the pack, with recipes of one kind.
         data: The rows.
         splits: From the key of a seed to its split.
         budget: Network, epochs, batch size and learning rate.
@@ -83,18 +99,31 @@ def train(
 class _Pack:
     def __init__(self, models: Sequence[Model], data: Dataset, splits: Mapping[int, Split], budget: Budget) -> None:
         self.models, self.budget = models, budget
+        recipes = [model.recipe for model in models]
+        self.recipe = recipes[0]  # of all models, where their kind is meant
         self.splits = {model.key: splits[model.key] for model in models}
         self._prepare(data)
         self.used = np.unique(np.concatenate([np.concatenate(_parts(split)) for split in self.splits.values()]))
         self.scored = [part[self.used] for part in (self.inputs if data.schema else self.inputs[:1])]
-        widths = (data.columns, *budget.hidden, data.outputs)
-        self.parameters = [p.requires_grad_() for p in initial_parameters([model.key for model in models], widths)]
+        hidden = self.recipe.hidden(budget.hidden)
+        widths = (data.columns, *hidden, data.outputs)
+        self.parameters = initial_parameters([model.key for model in models], widths)
+        self.norms = [BatchNorm(len(models), width) for width in hidden] if self.recipe.batch_norm else []
+        # A bias in front of a normalisation does nothing, and Adam would make steps of its rounding errors.
+        idle = [self.parameters[2 * layer + 1].zero_() for layer in range(len(self.norms))]
+        trained = [parameter for parameter in self.parameters if all(parameter is not bias for bias in idle)]
+        trained += [tensor for norm in self.norms for tensor in (norm.gain, norm.offset)]
+        for tensor in trained:
+            tensor.requires_grad_()
+        self.optimizer = torch.optim.Adam(trained, lr=budget.learning_rate, fused=True)
         self.best = [parameter.detach().clone() for parameter in self.parameters]
         self.best_loss = torch.full((len(models),), torch.inf, dtype=torch.float64)
-        self.optimizer = torch.optim.Adam(self.parameters, lr=budget.learning_rate, fused=True)
-        self.rates = torch.tensor([model.recipe.dropout for model in models], dtype=torch.float64)
-        decay = torch.tensor([model.recipe.weight_decay for model in models])
-        self.shrink = (1 - budget.learning_rate * decay)[:, None, None] if decay.any() else None
+        self.rates = torch.tensor([recipe.dropout for recipe in recipes], dtype=torch.float64)
+        self.shrink = 1 - budget.learning_rate * _strengths([recipe.weight_decay for recipe in recipes])
+        self.l1 = _strengths([recipe.l1 for recipe in recipes])
+        self.longest = _strengths([recipe.max_norm for recipe in recipes])
+        self.smoothing = torch.tensor([recipe.label_smoothing for recipe in recipes])
+        self.noise = _strengths([recipe.noise for recipe in recipes])
         self.step = 0
         self.history: list[Tensor] = []
 
@@ -109,24 +138,61 @@ class _Pack:
             self.inputs = torch.from_numpy(prepared[0].inputs).expand(len(prepared), -1, -1)
         self.targets = torch.from_numpy(np.stack([part.targets for part in prepared]))
 
+        if self.recipe.shift:
+            self.most = max(model.recipe.shift for model in self.models)
+            height, width = data.image_shape or (1, data.columns)
+            padded = F.pad(self.inputs.unflatten(2, (height, width)), [self.most] * 4)
+            self.windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view of every place an image may be cut
+
     def train_epoch(self, epoch: int) -> None:
         orders = {key: shuffled(key, split.train, epoch) for key, split in self.splits.items()}
         order = torch.from_numpy(np.stack([orders[model.key] for model in self.models]))
-        for rows in order.split(self.budget.batch_size, dim=1):
-            self._train_step(rows)
+        moves: Sequence[Tensor | None] = [None] * (order.shape[1] // self.budget.batch_size + 1)
+        if self.recipe.shift:
+            drawn = [shifts(model.key, model.recipe.shift, order.shape[1], epoch) for model in self.models]
+            moves = torch.from_numpy(np.stack(drawn)).split(self.budget.batch_size, dim=1)
+        for rows, move in zip(order.split(self.budget.batch_size, dim=1), moves, strict=False):
+            self._train_step(rows, move)
 
-    def _train_step(self, rows: Tensor) -> None:
-        seats = self.seats[:, None]
-        found = logits(self.parameters, self.inputs[seats, rows], self._drop if self.rates.any() else None)
-        losses = F.cross_entropy(found.flatten(0, 1), self.targets[seats, rows].flatten(), reduction="none")
+    def _train_step(self, rows: Tensor, move: Tensor | None) -> None:
+        found = logits(self.parameters, self._batch(rows, move), self._activate)
+        losses = row_losses(found, self.targets[self.seats[:, None], rows], self.smoothing)
         self.optimizer.zero_grad()
-        losses.view(rows.shape).mean(1).sum().backward()
-        if self.shrink is not None:
-            with torch.no_grad():
-                for weight in self.parameters[::2]:
-                    weight.mul_(self.shrink)
-        self.optimizer.step()
+        losses.mean(1).sum().backward()
+        with torch.no_grad():
+            self._regularise()
         self.step += 1
+
+    def _batch(self, rows: Tensor, move: Tensor | None) -> Tensor:
+        seats = self.seats[:, None]
+        if move is not None:
+            return self.windows[seats, rows, self.most - move[..., 0], self.most - move[..., 1]].flatten(2)
+        found = self.inputs[seats, rows]
+        if self.recipe.noise:
+            shape = found.shape[1:]
+            drawn = {key: normal(noise_key(key, self.step), shape, dtype=np.float32) for key in self.splits}
+            found = found + self.noise * torch.from_numpy(np.stack([drawn[model.key] for model in self.models]))
+        return found
+
+    def _activate(self, hidden: Tensor, layer: int) -> Tensor:
+        if self.recipe.dropout and self.recipe.dropout_before_norm:
+            hidden = self._drop(hidden, layer)
+        if self.norms:
+            hidden = self.norms[layer](hidden)
+        hidden = hidden.relu_()
+        return hidden if not self.recipe.dropout or self.recipe.dropout_before_norm else self._drop(hidden, layer)
+
+    def _regularise(self) -> None:
+        """Take the optimizer's step with what each model's recipe does to its weights around it."""
+        for weight in self.parameters[::2]:
+            if self.recipe.l1 and weight.grad is not None:
+                weight.grad.addcmul_(weight.sign(), self.l1)
+            if (self.shrink != 1).any():
+                weight.mul_(self.shrink)
+        self.optimizer.step()
+        if self.recipe.max_norm < math.inf:
+            for weight in self.parameters[:-2:2]:
+                weight.mul_((self.longest / weight.norm(dim=1, keepdim=True)).clamp(max=1))
 
     def _drop(self, hidden: Tensor, layer: int) -> Tensor:
         drawn = {key: dropout_key(key, layer, self.step) for key in self.splits}
@@ -137,7 +203,8 @@ class _Pack:
         """Score every model on its own rows, and keep the parameters where the inner rows like them best so far."""
         inputs = [self.scored[seat % len(self.scored)] for seat in self.seats]
         targets = [self.targets[seat, self.used] for seat in self.seats]
-        losses, correct = row_scores(self.parameters, inputs, targets)
+        parameters = folded(self.parameters, self.norms)
+        losses, correct = row_scores(parameters, inputs, targets)
         columns = []
         for model, loss, right in zip(self.models, losses, correct, strict=True):
             train, inner, validation = (np.searchsorted(self.used, part) for part in _parts(self.splits[model.key]))
@@ -146,8 +213,8 @@ class _Pack:
         self.history.append(found)
         better = found[:, 1] < self.best_loss
         self.best_loss = torch.where(better, found[:, 1], self.best_loss)
-        for best, parameter in zip(self.best, self.parameters, strict=True):
-            best[better] = parameter.detach()[better]
+        for best, parameter in zip(self.best, parameters, strict=True):
+            best[better] = parameter[better]
 
     def results(self) -> list[Training]:
         trainings = []
@@ -159,6 +226,11 @@ class _Pack:
             found = curves(**{name: whole[:, column].tolist() for column, name in enumerate(names)})
             trainings.append(Training(found, diverged_at, [best[index].numpy() for best in self.best]))
         return trainings
+
+
+def _strengths(values: Sequence[float]) -> Tensor:
+    """Return one number a model, to multiply weights or inputs by."""
+    return torch.tensor(values)[:, None, None]
 
 
 def _parts(split: Split) -> tuple[npt.NDArray[np.int64], ...]:

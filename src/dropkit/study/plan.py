@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dropkit import __version__
@@ -14,6 +14,7 @@ from dropkit.study.budgets import Budget
 from dropkit.study.dataset import Dataset
 from dropkit.study.methods import METHODS
 from dropkit.study.records import CONFIRMATION, SELECTION, Trial
+from dropkit.study.wording import joined
 
 __all__ = ["LEVEL", "POWER", "RELEVANT", "Pack", "Plan", "make_plan", "plan_from_json"]
 
@@ -54,8 +55,8 @@ class Plan:
 
     @property
     def family(self) -> tuple[str, ...]:
-        """The methods of the one family of tests: all but none."""
-        return tuple(name for name in self.strengths if name != "none")
+        """The methods of the one family of tests: all but none and baselines."""
+        return tuple(name for name in self.strengths if name != "none" and METHODS[name].compared)
 
     @property
     def seeds(self) -> dict[str, range]:
@@ -73,17 +74,20 @@ class Plan:
         ]
 
     def packs(self) -> list[Pack]:
-        """Return the packs in the order in which they train. Models that draw masks do not share a pack with others."""
+        """Return the packs in the order in which they train: the models of a pack are of one kind."""
         packs = []
         for phase in (SELECTION, CONFIRMATION):
-            for masked in (False, True):
-                members = [trial for trial in self.trials(phase) if self._draws_masks(trial) is masked]
-                for number, part in enumerate(_even_parts(members, self.budget.pack_size)):
-                    packs.append(Pack(f"{phase}-{'masked' if masked else 'plain'}-{number}", tuple(part)))
+            kinds: dict[object, list[Trial]] = {}
+            for trial in self.trials(phase):
+                kinds.setdefault(self._kind(trial), []).append(trial)
+            parts = [part for members in kinds.values() for part in _even_parts(members, self.budget.pack_size)]
+            packs += [Pack(f"{phase}-{number}", tuple(part)) for number, part in enumerate(parts)]
         return packs
 
-    def _draws_masks(self, trial: Trial) -> bool:
-        return METHODS[trial.method].recipe(self.strengths[trial.method][0]).dropout > 0
+    def _kind(self, trial: Trial) -> object:
+        """Return the kind of a trial's recipe; of a strength to be chosen, the method's first stands for all."""
+        strength = self.strengths[trial.method][0] if trial.strength is None else trial.strength
+        return METHODS[trial.method].recipe(strength).kind
 
     def to_json(self) -> str:
         """Return the plan as JSON text that ends with its own checksum."""
@@ -102,7 +106,7 @@ class Plan:
             "mask_version": MASK_VERSION,
             "seed": self.seed,
             "data": dict(self.data),
-            "budget": {**asdict(self.budget), "hidden": list(self.budget.hidden)},
+            "budget": {**asdict(self.budget), "hidden": list(self.budget.hidden), "methods": list(self.budget.methods)},
             "strengths": {name: list(strengths) for name, strengths in self.strengths.items()},
             "primary": "early-stopped validation log loss, each method against none, on the confirmation seeds",
             "test": "corrected resampled t-test (Nadeau and Bengio 2003), Holm over the family",
@@ -119,7 +123,10 @@ def make_plan(data: Dataset, budget: Budget, seed: int, strengths: Mapping[str, 
     """Build the plan for a data set."""
     described = {"name": data.name, "title": data.title, "note": data.note, "rows": data.rows}
     described |= {"columns": data.columns, "classes": data.classes, "sha256": data.digest()}
-    return Plan(seed, described, budget, {name: tuple(grid) for name, grid in strengths.items()})
+    described |= {"outputs": data.outputs, "task": data.task, "target": data.target_name, "origin": dict(data.origin)}
+    left_out = [method.title for name, method in METHODS.items() if name not in strengths and method.fits(data)]
+    named = replace(budget, leaves_out=joined(left_out) if left_out else "")
+    return Plan(seed, described, named, {name: tuple(grid) for name, grid in strengths.items()})
 
 
 def plan_from_json(text: str, where: str) -> Plan:

@@ -1,8 +1,43 @@
 """The methods that a study compares, one file each."""
 
-from dropkit.study.methods import dropout, none, weight_decay
+from dropkit.study.methods import (
+    batch_norm,
+    dropout,
+    dropout_after_norm,
+    dropout_before_norm,
+    dropout_decay,
+    dropout_max_norm,
+    input_noise,
+    l1,
+    label_smoothing,
+    linear,
+    max_norm,
+    none,
+    shift,
+    smaller_network,
+    weight_decay,
+)
 from dropkit.study.methods.method import Method, Recipe
 
 __all__ = ["METHODS", "Method", "Recipe"]
 
-METHODS: dict[str, Method] = {method.name: method for method in (none.METHOD, dropout.METHOD, weight_decay.METHOD)}
+METHODS: dict[str, Method] = {
+    module.METHOD.name: module.METHOD
+    for module in (
+        none,
+        dropout,
+        weight_decay,
+        l1,
+        max_norm,
+        label_smoothing,
+        batch_norm,
+        dropout_after_norm,
+        dropout_before_norm,
+        dropout_decay,
+        dropout_max_norm,
+        shift,
+        input_noise,
+        smaller_network,
+        linear,
+    )
+}

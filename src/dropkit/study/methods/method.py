@@ -1,19 +1,52 @@
 """What a method is: a name, a grid of strengths, and what a strength does to the training of one model."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dropkit._checks import Number
+from dropkit.study.dataset import Dataset
 
 __all__ = ["Method", "Recipe"]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one model is trained. A method sets the fields that it stands for and leaves the others alone."""
+    """How one model is trained. A method sets the fields that it stands for and leaves the others alone.
+
+    Args:
+        dropout: Probability of dropping a hidden unit.
+        weight_decay: Decoupled decay of weights; a step multiplies them by 1 - learning rate * decay.
+        l1: Factor of the sum of absolute weights in the training loss.
+        max_norm: Longest incoming weight vector of a hidden unit.
+        label_smoothing: Share of the target that is spread evenly over all classes, in the training loss alone.
+        batch_norm: Whether hidden layers normalise over the batch, between product and rectifier.
+        dropout_before_norm: Whether dropout comes before the normalisation instead of after the rectifier.
+        shift: Images move by up to this many pixels along each axis, drawn anew every epoch.
+        noise: Standard deviation of Gaussian noise on every input, drawn anew every step.
+        width: Hidden widths as a share of the study's; 0 leaves no hidden layer.
+    """
 
     dropout: float = 0.0
     weight_decay: float = 0.0
+    l1: float = 0.0
+    max_norm: float = math.inf
+    label_smoothing: float = 0.0
+    batch_norm: bool = False
+    dropout_before_norm: bool = False
+    shift: int = 0
+    noise: float = 0.0
+    width: float = 1.0
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What models that train in one pack have in common: their shape, and the costly steps of training."""
+        steps = (self.dropout > 0, self.l1 > 0, self.max_norm < math.inf, self.shift > 0, self.noise > 0)
+        return (self.width, self.batch_norm, self.dropout_before_norm, *steps)
+
+    def hidden(self, widths: Sequence[int]) -> tuple[int, ...]:
+        """Return the hidden widths of the model, given those of the study."""
+        return tuple(max(1, round(width * self.width)) for width in widths) if self.width else ()
 
 
 @dataclass(frozen=True)
@@ -24,10 +57,14 @@ class Method:
         name: The name in plans, tables and `methods=`.
         title: The name in sentences.
         symbol: What the strength is called, such as ``"p"``; empty where there is none.
-        strengths: The grid, rising. Every method but none has equally many, so that none gets more chances.
+        strengths: Candidates, the most useful first; a study takes as many from the front as its budget says, so that
+            no method gets more chances than another. A method without a strength has the one candidate 0.
         recipe: From a strength to how a model is trained.
         domain: What a strength may be.
         log_axis: Whether pictures space the strengths logarithmically.
+        form: How sentences write the strength. Default: symbol = strength.
+        needs: ``"images"``, ``"table"`` or ``"classes"`` where the method fits no other data.
+        compared: Whether it belongs to the family of tests; a baseline that a network must beat does not.
     """
 
     name: str
@@ -37,7 +74,20 @@ class Method:
     recipe: Callable[[float], Recipe]
     domain: Number
     log_axis: bool = False
+    form: str = ""
+    needs: str = ""
+    compared: bool = True
+
+    def grid(self, count: int) -> tuple[float, ...]:
+        """Return the first `count` candidates, rising."""
+        return tuple(sorted(self.strengths[:count]))
+
+    def fits(self, data: Dataset) -> bool:
+        """Return whether the method can be used on these data."""
+        kinds = {"images": data.image_shape is not None, "classes": data.is_classification}
+        kinds["table"] = not kinds["images"]
+        return not self.needs or kinds[self.needs]
 
     def label(self, strength: float) -> str:
         """Return how sentences and tables write the strength, such as ``"p = 0.5"``."""
-        return f"{self.symbol} = {strength:g}" if self.symbol else ""
+        return (self.form or f"{self.symbol} = {{:g}}").format(strength) if self.symbol else ""

@@ -9,7 +9,7 @@ METHOD = Method(
     name="weight_decay",
     title="weight decay",
     symbol="λ",  # the Greek letter is meant
-    strengths=(0.1, 0.3, 1.0, 3.0, 10.0),
+    strengths=(1.0, 3.0, 0.3, 10.0, 0.1, 30.0, 0.03, 100.0),
     recipe=lambda strength: Recipe(weight_decay=strength),
     domain=Number(0.0, float("inf"), open_low=True, open_high=True),
     log_axis=True,
