@@ -97,9 +97,24 @@ MISTAKES = [
     (["study", "cifar"], "`data` must be one of 'mnist'"),
     (["study", "--budget", "huge"], "`budget` must be one of 'quick'"),
     (["study", "--seed", "-1"], "`seed` must be an integer in [0, 2**64), got -1"),
-    (["study", "--seed", "1.5"], "--seed must be a whole number from 0, got '1.5'"),
-    (["study", "--seed", "x"], "--seed must be a whole number from 0, got 'x'"),
-    (["study", "--seed", ""], "--seed must be a whole number from 0, got ''"),
+    (["study", "--seed", "1.5"], "--seed must be a whole number, got '1.5'"),
+    (["study", "--seed", "x"], "--seed must be a whole number, got 'x'"),
+    (["study", "--seed", ""], "--seed must be a whole number, got ''"),
+    (["study", "--epochs", "many"], "--epochs must be a whole number, got 'many'"),
+    (["study", "--epochs", "0"], "`epochs` must be an integer in [1, 10**9], got 0"),
+    (["study", "--batch-size", "2.5"], "--batch-size must be a whole number"),
+    (["study", "--network", "64-x"], "--network must be whole numbers with '-' between them, got '64-x'"),
+    (["study", "--network", "64-0"], "`hidden` must be an integer"),
+    (["study", "--rates", "0.2;0.5"], "--rates must be numbers with ',' between them"),
+    (["study", "--rates", "0.2,0.5,1.5"], "`rates` must be a number in (0, 1), got 1.5"),
+    (["study", "--methods", "dropout,magic"], "`methods` must be one of 'none', 'dropout'"),
+    (["study", "--target", "churn"], "`target` must be left out for data that are no file"),
+    (["study", "--task", "ranking"], "`task` must be one of 'classification', 'regression'"),
+    (["study", "absent.csv", "--target", "y"], "absent.csv cannot be read: No such file"),
+    (["study", "table.csv"], "`target` must name the column to predict. The columns of table.csv: a, b"),
+    (["study", "table.csv", "--target", "c"], "--target 'c' is no column of table.csv. Its columns: a, b"),
+    (["study", "table.csv", "--target", "b", "--test-size", "x"], "--test-size must be a number, got 'x'"),
+    (["study", "table.csv", "--target", "b", "--test-size", "-1"], "`test_size` must be a number in (0, 1e+09]"),
     (["study", "--name", "a/b"], "--name must be one directory name"),
     (["study", "--name", ""], "--name must be one directory name"),
     (["study", "--name", ".."], "--name must be one directory name"),
@@ -119,6 +134,7 @@ def test_a_mistake_is_one_line_and_exit_code_two(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("runs/there").mkdir(parents=True)
+    Path("table.csv").write_text("a,b\n1,2\n3,4\n")
     assert call(*arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""

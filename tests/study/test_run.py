@@ -1,5 +1,6 @@
 """Whole studies on toy data: what they write, how they resume, and what they refuse."""
 
+import contextlib
 import csv
 import json
 import math
@@ -7,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from dropkit import study
 from dropkit.errors import ArgumentError, ArgumentTypeError, DataError, DropkitError, RunError
 from dropkit.study import Budget, Dataset
 from dropkit.study.output import COLUMNS
+from dropkit.study.packed import _Pack
 from dropkit.study.result import Result
 from dropkit.study.storage import RunFolder
 
@@ -122,6 +125,52 @@ def test_killed_twice_and_resumed(finished: Result, toy: Dataset, tmp_path: Path
     assert (folder / "results.csv").read_bytes() == (finished.directory / "results.csv").read_bytes()
 
 
+def test_an_interruption_loses_no_finished_epoch(
+    finished: Result, toy: Dataset, tiny: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[tuple[int, int]] = []
+    train_epoch = _Pack.train_epoch
+
+    def counted(pack: _Pack, epoch: int) -> None:
+        trained.append((epoch, len(pack.models)))
+        train_epoch(pack, epoch)
+
+    monkeypatch.setattr(_Pack, "train_epoch", counted)
+    stops = iter((10, 25, 40, 75, 10**9))
+
+    def interrupt(state: study.Progress) -> None:
+        if state.done >= stop:
+            raise KeyboardInterrupt
+
+    stop = next(stops)
+    with pytest.raises(KeyboardInterrupt):
+        study.run(toy, budget=tiny, seed=5, directory=tmp_path / "cut", progress=interrupt)
+    for stop in stops:  # noqa: B007  # `interrupt` reads it
+        assert (tmp_path / "cut/checkpoint.safetensors").exists()
+        (tmp_path / "cut/.checkpoint.safetensors.half").write_bytes(b"left by a kill")
+        with contextlib.suppress(KeyboardInterrupt):
+            study.resume(tmp_path / "cut", data=toy, progress=interrupt)
+    assert sum(models for _, models in trained) == 31 * 3
+    assert (tmp_path / "cut/results.csv").read_bytes() == (finished.directory / "results.csv").read_bytes()
+    assert [path.name for path in (tmp_path / "cut").glob("*checkpoint*")] == []
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:1000], lambda _: b"", lambda _: b"\xff" * 5000])
+def test_a_damaged_checkpoint_costs_its_pack_alone(
+    finished: Result, toy: Dataset, tiny: Budget, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    def interrupt(state: study.Progress) -> None:
+        if state.done >= 25:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        study.run(toy, budget=tiny, seed=5, directory=tmp_path / "cut", progress=interrupt)
+    checkpoint = tmp_path / "cut/checkpoint.safetensors"
+    checkpoint.write_bytes(damage(checkpoint.read_bytes()))
+    study.resume(tmp_path / "cut", data=toy)
+    assert (tmp_path / "cut/results.csv").read_bytes() == (finished.directory / "results.csv").read_bytes()
+
+
 def test_progress_rises_to_its_total(toy: Dataset, tiny: Budget, tmp_path: Path) -> None:
     seen: list[study.Progress] = []
     study.run(toy, budget=tiny, methods=["dropout"], rates=[0.2], directory=tmp_path / "p", progress=seen.append)
@@ -207,7 +256,7 @@ def test_rates_without_dropout_are_refused(tmp_path: Path) -> None:
 
 def test_too_few_rows(toy: Dataset, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="needs 5000 rows, the data set 'toy' has 500"):
-        study.run(toy, directory=tmp_path / "x")
+        study.run(toy, budget=study.BUDGETS["quick"], directory=tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 

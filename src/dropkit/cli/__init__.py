@@ -8,7 +8,9 @@ from dropkit.errors import MissingDependencyError
 
 __all__ = ["main"]
 
-_PACKAGES = ("filelock", "jinja2", "matplotlib", "optuna", "rich", "scipy", "sklearn", "typer")  # of the extra `study`
+_PACKAGES = (  # of the extra `study`
+    *("filelock", "jinja2", "matplotlib", "optuna", "polars", "rich", "safetensors", "scipy", "sklearn", "typer"),
+)
 
 
 def main() -> None:

@@ -1,14 +1,16 @@
 """`dropkit study`: the study from the command line."""
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dropkit.cli.progress import progress_shown
 from dropkit.errors import ArgumentError
 from dropkit.study import api
+from dropkit.study.loading import data_name
 
 if TYPE_CHECKING:
     from dropkit.study.result import Result
@@ -25,6 +27,8 @@ confirms it on fresh ones, and ends in a table, a sentence of advice, and a repo
 \b
 Examples:
   dropkit study                     the embedded MNIST sample: some two minutes on two cores
+  dropkit study churn               the embedded table of 7,043 customers
+  dropkit study table.csv --target churned   a table of your own, CSV or Parquet
   dropkit study --seed 1 --name b   another seed, into runs/b
   dropkit study --resume runs/b     go on after Ctrl-C or a crash, to the same results
   dropkit study --json              the results as JSON, for other programs
@@ -32,7 +36,11 @@ Examples:
 
 
 def command(
-    data: Annotated[str | None, typer.Argument(help="The data source. [default: mnist]", show_default=False)] = None,
+    data: Annotated[
+        str | None,
+        typer.Argument(help="mnist, churn, or a CSV or Parquet file. [default: mnist]", show_default=False),
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="The column of the file to predict.")] = None,
     budget: Annotated[
         str | None, typer.Option(help="How large the study is. [default: quick]", show_default=False)
     ] = None,
@@ -46,13 +54,51 @@ def command(
         str | None,
         typer.Option(help="Directory in runs/. [default: the data source and the time]", show_default=False),
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="classification or regression. [default: as the target looks]", show_default=False),
+    ] = None,
+    test_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="<number>",
+            help="Rows of the file to set aside: a share below 1, or a number. [default: 0.2]",
+            show_default=False,
+        ),
+    ] = None,
+    group: Annotated[str | None, typer.Option(help="A column whose equal values stay on one side of a split.")] = None,
+    time: Annotated[str | None, typer.Option(help="A column of times; later rows are predicted.")] = None,
+    network: Annotated[
+        str | None, typer.Option(metavar="<widths>", help="Hidden layers, such as 512-512.", show_default=False)
+    ] = None,
+    epochs: Annotated[str | None, typer.Option(metavar="<int>", help="The last epoch.")] = None,
+    batch_size: Annotated[str | None, typer.Option(metavar="<int>", help="Rows a step.")] = None,
+    methods: Annotated[
+        str | None, typer.Option(metavar="<names>", help="Methods to compare, such as dropout,weight_decay.")
+    ] = None,
+    rates: Annotated[
+        str | None, typer.Option(metavar="<numbers>", help="Dropout rates to try, such as 0.2,0.5.")
+    ] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this directory.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the advice alone.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON, and nothing else.")] = False,
 ) -> None:
     """Find out on real data whether dropout helps, at which rate, and against which alternative."""
-    number = None if seed is None else _whole(seed)
-    path = _resumed(resume, data, budget, number, name) if resume else _new(data, name)
+    options: dict[str, Any] = {
+        "target": target,
+        "task": task,
+        "test_size": _number("--test-size", test_size),
+        "group": group,
+        "time": time,
+        "network": _list("--network", network, "-", int),
+        "epochs": _whole("--epochs", epochs),
+        "batch_size": _whole("--batch-size", batch_size),
+        "methods": _list("--methods", methods, ",", str),
+        "rates": _list("--rates", rates, ",", float),
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    number = _whole("--seed", seed)
+    path = _resumed(resume, data, budget, number, name, given) if resume else _new(data, name)
     heading = f"{'Going on with' if resume else 'Results go to'} {path}"
     try:
         with progress_shown(heading, quiet=quiet or as_json) as progress:
@@ -60,7 +106,12 @@ def command(
                 result = api.resume(path, progress=progress)
             else:
                 result = api.run(
-                    data or "mnist", budget=budget or "quick", seed=number or 0, directory=path, progress=progress
+                    data or "mnist",
+                    budget=budget or "quick",
+                    seed=number or 0,
+                    directory=path,
+                    progress=progress,
+                    **given,
                 )
     except KeyboardInterrupt:
         goes_on = f"Go on with: dropkit study --resume {path}" if path.exists() else "Nothing was written."
@@ -69,28 +120,60 @@ def command(
     _show(result, quiet=quiet, as_json=as_json)
 
 
-def _whole(text: str) -> int:
+def _whole(option: str, text: str | None) -> int | None:
     try:
-        return int(text)
+        return None if text is None else int(text)
     except ValueError:
-        raise ArgumentError(f"--seed must be a whole number from 0, got {text!r}. The default is 0.") from None
+        raise ArgumentError(f"{option} must be a whole number, got {text!r}.") from None
+
+
+def _number(option: str, text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        raise ArgumentError(f"{option} must be a number, got {text!r}.") from None
+
+
+def _list(option: str, text: str | None, separator: str, kind: Callable[[str], Any]) -> list[Any] | None:
+    """Return the parts of a text such as 512-512 or 0.2,0.5."""
+    if text is None:
+        return None
+    try:
+        return [kind(part.strip()) for part in text.split(separator)]
+    except ValueError:
+        what = "whole numbers" if kind is int else "numbers"
+        raise ArgumentError(f"{option} must be {what} with {separator!r} between them, got {text!r}.") from None
 
 
 def _new(data: str | None, name: str | None) -> Path:
     """Return the directory of a new run."""
     if name is None:
-        return api.run_directory(data or "mnist")
+        return api.run_directory(data_name(data or "mnist"))
     if not name or Path(name).name != name or name in (".", ".."):
         raise ArgumentError(f"--name must be one directory name without slashes, got {name!r}. It is made in {_RUNS}/.")
     return _RUNS / name
 
 
-def _resumed(path: Path, data: str | None, budget: str | None, seed: int | None, name: str | None) -> Path:
+def _resumed(
+    path: Path, data: str | None, budget: str | None, seed: int | None, name: str | None, others: Mapping[str, Any]
+) -> Path:
     """Return the directory to go on with; what was given beside it must be what the run's plan says."""
     from dropkit.study.storage import read_plan
 
     plan = read_plan(path)
-    planned = {"DATA": plan.data["name"], "--budget": plan.budget.name, "--seed": plan.seed, "--name": path.name}
+    for option in others:
+        raise ArgumentError(
+            f"--{option.replace('_', '-')} is settled by the plan of {path}. Leave it out to go on, or start a new run."
+        )
+    origin = plan.data.get("origin") or {}
+    planned = {
+        "DATA": origin.get("path", plan.data["name"]),
+        "--budget": plan.budget.name,
+        "--seed": plan.seed,
+        "--name": path.name,
+    }
+    if data is not None and origin:
+        data = str(Path(data).resolve())
     given = {"DATA": data, "--budget": budget, "--seed": seed, "--name": name}
     for option, value in given.items():
         if value is not None and value != planned[option]:

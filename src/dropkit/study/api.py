@@ -1,9 +1,9 @@
 """The two doors of a study: `run` begins one, `resume` goes on with one."""
 
-import time
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
+from time import strftime
 from typing import TYPE_CHECKING
 
 from dropkit._checks import Choice, Integer, argument_type_error, require
@@ -11,9 +11,10 @@ from dropkit.errors import DataError, RunError
 from dropkit.study.budgets import BUDGETS, Budget
 from dropkit.study.dataset import Dataset
 from dropkit.study.grids import check_methods, that_fit
-from dropkit.study.plan import Plan, make_plan
+from dropkit.study.loading import TableOptions, load, load_again
+from dropkit.study.plan import make_plan
 from dropkit.study.progress import Progress, ProgressCallback
-from dropkit.study.sources import SOURCES
+from dropkit.study.sizes import fitted, with_network
 
 if TYPE_CHECKING:
     from dropkit.study.result import Result
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["resume", "run", "run_directory"]
 
 _SEED = Integer(0, 2**64 - 1, "[0, 2**64)")
-_PACKAGES = ("optuna", "sklearn", "scipy", "matplotlib", "jinja2", "rich", "filelock")
+_PACKAGES = ("optuna", "sklearn", "scipy", "polars", "safetensors", "matplotlib", "jinja2", "rich", "filelock")
 
 
 def run(
@@ -30,6 +31,14 @@ def run(
     *,
     budget: str | Budget = "quick",
     seed: int = 0,
+    target: str | None = None,
+    task: str | None = None,
+    test_size: float | None = None,
+    group: str | None = None,
+    time: str | None = None,
+    network: Sequence[int] | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
     methods: Sequence[str] | None = None,
     rates: Sequence[float] | None = None,
     directory: str | PathLike[str] | None = None,
@@ -41,9 +50,19 @@ def run(
     compared with no regularisation on fresh seeds, everything early-stopped on rows of its own.
 
     Args:
-        data: ``"mnist"``, or a `Dataset` of your own. Default: ``"mnist"``, 5,000 embedded images.
+        data: ``"mnist"`` (5,000 images) or ``"churn"`` (7,043 customers), which come with dropkit; the path of a CSV or
+            Parquet file; or a `Dataset` of your own. Default: ``"mnist"``.
         budget: ``"quick"``, or a `Budget` of your own. Default: ``"quick"``.
         seed: Of every split, first weight, shuffle and mask, in [0, 2**64). Default: 0.
+        target: The column of a file to predict; a file needs it.
+        task: ``"classification"`` or ``"regression"``, for a file. Default: what the target looks like.
+        test_size: Share below 1, or number, of a file's rows to set aside first. Default: a fifth.
+        group: A column of a file whose equal values stay on one side of every split. Default: none.
+        time: A column of a file; later rows are predicted from earlier ones. Default: none.
+        network: Widths of the hidden layers; or of all layers, if the first and the last are those of the data.
+            Default: those of the budget or the data.
+        epochs: The last epoch. Default: that of the budget or the data.
+        batch_size: Rows a step. Default: that of the budget or the data.
         methods: Names of the methods to compare, of `METHODS`; none is always among them. Default: those of the budget.
         rates: The probabilities of dropping to try, each in (0, 1); every other method gets as many strengths.
             Default: those of the method.
@@ -76,14 +95,16 @@ def run(
     References:
         Nadeau and Bengio (2003), "Inference for the generalization error".
     """
-    source = _check_data("run", data)
     size = _check_budget("run", budget)
     checked_seed = _SEED.check("run", "seed", seed)
     grids = check_methods("run", size, methods, rates)
     path = None if directory is None else _check_directory("run", directory)
     report_to = _check_progress("run", progress)
     _check_packages()
-    loaded = _load(source)
+    loaded = load("run", data, TableOptions(target, task, test_size, group, time))
+    if isinstance(budget, str):
+        size = fitted(size, loaded)
+    size = with_network(size, loaded, network, epochs, batch_size)
     if size.rows > loaded.rows:
         raise DataError(
             f"The budget {size.name!r} needs {size.rows} rows, the data set {loaded.name!r} has {loaded.rows}."
@@ -93,6 +114,8 @@ def run(
 
     plan = make_plan(loaded, size, checked_seed, that_fit("run", grids, loaded, methods))
     with RunFolder.create(path or run_directory(loaded.name), plan) as folder:
+        for column, words in loaded.description:
+            report_to(Progress("data", 0, 1, f"{column}: {words}"))
         return _finish(folder, loaded, report_to)
 
 
@@ -131,7 +154,7 @@ def resume(
 
     from dropkit.study.storage import RunFolder, read_plan
 
-    loaded = _load(data if data is not None else _source_of(read_plan(path), path))
+    loaded = data if data is not None else load_again(read_plan(path), path)
     with RunFolder.open(path) as folder:
         if loaded.digest() != folder.plan.data["sha256"]:
             raise DataError(f"The data set {loaded.name!r} differs from the one that {path} began with. Give that one.")
@@ -140,7 +163,7 @@ def resume(
 
 def run_directory(data_name: str, parent: Path = Path("runs")) -> Path:
     """Return a directory that is not there yet, named after the data and the time."""
-    stem = f"{data_name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    stem = f"{data_name}-{strftime('%Y%m%d-%H%M%S')}"
     names = (stem, *(f"{stem}-{number}" for number in range(2, 1000)))
     return next(parent / name for name in names if not (parent / name).exists())
 
@@ -163,24 +186,9 @@ def _finish(folder: "RunFolder", data: Dataset, progress: ProgressCallback) -> "
     return Result(folder.path, findings)
 
 
-def _source_of(plan: Plan, path: Path) -> str:
-    name = plan.data["name"]
-    if name not in SOURCES:
-        raise RunError(f"{path} began with a data set of your own, {name!r}: give it to `resume` as `data`.")
-    return str(name)
-
-
-def _load(data: str | Dataset) -> Dataset:
-    return data if isinstance(data, Dataset) else SOURCES[data]()
-
-
 def _check_packages() -> None:
     for package in _PACKAGES:
         require(package, "study", "A study")
-
-
-def _check_data(where: str, data: object) -> str | Dataset:
-    return data if isinstance(data, Dataset) else Choice(tuple(SOURCES)).check(where, "data", data)
 
 
 def _check_budget(where: str, budget: object) -> Budget:

@@ -40,6 +40,9 @@ class Dataset:
         groups: A number a row; rows of one number never stand on two sides of a split. Default: every row alone.
         times: A number a row; later rows are predicted from earlier ones. Default: rows have no order.
         sizes: Fields of `Budget` that suit these data, which named budgets take over. Default: scaled to the rows.
+        description: Pairs of a column and how it is used or why it is left out, for the report. Default: nothing.
+        warnings: What looks wrong with the data, for the report. Default: nothing.
+        origin: The file and options that `resume` reads the data from again. Default: nothing.
         image_shape: Height and width where a row is an image of one channel. Default: rows are no images.
 
     Raises:
@@ -67,6 +70,9 @@ class Dataset:
     groups: npt.NDArray[np.int64] | None = None
     times: npt.NDArray[np.float64] | None = None
     sizes: Mapping[str, Any] = field(default_factory=dict)
+    description: tuple[tuple[str, str], ...] = ()
+    warnings: tuple[str, ...] = ()
+    origin: Mapping[str, Any] = field(default_factory=dict)
     image_shape: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:

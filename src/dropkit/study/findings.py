@@ -23,6 +23,7 @@ class Findings:
         cautions: What a reader should know beside it.
         test_rows: Each recommended method against none on the test rows, or the leader where none is recommended.
         seconds: Training time of each pack.
+        columns: Pairs of a column of the data and how it was used or why it was left out.
     """
 
     summary: Summary
@@ -30,6 +31,7 @@ class Findings:
     cautions: tuple[str, ...]
     test_rows: tuple[OnTestRows, ...]
     seconds: Mapping[str, float]
+    columns: tuple[tuple[str, str], ...] = ()
 
 
 def find(folder: RunFolder, data: Dataset) -> Findings:
@@ -38,4 +40,6 @@ def find(folder: RunFolder, data: Dataset) -> Findings:
     verdict = judge(summary)
     candidates = verdict.recommended or ((verdict.leader,) if verdict.leader else ())
     test_rows = tuple(score_test_rows(folder, data, summary, method) for method in candidates)
-    return Findings(summary, verdict, tuple(cautions(summary)), test_rows, folder.seconds())
+    return Findings(
+        summary, verdict, (*data.warnings, *cautions(summary)), test_rows, folder.seconds(), data.description
+    )

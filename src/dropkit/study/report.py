@@ -1,5 +1,6 @@
 """The report: one HTML file with everything inside, drawn and filled from the findings."""
 
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,13 @@ def report_html(findings: Findings) -> str:
     )
 
 
+def _predicted(data: Mapping[str, Any]) -> str:
+    return f"{data['classes']} classes" if data["classes"] else "a number to predict"
+
+
 def _settings(findings: Findings) -> list[tuple[str, Any]]:
     plan, budget = findings.summary.plan, findings.summary.plan.budget
-    network = "-".join(str(width) for width in (plan.data["columns"], *budget.hidden, plan.data["classes"]))
+    network = "-".join(str(width) for width in (plan.data["columns"], *budget.hidden, plan.data["outputs"]))
     grids = [
         (
             f"{METHODS[name].title}, {METHODS[name].symbol} tried",
@@ -61,7 +66,7 @@ def _settings(findings: Findings) -> list[tuple[str, Any]]:
     ]
     return [
         ("Data", plan.data["title"]),
-        ("Shape", f"{plan.data['rows']:,} rows, {plan.data['columns']} columns, {plan.data['classes']} classes"),
+        ("Shape", f"{plan.data['rows']:,} rows, {plan.data['columns']} inputs, {_predicted(plan.data)}"),
         (
             "Rows a seed",
             f"{budget.train_rows:,} train, {budget.inner_rows:,} choose the epoch, {budget.validation_rows:,} validate",

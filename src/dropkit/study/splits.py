@@ -30,27 +30,86 @@ def seed_key(seed: int, number: int) -> int:
 
 
 def outer_split(data: Dataset, budget: Budget, seed: int) -> tuple[Rows, Rows]:
-    """Return the test rows, set aside before anything else, and the rows that are left."""
-    rest, test = _divide(data, np.arange(data.rows), budget.test_rows, call_key(seed, "study test rows", 0))
+    """Return the test rows, set aside before anything else, and the rows that are left: of data with times the last."""
+    everything = np.arange(data.rows)
+    if data.times is not None:
+        rest, test = _newest(data, everything, budget.test_rows)
+    else:
+        rest, test = _divide(data, everything, budget.test_rows, call_key(seed, "study test rows", 0))
     return test, rest
 
 
 def seed_split(data: Dataset, rest: Rows, budget: Budget, key: int) -> Split:
-    """Return the split of the rows that are left, under the key of one seed."""
-    others, validation = _divide(data, rest, budget.validation_rows, call_key(key, "validation rows", 0))
-    others, inner = _divide(data, others, budget.inner_rows, call_key(key, "inner rows", 0))
+    """Return the split of the rows that are left, under the key of one seed.
+
+    Of data with times, a seed draws a moment: it is validated on the rows after it, its epoch is chosen by the rows
+    before it, and it trains on rows drawn from those before these.
+    """
+    if data.times is not None:
+        rest = _up_to_a_moment(data, rest, budget, key)
+        others, validation = _newest(data, rest, budget.validation_rows)
+        others, inner = _newest(data, others, budget.inner_rows)
+        others = _shuffled(others, key)
+    else:
+        others, validation = _divide(data, rest, budget.validation_rows, call_key(key, "validation rows", 0))
+        others, inner = _divide(data, others, budget.inner_rows, call_key(key, "inner rows", 0))
     train = others[: budget.train_rows]
+    if len(train) < budget.train_rows:
+        raise DataError(
+            f"Data set {data.name!r}: only {len(train)} of {budget.train_rows} training rows are left beside whole "
+            "groups. Give a --group with smaller groups."
+        )
     return Split(train, inner, validation)
 
 
 def _divide(data: Dataset, rows: Rows, count: int, key: int) -> tuple[Rows, Rows]:
-    """Set `count` of the rows aside, every class in its share."""
+    """Set `count` of the rows aside, every class in its share, or whole groups."""
     from sklearn.model_selection import train_test_split
 
+    if data.groups is not None:
+        return _divide_groups(data.groups, rows, count, key)
+    classes = data.targets[rows] if data.is_classification else None
     try:
-        kept, aside = train_test_split(rows, test_size=count, stratify=data.targets[rows], random_state=key % 2**32)
+        kept, aside = train_test_split(rows, test_size=count, stratify=classes, random_state=key % 2**32)
     except ValueError as error:
         raise DataError(
             f"Data set {data.name!r}: {count} of {len(rows)} rows with every class cannot be set aside ({error})"
         ) from None
     return kept, aside
+
+
+def _divide_groups(groups: npt.NDArray[np.int64], rows: Rows, count: int, key: int) -> tuple[Rows, Rows]:
+    """Set whole groups aside until they hold `count` rows; rows of theirs beyond it are used on neither side."""
+    rows = _shuffled(rows, key)
+    names, sizes = np.unique(groups[rows], return_counts=True)
+    order = _shuffled(np.arange(len(names)), key)
+    taken = names[order[: np.searchsorted(np.cumsum(sizes[order]), count) + 1]]
+    is_aside = np.isin(groups[rows], taken)
+    return rows[~is_aside], rows[is_aside][:count]
+
+
+def _shuffled(values: Rows, key: int) -> Rows:
+    return np.random.default_rng(key).permutation(values)
+
+
+def _newest(data: Dataset, rows: Rows, count: int) -> tuple[Rows, Rows]:
+    """Set the latest `count` rows aside; of groups that are on both sides, the earlier rows go."""
+    ordered = _by_time(data, rows)
+    before, after = ordered[:-count], ordered[-count:]
+    if data.groups is not None:
+        before = before[~np.isin(data.groups[before], data.groups[after])]
+    return before, after
+
+
+def _by_time(data: Dataset, rows: Rows) -> Rows:
+    times = data.times
+    assert times is not None  # noqa: S101  # asked only of data with times
+    return rows[np.argsort(times[rows], kind="stable")]
+
+
+def _up_to_a_moment(data: Dataset, rows: Rows, budget: Budget, key: int) -> Rows:
+    """Return the rows up to a moment that the seed draws, late enough for all parts of the split."""
+    needed = budget.train_rows + budget.inner_rows + budget.validation_rows
+    spare = max(len(rows) - needed, 0)
+    end = len(rows) - int(np.random.default_rng(key).integers(0, spare + 1))
+    return _by_time(data, rows)[:end]

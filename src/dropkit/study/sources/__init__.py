@@ -3,10 +3,11 @@
 from collections.abc import Callable
 
 from dropkit.study.dataset import Dataset
-from dropkit.study.sources import mnist
+from dropkit.study.sources import churn, mnist
 
 __all__ = ["SOURCES"]
 
 SOURCES: dict[str, Callable[[], Dataset]] = {
     "mnist": mnist.load,
+    "churn": churn.load,
 }

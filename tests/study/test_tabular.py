@@ -1,0 +1,242 @@
+"""Tables of a user's own: what is read, what each column is taken for, and what is refused."""
+
+import csv
+import datetime as dt
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from dropkit.errors import ArgumentError, DataError
+from dropkit.study.inference import infer
+from dropkit.study.preparation import CATEGORY, DATE, NUMBER
+from dropkit.study.sources import SOURCES
+from dropkit.study.splits import outer_split, seed_key, seed_split
+from dropkit.study.tabular import load_table
+
+ROWS = 200
+
+
+def people() -> dict[str, list[object]]:
+    rng = np.random.default_rng(0)
+    age = rng.integers(18, 80, ROWS)
+    return {
+        "customer_id": list(range(1000, 1000 + ROWS)),
+        "age": ["" if row % 20 == 3 else int(value) for row, value in enumerate(age)],
+        "city": [("Rome", "Oslo", "NA")[value] for value in rng.integers(0, 3, ROWS)],
+        "since": [dt.date(2020, 1, 1) + dt.timedelta(int(day)) for day in rng.integers(0, 900, ROWS)],
+        "note": [f"text {row * 7919 % 1000}" for row in range(ROWS)],
+        "country": ["Norway"] * ROWS,
+        "nothing": [""] * ROWS,
+        "income": [round(float(value), 2) for value in rng.normal(3000, 500, ROWS)],
+        "churned": ["yes" if value else "no" for value in (age + rng.normal(0, 20, ROWS) > 50)],
+    }
+
+
+def write(path: Path, table: dict[str, list[object]], separator: str = ",") -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, delimiter=separator)
+        writer.writerow(table)
+        writer.writerows(zip(*table.values(), strict=True))
+    return path
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_columns_are_taken_for_what_they_hold(tmp_path: Path, separator: str) -> None:
+    data = load_table(str(write(tmp_path / "people.csv", people(), separator)), "churned")
+    assert [(column.name, column.kind) for column in data.schema] == [
+        *(("age", NUMBER), ("city", CATEGORY), ("since", DATE), ("income", NUMBER))
+    ]
+    said = dict(data.description)
+    assert said["churned"] == "target, 2 classes: no, yes"
+    assert "10 missing" in said["age"]
+    assert said["city"].startswith("category, 2 values")
+    assert said["since"].startswith("date, 2020-01-")
+    assert said["customer_id"] == "left out: an identifier, it counts the rows"
+    assert said["note"].startswith("left out: an identifier or free text")
+    assert said["country"] == "left out: always 'Norway'"
+    assert said["nothing"] == "left out: every value is missing"
+    assert data.class_names == ("no", "yes")
+    table = people()
+    days = [(day - dt.date(1970, 1, 1)).days for day in table["since"]]
+    np.testing.assert_array_equal(data.inputs[:, 2], days)
+    np.testing.assert_array_equal(data.targets, [value == "yes" for value in table["churned"]])
+    cities = [data.schema[1].categories[int(code)] for code in data.inputs[:, 1]]
+    assert cities == [city.replace("NA", "(missing)") for city in table["city"]]
+    assert np.isfinite(data.prepared(np.arange(50)).inputs).all()
+
+
+def test_parquet_gives_what_csv_gives(tmp_path: Path) -> None:
+    table = {name: [None if value == "" else value for value in values] for name, values in people().items()}
+    pl.DataFrame(table).write_parquet(tmp_path / "people.parquet")
+    found = load_table(str(tmp_path / "people.parquet"), "churned")
+    reference = load_table(str(write(tmp_path / "people.csv", people())), "churned")
+    np.testing.assert_array_equal(found.inputs, reference.inputs)
+    np.testing.assert_array_equal(found.targets, reference.targets)
+    assert found.description == reference.description
+
+
+def test_numbers_are_predicted_as_numbers_and_few_whole_ones_as_classes(tmp_path: Path) -> None:
+    path = str(write(tmp_path / "people.csv", people()))
+    income = load_table(path, "income")
+    assert (income.task, income.outputs) == ("regression", 1)
+    assert dict(income.description)["income"] == "target, regression"
+    table = people() | {"stars": [row % 5 + 1 for row in range(ROWS)]}
+    path = str(write(tmp_path / "stars.csv", table))
+    stars = load_table(path, "stars")
+    assert (stars.task, stars.class_names) == ("classification", ("1", "2", "3", "4", "5"))
+    assert load_table(path, "stars", task="regression").task == "regression"
+
+
+def test_rows_without_target_are_left_out_and_counted(tmp_path: Path) -> None:
+    table = people()
+    table["churned"][::10] = [""] * (ROWS // 10)
+    data = load_table(str(write(tmp_path / "people.csv", table)), "churned")
+    assert data.rows == ROWS - 20
+    assert "20 rows without it left out" in dict(data.description)["churned"]
+
+
+@pytest.mark.parametrize(("copy", "leaked"), [("churned", True), ("age", False)])
+def test_a_leaked_target_is_warned_of(tmp_path: Path, copy: str, leaked: bool) -> None:
+    table = people()
+    table["reason"] = [f"code {value}" if copy == "churned" else value for value in table[copy]]
+    data = load_table(str(write(tmp_path / "people.csv", table)), "churned")
+    assert any("'reason' alone tells 'churned'" in text for text in data.warnings) is leaked
+
+
+def test_a_leaked_number_is_warned_of(tmp_path: Path) -> None:
+    table = people()
+    table["tax"] = [0.3 * float(value) for value in table["income"]]
+    data = load_table(str(write(tmp_path / "people.csv", table)), "income")
+    (text,) = data.warnings
+    assert "'tax' alone tells 'income'" in text
+
+
+def test_groups_stay_together_and_later_rows_are_predicted(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from dropkit.study.budgets import QUICK
+
+    table = people() | {"shop": [f"shop {row % 40}" for row in range(ROWS)]}
+    path = str(write(tmp_path / "people.csv", table))
+    grouped = load_table(path, "churned", group="shop")
+    timed = load_table(path, "churned", time="since")
+    assert "shop" not in [column.name for column in grouped.schema]
+    for data in (grouped, timed):
+        budget = replace(QUICK, **data.sizes)
+        test, rest = outer_split(data, budget, 0)
+        splits = [seed_split(data, rest, budget, seed_key(0, number)) for number in range(5)]
+        assert len({tuple(split.validation) for split in splits}) == 5
+        for split in splits:
+            parts = [split.train, split.inner, split.validation, test]
+            sizes = [budget.train_rows, budget.inner_rows, budget.validation_rows, budget.test_rows]
+            assert [len(part) for part in parts] == sizes
+            assert len(np.unique(np.concatenate(parts))) == sum(sizes)
+            for before, after in itertools.pairwise(parts):
+                if data is grouped:
+                    assert not set(grouped.groups[before]) & set(grouped.groups[after])
+                else:
+                    assert timed.times[before].max() <= timed.times[after].min()
+
+
+def test_the_size_of_the_test_rows(tmp_path: Path) -> None:
+    path = str(write(tmp_path / "people.csv", people()))
+    assert load_table(path, "churned").sizes["test_rows"] == 40
+    assert load_table(path, "churned", test_size=0.3).sizes["test_rows"] == 60
+    assert load_table(path, "churned", test_size=25).sizes["test_rows"] == 25
+    with pytest.raises(DataError, match="with 190 as test rows"):
+        load_table(path, "churned", test_size=190)
+
+
+def with_column(name: str, values: Callable[[int], object]) -> Callable[[Path], Path]:
+    return lambda path: write(path, people() | {name: [values(row) for row in range(ROWS)]})
+
+
+BAD: list[tuple[str, Callable[[Path], object], str]] = [
+    ("missing", lambda path: None, "cannot be read: No such file"),
+    ("directory", lambda path: path.mkdir(), "is a directory"),
+    ("empty", lambda path: path.write_text(""), "is empty"),
+    ("blank", lambda path: path.write_text(" \n\n"), "is empty"),
+    ("heading alone", lambda path: path.write_text("a,churned\n"), "no rows below its heading"),
+    ("too few fields", lambda path: path.write_text("a,churned\n1,2\n3\n"), "ragged: line 3 has 1 fields"),
+    ("too many fields", lambda path: path.write_text("a,churned\n1,2,3\n"), "ragged: line 2 has 3 fields"),
+    ("noise", lambda path: path.write_bytes(np.random.default_rng(0).bytes(5000)), "no text in UTF-8"),
+    ("zeros", lambda path: path.write_bytes(b"a,b\n\0\0,1\n"), "zero bytes"),
+    ("open quote", lambda path: path.write_text('a,churned\n"1,2\n'), "is no CSV: line"),
+    ("unnamed", lambda path: path.write_text("a,,churned\n1,2,3\n"), "column 2 has no name"),
+    ("twice", lambda path: path.write_text("a,a,churned\n1,2,3\n"), "two columns are named 'a'"),
+    ("no target", lambda path: path.write_text("a,b\n1,2\n"), "'churned' is no column of .*Its columns: a, b"),
+    ("one class", with_column("churned", lambda row: "no"), "always 'no': there is nothing to predict"),
+    ("constant number", with_column("churned", lambda row: 4.5), "always '4.5'"),
+    ("missing target", with_column("churned", lambda row: ""), "every value of the target 'churned' is missing"),
+    ("rare class", with_column("churned", lambda row: "abc"[(row > 190) + (row > 197)]), "class 'c' .* has 2 of 200"),
+    ("many classes", with_column("churned", lambda row: f"name {row % 150}"), "150 different values"),
+    ("a date", with_column("churned", lambda row: f"2024-01-{row % 20 + 1:02d}"), "holds dates"),
+    ("target alone", lambda path: write(path, {"churned": people()["churned"]}), "no column to predict 'churned' from"),
+    ("useless", lambda path: write(path, {"x": [1] * ROWS, "churned": people()["churned"]}), "x: left out: always '1'"),
+    ("few rows", lambda path: write(path, {name: column[:45] for name, column in people().items()}), "needs 50"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "message"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
+def test_unfit_files_are_refused_in_one_line(tmp_path: Path, make: Callable[[Path], object], message: str) -> None:
+    path = tmp_path / "table.csv"
+    make(path)
+    with pytest.raises((DataError, ArgumentError), match=message) as caught:
+        load_table(str(path), "churned")
+    assert "\n" not in str(caught.value)
+    assert "table.csv" in str(caught.value)
+
+
+def test_noise_is_no_parquet(tmp_path: Path) -> None:
+    (tmp_path / "noise.parquet").write_bytes(np.random.default_rng(0).bytes(5000))
+    with pytest.raises(DataError, match="no Parquet file that can be read"):
+        load_table(str(tmp_path / "noise.parquet"), "churned")
+    pl.DataFrame({"churned": [1, 2], "list": [[1], [2]]}).write_parquet(tmp_path / "nested.parquet")
+    with pytest.raises(DataError, match="column 'list' holds List"):
+        load_table(str(tmp_path / "nested.parquet"), "churned")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"group": "shop"}, "--group 'shop' is no column"),
+        ({"time": "when"}, "--time 'when' is no column"),
+        ({"group": "churned"}, "different columns"),
+        ({"group": "city"}, "are only 2; splits need 10"),
+        ({"time": "city"}, "have no 'city'"),
+        ({"time": "note"}, "must hold numbers or dates"),
+        ({"task": "regression"}, "must hold numbers for regression, got '(yes|no)'"),
+    ],
+)
+def test_unfit_options_are_refused(tmp_path: Path, options: dict[str, str], message: str) -> None:
+    path = str(write(tmp_path / "people.csv", people()))
+    if options == {"group": "city"}:
+        path = str(write(tmp_path / "people.csv", people() | {"city": ["a", "b"] * (ROWS // 2)}))
+    with pytest.raises((DataError, ArgumentError), match=message):
+        load_table(path, "churned", **options)
+
+
+def test_a_category_with_many_values_keeps_the_most_frequent() -> None:
+    values = [f"town {row % 5}" for row in range(500)] + [f"village {row % 60}" for row in range(120)]
+    found = infer("place", values)
+    assert found.words == "category, 65 values, the 50 most frequent used"
+    assert found.column is not None
+    assert {f"town {row}" for row in range(5)} < set(found.column.categories)
+    assert len(found.column.categories) == 50
+
+
+def test_the_churn_table() -> None:
+    data = SOURCES["churn"]()
+    assert (data.rows, len(data.schema), data.classes, data.class_names) == (7043, 19, 2, ("No", "Yes"))
+    assert int(np.isnan(data.inputs).sum()) == 11
+    assert data.warnings == ()
+    assert int(data.targets.sum()) == 1869
+    train = np.arange(4500)
+    inputs = data.prepared(train).inputs
+    assert np.isfinite(inputs).all()
+    assert inputs.shape[1] == data.columns == 9 + 9 * 3 + 4
+    np.testing.assert_allclose(inputs[train, 0].mean(), 0, atol=1e-6)
