@@ -3,6 +3,7 @@
 import itertools
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 
 import dropkit
 from dropkit.study import Budget, Dataset
+from dropkit.study.checkpoint import Checkpoint
 from dropkit.study.methods import METHODS, Recipe
 from dropkit.study.network import initial_parameters
 from dropkit.study.packed import Model, Training, _Pack, dropout_key, noise_key, shifts, shuffled, train
@@ -247,3 +249,20 @@ def test_numbers_are_predicted_too(tiny: Budget) -> None:
     assert training.curves.training_loss[-1] == pytest.approx(errors[train_rows].mean(), rel=0.05)
     assert training.curves.validation_loss[-1] == pytest.approx(errors[validation].mean(), rel=0.1)
     assert training.curves.accuracy[-1] == pytest.approx(1 - training.curves.validation_loss[-1])
+
+
+@pytest.mark.parametrize("recipe", [Recipe(dropout=0.3), Recipe(batch_norm=True, max_norm=0.5), Recipe(width=0.0)])
+def test_a_checkpoint_is_the_whole_state(
+    recipe: Recipe, toy: Dataset, tiny: Budget, splits: dict[int, Split], tmp_path: Path
+) -> None:
+    models = [Model(key, recipe) for key in splits]
+    whole = train(models, toy, splits, tiny)
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    for _ in range(tiny.epochs):
+        with pytest.raises(KeyboardInterrupt):
+            train(models, toy, splits, tiny, interrupt, Checkpoint(tmp_path / "kept", "one"))
+    check_same(train(models, toy, splits, tiny, checkpoint=Checkpoint(tmp_path / "kept", "one")), whole)
+    assert Checkpoint(tmp_path / "kept", "another").load() is None

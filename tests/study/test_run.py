@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -155,9 +154,9 @@ def test_an_interruption_loses_no_finished_epoch(
     assert [path.name for path in (tmp_path / "cut").glob("*checkpoint*")] == []
 
 
-@pytest.mark.parametrize("damage", [lambda content: content[:1000], lambda _: b"", lambda _: b"\xff" * 5000])
+@pytest.mark.parametrize("damage", [b"", b"\xff" * 5000, None], ids=["empty", "noise", "cut short"])
 def test_a_damaged_checkpoint_costs_its_pack_alone(
-    finished: Result, toy: Dataset, tiny: Budget, tmp_path: Path, damage: Callable[[bytes], bytes]
+    finished: Result, toy: Dataset, tiny: Budget, tmp_path: Path, damage: bytes | None
 ) -> None:
     def interrupt(state: study.Progress) -> None:
         if state.done >= 25:
@@ -166,7 +165,7 @@ def test_a_damaged_checkpoint_costs_its_pack_alone(
     with pytest.raises(KeyboardInterrupt):
         study.run(toy, budget=tiny, seed=5, directory=tmp_path / "cut", progress=interrupt)
     checkpoint = tmp_path / "cut/checkpoint.safetensors"
-    checkpoint.write_bytes(damage(checkpoint.read_bytes()))
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000] if damage is None else damage)
     study.resume(tmp_path / "cut", data=toy)
     assert (tmp_path / "cut/results.csv").read_bytes() == (finished.directory / "results.csv").read_bytes()
 

@@ -34,7 +34,10 @@ def train_all(folder: RunFolder, data: Dataset, progress: ProgressCallback) -> N
         reporter.begin(pack)
         began = time.perf_counter()
         models = [Model(seed_key(plan.seed, trial.seed), _recipe(trial)) for trial in trials]
-        trainings = train(models, data, splits.of(trials), plan.budget, reporter.epoch) if trials else []
+        trainings = []
+        if trials:
+            checkpoint = folder.checkpoint(pack)
+            trainings = train(models, data, splits.of(trials), plan.budget, reporter.epoch, checkpoint)
         folder.save_pack(pack, trials, trainings, time.perf_counter() - began)
         reporter.diverged(trials, trainings)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from dropkit.functional import dropout
 from dropkit.random import call_key, normal, uniform, uniform32
 from dropkit.study.budgets import Budget
+from dropkit.study.checkpoint import Checkpoint
 from dropkit.study.dataset import Dataset
 from dropkit.study.methods import Recipe
 from dropkit.study.network import initial_parameters, logits, row_losses, row_scores
@@ -75,6 +76,7 @@ def train(
     splits: Mapping[int, Split],
     budget: Budget,
     on_epoch: Callable[[], None] = lambda: None,
+    checkpoint: Checkpoint | None = None,
 ) -> list[Training]:
     """Train a pack to the last epoch of the budget.
 
@@ -84,14 +86,21 @@ def train(
         splits: From the key of a seed to its split.
         budget: Network, epochs, batch size and learning rate.
         on_epoch: Called after every epoch.
+        checkpoint: Where the pack is kept after every epoch, and taken up again. Default: nowhere.
 
     Returns:
         One training a model, in order.
     """
     pack = _Pack(models, data, splits, budget)
+    kept = checkpoint.load() if checkpoint is not None else None
+    if kept is not None:
+        pack.restore(kept)
     for epoch in range(budget.epochs):
-        pack.train_epoch(epoch)
-        pack.score(epoch)
+        if epoch >= len(pack.history):
+            pack.train_epoch(epoch)
+            pack.score(epoch)
+            if checkpoint is not None and epoch + 1 < budget.epochs:
+                checkpoint.save(pack.state())
         on_epoch()
     return pack.results()
 
@@ -111,11 +120,11 @@ class _Pack:
         self.norms = [BatchNorm(len(models), width) for width in hidden] if self.recipe.batch_norm else []
         # A bias in front of a normalisation does nothing, and Adam would make steps of its rounding errors.
         idle = [self.parameters[2 * layer + 1].zero_() for layer in range(len(self.norms))]
-        trained = [parameter for parameter in self.parameters if all(parameter is not bias for bias in idle)]
-        trained += [tensor for norm in self.norms for tensor in (norm.gain, norm.offset)]
-        for tensor in trained:
+        self.trained = [parameter for parameter in self.parameters if all(parameter is not bias for bias in idle)]
+        self.trained += [tensor for norm in self.norms for tensor in (norm.gain, norm.offset)]
+        for tensor in self.trained:
             tensor.requires_grad_()
-        self.optimizer = torch.optim.Adam(trained, lr=budget.learning_rate, fused=True)
+        self.optimizer = torch.optim.Adam(self.trained, lr=budget.learning_rate, fused=True)
         self.best = [parameter.detach().clone() for parameter in self.parameters]
         self.best_loss = torch.full((len(models),), torch.inf, dtype=torch.float64)
         self.rates = torch.tensor([recipe.dropout for recipe in recipes], dtype=torch.float64)
@@ -215,6 +224,32 @@ class _Pack:
         self.best_loss = torch.where(better, found[:, 1], self.best_loss)
         for best, parameter in zip(self.best, parameters, strict=True):
             best[better] = parameter[better]
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all that changes from epoch to epoch, by name."""
+        running = [moment for norm in self.norms for moment in (norm.mean, norm.variance)]
+        named = {"trained": self.trained, "best": self.best, "running": running}
+        found = {
+            f"{name} {index}": tensor.detach() for name, group in named.items() for index, tensor in enumerate(group)
+        }
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            found |= {f"{name} {index}": moment for name, moment in moments.items()}
+        counts = {
+            "best loss": self.best_loss,
+            "history": torch.stack(self.history),
+            "step taken": torch.tensor(self.step),
+        }
+        return found | counts
+
+    def restore(self, kept: Mapping[str, Tensor]) -> None:
+        """Go on from a state."""
+        moments = {"exp_avg", "exp_avg_sq", "step"}
+        state = {index: {name: kept[f"{name} {index}"] for name in moments} for index in range(len(self.trained))}
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        self.step, self.history = int(kept["step taken"]), list(kept["history"])
+        with torch.no_grad():
+            for name, tensor in self.state().items():
+                tensor.copy_(kept[name])
 
     def results(self) -> list[Training]:
         trainings = []

@@ -1,7 +1,8 @@
 """The run directory: the frozen plan, a journal of finished trials, and the models of the confirmation.
 
 Trials live in an Optuna study with journal storage. A trial is added when it is complete, so a kill leaves none half
-done; a pack counts as trained when the mark behind its last trial is there.
+done; a pack counts as trained when the mark behind its last trial is there. The pack in training has a checkpoint, so a
+kill loses one epoch at most.
 """
 
 import io
@@ -20,6 +21,7 @@ import numpy.typing as npt
 
 from dropkit.errors import RunError
 from dropkit.study._atomic import write_atomic
+from dropkit.study.checkpoint import Checkpoint
 from dropkit.study.methods import METHODS
 from dropkit.study.packed import Training
 from dropkit.study.plan import Pack, Plan, plan_from_json
@@ -28,6 +30,7 @@ from dropkit.study.records import Record, Trial, curves
 __all__ = ["RunFolder", "read_plan"]
 
 _PLAN, _JOURNAL, _MODELS = "plan.json", "journal.log", "models"
+_CHECKPOINT = "checkpoint.safetensors"
 
 
 def read_plan(path: Path) -> Plan:
@@ -64,6 +67,8 @@ class RunFolder:
             ) from None
         except OSError as error:
             raise RunError(f"{path} cannot be written: {error}.") from None
+        for left in path.glob(f".{_CHECKPOINT}.*"):  # half written when a kill came
+            left.unlink()
         try:
             self._study = _open_journal(path / _JOURNAL, plan)
         except BaseException:
@@ -138,6 +143,11 @@ class RunFolder:
                 self._study.add_trial(_to_optuna(Record(trial, training.curves, training.diverged_at), pack))
         with _quiet_optuna():
             self._study.set_user_attr(f"pack {pack.name}", seconds)
+        self.checkpoint(pack).delete()
+
+    def checkpoint(self, pack: Pack) -> Checkpoint:
+        """Return where the pack in training is kept after every epoch."""
+        return Checkpoint(self.path / _CHECKPOINT, f"{self.plan.checksum} {pack.name}")
 
     def _models_path(self, pack: Pack) -> Path:
         return self.path / _MODELS / f"{pack.name}.npz"
