@@ -167,3 +167,55 @@ def test_caution_of_few_rows(made_up: Callable[..., Summary], toy: object) -> No
     (text,) = cautions(made_up(study(0.35, 0.29, 0.002), plan=plan))
     assert text.startswith("Each model trains on 300 rows, fewer than 1,000")
     assert "+0.050 with early stopping and by +0.050 at the last epoch" in text
+
+
+def larger_plan(toy: object, *names: str) -> object:
+    grids = {name: METHODS[name].grid(4) for name in METHODS if name in ("none", "dropout", *names)}
+    return make_plan(toy, Budget("large", epochs=3), 0, grids)
+
+
+def test_caution_of_a_linear_model_that_does_as_well(made_up: Callable[..., Summary], toy: object) -> None:
+    plan = larger_plan(toy, "linear")
+    numbers = {"none": losses(0.3, 0, 0), "dropout": losses(0.29, 0.001, 1, 0.5)}
+    summary = made_up({**numbers, "linear": losses(0.3, 0.001, 2, 1.0)}, plan=plan)
+    assert list(summary.comparisons) == ["dropout"]  # a baseline is no member of the family
+    (text,) = cautions(summary)
+    assert text.startswith(
+        "A linear model does as well: its early-stopped validation loss is 0.300 (linear model at λ = 1), against "
+        "0.290 of the best network here (dropout at p = 0.5)."
+    )
+    assert cautions(made_up({**numbers, "linear": losses(0.31, 0.001, 2, 1.0)}, plan=plan)) == []
+    assert cautions(
+        made_up({**numbers, "linear": losses(0.2, 0.001, 2, 1.0)}, plan=plan, diverged=lambda t: t.method == "linear")
+    )[0].startswith("The loss became NaN")
+
+
+def test_caution_of_dropout_before_normalisation(made_up: Callable[..., Summary], toy: object) -> None:
+    numbers = {"none": losses(0.3, 0, 0), "dropout": losses(0.29, 0.001, 1, 0.5)}
+    before = losses(0.25, 0.001, 2, 0.5)
+    plan = larger_plan(toy, "dropout_before_norm", "batch_norm")
+    (text,) = cautions(
+        made_up({**numbers, "dropout_before_norm": before, "batch_norm": losses(0.28, 0.001, 0)}, plan=plan)
+    )
+    assert "loss is 0.250; batch normalisation 0.280, +0.030." in text
+    plan = larger_plan(toy, "dropout_before_norm")
+    (text,) = cautions(made_up({**numbers, "dropout_before_norm": before}, plan=plan))
+    assert text.endswith("loss is 0.250; the other order was not tried.")
+    assert cautions(made_up({**numbers, "dropout_before_norm": losses(0.31, 0.001, 2, 0.5)}, plan=plan)) == []
+
+
+def test_ties_of_many_are_named_in_the_order_of_the_plan(made_up: Callable[..., Summary], toy: object) -> None:
+    plan = larger_plan(toy, "weight_decay", "max_norm", "batch_norm")
+    numbers = {
+        "none": losses(0.3, 0, 0),
+        "dropout": losses(0.25, 0.01, 1, 0.5),
+        "weight_decay": losses(0.252, 0.01, 2, 1.0),
+        "max_norm": losses(0.251, 0.01, 0, 0.5),
+        "batch_norm": losses(0.33, 0.001, 1),
+    }
+    verdict = judge(made_up(numbers, plan=plan))
+    assert (verdict.kind, verdict.recommended) == ("tie", ("dropout", "weight_decay", "max_norm"))
+    assert verdict.sentence.startswith(
+        "Use dropout at p = 0.5, weight decay at λ = 1 or max-norm at c = 0.5, with early stopping: all beat early"
+    )
+    assert "and between them it is a tie." in verdict.sentence

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from dropkit.study.cautions import diverged, edge_of_grid, few_rows, high_rate, under_fit
+from dropkit.study.cautions import diverged, edge_of_grid, few_rows, high_rate, linear_model, norm_order, under_fit
 from dropkit.study.summary import Summary
 
 __all__ = ["CAUTIONS", "cautions"]
@@ -13,6 +13,8 @@ CAUTIONS: tuple[Callable[[Summary], list[str]], ...] = (
     under_fit.check,
     edge_of_grid.check,
     high_rate.check,
+    norm_order.check,
+    linear_model.check,
 )
 
 
