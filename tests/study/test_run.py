@@ -39,7 +39,8 @@ def test_the_files_of_a_run(finished: Result) -> None:
     folder = finished.directory
     assert finished.report == folder / "report.html"
     assert {path.name for path in folder.iterdir()} == {
-        *("plan.json", "journal.log", "models", "results.csv", "results.json", "times.csv", "report.html", ".lock")
+        *("plan.json", "journal.log", "models", "results.csv", "results.json", "times.csv", "report.html", ".lock"),
+        *("model.safetensors", "model.json"),
     }
     with (folder / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -146,7 +147,7 @@ def test_an_interruption_loses_no_finished_epoch(
         study.run(toy, budget=tiny, seed=5, directory=tmp_path / "cut", progress=interrupt)
     for stop in stops:  # noqa: B007  # `interrupt` reads it
         assert (tmp_path / "cut/checkpoint.safetensors").exists()
-        (tmp_path / "cut/.checkpoint.safetensors.half").write_bytes(b"left by a kill")
+        (tmp_path / "cut/.checkpoint.safetensors.part").write_bytes(b"left by a kill")
         with contextlib.suppress(KeyboardInterrupt):
             study.resume(tmp_path / "cut", data=toy, progress=interrupt)
     assert sum(models for _, models in trained) == 31 * 3

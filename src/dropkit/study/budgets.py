@@ -82,7 +82,7 @@ QUICK = Budget(
     "quick",
     epochs=20,
     methods=(
-        *("dropout", "weight_decay", "max_norm", "label_smoothing", "batch_norm"),
+        *("dropout", "weight_decay", "label_smoothing", "batch_norm"),
         *("shift", "input_noise", "smaller_network", "linear"),
     ),
     strengths=4,

@@ -6,8 +6,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dropkit.study._atomic import write_atomic
-
 __all__ = ["Checkpoint"]
 
 
@@ -25,10 +23,20 @@ class Checkpoint:
 
     def save(self, state: Mapping[str, Tensor]) -> None:
         """Replace the file. It is not forced to the disk: no kill harms it, and a power cut costs this pack alone."""
-        from safetensors.torch import save
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
 
         contiguous = {name: tensor.contiguous() for name, tensor in state.items()}
-        write_atomic(self.path, save(contiguous, metadata={"owner": self.owner}), force=False)
+        try:
+            save_file(contiguous, self._part, metadata={"owner": self.owner})
+        except SafetensorError as error:
+            raise OSError(str(error)) from None
+        self._part.replace(self.path)
+
+    @property
+    def _part(self) -> Path:
+        """The file while it is written; a kill may leave it, and the next one replaces it."""
+        return self.path.with_name(f".{self.path.name}.part")
 
     def load(self) -> dict[str, Tensor] | None:
         """Return the state, or None where there is none of this pack or the file is damaged."""
@@ -45,3 +53,4 @@ class Checkpoint:
     def delete(self) -> None:
         """Remove the file: the pack has trained."""
         self.path.unlink(missing_ok=True)
+        self._part.unlink(missing_ok=True)

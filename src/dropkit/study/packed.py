@@ -26,7 +26,9 @@ from dropkit.study.normalisation import BatchNorm, folded
 from dropkit.study.records import Curves, curves
 from dropkit.study.splits import Split
 
-__all__ = ["Model", "Training", "dropout_key", "noise_key", "shifts", "shuffled", "train"]
+__all__ = ["TRAINING_ROWS_SCORED", "Model", "Training", "dropout_key", "noise_key", "shifts", "shuffled", "train"]
+
+TRAINING_ROWS_SCORED = 1000  # at most: the training loss of all rows would cost a quarter of the study
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,13 @@ class _Pack:
         self.recipe = recipes[0]  # of all models, where their kind is meant
         self.splits = {model.key: splits[model.key] for model in models}
         self._prepare(data)
-        self.used = np.unique(np.concatenate([np.concatenate(_parts(split)) for split in self.splits.values()]))
-        self.scored = [part[self.used] for part in (self.inputs if data.schema else self.inputs[:1])]
+        parts = [(s.train[:TRAINING_ROWS_SCORED], s.inner, s.validation) for s in self.splits.values()]
+        scored = [torch.from_numpy(np.concatenate(rows)) for rows in parts]
+        self.scored = [
+            (inputs[rows], targets[rows])
+            for inputs, targets, rows in zip(self.inputs, self.targets, scored, strict=True)
+        ]
+        self.scored_rows = [len(rows) for rows in parts[0]]
         hidden = self.recipe.hidden(budget.hidden)
         widths = (data.columns, *hidden, data.outputs)
         self.parameters = initial_parameters([model.key for model in models], widths)
@@ -210,15 +217,11 @@ class _Pack:
 
     def score(self, epoch: int) -> None:
         """Score every model on its own rows, and keep the parameters where the inner rows like them best so far."""
-        inputs = [self.scored[seat % len(self.scored)] for seat in self.seats]
-        targets = [self.targets[seat, self.used] for seat in self.seats]
+        inputs, targets = zip(*(self.scored[seat] for seat in self.seats), strict=True)
         parameters = folded(self.parameters, self.norms)
         losses, correct = row_scores(parameters, inputs, targets)
-        columns = []
-        for model, loss, right in zip(self.models, losses, correct, strict=True):
-            train, inner, validation = (np.searchsorted(self.used, part) for part in _parts(self.splits[model.key]))
-            columns.append([loss[train].mean(), loss[inner].mean(), loss[validation].mean(), right[validation].mean()])
-        found = torch.tensor(columns, dtype=torch.float64)
+        means = [part.mean(1) for part in losses.split(self.scored_rows, dim=1)]
+        found = torch.stack([*means, correct.split(self.scored_rows, dim=1)[-1].mean(1)], dim=1)
         self.history.append(found)
         better = found[:, 1] < self.best_loss
         self.best_loss = torch.where(better, found[:, 1], self.best_loss)
@@ -266,7 +269,3 @@ class _Pack:
 def _strengths(values: Sequence[float]) -> Tensor:
     """Return one number a model, to multiply weights or inputs by."""
     return torch.tensor(values)[:, None, None]
-
-
-def _parts(split: Split) -> tuple[npt.NDArray[np.int64], ...]:
-    return split.train, split.inner, split.validation

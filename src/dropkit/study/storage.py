@@ -67,8 +67,6 @@ class RunFolder:
             ) from None
         except OSError as error:
             raise RunError(f"{path} cannot be written: {error}.") from None
-        for left in path.glob(f".{_CHECKPOINT}.*"):  # half written when a kill came
-            left.unlink()
         try:
             self._study = _open_journal(path / _JOURNAL, plan)
         except BaseException:
