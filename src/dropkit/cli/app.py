@@ -12,7 +12,7 @@ import typer
 from typer.exceptions import TyperException
 
 from dropkit import __version__
-from dropkit.cli import study
+from dropkit.cli import predict, study
 from dropkit.errors import DropkitError
 
 __all__ = ["app"]
@@ -21,6 +21,7 @@ _commands = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
 )
 _commands.command("study", help=study.HELP)(study.command)
+_commands.command("predict", help=predict.HELP)(predict.command)
 
 
 def _show_version(wanted: bool) -> None:

@@ -174,10 +174,12 @@ def _finish(folder: "RunFolder", data: Dataset, progress: ProgressCallback) -> "
     from dropkit.study.output import write_files
     from dropkit.study.report import write_report
     from dropkit.study.result import Result
+    from dropkit.study.saved_model import save_model
 
     try:
         train_all(folder, data, progress)
         findings = find(folder, data)
+        save_model(folder, data, findings.summary, findings.verdict)
         write_files(folder.path, findings)
         write_report(folder.path / "report.html", findings)
     except OSError as error:

@@ -15,7 +15,7 @@ from dropkit.study.statistics import Interval, paired_bootstrap
 from dropkit.study.storage import RunFolder
 from dropkit.study.summary import Summary
 
-__all__ = ["OnTestRows", "score_test_rows"]
+__all__ = ["OnTestRows", "confirmed_parameters", "score_test_rows"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def score_test_rows(folder: RunFolder, data: Dataset, summary: Summary, method: 
     rows, rest = outer_split(data, plan.budget, plan.seed)
     scores = {}
     for name in (method, "none"):
-        models = _models(folder, summary, name)
+        models = confirmed_parameters(folder, summary, name)
         stacked = [torch.from_numpy(np.stack(parts)) for parts in zip(*models.values(), strict=True)]
         keys = [seed_key(plan.seed, seed) for seed in models]
         prepared = [data.prepared(seed_split(data, rest, plan.budget, key).train) for key in keys]
@@ -68,7 +68,7 @@ def score_test_rows(folder: RunFolder, data: Dataset, summary: Summary, method: 
     )
 
 
-def _models(folder: RunFolder, summary: Summary, method: str) -> dict[int, list[npt.NDArray[np.float32]]]:
+def confirmed_parameters(folder: RunFolder, summary: Summary, method: str) -> dict[int, list[npt.NDArray[np.float32]]]:
     """Return the parameters of a method's confirmation models by seed."""
     wanted = {record.trial.name: record.trial.seed for record in summary.arms[method].records}
     packs = [pack for pack in folder.plan.packs() if pack.phase == CONFIRMATION]

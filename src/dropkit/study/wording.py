@@ -7,7 +7,7 @@ __all__ = ["change", "joined", "number", "p_value", "percent", "signed"]
 
 def number(value: float, digits: int = 3) -> str:
     """Write a loss or an accuracy."""
-    return f"{value:.{digits}f}"
+    return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def signed(value: float, digits: int = 3) -> str:

@@ -1,0 +1,119 @@
+"""Predicting new rows with the model that a study recommends."""
+
+import csv
+import io
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dropkit._checks import argument_type_error, require
+from dropkit.errors import DataError
+from dropkit.study.inference import encode
+from dropkit.study.reading import Table, read_table
+
+if TYPE_CHECKING:
+    from dropkit.study.saved_model import SavedModel
+
+__all__ = ["Predictions", "predict"]
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a model says of new rows, in their order.
+
+    Args:
+        target: What is predicted.
+        class_names: The name of each class; none where numbers are predicted.
+        values: Probabilities of shape (rows, classes), or numbers of shape (rows, 1).
+    """
+
+    target: str
+    class_names: tuple[str, ...]
+    values: npt.NDArray[np.float64]
+
+    @property
+    def labels(self) -> list[str]:
+        """The likeliest class of each row; for numbers the number as text."""
+        if self.class_names:
+            return [self.class_names[place] for place in self.values.argmax(1)]
+        return [f"{value:.8g}" for value in self.values[:, 0]]
+
+    def to_csv(self) -> str:
+        """Return a line a row: the prediction, and for classes the probability of each."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow([f"predicted {self.target}", *(f"probability {name}" for name in self.class_names)])
+        for label, row in zip(self.labels, self.values, strict=True):
+            writer.writerow([label, *(f"{value:.6g}" for value in row)] if self.class_names else [label])
+        return text.getvalue()
+
+    def __repr__(self) -> str:
+        return f"Predictions of {self.target}, {len(self.values)} rows"
+
+
+def predict(directory: str | PathLike[str], data: object) -> Predictions:
+    """Predict new rows with the recommended model of a study that has ended.
+
+    Args:
+        directory: The run directory.
+        data: The path of a CSV or Parquet file with the columns of the study's table, in any order; others are left
+            alone. For a study of an array: an array of shape (rows, columns).
+
+    Returns:
+        Probabilities of each class, or numbers.
+
+    Raises:
+        ArgumentTypeError: If an argument has a type that is not accepted.
+        DataError: If columns are missing, or hold something else than in the study.
+        RunError: If the run holds no model.
+
+    Examples:
+        >>> from dropkit import study
+        >>> study.predict("runs/forgotten", "new.csv")
+        Traceback (most recent call last):
+            ...
+        dropkit.errors.RunError: runs/forgotten holds no model. Name the directory of a study that has ended, ...
+    """
+    if not isinstance(directory, str | PathLike):
+        raise argument_type_error("predict", "directory", "a path", directory)
+    if not isinstance(data, str | PathLike | np.ndarray):
+        raise argument_type_error("predict", "data", "the path of a file, or an array", data)
+    require("safetensors", "study", "A prediction")
+    from dropkit.study.saved_model import load_model
+
+    model = load_model(Path(directory))
+    inputs = _array(model, data) if isinstance(data, np.ndarray) else _table(model, Path(data))
+    names = model.class_names if model.task == "classification" else ()
+    return Predictions(model.target, names, model.predict(inputs))
+
+
+def _array(model: "SavedModel", data: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if model.columns:
+        raise DataError(f"The study's data are a table with named columns: give a file, not an array of {data.shape}.")
+    if data.ndim != 2 or data.shape[1] != model.inputs or not np.issubdtype(data.dtype, np.number):
+        raise DataError(f"The array must hold numbers in {model.inputs} columns, got {data.dtype} of {data.shape}.")
+    if not np.isfinite(data).all():
+        raise DataError("The array holds NaN or infinity; fill or leave out these rows first.")
+    return data
+
+
+def _table(model: "SavedModel", path: Path) -> npt.NDArray[np.float64]:
+    if not model.columns:
+        raise DataError(f"The study's data have no named columns: give study.predict an array, not {path}.")
+    table: Table = read_table(path)
+    missing = [column.name for column in model.columns if column.name not in table]
+    if missing:
+        raise DataError(f"{path} lacks the columns {', '.join(missing)}. It has {', '.join(table)}.")
+    parts = []
+    for column in model.columns:
+        try:
+            parts.append(encode(column, table[column.name]))
+        except ValueError:
+            raise DataError(
+                f"{path}: column {column.name!r} must hold {column.kind}s only, as in the study's table."
+            ) from None
+    return np.stack(parts, axis=1)

@@ -1,0 +1,137 @@
+"""The model that a study recommends, in two files of its run: weights as safetensors, everything else as JSON.
+
+It is the mean of the confirmation models of the recommended method, or of no regularisation where none is recommended:
+each trained on other rows, so together they have seen nearly all, and the loss of the mean is at most the mean loss.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dropkit.errors import RunError
+from dropkit.study._atomic import write_atomic
+from dropkit.study.dataset import CLASSIFICATION, Dataset
+from dropkit.study.network import logits
+from dropkit.study.preparation import Column, Preparation, fit
+from dropkit.study.splits import outer_split, seed_key, seed_split
+from dropkit.study.storage import RunFolder
+from dropkit.study.summary import Summary
+from dropkit.study.test_rows import confirmed_parameters
+from dropkit.study.verdict import Verdict
+
+__all__ = ["SavedModel", "load_model", "save_model"]
+
+_WEIGHTS, _DESCRIPTION = "model.safetensors", "model.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class SavedModel:
+    """A model that predicts.
+
+    Args:
+        label: Method and strength.
+        task: ``"classification"`` or ``"regression"``.
+        target: What is predicted.
+        class_names: The name of each class.
+        columns: The columns of a table that it needs; none where it takes an array of numbers.
+        inputs: Numbers that a row has before preparation.
+        members: What prepares the rows for each network, and its parameters.
+    """
+
+    label: str
+    task: str
+    target: str
+    class_names: tuple[str, ...]
+    columns: tuple[Column, ...]
+    inputs: int
+    members: tuple[tuple[Preparation, tuple[torch.Tensor, ...]], ...]
+
+    @torch.no_grad()
+    def predict(self, inputs: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Return probabilities of shape (rows, classes), or numbers of shape (rows, 1)."""
+        found = []
+        for preparation, parameters in self.members:
+            rows = torch.from_numpy(preparation.apply(inputs))
+            output = logits([part[None] for part in parameters], rows[None])[0].double()
+            if self.task == CLASSIFICATION:
+                found.append(output.softmax(1))
+            else:
+                found.append(output * preparation.target_scale + preparation.target_mean)
+        return torch.stack(found).mean(0).numpy()
+
+
+def save_model(folder: RunFolder, data: Dataset, summary: Summary, verdict: Verdict) -> None:
+    """Write the recommended model into the run; nothing where every run without regularisation diverged."""
+    from safetensors.numpy import save
+
+    method = verdict.recommended[0] if verdict.recommended else "none"
+    if method not in summary.arms or not summary.arms[method].records:
+        return
+    plan = folder.plan
+    _, rest = outer_split(data, plan.budget, plan.seed)
+    weights: dict[str, npt.NDArray[np.float32]] = {}
+    preparations = []
+    for member, (seed, parameters) in enumerate(confirmed_parameters(folder, summary, method).items()):
+        train = seed_split(data, rest, plan.budget, seed_key(plan.seed, seed)).train
+        targets = None if data.is_classification else data.targets
+        preparations.append(fit(data.schema, data.inputs, targets, train).to_json())
+        weights |= {f"{member}.{part}": np.ascontiguousarray(array) for part, array in enumerate(parameters)}
+    description = {
+        "format": _FORMAT,
+        "label": summary.arms[method].label,
+        "task": data.task,
+        "target": data.target_name,
+        "class_names": list(data.class_names or (str(number) for number in range(data.classes))),
+        "inputs": data.inputs.shape[1],
+        "members": preparations,
+    }
+    write_atomic(folder.path / _WEIGHTS, save(weights))
+    write_atomic(folder.path / _DESCRIPTION, json.dumps(description, indent=1, ensure_ascii=False) + "\n")
+
+
+def load_model(path: Path) -> SavedModel:
+    """Read the model of a run.
+
+    Raises:
+        RunError: If the run has none, or it is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        weights = load((path / _WEIGHTS).read_bytes())
+        description = json.loads((path / _DESCRIPTION).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(
+            f"{path} holds no model. Name the directory of a study that has ended, such as runs/mnist."
+        ) from None
+    except (OSError, ValueError, SafetensorError) as error:
+        raise RunError(f"{path}: the model cannot be read ({error}). Write it anew: --resume {path}") from None
+    try:
+        preparations = [Preparation.from_json(one) for one in description["members"]]
+        parts = [_parts(weights, member) for member in range(len(preparations))]
+        return SavedModel(
+            label=description["label"],
+            task=description["task"],
+            target=description["target"],
+            class_names=tuple(description["class_names"]),
+            columns=preparations[0].columns,
+            inputs=int(description["inputs"]),
+            members=tuple(zip(preparations, parts, strict=True)),
+        )
+    except (KeyError, TypeError, ValueError, IndexError):
+        raise RunError(f"{path}: the model is damaged. Write it anew: --resume {path}") from None
+
+
+def _parts(weights: dict[str, torch.Tensor], member: int) -> tuple[torch.Tensor, ...]:
+    own = [name for name in weights if name.startswith(f"{member}.")]
+    names = sorted(own, key=lambda name: int(name.partition(".")[2]))
+    if not names:
+        raise KeyError(member)
+    return tuple(weights[name] for name in names)

@@ -1,0 +1,173 @@
+"""The recommended model of a run: what it predicts, and what it refuses."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dropkit import study
+from dropkit.cli.app import app
+from dropkit.errors import ArgumentTypeError, DataError, RunError
+from dropkit.study import Budget, Dataset
+from dropkit.study.result import Result
+from dropkit.study.splits import outer_split, seed_key, seed_split
+
+HEADING = "age,colour,city,bought"
+
+
+def write_table(path: Path, rows: int, seed: int, *, target: bool = True) -> Path:
+    rng = np.random.default_rng(seed)
+    age, red = rng.normal(40, 10, rows), rng.integers(0, 2, rows)
+    bought = age / 10 + 4 * red + rng.normal(0, 1, rows)
+    lines = [HEADING if target else "city,colour,age,more"]
+    for row in range(rows):
+        text, colour = "" if row % 15 == 2 else f"{age[row]:.2f}", ("blue", "red")[red[row]]
+        city = "Rome" if row % 3 else "Oslo"
+        lines.append(f"{text},{colour},{city},{bought[row]:.3f}" if target else f"{city},{colour},{text},x")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+SMALL = {"methods": ["dropout"], "rates": [0.2], "network": [8], "epochs": 6}
+
+
+@pytest.fixture(scope="module")
+def numbers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study of a table with numbers to predict."""
+    folder = tmp_path_factory.mktemp("numbers")
+    table = write_table(folder / "table.csv", 300, 0)
+    return study.run(str(table), target="bought", directory=folder / "run", **SMALL).directory
+
+
+@pytest.fixture(scope="module")
+def classes(toy: Dataset, tiny: Budget, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    return study.run(
+        toy, budget=tiny, methods=["dropout"], rates=[0.2], directory=tmp_path_factory.mktemp("toy") / "run"
+    )
+
+
+def test_numbers_are_predicted_in_their_own_units(numbers: Path, tmp_path: Path) -> None:
+    new = write_table(tmp_path / "new.csv", 200, 1, target=False)
+    found = study.predict(numbers, new)
+    truth = [float(line.rpartition(",")[2]) for line in write_table(tmp_path / "x.csv", 200, 1).read_text().split()[1:]]
+    assert found.values.shape == (200, 1)
+    assert np.corrcoef(found.values[:, 0], truth)[0, 1] > 0.8
+    assert abs(found.values.mean() - np.mean(truth)) < 0.5
+    rows = list(csv.reader(io.StringIO(found.to_csv())))
+    assert rows[0] == ["predicted bought"]
+    assert [float(row[0]) for row in rows[1:]] == pytest.approx(found.values[:, 0].tolist(), rel=1e-6)
+
+
+def test_the_prediction_is_the_mean_over_the_confirmation_models(classes: Result, toy: Dataset, tiny: Budget) -> None:
+    summary = classes.findings.summary
+    method = classes.verdict.recommended[0] if classes.verdict.recommended else "none"
+    found = study.predict(classes.directory, toy.inputs)
+    np.testing.assert_allclose(found.values.sum(1), 1, rtol=1e-6)
+    assert found.class_names == ("0", "1", "2")
+    assert found.labels == [str(label) for label in found.values.argmax(1)]
+    # Jensen's inequality: on any rows the log loss of the mean is at most the mean of the losses.
+    test, rest = outer_split(toy, tiny, 0)
+    losses = -np.log(found.values[test, toy.targets[test]])
+    mean = next((row.loss if method == row.method else row.none_loss) for row in classes.findings.test_rows)
+    assert losses.mean() <= mean + 1e-6
+    assert losses.mean() > mean - 0.1
+    assert len(summary.arms[method].records) == 3
+    assert len(seed_split(toy, rest, tiny, seed_key(0, 2)).train) == 200
+
+
+def test_a_single_member_is_the_network_of_torch(classes: Result, toy: Dataset) -> None:
+    from safetensors.torch import load_file
+
+    weights = load_file(classes.directory / "model.safetensors")
+    description = json.loads((classes.directory / "model.json").read_text())
+    assert len(description["members"]) == 3
+    total = torch.zeros(toy.rows, 3, dtype=torch.float64)
+    for member in range(3):
+        hidden = torch.from_numpy(toy.inputs)
+        for layer in range(3):
+            hidden = hidden @ weights[f"{member}.{2 * layer}"] + weights[f"{member}.{2 * layer + 1}"]
+            hidden = hidden.relu() if layer < 2 else hidden
+        total += hidden.double().softmax(1)
+    np.testing.assert_allclose(study.predict(classes.directory, toy.inputs).values, total / 3, atol=1e-5)
+
+
+def test_new_categories_gaps_and_more_columns_are_no_obstacle(numbers: Path, tmp_path: Path) -> None:
+    (tmp_path / "new.csv").write_text("colour,age,city,more\ngreen,,Paris,1\nred,50,,2\n")
+    assert np.isfinite(study.predict(numbers, tmp_path / "new.csv").values).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("age,city\n1,Rome\n", "lacks the columns colour. It has age, city"),
+        ("age,colour,city\nold,red,Rome\n", "column 'age' must hold numbers only"),
+        ("age,colour,city\n1,red\n", "ragged: line 2"),
+        ("age,colour,city\n", "no rows below its heading"),
+        ("", "is empty"),
+        (None, "cannot be read"),
+    ],
+)
+def test_unfit_tables_are_one_line(
+    numbers: Path, tmp_path: Path, text: str | None, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = tmp_path / "new.csv"
+    if text is not None:
+        new.write_text(text)
+    with pytest.raises(SystemExit) as caught:
+        app(["predict", str(numbers), str(new), "--output", str(tmp_path / "out.csv")])
+    out, err = capsys.readouterr()
+    assert (caught.value.code, out, err.count("\n")) == (2, "", 1)
+    assert words in err
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_the_command_writes_to_the_screen_or_to_a_file(
+    numbers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = write_table(tmp_path / "new.csv", 20, 1, target=False)
+    for more in ([], ["--output", str(tmp_path / "out.csv")]):
+        with pytest.raises(SystemExit) as caught:
+            app(["predict", str(numbers), str(new), *more])
+        assert caught.value.code == 0
+    out = capsys.readouterr().out
+    assert out == (tmp_path / "out.csv").read_text() == study.predict(numbers, new).to_csv()
+    assert out.count("\n") == 21
+
+
+def test_what_is_no_run_or_no_data_is_refused(classes: Result, numbers: Path, toy: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="holds no model"):
+        study.predict(tmp_path, "new.csv")
+    with pytest.raises(ArgumentTypeError, match="directory"):
+        study.predict(5, "new.csv")
+    with pytest.raises(ArgumentTypeError, match="data"):
+        study.predict(tmp_path, [[1, 2]])
+    with pytest.raises(DataError, match="no named columns"):
+        study.predict(classes.directory, "new.csv")
+    with pytest.raises(DataError, match="give a file, not an array"):
+        study.predict(numbers, np.ones((2, 3)))
+    for bad in (toy.inputs[:, :5], toy.inputs[0], toy.inputs.astype(str)):
+        with pytest.raises(DataError, match="must hold numbers in 6 columns"):
+            study.predict(classes.directory, bad)
+    with pytest.raises(DataError, match="NaN"):
+        study.predict(classes.directory, np.full((1, 6), np.nan))
+
+
+@pytest.mark.parametrize("damage", [("model.json", "{}"), ("model.json", "x"), ("model.safetensors", "noise")])
+def test_a_damaged_model_is_one_line(classes: Result, toy: Dataset, tmp_path: Path, damage: tuple[str, str]) -> None:
+    for name in ("model.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((classes.directory / name).read_bytes())
+    (tmp_path / damage[0]).write_text(damage[1])
+    with pytest.raises(RunError, match=r"the model .*Write it anew: --resume") as caught:
+        study.predict(tmp_path, toy.inputs)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_table_is_read_again_on_resuming(numbers: Path, tmp_path: Path) -> None:
+    before = (numbers / "results.csv").read_bytes()
+    (numbers / "results.csv").unlink()
+    study.resume(numbers)
+    assert (numbers / "results.csv").read_bytes() == before
