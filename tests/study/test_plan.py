@@ -46,6 +46,32 @@ def test_packs_hold_every_trial_once_and_one_kind_of_model(plan: Plan, toy: Data
     assert phases == sorted(phases, key=[SELECTION, CONFIRMATION].index)
 
 
+def test_larger_budgets_have_more_of_everything() -> None:
+    quick, standard, thorough = BUDGETS.values()
+    for less, more in ((quick, standard), (standard, thorough)):
+        for name in ("epochs", "selection_seeds", "confirmation_seeds", "strengths"):
+            assert getattr(less, name) < getattr(more, name)
+        assert set(less.methods) <= set(more.methods)
+    assert set(standard.methods) == METHODS.keys() - {"none"}
+
+
+def test_what_a_plan_leaves_out_is_named(toy: Dataset) -> None:
+    plan = make_plan(toy, BUDGETS["quick"], 0, {name: METHODS[name].grid(4) for name in BUDGETS["quick"].methods})
+    assert "max-norm" in plan.budget.leaves_out
+    assert "random shifts" not in plan.budget.leaves_out, "a table cannot be shifted"
+    whole = make_plan(toy, BUDGETS["standard"], 0, {name: method.grid(4) for name, method in METHODS.items()})
+    assert whole.budget.leaves_out == ""
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "error"),
+    [("methods", "dropout", "sequence"), ("methods", ("magic",), "'dropout'"), ("strengths", 0, "strengths")],
+)
+def test_unfit_methods_of_a_budget_are_refused(field: str, value: object, error: str) -> None:
+    with pytest.raises(ArgumentError, match=error):
+        Budget("bad", **{field: value})
+
+
 def test_a_plan_is_the_same_every_time_and_reads_back(plan: Plan, toy: Dataset) -> None:
     again = make_plan(toy, plan.budget, plan.seed, plan.strengths)
     assert again.to_json() == plan.to_json()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from dropkit._checks import Choice, Integer, Number, argument_error
 from dropkit.study.methods import METHODS
 
-__all__ = ["BUDGETS", "QUICK", "Budget"]
+__all__ = ["BUDGETS", "QUICK", "STANDARD", "THOROUGH", "Budget"]
 
 _WHOLE = Integer(1, 10**9, "[1, 10**9]")
 _SEVERAL = Integer(2, 1000, remedy="One seed shows no spread.")
@@ -87,4 +87,11 @@ QUICK = Budget(
     ),
     strengths=4,
 )
-BUDGETS: dict[str, Budget] = {QUICK.name: QUICK}
+_EVERY_METHOD = tuple(name for name in METHODS if name != "none")
+STANDARD = Budget(
+    "standard", epochs=30, selection_seeds=3, confirmation_seeds=10, methods=_EVERY_METHOD, strengths=5,
+)  # fmt: skip
+THOROUGH = Budget(
+    "thorough", epochs=60, selection_seeds=4, confirmation_seeds=16, methods=_EVERY_METHOD, strengths=7,
+)  # fmt: skip
+BUDGETS: dict[str, Budget] = {budget.name: budget for budget in (QUICK, STANDARD, THOROUGH)}
