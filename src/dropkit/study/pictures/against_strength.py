@@ -19,10 +19,10 @@ __all__ = ["draw_against_strength"]
 def draw_against_strength(findings: Findings, score: Callable[[Scores], float], label: str) -> "Figure":
     """Draw one panel a method: early-stopped and last-epoch scores, a dot a selection seed, and the mean as a line."""
     summary = findings.summary
-    figure, axes = panels(len(summary.plan.family))
-    for panel, name in zip(axes, summary.plan.family, strict=True):
+    names = [name for name in summary.grid if METHODS[name].symbol] or list(summary.plan.family)
+    figure, axes = panels(len(names), label=label)
+    for panel, name in zip(axes, names, strict=True):
         _draw_method(panel, summary, name, score)
-    axes[0].set_ylabel(label)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5)
     return figure
@@ -55,7 +55,7 @@ def _draw_method(panel: "Axes", summary: Summary, name: str, score: Callable[[Sc
         panel.xaxis.set_major_locator(FixedLocator([arm.strength for arm in summary.grid[name]]))
         panel.xaxis.set_minor_locator(NullLocator())
     panel.set_xticks([arm.strength for arm in summary.grid[name]], [f"{arm.strength:g}" for arm in summary.grid[name]])
-    panel.set_xlabel(f"{method.symbol} ({'rate' if name == 'dropout' else 'strength'})")
+    panel.set_xlabel("p (rate)" if name == "dropout" else method.symbol)
     panel.set_title(method.title)
 
 

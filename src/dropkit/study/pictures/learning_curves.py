@@ -4,6 +4,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 from dropkit.study.findings import Findings
+from dropkit.study.methods import METHODS
 from dropkit.study.pictures.picture import MUTED, Picture, colour, panels
 from dropkit.study.summary import Arm
 
@@ -17,7 +18,7 @@ __all__ = ["PICTURE"]
 def draw(findings: Findings) -> "Figure":
     """Draw one panel a method, all on one scale."""
     arms = [arm for arm in findings.summary.arms.values() if arm.records]
-    figure, axes = panels(max(len(arms), 1))
+    figure, axes = panels(max(len(arms), 1), label="log loss")
     for panel, arm in zip(axes, arms, strict=False):
         _draw_arm(panel, arm)
     if arms:
@@ -28,7 +29,6 @@ def draw(findings: Findings) -> "Figure":
         )
         axes[0].set_ylim(0, tallest * 1.15)
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    axes[0].set_ylabel("log loss")
     return figure
 
 
@@ -50,7 +50,8 @@ def _draw_arm(panel: "Axes", arm: Arm) -> None:
     losses = [record.early.validation_loss for record in arm.records]
     panel.plot(stops, losses, "o", color=paint, mfc="white", ms=4.5, label="where each seed stops early")
     panel.set_xlabel("epoch")
-    panel.set_title(arm.label if arm.method != "none" else "no regularisation")
+    method = METHODS[arm.method]
+    panel.set_title(f"{method.title}\n{method.label(arm.strength)}" if method.symbol else method.title)
     panel.tick_params(colors=MUTED)
 
 

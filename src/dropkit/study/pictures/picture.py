@@ -20,7 +20,11 @@ MUTED = "#6b7280"
 EARLY = "#2563eb"
 LAST = "#b45309"
 _NONE = "#4b5563"
-_COLOURS = ("#2563eb", "#0d9488", "#9333ea", "#c2410c", "#be185d", "#4d7c0f")
+_PANELS_A_ROW = 4
+_COLOURS = (
+    *("#2563eb", "#0d9488", "#9333ea", "#c2410c", "#be185d", "#4d7c0f", "#0369a1", "#a16207"),
+    *("#6d28d9", "#b91c1c", "#047857", "#a21caf", "#57534e", "#1e40af"),
+)
 
 _LOOK: dict[str, object] = {
     "svg.fonttype": "none",  # text stays text: small, sharp, and found by the browser's search
@@ -62,13 +66,19 @@ def colour(method: str) -> str:
     return _NONE if method == "none" else _COLOURS[others.index(method) % len(_COLOURS)]
 
 
-def panels(count: int, height: float = 3.4) -> "tuple[Figure, list[Axes]]":
-    """Return a figure with panels side by side that share their vertical axis."""
+def panels(count: int, height: float = 3.4, label: str = "") -> "tuple[Figure, list[Axes]]":
+    """Return a figure with panels in rows of at most four that share their vertical axis, which `label` names."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, height), layout="constrained")
-    axes = figure.subplots(1, count, sharey=True, squeeze=False)[0]
-    return figure, list(axes)
+    rows = -(-count // _PANELS_A_ROW)
+    columns = -(-count // rows)
+    figure = Figure(figsize=(10, height if rows == 1 else 3.0 * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
+    for panel in axes[:count:columns]:
+        panel.set_ylabel(label)
+    for panel in axes[count:]:
+        panel.set_visible(False)
+    return figure, axes[:count]
 
 
 def svg(picture: Picture, findings: Findings) -> str:
