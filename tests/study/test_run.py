@@ -396,11 +396,12 @@ def test_noise_is_not_mistaken_for_a_signal(tiny: Budget, tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_the_quick_study_of_mnist(tmp_path: Path) -> None:
     result = study.run(directory=tmp_path / "mnist")
-    assert len(result.trials) == 46
+    assert len(result.trials) == 10 + 10 + 6 * 16  # none, batch normalisation, and six with four strengths
     assert not any(record.diverged for record in result.trials)
     none, dropout = (result.findings.summary.arms[name] for name in ("none", "dropout"))
     # Seeds 0, 1 and 2 gave .28 to .30, and .25 with dropout; over the seeds of one study the deviation is .02 to .04.
     assert 0.25 < none.spread(lambda record: record.early.validation_loss).mean < 0.34
     assert dropout.spread(lambda record: record.early.validation_loss).mean < 0.29
     assert none.spread(lambda record: record.last.validation_loss).mean > 0.32
-    assert result.verdict.kind in ("tie", "helps", "cannot tell")
+    # Shifts nearly halve the loss, by .13 where .08 would be seen.
+    assert (result.verdict.kind, result.verdict.recommended) == ("helps", ("shift",))

@@ -56,7 +56,7 @@ def _recipe(trial: Trial) -> Any:
 
 def _chosen_note(chosen: Mapping[str, float | None]) -> str:
     labels = [
-        f"{METHODS[name].title} {METHODS[name].label(strength)}" if strength is not None else f"{name} diverged"
+        f"{METHODS[name].title} {METHODS[name].label(strength)}".strip() if strength is not None else f"{name} diverged"
         for name, strength in chosen.items()
         if name != "none"
     ]
