@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dropkit.functional import dropout
-from dropkit.random import call_key, normal, uniform, uniform32
+from dropkit.random import call_key, keep_mask, normal, uniform, uniform32
 from dropkit.study.budgets import Budget
 from dropkit.study.checkpoint import Checkpoint
 from dropkit.study.dataset import Dataset
@@ -211,9 +211,12 @@ class _Pack:
                 weight.mul_((self.longest / weight.norm(dim=1, keepdim=True)).clamp(max=1))
 
     def _drop(self, hidden: Tensor, layer: int) -> Tensor:
-        drawn = {key: dropout_key(key, layer, self.step) for key in self.splits}
-        keys = np.array([drawn[model.key] for model in self.models], np.uint64).view(np.int64)
-        return dropout(hidden, self.rates, key=torch.from_numpy(keys))
+        # NumPy draws masks of this size twice as fast as PyTorch does operation by operation; they are the same masks.
+        masks = [
+            keep_mask(dropout_key(model.key, layer, self.step), hidden.shape[1:], model.recipe.dropout)
+            for model in self.models
+        ]
+        return dropout(hidden, self.rates, mask=torch.from_numpy(np.stack(masks)))
 
     def score(self, epoch: int) -> None:
         """Score every model on its own rows, and keep the parameters where the inner rows like them best so far."""
