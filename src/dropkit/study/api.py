@@ -52,7 +52,8 @@ def run(
     Args:
         data: ``"mnist"`` (5,000 images) or ``"churn"`` (7,043 customers), which come with dropkit; the path of a CSV or
             Parquet file; or a `Dataset` of your own. Default: ``"mnist"``.
-        budget: ``"quick"``, or a `Budget` of your own. Default: ``"quick"``.
+        budget: ``"quick"`` (minutes), ``"standard"``, ``"thorough"`` (hours), or a `Budget` of your own. Default:
+            ``"quick"``.
         seed: Of every split, first weight, shuffle and mask, in [0, 2**64). Default: 0.
         target: The column of a file to predict; a file needs it.
         task: ``"classification"`` or ``"regression"``, for a file. Default: what the target looks like.
