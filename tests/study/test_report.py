@@ -5,6 +5,7 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dropkit import study
@@ -105,6 +106,18 @@ def test_it_is_written_when_runs_diverged(made_up: Callable[..., Summary], diver
     Page(report_html(findings))
     assert [cells[0] for cells in table_rows(findings)] == ["none", "dropout", "weight decay"]
     assert "diverged" in table_text(findings)
+
+
+def test_numbers_to_predict_are_spoken_of_as_such(tiny: Budget, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(500, 4))
+    data = Dataset("line", "Line", inputs, inputs[:, 0] + rng.normal(size=500), task="regression")
+    found = study.run(data, budget=tiny, methods=["dropout"], rates=[0.2], directory=tmp_path / "line")
+    text = found.report.read_text(encoding="utf-8")
+    for part in ("squared error of the standardised target", "R\N{SUPERSCRIPT TWO}", "a number to predict", "4-16-8-1"):
+        assert part in text, part
+    assert "log loss" not in text
+    assert "accuracy" not in text.lower()
 
 
 @pytest.mark.parametrize("width", [80, 100])

@@ -197,13 +197,13 @@ def _show(result: "Result", *, quiet: bool, as_json: bool) -> None:
     from rich.text import Text
 
     from dropkit.study.statements import statement_on_test_rows
-    from dropkit.study.table import NOTES, rich_table
+    from dropkit.study.table import notes, rich_table
 
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 120
     console.print(rich_table(result.findings, console.width))
-    console.print(Text(" ".join(NOTES), style="dim"))
+    console.print(Text(" ".join(notes(result.findings)), style="dim"))
     for caution in result.cautions:
         console.print(Text(f"\nCaution: {caution}", style="yellow"))
     console.print(Text(f"\n{statement_on_test_rows(result.findings)}", style="dim"))

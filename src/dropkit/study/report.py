@@ -11,8 +11,9 @@ from dropkit.study.findings import Findings
 from dropkit.study.methods import METHODS
 from dropkit.study.pictures import PICTURES, svg
 from dropkit.study.statements import statement_on_test_rows, statements
-from dropkit.study.table import HEADINGS, NOTES, table_rows
+from dropkit.study.table import headings, notes, table_rows
 from dropkit.study.verdict import CANNOT_TELL, HELPS, NOTHING, TIE
+from dropkit.study.wording import loss_name
 
 __all__ = ["report_html", "write_report"]
 
@@ -39,9 +40,9 @@ def report_html(findings: Findings) -> str:
         kind=findings.verdict.kind.replace(" ", "-"),
         findings=findings,
         plan=plan,
-        headings=HEADINGS,
+        headings=headings(findings),
         rows=list(zip(table_rows(findings), recommended, strict=True)),
-        notes=NOTES,
+        notes=notes(findings),
         statements=statements(findings),
         check=statement_on_test_rows(findings),
         pictures=[(picture, svg(picture, findings)) for picture in PICTURES] if findings.summary.comparisons else [],
@@ -72,7 +73,7 @@ def _settings(findings: Findings) -> list[tuple[str, Any]]:
             f"{budget.train_rows:,} train, {budget.inner_rows:,} choose the epoch, {budget.validation_rows:,} validate",
         ),
         ("Test rows", f"{budget.test_rows:,}, set aside first"),
-        ("Network", f"{network}, ReLU, dropout after every hidden layer, log loss"),
+        ("Network", f"{network}, ReLU, dropout after every hidden layer, {loss_name(plan.data)}"),
         ("Optimiser", f"Adam, learning rate {budget.learning_rate:g}, batches of {budget.batch_size}"),
         ("Epochs", budget.epochs),
         *grids,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dropkit.study.findings import Findings
 from dropkit.study.records import Record
-from dropkit.study.table import NOTES, table_text
+from dropkit.study.table import notes, table_text
 from dropkit.study.verdict import Verdict
 
 __all__ = ["Result"]
@@ -45,7 +45,7 @@ class Result:
 
     def table(self) -> str:
         """Return the table of methods as text."""
-        return "\n".join((table_text(self.findings), *NOTES))
+        return "\n".join((table_text(self.findings), *notes(self.findings)))
 
     def __repr__(self) -> str:
         plan = self.findings.summary.plan

@@ -5,7 +5,7 @@ from dropkit.study.methods import METHODS
 from dropkit.study.plan import LEVEL, RELEVANT
 from dropkit.study.summary import early_loss, last_loss
 from dropkit.study.test_rows import OnTestRows
-from dropkit.study.wording import change, joined, p_value, percent, signed
+from dropkit.study.wording import change, joined, loss_name, p_value, percent, share_name, signed
 
 __all__ = ["statement_on_test_rows", "statements"]
 
@@ -19,7 +19,8 @@ def _procedure(findings: Findings) -> str:
     plan = findings.summary.plan
     family = joined([METHODS[name].title for name in plan.family])
     return (
-        "Decided before the first model trained: one primary metric, the early-stopped validation log loss against "
+        "Decided before the first model trained: one primary metric, the early-stopped validation "
+        f"{loss_name(plan.data)} against "
         f"no regularisation; one family of tests ({family}); the corrected resampled t-test of Nadeau and Bengio "
         "(2003), because seeds that share rows are not independent; Holm's correction over the family at the level "
         f"{LEVEL:g}; and {percent(RELEVANT)} of the loss as the least difference worth having. Everything else on "
@@ -72,9 +73,10 @@ def statement_on_test_rows(findings: Findings) -> str:
 
 def _on_test_rows(findings: Findings, test: OnTestRows) -> str:
     found = test.difference
+    share = share_name(findings.summary.plan.data)
     agree = ", which includes no difference" if found.low <= 0 <= found.high else ""
     return (
         f"loss {test.loss:.3f} with {findings.summary.arms[test.method].label} against {test.none_loss:.3f} without "
         f"regularisation, {signed(found.mean)} (95 % bootstrap interval over rows {signed(found.low)} to "
-        f"{signed(found.high)}{agree}), accuracy {test.accuracy:.3f} against {test.none_accuracy:.3f}"
+        f"{signed(found.high)}{agree}), {share} {test.accuracy:.3f} against {test.none_accuracy:.3f}"
     )

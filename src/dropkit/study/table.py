@@ -5,9 +5,9 @@ from typing import Literal
 from dropkit.study.findings import Findings
 from dropkit.study.methods import METHODS
 from dropkit.study.summary import early_loss, last_loss
-from dropkit.study.wording import number, signed
+from dropkit.study.wording import loss_name, number, share_name, signed
 
-__all__ = ["HEADINGS", "NOTES", "rich_table", "table_rows", "table_text"]
+__all__ = ["HEADINGS", "headings", "notes", "rich_table", "table_rows", "table_text"]
 
 HEADINGS = (
     "method",
@@ -21,14 +21,25 @@ HEADINGS = (
     "gap at last epoch",
     "accuracy",
 )
-NOTES = (
-    "Means over the confirmation seeds \N{PLUS-MINUS SIGN} standard deviation; validation log loss, lower is better.",
-    "p: corrected resampled t-test of the early-stopped loss against none, after Holm; the only test here.",
-    "Smallest effect: what these seeds detect with 80 % power, approximately. Accuracy: early stopped.",
-)
 _GAP = HEADINGS[8]
 _WIDE = 92
 _DASH = "\N{EN DASH}"
+
+
+def headings(findings: Findings) -> tuple[str, ...]:
+    """Return the headings; of numbers to predict the last one is the share of the variance explained."""
+    return (*HEADINGS[:-1], share_name(findings.summary.plan.data))
+
+
+def notes(findings: Findings) -> tuple[str, ...]:
+    """Return what the columns mean."""
+    data = findings.summary.plan.data
+    loss, share = loss_name(data), share_name(data).capitalize()
+    return (
+        f"Means over confirmation seeds \N{PLUS-MINUS SIGN} standard deviation; validation {loss}, lower is better.",
+        "p: corrected resampled t-test of the early-stopped loss against none, after Holm; the only test here.",
+        f"Smallest effect: what these seeds detect with 80 % power, approximately. {share}: early stopped.",
+    )
 
 
 def table_rows(findings: Findings) -> list[tuple[str, ...]]:
@@ -91,7 +102,7 @@ def rich_table(findings: Findings, width: int) -> object:
 
     narrow = width < _WIDE
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0, header_style="bold")
-    for heading in HEADINGS:
+    for heading in headings(findings):
         if not (narrow and heading == _GAP):
             side: Literal["left", "right"] = "left" if heading in HEADINGS[:2] else "right"
             table.add_column(heading.replace(" ", "\n"), justify=side, no_wrap=True)

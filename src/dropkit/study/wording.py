@@ -1,8 +1,19 @@
 """How numbers are written in sentences, tables and pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-__all__ = ["change", "joined", "number", "p_value", "percent", "signed"]
+__all__ = ["change", "joined", "loss_name", "number", "p_value", "percent", "share_name", "signed"]
+
+
+def loss_name(data: Mapping[str, Any]) -> str:
+    """Return what a plan's data are scored by: log loss for classes, squared error for numbers."""
+    return "squared error of the standardised target" if data["task"] == "regression" else "log loss"
+
+
+def share_name(data: Mapping[str, Any]) -> str:
+    """Return what stands beside the loss: accuracy for classes, the share of explained variance for numbers."""
+    return "R\N{SUPERSCRIPT TWO}" if data["task"] == "regression" else "accuracy"
 
 
 def number(value: float, digits: int = 3) -> str:

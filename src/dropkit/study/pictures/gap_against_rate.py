@@ -12,5 +12,5 @@ PICTURE = Picture(
         "Validation loss minus training loss, both with dropout off. A smaller gap is less over-fitting, and no "
         "merit by itself: a model that learns nothing has none."
     ),
-    draw=lambda findings: draw_against_strength(findings, lambda scores: scores.gap, "gap (log loss)"),
+    draw=lambda findings: draw_against_strength(findings, lambda scores: scores.gap, "gap of the loss"),
 )

@@ -18,7 +18,7 @@ __all__ = ["PICTURE"]
 def draw(findings: Findings) -> "Figure":
     """Draw one panel a method, all on one scale."""
     arms = [arm for arm in findings.summary.arms.values() if arm.records]
-    figure, axes = panels(max(len(arms), 1), label="log loss")
+    figure, axes = panels(max(len(arms), 1), label="loss")
     for panel, arm in zip(axes, arms, strict=False):
         _draw_arm(panel, arm)
     if arms:

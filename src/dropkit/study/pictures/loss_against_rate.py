@@ -12,5 +12,5 @@ PICTURE = Picture(
         "Dots are the selection seeds, lines their means, dashes no regularisation on the same seeds. The diamond is "
         "the chosen strength on the fresh confirmation seeds, with the standard deviation over them. Lower is better."
     ),
-    draw=lambda findings: draw_against_strength(findings, lambda scores: scores.validation_loss, "validation log loss"),
+    draw=lambda findings: draw_against_strength(findings, lambda scores: scores.validation_loss, "validation loss"),
 )
