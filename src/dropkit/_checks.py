@@ -4,7 +4,7 @@ import importlib
 import math
 import numbers
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -27,7 +27,7 @@ __all__ = [
 
 
 def _message(where: str, name: str, rule: str, value: object, remedy: str) -> str:
-    shown = repr(value)
+    shown = " ".join(repr(value).split())  # one line, even of an array
     if len(shown) > 200:
         shown = shown[:197] + "..."
     text = f"{where}: `{name}` must be {rule}, got {shown} ({type(value).__name__})."
@@ -149,9 +149,14 @@ _LENGTH = Integer(0, 2**64, "[0, 2**64]")
 
 def check_shape(where: str, name: str, value: object, rank: int | None = None) -> tuple[int, ...]:
     """Return a shape (or one offset an axis) as a tuple of non-negative integers of the given rank."""
-    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-        raise argument_type_error(where, name, "a sequence of integers, one an axis", value)
-    shape = tuple(_LENGTH.check(where, f"{name}[{axis}]", length) for axis, length in enumerate(value))
+    rule = "a sequence of integers, one an axis"
+    if isinstance(value, str | bytes | Set | Mapping) or not isinstance(value, Iterable):
+        raise argument_type_error(where, name, rule, value)
+    try:
+        lengths = tuple(value)
+    except TypeError:  # an array without axes
+        raise argument_type_error(where, name, rule, value) from None
+    shape = tuple(_LENGTH.check(where, f"{name}[{axis}]", length) for axis, length in enumerate(lengths))
     if rank is not None and len(shape) != rank:
         raise argument_error(where, name, f"{rank} integers, one an axis of the tensor", value)
     return shape

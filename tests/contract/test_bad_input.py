@@ -256,7 +256,8 @@ NONE_IS_THE_DEFAULT = {"key", "mask", "generator", "offset", "full_shape"}
 
 def expected(where: str, wrong: Wrong) -> str:
     value = wrong.value if wrong.shown is None else wrong.shown[0] if isinstance(wrong.shown, tuple) else wrong.shown
-    shown = repr(value) if len(repr(value)) <= 200 else repr(value)[:197] + "..."
+    shown = " ".join(repr(value).split())  # a message is one line
+    shown = shown if len(shown) <= 200 else shown[:197] + "..."
     text = f"{where}: `{wrong.label or wrong.name}` must be {wrong.rule}, got {shown} ({type(value).__name__})."
     return f"{text} {wrong.remedy}" if wrong.remedy else text
 

@@ -249,3 +249,11 @@ def test_make_fx_records_the_operator() -> None:
     graph = make_fx(lambda x, key: dropout(x, 0.4, key=key), tracing_mode="fake")(X, torch.tensor(3))
     assert "dropkit.dropout" in graph.code
     assert torch.equal(graph(X, torch.tensor(8)), dropout(X, 0.4, key=8))
+
+
+def test_compiled_vmap_of_drawn_masks_takes_another_batch() -> None:
+    torch.compiler.reset()
+    over_batch = torch.func.vmap(lambda v: dropout(v, 0.5), randomness="different")
+    compiled = torch.compile(over_batch, backend="eager")
+    for batch in (6, 7, 8):
+        assert compiled(torch.ones(batch, 64)).shape == (batch, 64)

@@ -206,5 +206,5 @@ def test_parameters_are_tensors() -> None:
 def test_torchscript_does_not_record_a_mask_for_ever() -> None:
     state = torch.get_rng_state()
     with pytest.raises(UnsupportedError, match=r"^dropout: torch\.jit\.trace would record one mask for ever\."):
-        torch.jit.trace(lambda x: dropout(x, 0.5), torch.ones(3))
+        torch.jit.trace(lambda x: dropout(x, 0.5, key=3), torch.ones(3))
     assert torch.equal(torch.get_rng_state(), state)

@@ -238,3 +238,8 @@ def test_axes_that_an_input_lacks_are_refused_when_it_comes() -> None:
         with pytest.raises(ArgumentError, match=r"^dropout: `broadcast_dims` must be an integer in \[-2, 1\], got 2"):
             layer.train(training)(torch.ones(2, 3))
     assert layer.training is False
+
+
+def test_an_axis_given_twice_is_refused_at_construction() -> None:
+    with pytest.raises(ArgumentError, match="`broadcast_dims` must be distinct axes"):
+        dropkit.nn.Dropout(broadcast_dims=(0, 0))

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dropkit import random
-from dropkit.errors import ArgumentError
+from dropkit.errors import ArgumentError, ArgumentTypeError
 from dropkit.random import keep_mask, uniform32
 from tests.helpers import slow_masks
 
@@ -175,3 +175,15 @@ def test_thresholds_round_to_the_nearest_unit() -> None:
 def test_a_name_that_has_no_bytes_is_refused(call: Any) -> None:
     with pytest.raises(ArgumentError, match=r"`name` must be a string that UTF-8 can encode, got '.udcff'"):
         call("\udcff")
+
+
+@pytest.mark.parametrize("shape", [np.array(3), {2, 3}, {2: 3}])
+def test_a_shape_without_an_order_is_refused(shape: Any) -> None:
+    with pytest.raises(ArgumentTypeError, match="`shape` must be a sequence of integers"):
+        uniform32(KEY, shape)
+
+
+@pytest.mark.parametrize("counter", [np.array(3), (np.arange(3), np.arange(2), 0, 0)])
+def test_a_counter_that_is_no_four_words_is_refused(counter: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"^philox4x32: `counter` must be "):
+        random.philox4x32(counter, (0, 0))

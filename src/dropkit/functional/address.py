@@ -1,5 +1,7 @@
 """Addresses: how a call's `p`, `key`, `generator` and `stream` become the tensors that operators read."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -8,7 +10,15 @@ from dropkit.errors import UnsupportedError
 from dropkit.functional.autograd import traced
 from dropkit.random import threshold
 
-__all__ = ["check_generator", "draw_key", "key_tensor", "signed", "stream_tensor", "threshold_tensor"]
+__all__ = [
+    "check_generator",
+    "check_not_traced",
+    "draw_key",
+    "key_tensor",
+    "signed",
+    "stream_tensor",
+    "threshold_tensor",
+]
 
 
 def signed(value: int) -> int:
@@ -41,12 +51,18 @@ def key_tensor(where: str, key: int | Tensor, input: Tensor) -> Tensor:
 
 def draw_key(where: str, generator: torch.Generator | None, input: Tensor) -> Tensor:
     """Draw a key, over all 64 bits, from a generator on the input's device."""
+    options: dict[str, Any] = {"dtype": torch.int64, "device": input.device}
+    if generator is not None:  # the operator that takes one, even None, fails under a compiled `vmap`
+        _check_replay(where)
+        options["generator"] = generator
+    # Out of place, for `vmap`: filling a fresh tensor in place would ignore the randomness asked for.
+    return torch.randint(-(2**63), 2**63 - 1, (), **options)
+
+
+def check_not_traced(where: str) -> None:
+    """Raise under `torch.jit.trace`."""
     if not torch.compiler.is_compiling() and torch.jit.is_tracing():  # type: ignore[attr-defined]  # missing from its hints
         raise UnsupportedError(f"{where}: torch.jit.trace would record one mask for ever. Use torch.export.")
-    if generator is not None:
-        _check_replay(where)
-    # Out of place, for `vmap`: filling a fresh tensor in place would ignore the randomness asked for.
-    return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=input.device, generator=generator)
 
 
 def _check_replay(where: str) -> None:

@@ -11,6 +11,7 @@ from dropkit._checks import Choice
 from dropkit.functional import nested
 from dropkit.functional.address import (
     check_generator,
+    check_not_traced,
     draw_key,
     key_tensor,
     signed,
@@ -61,9 +62,11 @@ def dropout(
         training: Whether to drop. If False the input itself is returned. Default: True.
         inplace: Whether to overwrite the input. Default: False.
         broadcast_dims: Axes along which one draw is shared; negatives count from the end. Default: none.
-        generator: Where to draw the key, on the input's device; eager code only. Default: PyTorch's own generator.
+        generator: Where to draw the key, on the input's device; eager code only (`torch.compile` leaves the graph for
+            it, and raises with ``fullgraph=True``). Default: PyTorch's own generator.
         key: The key, an integer in ``[0, 2**64)`` or an int64 tensor of the same bits: one, or one for each slice of
-            axis 0, whose mask is then that of ``shape[1:]`` under its own key. Default: drawn.
+            axis 0, whose mask is then that of ``shape[1:]`` under its own key. Compiled code wants a tensor: it
+            compiles again for every integer. Default: drawn.
         mask: A bool tensor to use instead of drawing one, True = kept, with the input's number of axes and length 1 on
             axes that share. Survivors are scaled by `p` all the same. Default: drawn.
         return_mask: Whether to return ``(output, mask)``; the mask is all True in evaluation. Default: False.
@@ -83,7 +86,8 @@ def dropout(
         ArgumentError: If a value is out of range, sources of noise are mixed, or a shape does not fit.
         ArgumentTypeError: If the input is no strided or nested tensor of a floating or complex type, or another
             argument has a wrong type.
-        UnsupportedError: If a generator is used in compiled code or in a checkpointed forward.
+        UnsupportedError: If a generator is used in a compiled graph or in a checkpointed forward, or under
+            `torch.jit.trace`.
 
     Examples:
         >>> import torch, dropkit
@@ -132,6 +136,7 @@ def dropout(
         keep = mask & (leading(threshold, input) < 2**32)  # at p = 1 nothing survives, whatever the mask
         output = select(input, keep, survivor_scale(threshold) if scaled else None, in_place=not traced())
     else:
+        check_not_traced(_WHERE)
         keys = draw_key(_WHERE, generator, input) if keys is None else keys
         keys, streams = (value.reshape((-1,) * slices) for value in (keys, streams))
         found = (keys, streams, threshold, *_int64(place))

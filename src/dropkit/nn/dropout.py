@@ -6,7 +6,7 @@ from typing import Any, Never
 import torch
 from torch import Tensor
 
-from dropkit._checks import PROBABILITY, Choice, argument_type_error
+from dropkit._checks import PROBABILITY, Choice, argument_error, argument_type_error
 from dropkit.errors import UnsupportedError
 from dropkit.functional import dropout
 
@@ -28,7 +28,8 @@ class Dropout(torch.nn.Dropout):
         inplace: Whether to overwrite the input. Default: False.
         broadcast_dims: Axes along which one draw is shared; negatives count from the end. ``(2, 3)`` drops whole
             channels of images, ``1`` the same features at all steps of a batch-first sequence. Default: none.
-        generator: Where keys are drawn, on the input's device; eager code only. Default: PyTorch's own generator.
+        generator: Where keys are drawn, on the input's device; eager code only, as for `dropkit.functional.dropout`.
+            Default: PyTorch's own generator.
         scale_at: ``"train"`` for inverted dropout; ``"eval"`` for the original form, which leaves survivors alone in
             training and multiplies by the probability of keeping, ``1 - p``, in evaluation. Default: ``"train"``.
 
@@ -72,6 +73,8 @@ class Dropout(torch.nn.Dropout):
             )
         if generator is not None and not isinstance(generator, torch.Generator):
             raise argument_type_error("Dropout", "generator", "a torch.Generator", generator)
+        if len(set(axes)) != len(axes):
+            raise argument_error("Dropout", "broadcast_dims", "distinct axes", broadcast_dims)
         super().__init__(p, inplace)
         self.broadcast_dims = tuple(axes)
         self.generator = generator

@@ -71,9 +71,16 @@ def philox4x32(counter: Sequence[Any], key: Sequence[Any]) -> tuple[Any, Any, An
         Salmon, Moraes, Dror and Shaw (2011), "Parallel random numbers: as easy as 1, 2, 3", section 3.3.
     """
     for name, words, length in (("counter", counter, 4), ("key", key, 2)):
-        if not isinstance(words, Sequence | np.ndarray) or len(words) != length:
+        if not isinstance(words, Sequence | np.ndarray) or getattr(words, "ndim", 1) == 0 or len(words) != length:
             raise argument_error("philox4x32", name, f"{length} words", words)
-    return rounds(
-        [_word(f"counter[{i}]", word) for i, word in enumerate(counter)],
-        [_word(f"key[{i}]", word) for i, word in enumerate(key)],
-    )
+    checked = [
+        *(_word(f"counter[{i}]", word) for i, word in enumerate(counter)),
+        *(_word(f"key[{i}]", word) for i, word in enumerate(key)),
+    ]
+    try:
+        np.broadcast_shapes(*(np.shape(word) for word in checked))
+    except ValueError:
+        raise argument_error(
+            "philox4x32", "counter", "words that broadcast together, with the key's", counter
+        ) from None
+    return rounds(checked[:4], checked[4:])
