@@ -81,10 +81,7 @@ class Budget:
 QUICK = Budget(
     "quick",
     epochs=20,
-    methods=(
-        *("dropout", "weight_decay", "label_smoothing", "batch_norm"),
-        *("shift", "input_noise", "smaller_network", "linear"),
-    ),
+    methods=("dropout", "weight_decay", "label_smoothing", "shift", "input_noise", "smaller_network", "linear"),
     strengths=4,
 )
 _EVERY_METHOD = tuple(name for name in METHODS if name != "none")
