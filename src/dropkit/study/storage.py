@@ -171,7 +171,7 @@ class RunFolder:
             with self._models_path(pack).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 for name in sorted(arrays.files, key=lambda name: int(name.rpartition("/")[2])):
                     found.setdefault(name.rpartition("/")[0], []).append(arrays[name])
-        except (OSError, ValueError, zipfile.BadZipFile):
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile):
             path = self._models_path(pack)
             raise RunError(f"{path} is damaged. Delete it and resume: its models train again.") from None
         return found

@@ -1,0 +1,40 @@
+"""Output where the encoding is narrow or the stream fails."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dropkit.cli.streams import plain_where_needed
+
+
+@pytest.mark.parametrize(("encoding", "written"), [("cp1252", b"-0.1 \xb1 lambda ?"), ("ascii", b"-0.1 +- lambda ?")])
+def test_signs_that_an_encoding_lacks_are_spelled(
+    encoding: str, written: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    plain_where_needed()
+    stream.write("\N{MINUS SIGN}0.1 \N{PLUS-MINUS SIGN} \N{GREEK SMALL LETTER LAMDA} \N{CJK UNIFIED IDEOGRAPH-4E2D}")
+    stream.flush()
+    assert stream.buffer.getvalue() == written
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_device_is_one_line() -> None:
+    command = [sys.executable, "-c", "from dropkit.cli import main; main()", "--help"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("dropkit: The output cannot be written: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_no_arguments_show_the_whole_help() -> None:
+    command = [sys.executable, "-c", "from dropkit.cli import main; main()"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "\nCommands:\n  " in done.stdout
+    assert done.stderr == ""
