@@ -1,9 +1,13 @@
 """Splits: nothing is used twice, every class is everywhere, and all follows from the seed."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
-from dropkit.errors import DataError
+from dropkit import study
+from dropkit.errors import ArgumentError, ArgumentTypeError, DataError
 from dropkit.study import SOURCES, Budget, Dataset
 from dropkit.study.packed import shuffled
 from dropkit.study.splits import outer_split, seed_key, seed_split
@@ -45,7 +49,7 @@ def test_a_class_too_small_to_split_is_refused(tiny: Budget) -> None:
     targets = np.zeros(500, np.int64)
     targets[0] = 1
     data = Dataset("lone", "One of a kind", np.ones((500, 2)), targets)
-    with pytest.raises(DataError, match=r"lone.*100 of 500 rows with every class cannot be set aside"):
+    with pytest.raises(DataError, match=r"lone.*100 of 500 rows cannot be set aside with every class on both sides"):
         outer_split(data, tiny, 0)
 
 
@@ -79,3 +83,40 @@ def test_every_source_loads() -> None:
     mnist = SOURCES["mnist"]()
     assert (mnist.rows, mnist.columns, mnist.classes) == (5000, 784, 10)
     assert (mnist.inputs.min(), mnist.inputs.max()) == (0.0, 1.0)
+
+
+def test_data_that_cannot_be_split_leave_nothing_behind(tmp_path: Path) -> None:
+    targets = (np.arange(400) < 3).astype(int)
+    rare = Dataset("rare", "Rare", np.random.default_rng(0).normal(size=(400, 2)), targets)
+    sizes = {"test_rows": 100, "train_rows": 150, "inner_rows": 50, "validation_rows": 100}
+    with pytest.raises(DataError, match="with every class on both sides: the rarest class has "):
+        study.run(rare, budget=study.Budget("tiny", hidden=(4,), epochs=1, **sizes), directory=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "error"),
+    [
+        ("name", "../escape", ArgumentError),
+        ("name", "", ArgumentError),
+        ("name", "a\\b", ArgumentError),
+        ("name", None, ArgumentTypeError),
+        ("title", 3, ArgumentTypeError),
+        ("note", None, ArgumentTypeError),
+    ],
+)
+def test_words_of_a_data_set(argument: str, value: Any, error: type[Exception]) -> None:
+    words = {"name": "toy", "title": "Toy", "note": ""} | {argument: value}
+    with pytest.raises(error, match=f"^Dataset: `{argument}` must be "):
+        Dataset(inputs=np.ones((2, 1)), targets=np.array([0, 1]), **words)
+
+
+@pytest.mark.parametrize("inputs", [np.ones((2, 1)) * 1j, np.array([["a"], ["b"]])])
+def test_inputs_that_are_no_real_numbers(inputs: Any) -> None:
+    with pytest.raises(DataError, match="inputs must be "):
+        Dataset("toy", "Toy", inputs, np.array([0, 1]))
+
+
+def test_targets_that_are_words() -> None:
+    with pytest.raises(DataError, match="number the classes first"):
+        Dataset("toy", "Toy", np.ones((2, 1)), np.array(["no", "yes"]))

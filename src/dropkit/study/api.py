@@ -15,6 +15,7 @@ from dropkit.study.loading import TableOptions, load, load_again
 from dropkit.study.plan import make_plan
 from dropkit.study.progress import Progress, ProgressCallback
 from dropkit.study.sizes import fitted, with_network
+from dropkit.study.splits import check_splits
 
 if TYPE_CHECKING:
     from dropkit.study.result import Result
@@ -114,6 +115,7 @@ def run(
     from dropkit.study.storage import RunFolder
 
     plan = make_plan(loaded, size, checked_seed, that_fit("run", grids, loaded, methods))
+    check_splits(loaded, size, checked_seed)
     with RunFolder.create(path or run_directory(loaded.name), plan) as folder:
         for column, words in loaded.description:
             report_to(Progress("data", 0, 1, f"{column}: {words}"))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dropkit._checks import Choice
+from dropkit._checks import Choice, argument_error, argument_type_error
 from dropkit.errors import DataError
 from dropkit.study.preparation import Column, Prepared, fit
 
@@ -77,6 +77,12 @@ class Dataset:
 
     def __post_init__(self) -> None:
         _TASK.check("Dataset", "task", self.task)
+        for word in ("name", "title", "note"):
+            if not isinstance(getattr(self, word), str):
+                raise argument_type_error("Dataset", word, "a string", getattr(self, word))
+        if self.name in ("", ".", "..") or any(sign in self.name for sign in "/\\\0"):
+            remedy = "It names the run's directory."
+            raise argument_error("Dataset", "name", "a word without slashes", self.name, remedy)
         inputs, targets = np.asarray(self.inputs), np.asarray(self.targets)
         if inputs.ndim != 2 or targets.shape != inputs.shape[:1] or inputs.size == 0:
             raise self._error(
@@ -97,6 +103,8 @@ class Dataset:
                 object.__setattr__(self, name, np.ascontiguousarray(values, kind))
 
     def _checked_inputs(self, inputs: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        if np.iscomplexobj(inputs):
+            raise self._error(f"inputs must be real numbers, got {inputs.dtype}")
         try:
             inputs = np.ascontiguousarray(inputs, np.float64 if self.schema else np.float32)
         except (TypeError, ValueError):
@@ -111,7 +119,9 @@ class Dataset:
         return inputs
 
     def _checked_classes(self, targets: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-        if not np.issubdtype(targets.dtype, np.integer) or targets.min() < 0:
+        if not np.issubdtype(targets.dtype, np.integer):
+            raise self._error(f"targets must be integers from 0, got {targets.dtype}; number the classes first")
+        if targets.min() < 0:
             raise self._error(f"targets must be integers from 0, got {targets.dtype} from {targets.min()}")
         if np.count_nonzero(np.bincount(targets)) != targets.max() + 1 or targets.max() < 1:
             raise self._error(

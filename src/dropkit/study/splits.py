@@ -10,7 +10,7 @@ from dropkit.random import call_key
 from dropkit.study.budgets import Budget
 from dropkit.study.dataset import Dataset
 
-__all__ = ["Split", "outer_split", "seed_key", "seed_split"]
+__all__ = ["Split", "check_splits", "outer_split", "seed_key", "seed_split"]
 
 Rows = npt.NDArray[np.int64]
 
@@ -62,6 +62,17 @@ def seed_split(data: Dataset, rest: Rows, budget: Budget, key: int) -> Split:
     return Split(train, inner, validation)
 
 
+def check_splits(data: Dataset, budget: Budget, seed: int) -> None:
+    """Draw the split of every seed once, so that data which cannot be split are refused before a run begins.
+
+    Raises:
+        DataError: If the rows do not reach, or a class has too few.
+    """
+    _, rest = outer_split(data, budget, seed)
+    for number in range(budget.selection_seeds + budget.confirmation_seeds):
+        seed_split(data, rest, budget, seed_key(seed, number))
+
+
 def _divide(data: Dataset, rows: Rows, count: int, key: int) -> tuple[Rows, Rows]:
     """Set `count` of the rows aside, every class in its share, or whole groups."""
     from sklearn.model_selection import train_test_split
@@ -71,9 +82,11 @@ def _divide(data: Dataset, rows: Rows, count: int, key: int) -> tuple[Rows, Rows
     classes = data.targets[rows] if data.is_classification else None
     try:
         kept, aside = train_test_split(rows, test_size=count, stratify=classes, random_state=key % 2**32)
-    except ValueError as error:
+    except ValueError:
+        smallest = int(np.bincount(data.targets[rows]).min()) if data.is_classification else len(rows)
         raise DataError(
-            f"Data set {data.name!r}: {count} of {len(rows)} rows with every class cannot be set aside ({error})"
+            f"Data set {data.name!r}: {count} of {len(rows)} rows cannot be set aside with every class on both sides: "
+            f"the rarest class has {smallest} of them. Give more rows, or join or leave out rare classes."
         ) from None
     return kept, aside
 
