@@ -1,6 +1,7 @@
 """`dropkit study`: the study from the command line."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dropkit.cli.progress import progress_shown
-from dropkit.errors import ArgumentError
+from dropkit.errors import ArgumentError, ArgumentTypeError
 from dropkit.study import api
 from dropkit.study.loading import data_name
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["HELP", "command"]
 
 _RUNS = Path("runs")
+_OPTIONS = {"data": "DATA", "directory": "--name", "hidden": "--network"}
 
 HELP = """Find out on real data whether dropout helps, at which rate, and against which alternative.
 
@@ -113,11 +115,18 @@ def command(
                     progress=progress,
                     **given,
                 )
+    except (ArgumentError, ArgumentTypeError) as error:
+        raise type(error)(_in_options(str(error))) from None
     except KeyboardInterrupt:
         goes_on = f"Go on with: dropkit study --resume {path}" if path.exists() else "Nothing was written."
         typer.echo(f"Stopped. {goes_on}", err=True)
         raise typer.Exit(130) from None
     _show(result, quiet=quiet, as_json=as_json)
+
+
+def _in_options(message: str) -> str:
+    """Name an argument of `study.run` or of its budget as the command line does."""
+    return re.sub(r"^(?:run|Budget): `(\w+)`", lambda found: _OPTIONS.get(found[1], "--" + found[1].replace("_", "-")), message)
 
 
 def _whole(option: str, text: str | None) -> int | None:
