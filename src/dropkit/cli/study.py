@@ -126,7 +126,9 @@ def command(
 
 def _in_options(message: str) -> str:
     """Name an argument of `study.run` or of its budget as the command line does."""
-    return re.sub(r"^(?:run|Budget): `(\w+)`", lambda found: _OPTIONS.get(found[1], "--" + found[1].replace("_", "-")), message)
+    return re.sub(
+        r"^(?:run|Budget): `(\w+)`", lambda found: _OPTIONS.get(found[1], "--" + found[1].replace("_", "-")), message
+    )
 
 
 def _whole(option: str, text: str | None) -> int | None:
