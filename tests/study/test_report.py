@@ -17,7 +17,7 @@ from dropkit.study.result import Result
 from dropkit.study.statements import statement_on_test_rows, statements
 from dropkit.study.statistics import Interval
 from dropkit.study.summary import Summary
-from dropkit.study.table import HEADINGS, table_rows, table_text
+from dropkit.study.table import HEADINGS, notes, table_rows, table_text
 from dropkit.study.test_rows import OnTestRows
 from dropkit.study.verdict import judge
 
@@ -156,3 +156,9 @@ def test_the_statements_name_every_comparison(made_up: Callable[..., Summary]) -
     assert "(17 % lower)" in dropout
     assert "\N{MINUS SIGN}0.050 from no regularisation at the last epoch, and by +0.030 from no" in dropout
     assert decay.startswith("Weight decay at λ = 1, early-stopped, is worse than early stopping alone: +0.050")
+
+
+def test_the_notes_fit_the_table_above_them(result: Result) -> None:
+    assert "standard deviation" in notes(result.findings)[0]
+    assert "standard deviation" not in notes(result.findings, 80)[0]
+    assert "deviations and gaps: see the report" in notes(result.findings, 80)[0]

@@ -214,7 +214,7 @@ def _show(result: "Result", *, quiet: bool, as_json: bool) -> None:
     if not console.is_terminal:
         console.width = 120
     console.print(rich_table(result.findings, console.width))
-    console.print(Text(" ".join(notes(result.findings)), style="dim"))
+    console.print(Text(" ".join(notes(result.findings, console.width)), style="dim"))
     for caution in result.cautions:
         console.print(Text(f"\nCaution: {caution}", style="yellow"))
     console.print(Text(f"\n{statement_on_test_rows(result.findings)}", style="dim"))

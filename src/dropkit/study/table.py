@@ -31,12 +31,13 @@ def headings(findings: Findings) -> tuple[str, ...]:
     return (*HEADINGS[:-1], share_name(findings.summary.plan.data))
 
 
-def notes(findings: Findings) -> tuple[str, ...]:
-    """Return what the columns mean."""
+def notes(findings: Findings, width: int = _WIDE) -> tuple[str, ...]:
+    """Return what the columns mean, of the table on a console of that width."""
     data = findings.summary.plan.data
     loss, share = loss_name(data), share_name(data).capitalize()
+    spread = " \N{PLUS-MINUS SIGN} standard deviation" if width >= _WIDE else " (deviations and gaps: see the report)"
     return (
-        f"Means over confirmation seeds \N{PLUS-MINUS SIGN} standard deviation; validation {loss}, lower is better.",
+        f"Means over confirmation seeds{spread}; validation {loss}, lower is better.",
         "p: corrected resampled t-test of the early-stopped loss against none, after Holm; the only test here.",
         f"Smallest effect: what these seeds detect with 80 % power, approximately. {share}: early stopped.",
     )
