@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -118,3 +119,9 @@ def test_unfit_budgets_are_refused(name: str, value: object) -> None:
 def test_a_count_is_an_integer() -> None:
     with pytest.raises(ArgumentTypeError, match="epochs"):
         Budget("bad", epochs=1.5)
+
+
+@pytest.mark.parametrize("name", [None, 3])
+def test_the_name_of_a_budget_is_a_string(name: Any) -> None:
+    with pytest.raises(ArgumentTypeError, match=r"^Budget: `name` must be a string"):
+        Budget(name)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 
-from dropkit._checks import Choice, Integer, Number, argument_error
+from dropkit._checks import Choice, Integer, Number, argument_error, argument_type_error
 from dropkit.study.methods import METHODS
 
 __all__ = ["BUDGETS", "QUICK", "STANDARD", "THOROUGH", "Budget"]
@@ -59,6 +59,8 @@ class Budget:
     leaves_out: str = ""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise argument_type_error("Budget", "name", "a string", self.name)
         if not isinstance(self.hidden, tuple | list) or not self.hidden:
             raise argument_error("Budget", "hidden", "a sequence of widths, one a hidden layer", self.hidden)
         object.__setattr__(self, "hidden", tuple(_WHOLE.check("Budget", "hidden", width) for width in self.hidden))
