@@ -20,7 +20,7 @@ from dropkit.study.preparation import CATEGORY, Column
 from dropkit.study.splits import Split, outer_split, seed_key, seed_split
 
 RECIPES = (
-    *(METHODS[name].recipe(strength) for name in METHODS if name != "shift" for strength in METHODS[name].grid(2)),
+    *(one.recipe(strength) for one in METHODS.values() if one.needs != "images" for strength in one.grid(2)),
     Recipe(l1=0.01, max_norm=0.3, label_smoothing=0.2, dropout=0.3, weight_decay=2.0, noise=0.2),  # all at once
 )
 
@@ -219,6 +219,22 @@ def test_shifts_move_images_and_leave_black(tiny: Budget) -> None:
             expected[4 + down : 8 + down, 5 + right : 10 + right] = images[row]
             np.testing.assert_array_equal(image, expected[4:8, 5:10])
     assert all(training.diverged_at is None for training in train(models, data, splits, tiny))
+
+
+def test_pairs_are_their_halves_where_the_other_half_does_nothing(
+    toy: Dataset, tiny: Budget, splits: dict[int, Split]
+) -> None:
+    image = replace(toy, image_shape=(1, toy.columns))
+    nothing = 1e-12  # rounds to a rate of 0: every unit is kept
+    for pair, half in (("dropout_shift", "shift"), ("dropout_noise", "input_noise")):
+        strength = METHODS[half].strengths[0]
+        recipes = [METHODS[pair].recipe(nothing), METHODS[half].recipe(strength), METHODS[pair].recipe(0.5)]
+        alike, alone, dropped = (
+            as_rows(train([Model(seed_key(0, 1), recipe)], image, splits, tiny)[0]) for recipe in recipes
+        )
+        np.testing.assert_allclose(alike, alone, rtol=0, atol=2e-5)
+        assert dropped != alone
+        assert METHODS[pair].recipe(0.5).dropout == 0.5
 
 
 def test_max_norm_bounds_hidden_units_alone(pack: dict[Model, Training]) -> None:
