@@ -103,6 +103,14 @@ def test_a_plan_of_another_version_is_refused(plan: Plan, monkeypatch: pytest.Mo
         plan_from_json(text, "plan.json")
 
 
+def test_a_plan_of_another_format_is_refused(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dropkit.study.plan.FORMAT", 1)
+    text = plan.to_json()
+    monkeypatch.undo()
+    with pytest.raises(RunError, match=r"plan.json has format 1, this dropkit reads format \d\. Start a new run"):
+        plan_from_json(text, "plan.json")
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -1,5 +1,6 @@
 """The report: one file that says everything and asks nothing of anyone."""
 
+import json
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -118,6 +119,14 @@ def test_numbers_to_predict_are_spoken_of_as_such(tiny: Budget, tmp_path: Path) 
         assert part in text, part
     assert "log loss" not in text
     assert "accuracy" not in text.lower()
+    assert "at most the first 1,000 of its training rows" in text
+    assert "squared error" in json.loads((found.directory / "plan.json").read_text())["primary"]
+    heading = (found.directory / "results.csv").read_text().splitlines()[0]
+    assert "last_r_squared" in heading
+    assert "accuracy" not in heading
+    method = json.loads((found.directory / "results.json").read_text())["methods"]["dropout"]
+    assert "r_squared" in method["last"]
+    assert "accuracy" not in method["last"]
 
 
 @pytest.mark.parametrize("width", [80, 100])

@@ -16,7 +16,7 @@ import pytest
 from dropkit import study
 from dropkit.errors import ArgumentError, ArgumentTypeError, DataError, DropkitError, RunError
 from dropkit.study import Budget, Dataset
-from dropkit.study.output import COLUMNS
+from dropkit.study.output import columns
 from dropkit.study.packed import _Pack
 from dropkit.study.result import Result
 from dropkit.study.storage import RunFolder
@@ -44,7 +44,8 @@ def test_the_files_of_a_run(finished: Result) -> None:
     }
     with (folder / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == COLUMNS
+    assert tuple(rows[0]) == columns(finished.findings.summary.plan.data)
+    assert {"early_accuracy", "last_accuracy"} < set(rows[0])
     assert len(rows) == len(finished.trials) == 11 * 2 + 3 * 3
     keys = [(-len(row["phase"]), row["method"], float(row["strength"]), int(row["seed"])) for row in rows]
     assert [key[1:] for key in keys if key[0] == -9] == sorted(key[1:] for key in keys if key[0] == -9)

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,25 @@ from dropkit.study.methods import METHODS
 from dropkit.study.records import Record, Scores
 from dropkit.study.summary import Arm, Spread, early_loss, last_loss
 
-__all__ = ["COLUMNS", "as_json", "write_files"]
+__all__ = ["as_json", "columns", "write_files"]
 
 _SCORES = ("training_loss", "validation_loss", "gap", "accuracy")
-COLUMNS = (
-    *("phase", "method", "strength", "seed", "status", "early_epoch"),
-    *(f"{epoch}_{score}" for epoch in ("early", "last") for score in _SCORES),
-)
+
+
+def columns(data: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the heading of results.csv for a plan's data."""
+    scores = [f"{epoch}_{_title(data, score)}" for epoch in ("early", "last") for score in _SCORES]
+    return ("phase", "method", "strength", "seed", "status", "early_epoch", *scores)
+
+
+def _title(data: Mapping[str, Any], score: str) -> str:
+    return "r_squared" if score == "accuracy" and data["task"] == "regression" else score
 
 
 def write_files(path: Path, findings: Findings) -> None:
     """Write all result files into a run directory."""
-    write_atomic(path / "results.csv", _csv(COLUMNS, (_row(record) for record in findings.summary.records)))
+    summary = findings.summary
+    write_atomic(path / "results.csv", _csv(columns(summary.plan.data), map(_row, summary.records)))
     write_atomic(path / "times.csv", _csv(("pack", "trials", "epochs", "seconds"), _times(findings)))
     write_atomic(path / "results.json", json.dumps(as_json(findings), indent=1, ensure_ascii=False) + "\n")
 
@@ -70,7 +77,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
             ],
         },
         "cautions": list(findings.cautions),
-        "methods": {name: _arm(arm) for name, arm in summary.arms.items()},
+        "methods": {name: _arm(arm, plan.data) for name, arm in summary.arms.items()},
         "comparisons": {name: asdict(comparison) for name, comparison in summary.comparisons.items()},
         "test_rows": [asdict(test) for test in findings.test_rows],
         "plan": json.loads(plan.to_json()),
@@ -79,7 +86,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
     }
 
 
-def _arm(arm: Arm) -> dict[str, Any]:
+def _arm(arm: Arm, data: Mapping[str, Any]) -> dict[str, Any]:
     if not arm.records:
         return {"strength": arm.strength, "seeds": 0, "diverged": arm.diverged}
 
@@ -87,7 +94,7 @@ def _arm(arm: Arm) -> dict[str, Any]:
         return {"mean": found.mean, "deviation": found.deviation}
 
     def scores(at: Scores) -> dict[str, float]:
-        return {name: getattr(at, name) for name in _SCORES}
+        return {_title(data, name): getattr(at, name) for name in _SCORES}
 
     early = [scores(record.early) for record in arm.records]
     last = [scores(record.last) for record in arm.records]
@@ -98,6 +105,6 @@ def _arm(arm: Arm) -> dict[str, Any]:
         "early_epochs": [record.curves.early_epoch for record in arm.records],
         "early_validation_loss": spread(arm.spread(early_loss)),
         "last_validation_loss": spread(arm.spread(last_loss)),
-        "early": {name: sum(one[name] for one in early) / len(early) for name in _SCORES},
-        "last": {name: sum(one[name] for one in last) / len(last) for name in _SCORES},
+        "early": {name: sum(one[name] for one in early) / len(early) for name in early[0]},
+        "last": {name: sum(one[name] for one in last) / len(last) for name in last[0]},
     }

@@ -14,11 +14,11 @@ from dropkit.study.budgets import Budget
 from dropkit.study.dataset import Dataset
 from dropkit.study.methods import METHODS
 from dropkit.study.records import CONFIRMATION, SELECTION, Trial
-from dropkit.study.wording import joined
+from dropkit.study.wording import joined, loss_name
 
 __all__ = ["LEVEL", "POWER", "RELEVANT", "Pack", "Plan", "make_plan", "plan_from_json"]
 
-FORMAT = 1
+FORMAT = 2
 LEVEL = 0.05  # of the one Holm family
 POWER = 0.8  # at which the smallest detectable effect is stated
 RELEVANT = 0.05  # an effect below this share of none's loss counts as no difference
@@ -108,7 +108,8 @@ class Plan:
             "data": dict(self.data),
             "budget": {**asdict(self.budget), "hidden": list(self.budget.hidden), "methods": list(self.budget.methods)},
             "strengths": {name: list(strengths) for name, strengths in self.strengths.items()},
-            "primary": "early-stopped validation log loss, each method against none, on the confirmation seeds",
+            "primary": f"early-stopped validation {loss_name(self.data)}, each method against none, on the "
+            "confirmation seeds",
             "test": "corrected resampled t-test (Nadeau and Bengio 2003), Holm over the family",
             "family": list(self.family),
             "level": LEVEL,
@@ -149,6 +150,8 @@ def plan_from_json(text: str, where: str) -> Plan:
         raise RunError(f"{where} is damaged: it holds no plan of a study. {fresh}") from None
     if _checksum(content) != checksum:
         raise RunError(f"{where} was changed after the study began: its checksum does not fit. {fresh}")
+    if content.get("format") != FORMAT:
+        raise RunError(f"{where} has format {content.get('format')}, this dropkit reads format {FORMAT}. {fresh}")
     if content["dropkit"] != __version__ or plan.checksum != checksum:
         raise RunError(f"{where} was made by dropkit {content['dropkit']}, this is {__version__}. {fresh}")
     return plan

@@ -2,6 +2,7 @@
 
 from dropkit.study.findings import Findings
 from dropkit.study.methods import METHODS
+from dropkit.study.packed import TRAINING_ROWS_SCORED
 from dropkit.study.plan import LEVEL, RELEVANT
 from dropkit.study.summary import early_loss, last_loss
 from dropkit.study.test_rows import OnTestRows
@@ -24,7 +25,8 @@ def _procedure(findings: Findings) -> str:
         f"no regularisation; one family of tests ({family}); the corrected resampled t-test of Nadeau and Bengio "
         "(2003), because seeds that share rows are not independent; Holm's correction over the family at the level "
         f"{LEVEL:g}; and {percent(RELEVANT)} of the loss as the least difference worth having. Everything else on "
-        "this page describes."
+        "this page describes. The training loss of a model, and so the gap, is measured with dropout off on "
+        f"at most the first {TRAINING_ROWS_SCORED:,} of its training rows."
     )
 
 
