@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from dropkit import study
+from dropkit.errors import ArgumentError
 from dropkit.study import Budget, Dataset
 from dropkit.study.findings import Findings
-from dropkit.study.pictures import PICTURES, svg
+from dropkit.study.pictures import PICTURES, Picture, svg
 from dropkit.study.report import report_html
 from dropkit.study.result import Result
 from dropkit.study.statements import statement_on_test_rows, statements
@@ -171,3 +172,29 @@ def test_the_notes_fit_the_table_above_them(result: Result) -> None:
     assert "standard deviation" in notes(result.findings)[0]
     assert "standard deviation" not in notes(result.findings, 80)[0]
     assert "deviations and gaps: see the report" in notes(result.findings, 80)[0]
+
+
+@pytest.mark.parametrize("picture", PICTURES, ids=lambda picture: picture.name)
+def test_a_picture_can_be_plotted_by_name(result: Result, picture: Picture) -> None:
+    plotted, drawn = result.plot(picture.name), picture.draw(result.findings)
+    assert [panel.get_title("left") for panel in plotted.axes] == [panel.get_title() for panel in drawn.axes]
+    assert not plotted.axes[0].spines["top"].get_visible()  # the report's look, which Matplotlib's own has not
+    assert drawn.axes[0].spines["top"].get_visible()
+
+
+def test_the_first_picture_is_plotted_by_default(result: Result) -> None:
+    default, first = result.plot(), result.plot(PICTURES[0].name)
+    assert [panel.get_xlabel() for panel in default.axes] == [panel.get_xlabel() for panel in first.axes]
+
+
+@pytest.mark.parametrize("name", ["loss", "", 3, ["differences"]])
+def test_an_unknown_picture_lists_the_known_ones(result: Result, name: object) -> None:
+    with pytest.raises(ArgumentError, match=r"name.* one of 'differences', 'loss_against_rate'"):
+        result.plot(name)
+
+
+def test_nothing_is_plotted_where_nothing_was_confirmed(made_up: Callable[..., Summary], tmp_path: Path) -> None:
+    early = dict.fromkeys(("none", "dropout", "weight_decay"), lambda strength, seed: 0.3)
+    summary = made_up(early, diverged=lambda trial: trial.method == "none")
+    with pytest.raises(ArgumentError, match="nothing to draw"):
+        Result(tmp_path, Findings(summary, judge(summary), (), (), {})).plot()

@@ -2,11 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from dropkit._checks import Choice
+from dropkit.errors import ArgumentError
 from dropkit.study.findings import Findings
+from dropkit.study.pictures import PICTURES, figure
 from dropkit.study.records import Record
 from dropkit.study.table import notes, table_text
 from dropkit.study.verdict import Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["Result"]
 
@@ -46,6 +53,39 @@ class Result:
     def table(self) -> str:
         """Return the table of methods as text."""
         return "\n".join((table_text(self.findings), *notes(self.findings)))
+
+    def plot(self, name: str | None = None) -> "Figure":
+        """Draw a picture of the report.
+
+        Args:
+            name: Which one: `"differences"`, `"loss_against_rate"`, `"gap_against_rate"` or `"learning_curves"`.
+                Default: the first.
+
+        Returns:
+            A Matplotlib figure, to show in a notebook or to save with `savefig`.
+
+        Raises:
+            ArgumentError: There is no picture of that name, or no method was confirmed, so that there is none at all.
+
+        Examples:
+            >>> import tempfile
+            >>> import numpy as np
+            >>> from dropkit import study
+            >>> rng = np.random.default_rng(0)
+            >>> inputs = rng.normal(size=(300, 2))
+            >>> toy = study.Dataset("toy", "Toy points", inputs, (inputs[:, 0] > rng.normal(size=300)).astype(int))
+            >>> tiny = study.Budget("tiny", hidden=(8,), epochs=2, test_rows=50, train_rows=120, inner_rows=40,
+            ...                     validation_rows=90, confirmation_seeds=3)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     result = study.run(toy, budget=tiny, methods=["dropout"], rates=[0.2, 0.5], directory=folder + "/t")
+            >>> [panel.get_title("left") for panel in result.plot("loss_against_rate").axes]
+            ['dropout']
+        """
+        pictures = {picture.name: picture for picture in PICTURES}
+        chosen = PICTURES[0].name if name is None else Choice(tuple(pictures)).check("Result.plot", "name", name)
+        if not self.findings.summary.comparisons:
+            raise ArgumentError("Result.plot: no method was confirmed against none, so there is nothing to draw")
+        return figure(pictures[chosen], self.findings)
 
     def __repr__(self) -> str:
         plan = self.findings.summary.plan

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["EARLY", "LAST", "MUTED", "Picture", "colour", "panels", "svg"]
+__all__ = ["EARLY", "LAST", "MUTED", "Picture", "colour", "figure", "panels", "svg"]
 
 MUTED = "#6b7280"
 EARLY = "#2563eb"
@@ -79,6 +79,15 @@ def panels(count: int, height: float = 3.4, label: str = "") -> "tuple[Figure, l
     for panel in axes[count:]:
         panel.set_visible(False)
     return figure, axes[:count]
+
+
+def figure(picture: Picture, findings: Findings) -> "Figure":
+    """Draw a picture as a Matplotlib figure with the report's look."""
+    import matplotlib as mpl
+
+    look: Any = _LOOK  # the stub lists every key by name
+    with mpl.rc_context(look):
+        return picture.draw(findings)
 
 
 def svg(picture: Picture, findings: Findings) -> str:
