@@ -9,6 +9,7 @@ from dropkit.errors import DataError
 from dropkit.random import call_key
 from dropkit.study.budgets import Budget
 from dropkit.study.dataset import Dataset
+from dropkit.study.group_split import apportion, stratified_groups
 
 __all__ = ["Split", "check_splits", "outer_split", "seed_key", "seed_split"]
 
@@ -78,7 +79,13 @@ def _divide(data: Dataset, rows: Rows, count: int, key: int) -> tuple[Rows, Rows
     from sklearn.model_selection import train_test_split
 
     if data.groups is not None:
-        return _divide_groups(data.groups, rows, count, key)
+        if len(rows) <= count:
+            raise DataError(
+                f"Data set {data.name!r}: only {len(rows)} rows are left beside whole groups, and {count} of them must "
+                "be set aside. Give a --group with smaller groups."
+            )
+        divide = _divide_classes_by_group if data.is_classification else _divide_groups
+        return divide(data, data.groups, rows, count, key)
     classes = data.targets[rows] if data.is_classification else None
     try:
         kept, aside = train_test_split(rows, test_size=count, stratify=classes, random_state=key % 2**32)
@@ -91,7 +98,7 @@ def _divide(data: Dataset, rows: Rows, count: int, key: int) -> tuple[Rows, Rows
     return kept, aside
 
 
-def _divide_groups(groups: npt.NDArray[np.int64], rows: Rows, count: int, key: int) -> tuple[Rows, Rows]:
+def _divide_groups(data: Dataset, groups: Rows, rows: Rows, count: int, key: int) -> tuple[Rows, Rows]:
     """Set whole groups aside until they hold `count` rows; rows of theirs beyond it are used on neither side."""
     rows = _shuffled(rows, key)
     names, sizes = np.unique(groups[rows], return_counts=True)
@@ -99,6 +106,28 @@ def _divide_groups(groups: npt.NDArray[np.int64], rows: Rows, count: int, key: i
     taken = names[order[: np.searchsorted(np.cumsum(sizes[order]), count) + 1]]
     is_aside = np.isin(groups[rows], taken)
     return rows[~is_aside], rows[is_aside][:count]
+
+
+def _divide_classes_by_group(data: Dataset, groups: Rows, rows: Rows, count: int, key: int) -> tuple[Rows, Rows]:
+    """Do the same with every class on both sides, in its share as nearly as whole groups allow."""
+    rng = np.random.default_rng(key)
+    rows = rng.permutation(rows)
+    classes = data.targets[rows].astype(np.int64)
+    is_aside = stratified_groups(groups[rows], classes, count, rng)
+    kept, aside = rows[~is_aside], rows[is_aside]
+    shares = np.bincount(classes, minlength=data.classes) / len(rows)
+    aside = aside[apportion(classes[is_aside], shares, count)]
+    for part in (kept, aside):
+        absent = np.flatnonzero(np.bincount(data.targets[part].astype(np.int64), minlength=data.classes) == 0)
+        if len(absent):
+            name = data.class_names[absent[0]] if data.class_names else str(absent[0])
+            holding = len(np.unique(groups[rows[classes == absent[0]]]))
+            raise DataError(
+                f"Data set {data.name!r}: {count} of {len(rows)} rows cannot be set aside in whole groups with every "
+                f"class on both sides: class {name!r} is in {holding} of {len(np.unique(groups[rows]))} groups. Give "
+                "more rows, a --group with smaller groups, or join or leave out this class."
+            )
+    return kept, aside
 
 
 def _shuffled(values: Rows, key: int) -> Rows:
