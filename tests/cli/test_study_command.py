@@ -62,6 +62,13 @@ def test_quiet_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert data["verdict"]["kind"] in ("helps", "tie", "nothing", "cannot tell")
 
 
+def test_seeds_of_the_confirmation_are_in_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(*TOY, "--quiet", "--name", "two", "--methods", "dropout", "--rates", "0.5", "--seeds", "2") == 0
+    assert json.loads(Path("runs/two/plan.json").read_text())["seeds"] == {"selection": [0, 1], "confirmation": [2, 3]}
+    assert call("study", "--resume", "runs/two", "--seeds", "3") == 2
+    assert "--seeds is settled by the plan of runs/two" in capsys.readouterr().err
+
+
 def test_default_names_hold_the_source(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(*TOY, "--quiet") == 0
     (folder,) = Path("runs").iterdir()
@@ -118,6 +125,10 @@ MISTAKES = [
         ["study", "table.csv", "--target", "b", "--test-size", "-1"],
         "dropkit: --test-size must be a number in (0, 1e+09]",
     ),
+    (["study", "--seeds", "1"], "dropkit: --seeds must be an integer in [2, 1000], got 1"),
+    (["study", "--seeds", "x"], "--seeds must be a whole number, got 'x'"),
+    (["study", "--rates", "0"], "dropkit: --rates must be a number in (0, 1), got 0"),
+    (["study", "--rates", "nan"], "dropkit: --rates must be a number in (0, 1), got nan"),
     (["study", "--name", "a/b"], "--name must be one directory name"),
     (["study", "--name", ""], "--name must be one directory name"),
     (["study", "--name", ".."], "--name must be one directory name"),

@@ -387,6 +387,19 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
     assert (tmp_path / "full/results.csv").read_bytes() == (finished.directory / "results.csv").read_bytes()
 
 
+def test_seeds_are_those_of_the_confirmation(toy: Dataset, tiny: Budget, tmp_path: Path) -> None:
+    result = study.run(toy, budget=tiny, methods=["dropout"], rates=[0.5], seeds=5, directory=tmp_path / "five")
+    assert [record.trial.seed for record in result.findings.summary.arms["dropout"].records] == [2, 3, 4, 5, 6]
+    assert len(result.trials) == 2 * (2 + 5)
+
+
+@pytest.mark.parametrize(("seeds", "error"), [(1, ArgumentError), (0, ArgumentError), (2.5, ArgumentTypeError)])
+def test_unfit_seeds_are_refused(toy: Dataset, tmp_path: Path, seeds: object, error: type[DropkitError]) -> None:
+    with pytest.raises(error, match=r"^run: `seeds` must be an integer"):
+        study.run(toy, seeds=seeds, directory=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 def test_noise_is_not_mistaken_for_a_signal(tiny: Budget, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     noise = Dataset("noise", "Noise", rng.normal(size=(500, 6)), rng.integers(0, 2, 500))

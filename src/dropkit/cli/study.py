@@ -81,6 +81,9 @@ def command(
     rates: Annotated[
         str | None, typer.Option(metavar="<numbers>", help="Dropout rates to try, such as 0.2,0.5.")
     ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="<int>", help="Fresh seeds that confirm the winners, 2 or more.")
+    ] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this directory.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the advice alone.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON, and nothing else.")] = False,
@@ -97,6 +100,7 @@ def command(
         "batch_size": _whole("--batch-size", batch_size),
         "methods": _list("--methods", methods, ",", str),
         "rates": _list("--rates", rates, ",", float),
+        "seeds": _whole("--seeds", seeds),
     }
     given = {name: value for name, value in options.items() if value is not None}
     number = _whole("--seed", seed)

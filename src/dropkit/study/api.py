@@ -1,6 +1,7 @@
 """The two doors of a study: `run` begins one, `resume` goes on with one."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from time import strftime
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["resume", "run", "run_directory"]
 
 _SEED = Integer(0, 2**64 - 1, "[0, 2**64)")
+_SEEDS = Integer(2, 1000, remedy="One seed shows no spread.")
 _PACKAGES = ("optuna", "sklearn", "scipy", "polars", "safetensors", "matplotlib", "jinja2", "rich", "filelock")
 
 
@@ -42,6 +44,7 @@ def run(
     batch_size: int | None = None,
     methods: Sequence[str] | None = None,
     rates: Sequence[float] | None = None,
+    seeds: int | None = None,
     directory: str | PathLike[str] | None = None,
     progress: ProgressCallback | None = None,
 ) -> "Result":
@@ -68,6 +71,7 @@ def run(
         methods: Names of the methods to compare, of `METHODS`; none is always among them. Default: those of the budget.
         rates: The probabilities of dropping to try, each in (0, 1); every other method gets as many strengths.
             Default: those of the method.
+        seeds: Fresh seeds that compare the frozen winners with none, from 2 to 1,000. Default: those of the budget.
         directory: The run directory to make. Default: ``runs/`` with the data's name and the time.
         progress: Called with a `Progress` after every epoch. Default: nothing is said.
 
@@ -100,6 +104,8 @@ def run(
     size = _check_budget("run", budget)
     checked_seed = _SEED.check("run", "seed", seed)
     grids = check_methods("run", size, methods, rates)
+    if seeds is not None:
+        size = replace(size, confirmation_seeds=_SEEDS.check("run", "seeds", seeds))
     path = None if directory is None else _check_directory("run", directory)
     report_to = _check_progress("run", progress)
     _check_packages()
