@@ -20,6 +20,7 @@ from dropkit.random import call_key, keep_mask, normal, uniform, uniform32
 from dropkit.study.budgets import Budget
 from dropkit.study.checkpoint import Checkpoint
 from dropkit.study.dataset import Dataset
+from dropkit.study.linear_model import fit_linear
 from dropkit.study.methods import Recipe
 from dropkit.study.network import initial_parameters, logits, row_losses, row_scores
 from dropkit.study.normalisation import BatchNorm, folded
@@ -82,6 +83,8 @@ def train(
 ) -> list[Training]:
     """Train a pack to the last epoch of the budget.
 
+    Linear models are fitted instead, and have the same scores after every epoch.
+
     Args:
         models: The members of the pack, with recipes of one kind.
         data: The rows.
@@ -94,12 +97,16 @@ def train(
         One training a model, in order.
     """
     pack = _Pack(models, data, splits, budget)
+    if pack.recipe.is_linear:
+        pack.fit()
+        checkpoint = None  # a fit has no epochs to go on from
     kept = checkpoint.load() if checkpoint is not None else None
     if kept is not None:
         pack.restore(kept)
     for epoch in range(budget.epochs):
         if epoch >= len(pack.history):
-            pack.train_epoch(epoch)
+            if not pack.recipe.is_linear:
+                pack.train_epoch(epoch)
             pack.score(epoch)
             if checkpoint is not None and epoch + 1 < budget.epochs:
                 checkpoint.save(pack.state())
@@ -142,6 +149,17 @@ class _Pack:
         self.noise = _strengths([recipe.noise for recipe in recipes])
         self.step = 0
         self.history: list[Tensor] = []
+        self.classes = data.classes
+
+    @torch.no_grad()
+    def fit(self) -> None:
+        """Fit the linear models to convergence."""
+        for index, model in enumerate(self.models):
+            rows, seat = self.splits[model.key].train, int(self.seats[index])
+            inputs, targets = self.inputs[seat].numpy()[rows], self.targets[seat].numpy()[rows]
+            fitted = fit_linear(inputs, targets, self.classes, model.recipe.l2)
+            for parameter, array in zip(self.parameters, fitted, strict=True):
+                parameter[index] = torch.from_numpy(array)
 
     def _prepare(self, data: Dataset) -> None:
         """Keep the rows as each seed's training rows prepare them: one copy a seed, or one in all without a schema."""

@@ -17,7 +17,8 @@ def check(summary: Summary) -> list[str]:
     if own > other * (1 + RELEVANT):
         return []
     text = (
-        f"A linear model does as well: its early-stopped validation loss is {own:.3f} ({linear.label}), against "
-        f"{other:.3f} of the best network here ({best.label}). A network has little or nothing to win on these data."
+        f"A linear model does as well: its validation loss is {own:.3f} ({linear.label}, fitted to the same rows), "
+        f"against {other:.3f} of the best network here, early-stopped ({best.label}). A network "
+        "has little or nothing to win on these data."
     )
     return [text]

@@ -24,7 +24,8 @@ class Recipe:
         dropout_before_norm: Whether dropout comes before the normalisation instead of after the rectifier.
         shift: Images move by up to this many pixels along each axis, drawn anew every epoch.
         noise: Standard deviation of Gaussian noise on every input, drawn anew every step.
-        width: Hidden widths as a share of the study's; 0 leaves no hidden layer.
+        width: Hidden widths as a share of the study's; 0 leaves no hidden layer, and the model is fitted, not trained.
+        l2: Of a fitted model: factor of the sum of squared weights in the loss. The other fields do nothing to it.
     """
 
     dropout: float = 0.0
@@ -37,12 +38,18 @@ class Recipe:
     shift: int = 0
     noise: float = 0.0
     width: float = 1.0
+    l2: float = 0.0
 
     @property
     def kind(self) -> tuple[object, ...]:
         """What models that train in one pack have in common: their shape, and the costly steps of training."""
         steps = (self.dropout > 0, self.l1 > 0, self.max_norm < math.inf, self.shift > 0, self.noise > 0)
         return (self.width, self.batch_norm, self.dropout_before_norm, *steps)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the model has no hidden layer; it is fitted then."""
+        return self.width == 0
 
     def hidden(self, widths: Sequence[int]) -> tuple[int, ...]:
         """Return the hidden widths of the model, given those of the study."""

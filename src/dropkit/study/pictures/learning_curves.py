@@ -17,7 +17,7 @@ __all__ = ["PICTURE"]
 
 def draw(findings: Findings) -> "Figure":
     """Draw one panel a method, all on one scale."""
-    arms = [arm for arm in findings.summary.arms.values() if arm.records]
+    arms = [arm for arm in findings.summary.arms.values() if arm.records and not _is_fitted(arm)]
     figure, axes = panels(max(len(arms), 1), label="loss")
     for panel, arm in zip(axes, arms, strict=False):
         _draw_arm(panel, arm)
@@ -30,6 +30,11 @@ def draw(findings: Findings) -> "Figure":
         axes[0].set_ylim(0, tallest * 1.15)
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
+
+
+def _is_fitted(arm: Arm) -> bool:
+    """Return whether the models have no epochs that could be drawn."""
+    return METHODS[arm.method].recipe(arm.strength).is_linear
 
 
 def _draw_arm(panel: "Axes", arm: Arm) -> None:
