@@ -16,6 +16,7 @@ from dropkit.study.loading import TableOptions, load, load_again
 from dropkit.study.plan import make_plan
 from dropkit.study.progress import Progress, ProgressCallback
 from dropkit.study.sizes import fitted, with_network
+from dropkit.study.sources import SOURCES
 from dropkit.study.splits import check_splits
 
 if TYPE_CHECKING:
@@ -119,12 +120,20 @@ def run(
         )
 
     from dropkit.study.storage import RunFolder
+    from dropkit.study.timing import fit_to_time
 
-    plan = make_plan(loaded, size, checked_seed, that_fit("run", grids, loaded, methods))
+    grids = that_fit("run", grids, loaded, methods)
     check_splits(loaded, size, checked_seed)
+    if not (isinstance(data, str) and data in SOURCES):
+        size, grids = fit_to_time(
+            loaded, size, checked_seed, grids, keep_epochs=epochs is not None, keep_methods=methods is not None
+        )
+    plan = make_plan(loaded, size, checked_seed, grids)
     with RunFolder.create(path or run_directory(loaded.name), plan) as folder:
         for column, words in loaded.description:
             report_to(Progress("data", 0, 1, f"{column}: {words}"))
+        if plan.budget.fitted:
+            report_to(Progress("data", 0, 1, f"time: {plan.budget.fitted}"))
         return _finish(folder, loaded, report_to)
 
 

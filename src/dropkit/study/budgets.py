@@ -10,6 +10,7 @@ __all__ = ["BUDGETS", "QUICK", "STANDARD", "THOROUGH", "Budget"]
 _WHOLE = Integer(1, 10**9, "[1, 10**9]")
 _SEVERAL = Integer(2, 1000, remedy="One seed shows no spread.")
 _RATE = Number(0.0, 1.0, open_low=True)
+_MINUTES = Number(0.0, 1e6, open_low=True)
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class Budget:
         pack_size: Most models that train together. Default: 12.
         methods: Names of the methods that it compares with none. Default: dropout and weight decay.
         strengths: Candidates that every method gets. Default: 5.
+        minutes: Training time to which a study of data of your own is fitted; epochs go first, then methods, never
+            seeds. Default: None, which trains everything.
+        fitted: What was measured and left out to fit the time, in words; the study fills it in.
         leaves_out: What a study of this budget does without, for the report; the plan fills it in.
 
     Raises:
@@ -56,6 +60,8 @@ class Budget:
     pack_size: int = 12
     methods: tuple[str, ...] = ("dropout", "weight_decay")
     strengths: int = 5
+    minutes: float | None = None
+    fitted: str = ""
     leaves_out: str = ""
 
     def __post_init__(self) -> None:
@@ -69,6 +75,8 @@ class Budget:
         known = Choice(tuple(name for name in METHODS if name != "none"))
         object.__setattr__(self, "methods", tuple(known.check("Budget", "methods", name) for name in self.methods))
         _RATE.check("Budget", "learning_rate", self.learning_rate)
+        if self.minutes is not None:
+            _MINUTES.check("Budget", "minutes", self.minutes)
         for field in fields(self):
             if field.type is int:
                 domain = _SEVERAL if field.name.endswith("seeds") else _WHOLE
@@ -85,12 +93,13 @@ QUICK = Budget(
     epochs=20,
     methods=("dropout", "weight_decay", "label_smoothing", "shift", "input_noise", "smaller_network", "linear"),
     strengths=4,
+    minutes=3,
 )
 _EVERY_METHOD = tuple(name for name in METHODS if name != "none")
 STANDARD = Budget(
-    "standard", epochs=30, selection_seeds=3, confirmation_seeds=10, methods=_EVERY_METHOD, strengths=5,
+    "standard", epochs=30, selection_seeds=3, confirmation_seeds=10, methods=_EVERY_METHOD, strengths=5, minutes=30,
 )  # fmt: skip
 THOROUGH = Budget(
-    "thorough", epochs=60, selection_seeds=4, confirmation_seeds=16, methods=_EVERY_METHOD, strengths=7,
+    "thorough", epochs=60, selection_seeds=4, confirmation_seeds=16, methods=_EVERY_METHOD, strengths=7, minutes=180,
 )  # fmt: skip
 BUDGETS: dict[str, Budget] = {budget.name: budget for budget in (QUICK, STANDARD, THOROUGH)}

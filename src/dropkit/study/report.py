@@ -80,6 +80,7 @@ def _settings(findings: Findings) -> list[tuple[str, Any]]:
         ("Seeds", f"{budget.selection_seeds} for selection, {budget.confirmation_seeds} fresh ones for confirmation"),
         ("Study seed", plan.seed),
         ("Budget", f"{budget.name}; it leaves out {budget.leaves_out}" if budget.leaves_out else budget.name),
+        *([("Fitted to its time", budget.fitted)] if budget.fitted else []),
         ("Training time", f"{sum(findings.seconds.values()):.0f} s for {len(findings.summary.records)} models"),
         ("Plan", f"SHA-256 {plan.checksum[:16]}\N{HORIZONTAL ELLIPSIS}, frozen before the first model trained"),
     ]
