@@ -96,15 +96,18 @@ def test_a_single_member_is_the_network_of_torch(classes: Result, toy: Dataset) 
 
 
 def test_new_categories_gaps_and_more_columns_are_no_obstacle(numbers: Path, tmp_path: Path) -> None:
-    (tmp_path / "new.csv").write_text("colour,age,city,more\ngreen,,Paris,1\nred,50,,2\n")
-    assert np.isfinite(study.predict(numbers, tmp_path / "new.csv").values).all()
+    (tmp_path / "new.csv").write_text("colour,age,city,more\ngreen,,Paris,1\nred,50,,2\ngreen,inf,Paris,3\n")
+    found = study.predict(numbers, tmp_path / "new.csv").values
+    assert np.isfinite(found).all()
+    assert found[2] == found[0]  # an infinite number counts as missing
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("age,city\n1,Rome\n", "lacks the columns colour. It has age, city"),
-        ("age,colour,city\nold,red,Rome\n", "column 'age' must hold numbers only"),
+        ("age,colour,city\nold,red,Rome\n", "column 'age' must hold numbers only, as in the study's table, got 'old'"),
+        ("age,colour,city\n40,red,Rome\n1e300,red,Rome\n", "Row 2 of the new data lies so far outside the study's"),
         ("age,colour,city\n1,red\n", "ragged: line 2"),
         ("age,colour,city\n", "no rows below its heading"),
         ("", "is empty"),

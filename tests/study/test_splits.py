@@ -10,7 +10,7 @@ from dropkit import study
 from dropkit.errors import ArgumentError, ArgumentTypeError, DataError
 from dropkit.study import SOURCES, Budget, Dataset
 from dropkit.study.packed import shuffled
-from dropkit.study.splits import outer_split, seed_key, seed_split
+from dropkit.study.splits import check_splits, outer_split, seed_key, seed_split
 
 
 def test_parts_are_disjoint_and_of_the_right_size(toy: Dataset, tiny: Budget) -> None:
@@ -51,6 +51,23 @@ def test_a_class_too_small_to_split_is_refused(tiny: Budget) -> None:
     data = Dataset("lone", "One of a kind", np.ones((500, 2)), targets)
     with pytest.raises(DataError, match=r"lone.*100 of 500 rows cannot be set aside with every class on both sides"):
         outer_split(data, tiny, 0)
+
+
+@pytest.mark.parametrize("timed", [False, True])
+def test_a_class_that_a_split_leaves_out_is_refused(tiny: Budget, timed: bool) -> None:
+    """Of data with times a class may be missing later on, but not where the network learns."""
+    targets = np.zeros(5000, np.int64)
+    targets[-10:] = 1
+    data = Dataset(
+        "late",
+        "Late",
+        np.ones((5000, 2)),
+        targets,
+        class_names=("old", "new"),
+        times=np.arange(5000) if timed else None,
+    )
+    with pytest.raises(DataError, match=r"class 'new' has 10 of 5,000 rows, and a split left none of them among the"):
+        check_splits(data, tiny, 0)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 import csv
 import datetime as dt
+import decimal
 import itertools
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import polars as pl
 import pytest
 
 from dropkit.errors import ArgumentError, DataError
-from dropkit.study.inference import infer
+from dropkit.study.inference import as_dates, infer
 from dropkit.study.preparation import CATEGORY, DATE, NUMBER
 from dropkit.study.sources import SOURCES
 from dropkit.study.splits import outer_split, seed_key, seed_split
@@ -36,9 +38,9 @@ def people() -> dict[str, list[object]]:
     }
 
 
-def write(path: Path, table: dict[str, list[object]], separator: str = ",") -> Path:
+def write(path: Path, table: dict[str, list[object]], separator: str = ",", quoting: int = csv.QUOTE_MINIMAL) -> Path:
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, delimiter=separator)
+        writer = csv.writer(file, delimiter=separator, quoting=quoting)
         writer.writerow(table)
         writer.writerows(zip(*table.values(), strict=True))
     return path
@@ -151,6 +153,117 @@ def test_the_size_of_the_test_rows(tmp_path: Path) -> None:
         load_table(path, "churned", test_size=190)
 
 
+NUMBERS = np.random.default_rng(5).normal(size=ROWS)
+
+
+@pytest.mark.parametrize(
+    ("values", "words", "kind"),
+    [
+        ([f"{x}e300" for x in NUMBERS], r"number, -.*e\+300 to .*e\+300$", NUMBER),
+        ([f"{x}e-300" for x in NUMBERS], r"number, -.*e-300 to .*e-300$", NUMBER),
+        (["-inf", "1e400", *NUMBERS[2:]], r"number, .*, 2 infinite, taken as missing$", NUMBER),
+        (["", "inf", *NUMBERS[2:]], r"number, .*, 1 missing, 1 infinite, taken as missing$", NUMBER),
+        (["inf", "-inf"] * (ROWS // 2), "left out: every value is infinite", None),
+        (["unknown", *NUMBERS[1:]], r"left out: .*; mostly numbers, but 1 cannot be .*, for example 'unknown'$", None),
+        ([f"{abs(x):.3f}".replace(".", ",") for x in NUMBERS], "left out: .*; commas are not read as decimal", None),
+        (["5", ""] * (ROWS // 2), "category, 1 values, 100 missing$", CATEGORY),
+        (["(missing)", "", "a", "b"] * (ROWS // 4), "category, 2 values, 100 missing$", CATEGORY),
+        ([f"{row % 12 + 1}/{row % 28 + 1}/2024" for row in range(ROWS)], "left out: dates .* in two ways", None),
+        ([f"{row % 28 + 1}.{row % 12 + 1}.24" for row in range(ROWS)], "left out: dates .* in two ways", None),
+        (["soon"] + ["2024-01-31", "2024-02-01"] * 100, "category, .* dates, but 1 .* for example 'soon'", CATEGORY),
+        ([f"1-2-{row % 7}" for row in range(ROWS)], "(left out|category)", CATEGORY),
+    ],
+)
+def test_what_a_column_is_said_to_be(tmp_path: Path, values: list[object], words: str, kind: str | None) -> None:
+    table = people() | {"x": list(values)[:ROWS]}
+    data = load_table(str(write(tmp_path / "table.csv", table)), "churned")
+    assert re.match(words, dict(data.description)["x"])
+    assert {column.name: column.kind for column in data.schema}.get("x") == kind
+    inputs = data.prepared(np.arange(ROWS)).inputs
+    assert np.isfinite(inputs).all()
+    if kind == NUMBER:
+        place = next(place for place, column in enumerate(data.schema) if column.name == "x")
+        start = sum(column.width for column in data.schema[:place])
+        np.testing.assert_allclose([inputs[:, start].mean(), inputs[:, start].std()], [0, 1], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        *("2024-03-05", "2024/03/05", "05.03.2024", "5.3.2024", "5 March 2024", "5 Mar 2024", "05-Mar-2024"),
+        *("March 5, 2024", "Mar 5 2024", "2024-03-05 00:00", "2024-03-05T00:00:00", "2024-03-05 00:00:00.000"),
+        *("2024-03-05T00:00:00Z", "2024-03-05T02:00:00+02:00", "2024-03-04 19:00:00.000-0500", "05.03.2024 00:00"),
+    ],
+)
+def test_dates_of_one_meaning_are_read(form: str) -> None:
+    """Every form is the same day, also where a column holds two forms."""
+    np.testing.assert_array_equal(as_dates([form, "2024-03-06", form]), [19787, 19788, 19787])
+    assert dt.date(1970, 1, 1) + dt.timedelta(19787) == dt.date(2024, 3, 5)
+
+
+@pytest.mark.parametrize(
+    "text", ["03/05/2024", "1-2-3", "5.3.24", "2024", "2024-02-30", "30 Foo 2024", "2024-13-01", ""]
+)
+def test_what_is_no_date_or_has_two_meanings_is_not_read(text: str) -> None:
+    assert as_dates([text]) is None
+    assert as_dates(["2024-03-06", text]) is None
+
+
+def test_kinds_of_parquet(tmp_path: Path) -> None:
+    start = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
+    moments = pl.Series([start + dt.timedelta(hours=row) for row in range(ROWS)])
+    table = {
+        "flag": [row % 3 == 0 for row in range(ROWS)],
+        "price": [decimal.Decimal(f"{x:.2f}") for x in NUMBERS],
+        "zoned": moments.dt.convert_time_zone("Europe/Oslo"),
+        "plain": moments.dt.replace_time_zone(None),
+        "gaps": [None if row % 9 == 0 else x for row, x in enumerate(NUMBERS)],
+        "infinite": [np.inf if row == 3 else x for row, x in enumerate(NUMBERS)],
+        "nothing": [None] * ROWS,
+        "churned": people()["churned"],
+    }
+    path = tmp_path / "kinds.csv"  # Parquet is known by its first bytes, whatever the name
+    pl.DataFrame(table).write_parquet(path)
+    data = load_table(str(path), "churned")
+    said = dict(data.description)
+    assert said["flag"] == "category, 2 values"
+    assert said["price"].startswith("number, -")
+    assert said["zoned"] == said["plain"] == "date, 2024-01-01 to 2024-01-09, as days"
+    assert said["gaps"].endswith(", 23 missing")
+    assert said["infinite"].endswith(", 1 infinite, taken as missing")
+    assert said["nothing"] == "left out: every value is missing"
+    np.testing.assert_allclose(data.inputs[:, 2], 19723 + np.arange(ROWS) / 24)
+    np.testing.assert_array_equal(data.inputs[:, 2], data.inputs[:, 3])
+
+
+def test_headings_and_cells_with_quotes_separators_and_line_breaks(tmp_path: Path) -> None:
+    table = {
+        "a;b;c;d;e": list(NUMBERS),
+        'two\n "lines"': [f'x\n"{row % 3}"' for row in range(ROWS)],
+        "größe, цвет": [["rød", "красный", "赤"][row % 3] for row in range(ROWS)],
+        "the target": people()["churned"],
+    }
+    data = load_table(str(write(tmp_path / "table.csv", table, quoting=csv.QUOTE_ALL)), "the target")
+    assert [column.name for column in data.schema] == ["a;b;c;d;e", 'two "lines"', "größe, цвет"]
+    assert data.schema[1].categories == tuple(f'x\n"{number}"' for number in range(3))
+    with pytest.raises(ArgumentError, match="Its columns: a;b;c;d;e, two") as caught:
+        load_table(str(tmp_path / "table.csv"), "none such")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_number_far_from_all_others_is_warned_of(tmp_path: Path) -> None:
+    table = people() | {"x": [1e300, *NUMBERS[1:]], "y": [10 * x for x in NUMBERS]}
+    (text,) = load_table(str(write(tmp_path / "table.csv", table)), "churned").warnings
+    assert text.startswith("The column 'x' holds 1e+300, while nine rows in ten are within 1.")
+
+
+def test_leaks_are_found_at_any_scale(tmp_path: Path) -> None:
+    table = people() | {"x": [f"{value}e300" for value in people()["income"]], "y": [f"{x}e300" for x in NUMBERS]}
+    table["income"] = [value * 1e20 for value in table["income"]]
+    (text,) = load_table(str(write(tmp_path / "table.csv", table)), "income").warnings
+    assert "'x' alone tells 'income'" in text
+
+
 def with_column(name: str, values: Callable[[int], object]) -> Callable[[Path], Path]:
     return lambda path: write(path, people() | {name: [values(row) for row in range(ROWS)]})
 
@@ -175,6 +288,10 @@ BAD: list[tuple[str, Callable[[Path], object], str]] = [
     ("rare class", with_column("churned", lambda row: "abc"[(row > 190) + (row > 197)]), "class 'c' .* has 2 of 200"),
     ("many classes", with_column("churned", lambda row: f"name {row % 150}"), "150 different values"),
     ("a date", with_column("churned", lambda row: f"2024-01-{row % 20 + 1:02d}"), "holds dates"),
+    ("infinite target", with_column("churned", lambda row: "inf" if row == 4 else row / 7), "in 1 of 200 rows"),
+    ("huge target", with_column("churned", lambda row: f"{row / 7}e300"), "Multiply it by a power of ten"),
+    ("tiny target", with_column("churned", lambda row: f"{row / 7}e-300"), "Multiply it by a power of ten"),
+    ("narrow target", with_column("churned", lambda row: 1700000000 + row % 37), "Subtract a constant"),
     ("target alone", lambda path: write(path, {"churned": people()["churned"]}), "no column to predict 'churned' from"),
     ("useless", lambda path: write(path, {"x": [1] * ROWS, "churned": people()["churned"]}), "x: left out: always '1'"),
     ("few rows", lambda path: write(path, {name: column[:45] for name, column in people().items()}), "needs 50"),
@@ -193,8 +310,11 @@ def test_unfit_files_are_refused_in_one_line(tmp_path: Path, make: Callable[[Pat
 
 def test_noise_is_no_parquet(tmp_path: Path) -> None:
     (tmp_path / "noise.parquet").write_bytes(np.random.default_rng(0).bytes(5000))
-    with pytest.raises(DataError, match="no Parquet file that can be read"):
+    with pytest.raises(DataError, match="is no Parquet file: it does not begin with PAR1"):
         load_table(str(tmp_path / "noise.parquet"), "churned")
+    (tmp_path / "cut.parquet").write_bytes(b"PAR1" + np.random.default_rng(0).bytes(5000))
+    with pytest.raises(DataError, match="no Parquet file that can be read"):
+        load_table(str(tmp_path / "cut.parquet"), "churned")
     pl.DataFrame({"churned": [1, 2], "list": [[1], [2]]}).write_parquet(tmp_path / "nested.parquet")
     with pytest.raises(DataError, match="column 'list' holds List"):
         load_table(str(tmp_path / "nested.parquet"), "churned")

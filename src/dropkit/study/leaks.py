@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dropkit.study.preparation import CATEGORY, Column
+from dropkit.study.preparation import CATEGORY, Column, standardised
 
 __all__ = ["leaks"]
 
@@ -32,24 +32,18 @@ def _told(column: Column, values: npt.NDArray[Any], targets: npt.NDArray[Any]) -
     """Return the share of a plain guess's errors that a small tree or a line over this one column avoids."""
     from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
-    codes = np.arange(column.width)
-    features = (values[:, None] == codes) if column.kind == CATEGORY else _filled(values)[:, None]
+    if column.kind == CATEGORY:
+        features = values[:, None] == np.arange(column.width)
+    else:  # a tree asks only which is larger; ranks say so of any number, and a missing one has a rank of its own
+        features = np.unique(values, return_inverse=True)[1][:, None]
     if np.issubdtype(targets.dtype, np.integer):
         tree = DecisionTreeClassifier(max_leaf_nodes=4 * (int(targets.max()) + 1), random_state=0)
         wrong = float((tree.fit(features, targets).predict(features) != targets).mean())
         guess = 1 - float(np.bincount(targets).max()) / len(targets)
-    else:
-        tree = DecisionTreeRegressor(max_leaf_nodes=64, min_samples_leaf=5, random_state=0)
-        wrong = float(((tree.fit(features, targets).predict(features) - targets) ** 2).mean())
-        guess = float(targets.var())
-        if column.kind != CATEGORY:
-            wrong = min(wrong, guess * (1 - _correlation(features[:, 0], targets) ** 2))
-    return 1 - wrong / guess if guess > 0 else 0.0
-
-
-def _correlation(values: npt.NDArray[Any], targets: npt.NDArray[Any]) -> float:
-    return float(np.corrcoef(values, targets)[0, 1]) if values.std() > 0 else 0.0
-
-
-def _filled(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return np.where(np.isnan(values), np.nanmin(values) - 1, values)
+        return 1 - wrong / guess if guess > 0 else 0.0
+    numbers = standardised(targets.astype(np.float64))
+    tree = DecisionTreeRegressor(max_leaf_nodes=64, min_samples_leaf=5, random_state=0)
+    told = 1 - float(((tree.fit(features, numbers).predict(features) - numbers) ** 2).mean())
+    if column.kind != CATEGORY:
+        told = max(told, float((np.nan_to_num(standardised(values)) * numbers).mean()) ** 2)
+    return told

@@ -69,9 +69,9 @@ def _looks_like_a_file(data: str) -> bool:
 
 def _load_file(where: str, path: str, options: TableOptions) -> Dataset:
     if options.target is None:
-        from dropkit.study.reading import read_table
+        from dropkit.study.reading import listed, read_table
 
-        columns = ", ".join(read_table(Path(path)))
+        columns = listed(read_table(Path(path)))
         raise ArgumentError(f"{where}: `target` must name the column to predict. The columns of {path}: {columns}.")
     return load_table(path, **options.given())
 

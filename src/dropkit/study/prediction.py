@@ -13,7 +13,7 @@ import numpy.typing as npt
 from dropkit._checks import argument_type_error, require
 from dropkit.errors import DataError
 from dropkit.study.inference import encode
-from dropkit.study.reading import Table, read_table
+from dropkit.study.reading import Table, listed, read_table
 
 if TYPE_CHECKING:
     from dropkit.study.saved_model import SavedModel
@@ -88,7 +88,14 @@ def predict(directory: str | PathLike[str], data: object) -> Predictions:
     model = load_model(Path(directory))
     inputs = _array(model, data) if isinstance(data, np.ndarray) else _table(model, Path(data))
     names = model.class_names if model.task == "classification" else ()
-    return Predictions(model.target, names, model.predict(inputs))
+    values = model.predict(inputs)
+    lost = ~np.isfinite(values).all(1)
+    if lost.any():
+        raise DataError(
+            f"Row {int(lost.argmax()) + 1:,} of the new data lies so far outside the study's that the model gives no "
+            "number for it. Correct it or leave it out."
+        )
+    return Predictions(model.target, names, values)
 
 
 def _array(model: "SavedModel", data: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -107,13 +114,14 @@ def _table(model: "SavedModel", path: Path) -> npt.NDArray[np.float64]:
     table: Table = read_table(path)
     missing = [column.name for column in model.columns if column.name not in table]
     if missing:
-        raise DataError(f"{path} lacks the columns {', '.join(missing)}. It has {', '.join(table)}.")
+        raise DataError(f"{path} lacks the columns {listed(missing)}. It has {listed(table)}.")
     parts = []
     for column in model.columns:
         try:
             parts.append(encode(column, table[column.name]))
-        except ValueError:
+        except ValueError as error:
             raise DataError(
-                f"{path}: column {column.name!r} must hold {column.kind}s only, as in the study's table."
+                f"{path}: column {column.name!r} must hold {column.kind}s only, as in the study's table, got "
+                f"{str(error)!r}."
             ) from None
     return np.stack(parts, axis=1)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CATEGORY", "DATE", "NUMBER", "Column", "Preparation", "Prepared", "fit"]
+__all__ = ["CATEGORY", "DATE", "NUMBER", "Column", "Preparation", "Prepared", "fit", "standardised"]
 
 NUMBER, CATEGORY, DATE = "number", "category", "date"
 
@@ -76,7 +76,8 @@ class Preparation:
         if not self.columns:
             return np.ascontiguousarray(inputs, np.float32)
         parts = [self._column(index, inputs[:, index]) for index in range(len(self.columns))]
-        return np.ascontiguousarray(np.concatenate(parts, axis=1), np.float32)
+        with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite
+            return np.ascontiguousarray(np.concatenate(parts, axis=1), np.float32)
 
     def _column(self, index: int, values: Array) -> Array:
         column = self.columns[index]
@@ -138,9 +139,21 @@ def _fit_column(column: Column, values: Array) -> tuple[float, float, float, tup
     return fill, mean, scale, ()
 
 
+def standardised(values: Array) -> Array:
+    """Return numbers with mean 0 and deviation 1; NaN stays NaN, and numbers that do not differ become 0."""
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return values
+    mean, scale = _mean_and_scale(known)
+    return (values - mean) / scale
+
+
 def _mean_and_scale(values: Array) -> tuple[float, float]:
     """Return mean and standard deviation; 1 for the deviation of values that do not differ."""
     from sklearn.preprocessing import StandardScaler
 
-    scaler = StandardScaler().fit(values[:, None])
-    return float(scaler.mean_[0]), float(scaler.scale_[0])
+    unit = int(np.frexp(np.abs(values).max())[1])  # by a power of two, exactly: squares neither overflow nor vanish
+    scaler = StandardScaler().fit(np.ldexp(values, -unit)[:, None])
+    if scaler.var_[0] == 0:
+        return float(np.ldexp(scaler.mean_[0], unit)), 1.0
+    return float(np.ldexp(scaler.mean_[0], unit)), float(np.ldexp(scaler.scale_[0], unit))

@@ -60,7 +60,9 @@ def seed_split(data: Dataset, rest: Rows, budget: Budget, key: int) -> Split:
             f"Data set {data.name!r}: only {len(train)} of {budget.train_rows} training rows are left beside whole "
             "groups. Give a --group with smaller groups."
         )
-    return Split(train, inner, validation)
+    split = Split(train, inner, validation)
+    _check_classes(data, split)
+    return split
 
 
 def check_splits(data: Dataset, budget: Budget, seed: int) -> None:
@@ -72,6 +74,28 @@ def check_splits(data: Dataset, budget: Budget, seed: int) -> None:
     _, rest = outer_split(data, budget, seed)
     for number in range(budget.selection_seeds + budget.confirmation_seeds):
         seed_split(data, rest, budget, seed_key(seed, number))
+
+
+def _check_classes(data: Dataset, split: Split) -> None:
+    """Refuse a split without rows of a class; of data with times only among the training rows, as later ones differ."""
+    if not data.is_classification:
+        return
+    parts = {"training": split.train}
+    if data.times is None:
+        parts |= {"inner": split.inner, "validation": split.validation}
+    for name, rows in parts.items():
+        absent = np.flatnonzero(np.bincount(data.targets[rows].astype(np.int64), minlength=data.classes) == 0)
+        if len(absent):
+            of_class = np.count_nonzero(data.targets == absent[0])
+            raise DataError(
+                f"Data set {data.name!r}: class {_class_name(data, absent[0])!r} has {of_class} of {data.rows:,} rows, "
+                f"and a split left none of them among the {len(rows)} {name} rows. Give more rows of this class, or "
+                "join or leave it out."
+            )
+
+
+def _class_name(data: Dataset, place: int) -> str:
+    return data.class_names[place] if data.class_names else str(place)
 
 
 def _divide(data: Dataset, rows: Rows, count: int, key: int) -> tuple[Rows, Rows]:
@@ -120,11 +144,11 @@ def _divide_classes_by_group(data: Dataset, groups: Rows, rows: Rows, count: int
     for part in (kept, aside):
         absent = np.flatnonzero(np.bincount(data.targets[part].astype(np.int64), minlength=data.classes) == 0)
         if len(absent):
-            name = data.class_names[absent[0]] if data.class_names else str(absent[0])
             holding = len(np.unique(groups[rows[classes == absent[0]]]))
+            every = len(np.unique(groups[rows]))
             raise DataError(
                 f"Data set {data.name!r}: {count} of {len(rows)} rows cannot be set aside in whole groups with every "
-                f"class on both sides: class {name!r} is in {holding} of {len(np.unique(groups[rows]))} groups. Give "
+                f"class on both sides: class {_class_name(data, absent[0])!r} is in {holding} of {every} groups. Give "
                 "more rows, a --group with smaller groups, or join or leave out this class."
             )
     return kept, aside

@@ -13,7 +13,8 @@ from dropkit.errors import ArgumentError, DataError
 from dropkit.study.dataset import CLASSIFICATION, REGRESSION, Dataset
 from dropkit.study.inference import Inferred, as_dates, as_numbers, encode, infer
 from dropkit.study.leaks import leaks
-from dropkit.study.reading import Table, read_table
+from dropkit.study.preparation import DATE, NUMBER, Column
+from dropkit.study.reading import Table, listed, read_table
 from dropkit.study.sizes import sizes_for
 
 __all__ = ["load_table", "table_dataset"]
@@ -21,6 +22,8 @@ __all__ = ["load_table", "table_dataset"]
 _MOST_NUMBERED_CLASSES = 10
 _MOST_CLASSES = 100
 _LEAST_OF_A_CLASS = 10
+_LARGEST_TARGET = 1e30
+_FAR = 1e5
 
 
 def load_table(
@@ -71,7 +74,7 @@ def table_dataset(
     special = {"target": target, "group": group, "time": time}
     for option, column in special.items():
         if column is not None and column not in table:
-            raise ArgumentError(f"--{option} {column!r} is no column of {title}. Its columns: {', '.join(table)}.")
+            raise ArgumentError(f"--{option} {column!r} is no column of {title}. Its columns: {listed(table)}.")
     given = [column for column in special.values() if column is not None]
     if len(set(given)) != len(given):
         raise ArgumentError(f"--target, --group and --time must be different columns, got {', '.join(given)}.")
@@ -96,7 +99,7 @@ def table_dataset(
         groups=_groups(table, group, title),
         times=_times(table, time, title),
         description=_described(found, special, kind, class_names, gaps),
-        warnings=leaks(columns, inputs, targets, target),
+        warnings=(*leaks(columns, inputs, targets, target), *_far_off(columns, inputs)),
     )
 
 
@@ -125,7 +128,7 @@ def _targets(
         if numbers is None:
             example = next(value for value in values if as_numbers([value]) is None)
             raise DataError(f"{title}: the target {target!r} must hold numbers for regression, got {example!r}.")
-        return task, numbers.astype(np.float32), ()
+        return task, _checked_numbers(numbers, values, target, title), ()
     if numbers is None and as_dates(values) is not None:
         raise DataError(f"{title}: the target {target!r} holds dates. Predict a class or a number.")
     if len(distinct) > _MOST_CLASSES:
@@ -143,10 +146,53 @@ def _targets(
     return task, np.array([places[value] for value in values]), names
 
 
+def _checked_numbers(
+    numbers: npt.NDArray[np.float64], values: list[Any], target: str, title: str
+) -> npt.NDArray[np.float32]:
+    """Return numbers to predict as float32, if it can hold them."""
+    where = f"{title}: the target {target!r}"
+    infinite = np.isnan(numbers)
+    if infinite.any():
+        example = values[int(infinite.argmax())]
+        raise DataError(
+            f"{where} is infinite in {infinite.sum():,} of {len(values):,} rows, such as {example!r}. Leave them out."
+        )
+    largest, spread = np.abs(numbers).max(), np.ptp(numbers)
+    if largest > _LARGEST_TARGET or 0 < spread < 1 / _LARGEST_TARGET:
+        raise DataError(
+            f"{where} goes from {numbers.min():g} to {numbers.max():g}. Multiply it by a power of ten that brings it "
+            "near 1."
+        )
+    narrow = numbers.astype(np.float32)
+    if np.abs(narrow - numbers).max() > 1e-3 * numbers.std():
+        raise DataError(
+            f"{where} goes from {numbers.min():.17g} to {numbers.max():.17g}, too little for numbers of this size. "
+            "Subtract a constant, such as the smallest, from all of them."
+        )
+    return narrow
+
+
+def _far_off(columns: tuple[Column, ...], inputs: npt.NDArray[np.float64]) -> tuple[str, ...]:
+    """Return a warning for every column with a number so far from the others that no network can train on it."""
+    texts = []
+    for column, values in zip(columns, inputs.T, strict=True):
+        if column.kind != NUMBER:
+            continue
+        known = values[~np.isnan(values)]
+        distances = np.abs(known - np.median(known))
+        usual = np.quantile(distances, 0.9)
+        if usual > 0 and distances.max() / _FAR > usual:
+            texts.append(
+                f"The column {column.name!r} holds {known[distances.argmax()]:g}, while nine rows in ten are within "
+                f"{usual:g} of its median: such a number hides all others. If it is wrong, correct it and run again."
+            )
+    return tuple(texts)
+
+
 def _groups(table: Table, group: str | None, title: str) -> npt.NDArray[Any] | None:
     if group is None:
         return None
-    values = [value if value is not None else f"row {row}" for row, value in enumerate(table[group])]
+    values: list[object] = [row if value is None else value for row, value in enumerate(table[group])]
     places = {value: place for place, value in enumerate(dict.fromkeys(values))}
     if len(places) < 10:
         raise DataError(f"{title}: the groups of {group!r} are only {len(places)}; splits need 10 at least.")
@@ -160,11 +206,16 @@ def _times(table: Table, time: str | None, title: str) -> npt.NDArray[Any] | Non
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         raise DataError(f"{title}: {len(values) - len(known):,} rows have no {time!r}. Leave them out.")
-    times = as_numbers(known)
-    if times is None:
-        times = as_dates(known)
-    if times is None:
-        raise DataError(f"{title}: {time!r} must hold numbers or dates such as 2024-12-31, got {known[0]!r}.")
+    column = Column(time) if as_numbers(known) is not None else Column(time, DATE)
+    try:
+        times = encode(column, known)
+    except ValueError as error:
+        raise DataError(
+            f"{title}: {time!r} must hold numbers or dates such as 2024-12-31, got {str(error)!r}."
+        ) from None
+    infinite = int(np.isnan(times).sum())
+    if infinite:
+        raise DataError(f"{title}: {infinite:,} rows have an infinite {time!r}. Leave them out.")
     return times
 
 
@@ -172,8 +223,7 @@ def _described(
     found: Mapping[str, Inferred], special: Mapping[str, str | None], task: str, names: tuple[str, ...], gaps: int
 ) -> tuple[tuple[str, str], ...]:
     """Say of each column what it is used as, or why it is left out."""
-    what = f"target, {len(names)} classes: {', '.join(names[:5])}" if names else f"target, {task}"
-    what += " \N{HORIZONTAL ELLIPSIS}" if len(names) > 5 else ""
+    what = f"target, {len(names)} classes: {listed(names, most=5)}" if names else f"target, {task}"
     what += f"; {gaps:,} rows without it left out" if gaps else ""
     uses = {"group": "group, its rows stay on one side of a split", "time": "time, later rows are predicted"}
     head = [(str(special["target"]), what)]
