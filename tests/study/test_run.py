@@ -45,7 +45,8 @@ def test_the_files_of_a_run(finished: Result) -> None:
     with (folder / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == columns(finished.findings.summary.plan.data)
-    assert {"early_accuracy", "last_accuracy"} < set(rows[0])
+    measured = {"accuracy", "auc", "calibration_error"}
+    assert {f"{epoch}_{name}" for epoch in ("early", "last") for name in measured} < set(rows[0])
     assert len(rows) == len(finished.trials) == 11 * 2 + 3 * 3
     keys = [(-len(row["phase"]), row["method"], float(row["strength"]), int(row["seed"])) for row in rows]
     assert [key[1:] for key in keys if key[0] == -9] == sorted(key[1:] for key in keys if key[0] == -9)
@@ -405,6 +406,25 @@ def test_noise_is_not_mistaken_for_a_signal(tiny: Budget, tmp_path: Path) -> Non
     noise = Dataset("noise", "Noise", rng.normal(size=(500, 6)), rng.integers(0, 2, 500))
     result = study.run(noise, budget=tiny, methods=["dropout"], rates=[0.5], directory=tmp_path / "noise")
     assert result.verdict.kind in ("cannot tell", "nothing")
+
+
+def test_validation_rows_without_a_class_leave_a_cell_empty_and_nothing_diverges(tiny: Budget, tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    groups = np.arange(500) // 10
+    data = Dataset("rare", "Rare", rng.normal(size=(500, 3)), (groups == 7).astype(int), groups=groups)
+    result = study.run(data, budget=tiny, methods=["dropout"], rates=[0.2], directory=tmp_path / "rare")
+    with (tmp_path / "rare/results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["status"] for row in rows} == {"complete"}
+    assert "" in {row["early_auc"] for row in rows}
+    assert all(row["early_accuracy"] and row["early_calibration_error"] for row in rows)
+    written = json.loads((tmp_path / "rare/results.json").read_text(), parse_constant=pytest.fail)
+    assert written["methods"]["dropout"]["early"]["auc"] is None
+    before = (tmp_path / "rare/results.csv").read_bytes()
+    folder = copy_until(tmp_path / "rare", tmp_path / "cut", (tmp_path / "rare/journal.log").stat().st_size // 2)
+    assert "\N{EN DASH}" in study.resume(folder, data=data).table()
+    assert (folder / "results.csv").read_bytes() == before
+    assert result.verdict.kind
 
 
 @pytest.mark.slow

@@ -72,16 +72,14 @@ def row_losses(found: Tensor, targets: Tensor, smoothing: Tensor | None = None) 
 def row_scores(
     parameters: Sequence[Tensor], inputs: Sequence[Tensor], targets: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Return every model's loss and correctness on every row, float64 of shape (models, rows), dropout off.
+    """Return every model's loss on every row, float64 of shape (models, rows), and its outputs, dropout off.
 
-    Inputs and targets are those of each model, prepared on its own training rows. For numbers, correctness is 1
-    minus the squared error of the standardised number; its mean is the share of the variance that is explained.
+    Inputs and targets are those of each model, prepared on its own training rows.
     """
-    losses, correct = [], []
+    losses, outputs = [], []
     for model in range(len(parameters[0])):  # one large product after another is faster here than a batched one
         one = [parameter[model : model + 1] for parameter in parameters]
         found = logits(one, inputs[model][None])
         losses.append(row_losses(found, targets[model][None])[0])
-        is_class = not targets[model].is_floating_point()
-        correct.append(found[0].argmax(1) == targets[model] if is_class else 1 - losses[-1])
-    return torch.stack(losses).double(), torch.stack(correct).double()
+        outputs.append(found[0])
+    return torch.stack(losses).double(), torch.stack(outputs)

@@ -6,6 +6,7 @@ import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +14,32 @@ from dropkit import __version__
 from dropkit.study._atomic import write_atomic
 from dropkit.study.findings import Findings
 from dropkit.study.methods import METHODS
+from dropkit.study.metrics import metrics_of
 from dropkit.study.records import Record, Scores
 from dropkit.study.summary import Arm, Spread, early_loss, last_loss
+from dropkit.study.test_rows import OnTestRows
 
 __all__ = ["as_json", "columns", "write_files"]
 
-_SCORES = ("training_loss", "validation_loss", "gap", "accuracy")
+_LOSSES = ("training_loss", "validation_loss", "gap")
 
 
 def columns(data: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the heading of results.csv for a plan's data."""
-    scores = [f"{epoch}_{_title(data, score)}" for epoch in ("early", "last") for score in _SCORES]
-    return ("phase", "method", "strength", "seed", "status", "early_epoch", *scores)
+    scores = (*_LOSSES, *(metric.name for metric in metrics_of(data["task"])))
+    titles = [f"{epoch}_{score}" for epoch in ("early", "last") for score in scores]
+    return ("phase", "method", "strength", "seed", "status", "early_epoch", *titles)
 
 
-def _title(data: Mapping[str, Any], score: str) -> str:
-    return "r_squared" if score == "accuracy" and data["task"] == "regression" else score
+def _scores(at: Scores) -> dict[str, float]:
+    return {name: getattr(at, name) for name in _LOSSES} | dict(at.metrics)
 
 
 def write_files(path: Path, findings: Findings) -> None:
     """Write all result files into a run directory."""
     summary = findings.summary
-    write_atomic(path / "results.csv", _csv(columns(summary.plan.data), map(_row, summary.records)))
+    heading = columns(summary.plan.data)
+    write_atomic(path / "results.csv", _csv(heading, (_row(record, heading) for record in summary.records)))
     write_atomic(path / "times.csv", _csv(("pack", "trials", "epochs", "seconds"), _times(findings)))
     write_atomic(path / "results.json", json.dumps(as_json(findings), indent=1, ensure_ascii=False) + "\n")
 
@@ -47,13 +52,14 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return text.getvalue()
 
 
-def _row(record: Record) -> list[Any]:
+def _row(record: Record, heading: Sequence[str]) -> list[Any]:
     trial = record.trial
     head = [trial.phase, trial.method, repr(record.strength), trial.seed]
     if record.diverged:
-        return [*head, f"diverged in epoch {record.diverged_at}", "", *[""] * (2 * len(_SCORES))]
-    scores = [f"{getattr(at, name):.10g}" for at in (record.early, record.last) for name in _SCORES]
-    return [*head, "complete", record.curves.early_epoch, *scores]
+        row = [*head, f"diverged in epoch {record.diverged_at}"]
+        return row + [""] * (len(heading) - len(row))
+    found = [value for at in (record.early, record.last) for value in _scores(at).values()]
+    return [*head, "complete", record.curves.early_epoch, *("" if isnan(v) else f"{v:.10g}" for v in found)]
 
 
 def _times(findings: Findings) -> Iterable[Sequence[Any]]:
@@ -77,27 +83,25 @@ def as_json(findings: Findings) -> dict[str, Any]:
             ],
         },
         "cautions": list(findings.cautions),
-        "methods": {name: _arm(arm, plan.data) for name, arm in summary.arms.items()},
+        "methods": {name: _arm(arm) for name, arm in summary.arms.items()},
         "comparisons": {name: asdict(comparison) for name, comparison in summary.comparisons.items()},
-        "test_rows": [asdict(test) for test in findings.test_rows],
+        "test_rows": [_on_test_rows(test) for test in findings.test_rows],
         "plan": json.loads(plan.to_json()),
         "seconds": round(sum(findings.seconds.values()), 2),
         "versions": {"dropkit": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
 
 
-def _arm(arm: Arm, data: Mapping[str, Any]) -> dict[str, Any]:
+def _arm(arm: Arm) -> dict[str, Any]:
     if not arm.records:
         return {"strength": arm.strength, "seeds": 0, "diverged": arm.diverged}
 
     def spread(found: Spread) -> dict[str, float]:
         return {"mean": found.mean, "deviation": found.deviation}
 
-    def scores(at: Scores) -> dict[str, float]:
-        return {_title(data, name): getattr(at, name) for name in _SCORES}
+    def means(found: Sequence[dict[str, float]]) -> dict[str, float | None]:
+        return {name: _known(sum(one[name] for one in found) / len(found)) for name in found[0]}
 
-    early = [scores(record.early) for record in arm.records]
-    last = [scores(record.last) for record in arm.records]
     return {
         "strength": arm.strength,
         "seeds": len(arm.records),
@@ -105,6 +109,16 @@ def _arm(arm: Arm, data: Mapping[str, Any]) -> dict[str, Any]:
         "early_epochs": [record.curves.early_epoch for record in arm.records],
         "early_validation_loss": spread(arm.spread(early_loss)),
         "last_validation_loss": spread(arm.spread(last_loss)),
-        "early": {name: sum(one[name] for one in early) / len(early) for name in early[0]},
-        "last": {name: sum(one[name] for one in last) / len(last) for name in last[0]},
+        "early": means([_scores(record.early) for record in arm.records]),
+        "last": means([_scores(record.last) for record in arm.records]),
     }
+
+
+def _known(value: float) -> float | None:
+    """Return the value, or None for an undefined one: JSON has no NaN."""
+    return None if isnan(value) else value
+
+
+def _on_test_rows(test: OnTestRows) -> dict[str, Any]:
+    sides = {side: getattr(test, side).items() for side in ("metrics", "none_metrics")}
+    return asdict(test) | {side: {name: _known(value) for name, value in items} for side, items in sides.items()}

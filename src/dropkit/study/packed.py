@@ -22,6 +22,7 @@ from dropkit.study.checkpoint import Checkpoint
 from dropkit.study.dataset import Dataset
 from dropkit.study.linear_model import fit_linear
 from dropkit.study.methods import Recipe
+from dropkit.study.metrics import measured, metrics_of
 from dropkit.study.network import initial_parameters, logits, row_losses, row_scores
 from dropkit.study.normalisation import BatchNorm, folded
 from dropkit.study.records import Curves, curves
@@ -171,6 +172,7 @@ class _Pack:
         else:
             self.inputs = torch.from_numpy(prepared[0].inputs).expand(len(prepared), -1, -1)
         self.targets = torch.from_numpy(np.stack([part.targets for part in prepared]))
+        self.task, self.scales = data.task, [part.target_scale for part in prepared]
 
         if self.recipe.shift:
             self.most = max(model.recipe.shift for model in self.models)
@@ -240,10 +242,12 @@ class _Pack:
         """Score every model on its own rows, and keep the parameters where the inner rows like them best so far."""
         inputs, targets = zip(*(self.scored[seat] for seat in self.seats), strict=True)
         parameters = folded(self.parameters, self.norms)
-        losses, correct = row_scores(parameters, inputs, targets)
-        means = [part.mean(1) for part in losses.split(self.scored_rows, dim=1)]
-        found = torch.stack([*means, correct.split(self.scored_rows, dim=1)[-1].mean(1)], dim=1)
-        self.history.append(found)
+        losses, outputs = row_scores(parameters, inputs, targets)
+        found = torch.stack([part.mean(1) for part in losses.split(self.scored_rows, dim=1)], dim=1)
+        validation = -self.scored_rows[-1]
+        truth = torch.stack([target[validation:] for target in targets])
+        scales = [self.scales[seat] for seat in self.seats]
+        self.history.append(torch.cat([found, measured(self.task, outputs[:, validation:], truth, scales)], dim=1))
         better = found[:, 1] < self.best_loss
         self.best_loss = torch.where(better, found[:, 1], self.best_loss)
         for best, parameter in zip(self.best, parameters, strict=True):
@@ -278,10 +282,10 @@ class _Pack:
     def results(self) -> list[Training]:
         trainings = []
         for index, history in enumerate(torch.stack(self.history, dim=1)):
-            broken = (~history.isfinite().all(1)).nonzero()
+            broken = (~history[:, :3].isfinite().all(1)).nonzero()  # a metric may be undefined: only losses diverge
             diverged_at = int(broken[0]) + 1 if len(broken) else None
             whole = history[: diverged_at - 1] if diverged_at else history
-            names = ("training_loss", "inner_loss", "validation_loss", "accuracy")
+            names = ("training_loss", "inner_loss", "validation_loss", *(m.name for m in metrics_of(self.task)))
             found = curves(**{name: whole[:, column].tolist() for column, name in enumerate(names)})
             trainings.append(Training(found, diverged_at, [best[index].numpy() for best in self.best]))
         return trainings

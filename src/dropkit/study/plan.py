@@ -18,7 +18,7 @@ from dropkit.study.wording import joined, loss_name
 
 __all__ = ["LEVEL", "POWER", "RELEVANT", "Pack", "Plan", "make_plan", "plan_from_json"]
 
-FORMAT = 2
+FORMAT = 3
 LEVEL = 0.05  # of the one Holm family
 POWER = 0.8  # at which the smallest detectable effect is stated
 RELEVANT = 0.05  # an effect below this share of none's loss counts as no difference

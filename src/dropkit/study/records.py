@@ -1,7 +1,7 @@
 """What a trial is, and what is known of it when it has run."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 __all__ = ["CONFIRMATION", "SELECTION", "Curves", "Record", "Scores", "Trial", "curves", "scores_at"]
 
@@ -34,12 +34,12 @@ class Scores:
     """How one model did at one epoch, dropout off.
 
     Losses are mean log losses in nats, or squared errors of standardised numbers; the training loss is over at most the
-    first 1,000 training rows. Accuracy is the share of rows classified right, or of the numbers' variance explained.
+    first 1,000 training rows. The metrics are those of `dropkit.study.metrics`, by name, on the validation rows.
     """
 
     training_loss: float
     validation_loss: float
-    accuracy: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def gap(self) -> float:
@@ -54,7 +54,7 @@ class Curves:
     training_loss: tuple[float, ...]
     inner_loss: tuple[float, ...]
     validation_loss: tuple[float, ...]
-    accuracy: tuple[float, ...]
+    metrics: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def epochs(self) -> int:
@@ -67,14 +67,21 @@ class Curves:
         return self.inner_loss.index(min(self.inner_loss)) + 1
 
 
-def curves(**columns: Sequence[float]) -> Curves:
-    """Build curves from sequences of numbers."""
-    return Curves(**{name: tuple(float(value) for value in column) for name, column in columns.items()})
+def curves(
+    training_loss: Sequence[float],
+    inner_loss: Sequence[float],
+    validation_loss: Sequence[float],
+    **metrics: Sequence[float],
+) -> Curves:
+    """Build curves from sequences of numbers; metrics by their names."""
+    training, inner, validation = (tuple(map(float, column)) for column in (training_loss, inner_loss, validation_loss))
+    return Curves(training, inner, validation, {name: tuple(map(float, column)) for name, column in metrics.items()})
 
 
 def scores_at(found: Curves, epoch: int) -> Scores:
     """Return the scores after an epoch, counted from 1."""
-    return Scores(found.training_loss[epoch - 1], found.validation_loss[epoch - 1], found.accuracy[epoch - 1])
+    metrics = {name: column[epoch - 1] for name, column in found.metrics.items()}
+    return Scores(found.training_loss[epoch - 1], found.validation_loss[epoch - 1], metrics)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Result"]
 
+_WIDTH = 120  # of the table as text
+
 
 @dataclass(frozen=True, repr=False)
 class Result:
@@ -52,7 +54,7 @@ class Result:
 
     def table(self) -> str:
         """Return the table of methods as text."""
-        return "\n".join((table_text(self.findings), *notes(self.findings)))
+        return "\n".join((table_text(self.findings, _WIDTH), *notes(self.findings, _WIDTH)))
 
     def plot(self, name: str | None = None) -> "Figure":
         """Draw a picture of the report.

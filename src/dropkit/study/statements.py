@@ -2,11 +2,12 @@
 
 from dropkit.study.findings import Findings
 from dropkit.study.methods import METHODS
+from dropkit.study.metrics import metrics_of
 from dropkit.study.packed import TRAINING_ROWS_SCORED
 from dropkit.study.plan import LEVEL, RELEVANT
 from dropkit.study.summary import early_loss, last_loss
 from dropkit.study.test_rows import OnTestRows
-from dropkit.study.wording import change, joined, loss_name, p_value, percent, share_name, signed
+from dropkit.study.wording import change, joined, loss_name, p_value, percent, signed
 
 __all__ = ["statement_on_test_rows", "statements"]
 
@@ -75,10 +76,14 @@ def statement_on_test_rows(findings: Findings) -> str:
 
 def _on_test_rows(findings: Findings, test: OnTestRows) -> str:
     found = test.difference
-    share = share_name(findings.summary.plan.data)
+    metrics = [
+        f"{metric.title} {metric.written(test.metrics[metric.name])} against "
+        f"{metric.written(test.none_metrics[metric.name])}"
+        for metric in metrics_of(findings.summary.plan.data["task"])
+    ]
     agree = ", which includes no difference" if found.low <= 0 <= found.high else ""
     return (
         f"loss {test.loss:.3f} with {findings.summary.arms[test.method].label} against {test.none_loss:.3f} without "
         f"regularisation, {signed(found.mean)} (95 % bootstrap interval over rows {signed(found.low)} to "
-        f"{signed(found.high)}{agree}), {share} {test.accuracy:.3f} against {test.none_accuracy:.3f}"
+        f"{signed(found.high)}{agree}), {', '.join(metrics)}"
     )

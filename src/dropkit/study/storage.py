@@ -236,8 +236,8 @@ def _to_optuna(record: Record, pack: Pack) -> Any:
         "diverged_at": record.diverged_at,
         "training_loss": found.training_loss,
         "inner_loss": found.inner_loss,
-        "accuracy": found.accuracy,
         "validation_loss": found.validation_loss,
+        "metrics": found.metrics,
         "recorded": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     state = optuna.trial.TrialState.FAIL if record.diverged else optuna.trial.TrialState.COMPLETE
@@ -257,5 +257,5 @@ def _to_optuna(record: Record, pack: Pack) -> Any:
 def _to_record(attributes: dict[str, Any]) -> Record:
     strength = float(attributes["strength"])
     trial = Trial(attributes["phase"], attributes["method"], strength, attributes["seed"])
-    columns = {name: attributes[name] for name in ("training_loss", "inner_loss", "validation_loss", "accuracy")}
-    return Record(trial, curves(**columns), attributes["diverged_at"])
+    columns = {name: attributes[name] for name in ("training_loss", "inner_loss", "validation_loss")}
+    return Record(trial, curves(**columns, **attributes["metrics"]), attributes["diverged_at"])

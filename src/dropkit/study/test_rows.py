@@ -1,5 +1,6 @@
 """The test rows, used once: the leading method against none, over all confirmation models of each."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 
 from dropkit.random import call_key
 from dropkit.study.dataset import Dataset
+from dropkit.study.metrics import measured, metrics_of
 from dropkit.study.network import row_scores
 from dropkit.study.records import CONFIRMATION
 from dropkit.study.splits import outer_split, seed_key, seed_split
@@ -25,8 +27,8 @@ class OnTestRows:
     Args:
         method: The method's name.
         models: Models of each side.
-        loss, none_loss: Mean log loss.
-        accuracy, none_accuracy: Share of rows classified right.
+        loss, none_loss: Mean loss.
+        metrics, none_metrics: Each metric of the task by name.
         difference: Loss of the method minus loss of none, with a 95 % paired bootstrap interval over rows.
     """
 
@@ -34,8 +36,8 @@ class OnTestRows:
     models: int
     loss: float
     none_loss: float
-    accuracy: float
-    none_accuracy: float
+    metrics: Mapping[str, float]
+    none_metrics: Mapping[str, float]
     difference: Interval
 
 
@@ -54,16 +56,18 @@ def score_test_rows(folder: RunFolder, data: Dataset, summary: Summary, method: 
         prepared = [data.prepared(seed_split(data, rest, plan.budget, key).train) for key in keys]
         inputs = [torch.from_numpy(part.inputs[rows]) for part in prepared]
         targets = [torch.from_numpy(part.targets[rows]) for part in prepared]
-        losses, correct = row_scores(stacked, inputs, targets)
-        scores[name] = losses.mean(0).numpy(), float(correct.mean())
-    (own, accuracy), (other, none_accuracy) = scores[method], scores["none"]
+        losses, outputs = row_scores(stacked, inputs, targets)
+        found = measured(data.task, outputs, torch.stack(targets), [part.target_scale for part in prepared]).mean(0)
+        names = [metric.name for metric in metrics_of(data.task)]
+        scores[name] = losses.mean(0).numpy(), dict(zip(names, found.tolist(), strict=True))
+    (own, metrics), (other, none_metrics) = scores[method], scores["none"]
     return OnTestRows(
         method=method,
         models=len(summary.arms[method].records),
         loss=float(own.mean()),
         none_loss=float(other.mean()),
-        accuracy=accuracy,
-        none_accuracy=none_accuracy,
+        metrics=metrics,
+        none_metrics=none_metrics,
         difference=paired_bootstrap(own - other, seed=call_key(plan.seed, "study bootstrap", 0)),
     )
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["change", "joined", "loss_name", "number", "p_value", "percent", "share_name", "signed"]
+__all__ = ["change", "joined", "loss_name", "number", "p_value", "percent", "signed"]
 
 
 def loss_name(data: Mapping[str, Any]) -> str:
@@ -11,13 +11,8 @@ def loss_name(data: Mapping[str, Any]) -> str:
     return "squared error of the standardised target" if data["task"] == "regression" else "log loss"
 
 
-def share_name(data: Mapping[str, Any]) -> str:
-    """Return what stands beside the loss: accuracy for classes, the share of explained variance for numbers."""
-    return "R\N{SUPERSCRIPT TWO}" if data["task"] == "regression" else "accuracy"
-
-
 def number(value: float, digits: int = 3) -> str:
-    """Write a loss or an accuracy."""
+    """Write a loss."""
     return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
