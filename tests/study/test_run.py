@@ -410,8 +410,8 @@ def test_noise_is_not_mistaken_for_a_signal(tiny: Budget, tmp_path: Path) -> Non
 
 def test_validation_rows_without_a_class_leave_a_cell_empty_and_nothing_diverges(tiny: Budget, tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
-    groups = np.arange(500) // 10
-    data = Dataset("rare", "Rare", rng.normal(size=(500, 3)), (groups == 7).astype(int), groups=groups)
+    times = np.arange(500)
+    data = Dataset("rare", "Rare", rng.normal(size=(500, 3)), (times < 60).astype(int), times=times)
     result = study.run(data, budget=tiny, methods=["dropout"], rates=[0.2], directory=tmp_path / "rare")
     with (tmp_path / "rare/results.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -46,8 +46,7 @@ def notes(findings: Findings, width: int = _WIDEST) -> tuple[str, ...]:
     """Return what the columns mean, of the table on a console of that width."""
     data = findings.summary.plan.data
     loss, metrics = loss_name(data), _metrics(findings, width)
-    named = [f"{metric.title}{' in the target\'s units' if metric.in_target_units else ''}" for metric in metrics]
-    titles = joined(named)
+    titles = joined([f"{m.title} in the target's units" if m.in_target_units else m.title for m in metrics])
     spread = " \N{PLUS-MINUS SIGN} standard deviation" if width >= _WIDE else " (deviations and gaps: see the report)"
     return (
         f"Means over confirmation seeds{spread}; validation {loss}, lower is better.",
