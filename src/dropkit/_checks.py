@@ -70,13 +70,17 @@ class Number:
         left, right = "(" if self.open_low else "[", ")" if self.open_high else "]"
         return f"a number in {left}{self.low:g}, {self.high:g}{right}"
 
+    def contains(self, number: float) -> bool:
+        """Whether a number lies between the bounds; NaN does not."""
+        above = number > self.low if self.open_low else number >= self.low
+        below = number < self.high if self.open_high else number <= self.high
+        return above and below
+
     def check(self, where: str, name: str, value: object) -> float:
         """Return `value` as a float, or raise `ArgumentError`."""
         if isinstance(value, numbers.Real) and not _is_bool(value):
             number = _as_float(value)
-            above = number > self.low if self.open_low else number >= self.low
-            below = number < self.high if self.open_high else number <= self.high
-            if above and below:  # NaN fails both
+            if self.contains(number):
                 return number
         raise argument_error(where, name, self.rule, value, self.remedy)
 

@@ -140,6 +140,13 @@ MISTAKES = [
     (["study", "mnist", "churn"], "churn"),
     (["stduy"], "study"),
     (["--verison"], "--version"),
+    (["study", "--budget", ""], "--budget must be one of"),
+    (["study", "--resume", ""], "--resume must be the directory of a run"),
+    (["study", ""], "DATA must be one of"),
+    (["study", "."], ". is a directory. Name a CSV or Parquet file."),
+    (["study", "/"], "/ is a directory. Name a CSV or Parquet file."),
+    (["study", ".", "--target", "a"], ". is a directory. Name a CSV or Parquet file."),
+    (["study", "runs", "--target", "a"], "runs is a directory. Name a CSV or Parquet file."),
 ]
 
 

@@ -8,8 +8,8 @@ import torch
 
 from dropkit.study import METHODS, Budget, Dataset
 from dropkit.study.plan import Plan, make_plan
-from dropkit.study.records import CONFIRMATION, SELECTION, Record, Trial, curves
-from dropkit.study.summary import Summary, summarise
+from dropkit.study.records import SELECTION, WIDENING, Record, Trial, curves
+from dropkit.study.summary import Summary, choose, summarise, widen
 
 
 def make_toy(name: str = "toy") -> Dataset:
@@ -76,10 +76,11 @@ def made_up(plan: Plan) -> Callable[..., Summary]:
         plan: Plan = plan,
     ) -> Summary:
         records = []
-        for phase in (SELECTION, CONFIRMATION):
-            chosen = summarise_choice(plan, records) if phase == CONFIRMATION else {}
+        for phase in plan.seeds:
+            settled = settle(plan, records, phase)
             for trial in plan.trials(phase):
-                strength = trial.strength if phase == SELECTION else chosen[trial.method]
+                own = (trial.strength,) if phase == SELECTION else settled[trial.method]
+                strength = own[trial.slot] if trial.slot < len(own) else None
                 if strength is not None:
                     run, loss = trial.with_strength(strength), early[trial.method](strength, trial.seed)
                     records.append(record(run, loss, loss + last, training, diverged(run)))
@@ -88,7 +89,8 @@ def made_up(plan: Plan) -> Callable[..., Summary]:
     return build
 
 
-def summarise_choice(plan: Plan, records: list[Record]) -> dict[str, float | None]:
-    from dropkit.study.summary import choose
-
-    return choose(plan, records)
+def settle(plan: Plan, records: list[Record], phase: str) -> Mapping[str, tuple[float | None, ...]]:
+    """Return the strengths of the slots of a phase."""
+    if phase == WIDENING:
+        return widen(plan, records)
+    return {name: (strength,) for name, strength in choose(plan, records).items()} if records else {}

@@ -84,7 +84,7 @@ def command(
     seeds: Annotated[
         str | None, typer.Option(metavar="<int>", help="Fresh seeds that confirm the winners, 2 or more.")
     ] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this directory.")] = None,
+    resume: Annotated[str | None, typer.Option(metavar="<path>", help="Go on with the run in this directory.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the advice alone.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON, and nothing else.")] = False,
 ) -> None:
@@ -104,16 +104,16 @@ def command(
     }
     given = {name: value for name, value in options.items() if value is not None}
     number = _whole("--seed", seed)
-    path = _resumed(resume, data, budget, number, name, given) if resume else _new(data, name)
-    heading = f"{'Going on with' if resume else 'Results go to'} {path}"
+    path = _new(data, name) if resume is None else _resumed(resume, data, budget, number, name, given)
+    heading = f"{'Results go to' if resume is None else 'Going on with'} {path}"
     try:
         with progress_shown(heading, quiet=quiet or as_json) as progress:
-            if resume:
+            if resume is not None:
                 result = api.resume(path, progress=progress)
             else:
                 result = api.run(
-                    data or "mnist",
-                    budget=budget or "quick",
+                    "mnist" if data is None else data,
+                    budget="quick" if budget is None else budget,
                     seed=number or 0,
                     directory=path,
                     progress=progress,
@@ -163,18 +163,21 @@ def _list(option: str, text: str | None, separator: str, kind: Callable[[str], A
 def _new(data: str | None, name: str | None) -> Path:
     """Return the directory of a new run."""
     if name is None:
-        return api.run_directory(data_name(data or "mnist"))
+        return api.run_directory(data_name("mnist" if data is None else data))
     if not name or Path(name).name != name or name in (".", ".."):
         raise ArgumentError(f"--name must be one directory name without slashes, got {name!r}. It is made in {_RUNS}/.")
     return _RUNS / name
 
 
 def _resumed(
-    path: Path, data: str | None, budget: str | None, seed: int | None, name: str | None, others: Mapping[str, Any]
+    directory: str, data: str | None, budget: str | None, seed: int | None, name: str | None, others: Mapping[str, Any]
 ) -> Path:
     """Return the directory to go on with; what was given beside it must be what the run's plan says."""
     from dropkit.study.storage import read_plan
 
+    if not directory:
+        raise ArgumentError("--resume must be the directory of a run, got ''. Name one in runs/.")
+    path = Path(directory)
     plan = read_plan(path)
     for option in others:
         raise ArgumentError(

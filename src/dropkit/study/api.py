@@ -70,8 +70,8 @@ def run(
         epochs: The last epoch. Default: that of the budget or the data.
         batch_size: Rows a step. Default: that of the budget or the data.
         methods: Names of the methods to compare, of `METHODS`; none is always among them. Default: those of the budget.
-        rates: The probabilities of dropping to try, each in (0, 1); every other method gets as many strengths.
-            Default: those of the method.
+        rates: The probabilities of dropping to try, each in (0, 1); every other method gets as many strengths, and no
+            grid is widened. Default: those of the method.
         seeds: Fresh seeds that compare the frozen winners with none, from 2 to 1,000. Default: those of the budget.
         directory: The run directory to make. Default: ``runs/`` with the data's name and the time.
         progress: Called with a `Progress` after every epoch. Default: nothing is said.
@@ -105,6 +105,8 @@ def run(
     size = _check_budget("run", budget)
     checked_seed = _SEED.check("run", "seed", seed)
     grids = check_methods("run", size, methods, rates)
+    if rates is not None:
+        size = replace(size, widens=False)  # the rates to try are settled, and no method gets more than another
     if seeds is not None:
         size = replace(size, confirmation_seeds=_SEEDS.check("run", "seeds", seeds))
     path = None if directory is None else _check_directory("run", directory)

@@ -32,6 +32,7 @@ class Budget:
         pack_size: Most models that train together. Default: 12.
         methods: Names of the methods that it compares with none. Default: dropout and weight decay.
         strengths: Candidates that every method gets. Default: 5.
+        widens: Whether every method then gets two more, beside or beyond its best candidate. Default: False.
         minutes: Training time to which a study of data of your own is fitted; epochs go first, then methods, never
             seeds. Default: None, which trains everything.
         fitted: What was measured and left out to fit the time, in words; the study fills it in.
@@ -60,6 +61,7 @@ class Budget:
     pack_size: int = 12
     methods: tuple[str, ...] = ("dropout", "weight_decay")
     strengths: int = 5
+    widens: bool = False
     minutes: float | None = None
     fitted: str = ""
     leaves_out: str = ""
@@ -74,6 +76,10 @@ class Budget:
             raise argument_error("Budget", "methods", "a sequence of names", self.methods)
         known = Choice(tuple(name for name in METHODS if name != "none"))
         object.__setattr__(self, "methods", tuple(known.check("Budget", "methods", name) for name in self.methods))
+        if not isinstance(self.widens, bool):
+            raise argument_type_error("Budget", "widens", "True or False", self.widens)
+        if self.widens and self.strengths == 1:
+            raise argument_error("Budget", "strengths", "2 or more where the grid widens", self.strengths)
         _RATE.check("Budget", "learning_rate", self.learning_rate)
         if self.minutes is not None:
             _MINUTES.check("Budget", "minutes", self.minutes)
@@ -98,8 +104,10 @@ QUICK = Budget(
 _EVERY_METHOD = tuple(name for name in METHODS if name != "none")
 STANDARD = Budget(
     "standard", epochs=30, selection_seeds=3, confirmation_seeds=10, methods=_EVERY_METHOD, strengths=5, minutes=30,
+    widens=True,
 )  # fmt: skip
 THOROUGH = Budget(
     "thorough", epochs=60, selection_seeds=4, confirmation_seeds=16, methods=_EVERY_METHOD, strengths=7, minutes=180,
+    widens=True,
 )  # fmt: skip
 BUDGETS: dict[str, Budget] = {budget.name: budget for budget in (QUICK, STANDARD, THOROUGH)}

@@ -1,4 +1,4 @@
-"""Running a study: selection, confirmation, test rows, verdict; from the start or from where a run stopped."""
+"""Running a study: selection, widening, confirmation; from the start or from where a run stopped."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -9,12 +9,15 @@ from dropkit.study.methods import METHODS
 from dropkit.study.packed import Model, Training, train
 from dropkit.study.plan import Pack, Plan
 from dropkit.study.progress import Progress, ProgressCallback
-from dropkit.study.records import CONFIRMATION, Trial
+from dropkit.study.records import CONFIRMATION, SELECTION, WIDENING, Trial
 from dropkit.study.splits import Split, outer_split, seed_key, seed_split
 from dropkit.study.storage import RunFolder
-from dropkit.study.summary import choose
+from dropkit.study.summary import choose, widen
+from dropkit.study.wording import joined
 
 __all__ = ["train_all"]
+
+Settled = Mapping[str, tuple[float, ...]]  # of each method, the strengths that an earlier phase chose for this one
 
 
 def train_all(folder: RunFolder, data: Dataset, progress: ProgressCallback) -> None:
@@ -22,45 +25,66 @@ def train_all(folder: RunFolder, data: Dataset, progress: ProgressCallback) -> N
     plan = folder.plan
     reporter = _Reporter(plan, progress)
     splits = _Splits(plan, data)
-    chosen: Mapping[str, float | None] | None = None
+    settled: dict[str, Settled] = {}
     for pack in plan.packs():
-        if pack.phase == CONFIRMATION and chosen is None:
-            chosen = choose(plan, folder.records().values())
-            reporter.note(_chosen_note(chosen))
+        if pack.phase not in settled:
+            settled[pack.phase] = _settle(folder, pack.phase)
+            reporter.note(_note(pack.phase, settled[pack.phase]))
         if folder.is_finished(pack):
             reporter.skip(pack)
             continue
-        trials = _runnable(pack, chosen)
+        trials = _runnable(pack, settled[pack.phase])
         reporter.begin(pack)
         began = time.perf_counter()
         models = [Model(seed_key(plan.seed, trial.seed), _recipe(trial)) for trial in trials]
         trainings = []
-        if trials:
+        if not trials:
+            reporter.skip(pack)
+        else:
             checkpoint = folder.checkpoint(pack)
             trainings = train(models, data, splits.of(trials), plan.budget, reporter.epoch, checkpoint)
         folder.save_pack(pack, trials, trainings, time.perf_counter() - began)
         reporter.diverged(trials, trainings)
 
 
-def _runnable(pack: Pack, chosen: Mapping[str, float | None] | None) -> list[Trial]:
-    """Return the pack's trials with their strengths; a method that diverged at every strength has none to run."""
-    if chosen is None:
+def _settle(folder: RunFolder, phase: str) -> Settled:
+    """Return the strengths of a phase that follow from the records of those before; none for the selection's."""
+    records = folder.records().values()
+    if phase == WIDENING:
+        return widen(folder.plan, records)
+    if phase == CONFIRMATION:
+        chosen = choose(folder.plan, records)
+        return {name: () if strength is None else (strength,) for name, strength in chosen.items()}
+    return {}
+
+
+def _runnable(pack: Pack, settled: Settled) -> list[Trial]:
+    """Return the pack's trials with their strengths, without those that got none."""
+    if pack.phase == SELECTION:
         return list(pack.trials)
-    strengths = [(trial, chosen[trial.method]) for trial in pack.trials]
-    return [trial.with_strength(strength) for trial, strength in strengths if strength is not None]
+    with_one = [trial for trial in pack.trials if trial.slot < len(settled[trial.method])]
+    return [trial.with_strength(settled[trial.method][trial.slot]) for trial in with_one]
 
 
 def _recipe(trial: Trial) -> Any:
     return METHODS[trial.method].recipe(trial.strength or 0.0)
 
 
-def _chosen_note(chosen: Mapping[str, float | None]) -> str:
+def _note(phase: str, settled: Settled) -> str:
+    """Say which strengths were settled."""
+    if phase == WIDENING:
+        extra = [
+            f"{METHODS[name].title} {joined([METHODS[name].label(strength) for strength in strengths])}"
+            for name, strengths in settled.items()
+            if strengths
+        ]
+        return f"tried beside the grids: {'; '.join(extra)}" if extra else ""
     labels = [
-        f"{METHODS[name].title} {METHODS[name].label(strength)}".strip() if strength is not None else f"{name} diverged"
-        for name, strength in chosen.items()
+        f"{METHODS[name].title} {METHODS[name].label(strengths[0])}".strip() if strengths else f"{name} diverged"
+        for name, strengths in settled.items()
         if name != "none"
     ]
-    return f"chosen: {', '.join(labels)}"
+    return f"chosen: {', '.join(labels)}" if labels else ""
 
 
 class _Splits:

@@ -64,7 +64,7 @@ def data_name(data: str) -> str:
 
 
 def _looks_like_a_file(data: str) -> bool:
-    return bool(Path(data).suffix) or "/" in data or Path(data).is_file()
+    return bool(data) and (bool(Path(data).suffix) or "/" in data or Path(data).exists())
 
 
 def _load_file(where: str, path: str, options: TableOptions) -> Dataset:

@@ -13,7 +13,8 @@ from dropkit.random import MASK_VERSION
 from dropkit.study.budgets import Budget
 from dropkit.study.dataset import Dataset
 from dropkit.study.methods import METHODS
-from dropkit.study.records import CONFIRMATION, SELECTION, Trial
+from dropkit.study.records import CONFIRMATION, SELECTION, WIDENING, Trial
+from dropkit.study.widening import EXTRA
 from dropkit.study.wording import joined, loss_name
 
 __all__ = ["LEVEL", "POWER", "RELEVANT", "Pack", "Plan", "make_plan", "plan_from_json"]
@@ -60,23 +61,32 @@ class Plan:
 
     @property
     def seeds(self) -> dict[str, range]:
-        """The seeds of each phase; those of the confirmation are fresh."""
+        """The seeds of each phase, in the order of the phases; those of the confirmation are fresh."""
         first, second = self.budget.selection_seeds, self.budget.confirmation_seeds
-        return {SELECTION: range(first), CONFIRMATION: range(first, first + second)}
+        before = {SELECTION: range(first)} | ({WIDENING: range(first)} if self.budget.widens else {})
+        return {**before, CONFIRMATION: range(first, first + second)}
 
     def trials(self, phase: str) -> list[Trial]:
-        """Return the trials of a phase, by method, strength and seed."""
+        """Return the trials of a phase, by method, strength or slot, and seed."""
         return [
-            Trial(phase, name, strength if phase == SELECTION else None, seed)
-            for name, strengths in self.strengths.items()
-            for strength in (strengths if phase == SELECTION else (None,))
+            Trial(phase, name, strength, seed, slot)
+            for name in self.strengths
+            for slot, strength in self._places(phase, name)
             for seed in self.seeds[phase]
         ]
+
+    def _places(self, phase: str, method: str) -> list[tuple[int, float | None]]:
+        """Return slot and strength of a method's trials of one seed."""
+        if phase == SELECTION:
+            return [(0, strength) for strength in self.strengths[method]]
+        if phase == WIDENING:
+            return [(slot, None) for slot in range(EXTRA)] if len(self.strengths[method]) > 1 else []
+        return [(0, None)]
 
     def packs(self) -> list[Pack]:
         """Return the packs in the order in which they train: the models of a pack are of one kind."""
         packs = []
-        for phase in (SELECTION, CONFIRMATION):
+        for phase in self.seeds:
             kinds: dict[object, list[Trial]] = {}
             for trial in self.trials(phase):
                 kinds.setdefault(self._kind(trial), []).append(trial)
@@ -85,9 +95,12 @@ class Plan:
         return packs
 
     def _kind(self, trial: Trial) -> object:
-        """Return the kind of a trial's recipe; of a strength to be chosen, the method's first stands for all."""
-        strength = self.strengths[trial.method][0] if trial.strength is None else trial.strength
-        return METHODS[trial.method].recipe(strength).kind
+        """Return the kind of a trial's recipe; where that depends on a strength to come, the trial's own place."""
+        method = METHODS[trial.method]
+        if trial.strength is not None:
+            return method.recipe(trial.strength).kind
+        kinds = {method.recipe(strength).kind for strength in method.strengths}
+        return kinds.pop() if len(kinds) == 1 else (trial.method, trial.slot)
 
     def to_json(self) -> str:
         """Return the plan as JSON text that ends with its own checksum."""

@@ -3,29 +3,35 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-__all__ = ["CONFIRMATION", "SELECTION", "Curves", "Record", "Scores", "Trial", "curves", "scores_at"]
+__all__ = ["CONFIRMATION", "SELECTION", "WIDENING", "Curves", "Record", "Scores", "Trial", "curves", "scores_at"]
 
 SELECTION = "selection"
+WIDENING = "widening"
 CONFIRMATION = "confirmation"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One model to train. The strength of a confirmation trial is None until the selection has chosen it."""
+    """One model to train.
+
+    Only the selection has strengths in the plan. That of a widening or confirmation trial is None until the phase
+    before has settled it; the widening tells a method's trials of one seed apart by their slot.
+    """
 
     phase: str
     method: str
     strength: float | None
     seed: int
+    slot: int = 0
 
     @property
     def name(self) -> str:
-        """The trial's name in the journal, which does not depend on what the selection chose."""
-        strength = "chosen" if self.phase == CONFIRMATION else f"{self.strength!r}"
-        return f"{self.phase}/{self.method}/{strength}/{self.seed}"
+        """The trial's name in the journal, which does not depend on what the selection found."""
+        place = {SELECTION: f"{self.strength!r}", WIDENING: f"extra-{self.slot}", CONFIRMATION: "chosen"}[self.phase]
+        return f"{self.phase}/{self.method}/{place}/{self.seed}"
 
     def with_strength(self, strength: float) -> "Trial":
-        """Return the trial with the strength that the selection chose."""
+        """Return the trial with the strength that has been settled for it."""
         return replace(self, strength=strength)
 
 

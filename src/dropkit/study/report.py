@@ -11,9 +11,10 @@ from dropkit.study.findings import Findings
 from dropkit.study.methods import METHODS
 from dropkit.study.pictures import PICTURES, svg
 from dropkit.study.statements import statement_on_test_rows, statements
+from dropkit.study.summary import Summary
 from dropkit.study.table import headings, notes, table_rows
 from dropkit.study.verdict import CANNOT_TELL, HELPS, NOTHING, TIE
-from dropkit.study.wording import loss_name
+from dropkit.study.wording import joined, loss_name
 
 __all__ = ["report_html", "write_report"]
 
@@ -55,15 +56,21 @@ def _predicted(data: Mapping[str, Any]) -> str:
     return f"{data['classes']} classes" if data["classes"] else "a number to predict"
 
 
+def _tried(summary: Summary, method: str) -> str:
+    """Return the strengths of a method, those apart that it got once its best was known."""
+    planned = summary.plan.strengths[method]
+    extra = [arm.strength for arm in summary.grid[method] if arm.strength not in planned]
+    listed = ", ".join(f"{strength:g}" for strength in planned)
+    return f"{listed}; then {joined([f'{strength:g}' for strength in extra])}" if extra else listed
+
+
 def _settings(findings: Findings) -> list[tuple[str, Any]]:
     plan, budget = findings.summary.plan, findings.summary.plan.budget
     network = "-".join(str(width) for width in (plan.data["columns"], *budget.hidden, plan.data["outputs"]))
     grids = [
-        (
-            f"{METHODS[name].title}, {METHODS[name].symbol} tried",
-            ", ".join(f"{strength:g}" for strength in plan.strengths[name]),
-        )
-        for name in plan.family
+        (f"{METHODS[name].title}, {METHODS[name].symbol} tried", _tried(findings.summary, name))
+        for name in plan.strengths
+        if METHODS[name].symbol
     ]
     return [
         ("Data", plan.data["title"]),

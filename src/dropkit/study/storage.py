@@ -25,7 +25,7 @@ from dropkit.study.checkpoint import Checkpoint
 from dropkit.study.methods import METHODS
 from dropkit.study.packed import Training
 from dropkit.study.plan import Pack, Plan, plan_from_json
-from dropkit.study.records import Record, Trial, curves
+from dropkit.study.records import CONFIRMATION, Record, Trial, curves
 
 __all__ = ["RunFolder", "read_plan"]
 
@@ -129,11 +129,11 @@ class RunFolder:
 
     def is_finished(self, pack: Pack) -> bool:
         """Return whether a pack needs no more training."""
-        return pack.name in self.seconds() and (pack.phase == "selection" or self._models_path(pack).is_file())
+        return pack.name in self.seconds() and (pack.phase != CONFIRMATION or self._models_path(pack).is_file())
 
     def save_pack(self, pack: Pack, trials: Sequence[Trial], trainings: Sequence[Training], seconds: float) -> None:
         """Record a pack that has trained: models first, then its trials, then the mark that it is whole."""
-        if pack.phase != "selection":
+        if pack.phase == CONFIRMATION:
             self._save_models(pack, trials, trainings)
         known = self.records()
         for trial, training in zip(trials, trainings, strict=True):
@@ -230,6 +230,7 @@ def _to_optuna(record: Record, pack: Pack) -> Any:
     attributes = {
         "phase": trial.phase,
         "seed": trial.seed,
+        "slot": trial.slot,
         "pack": pack.name,
         "method": trial.method,
         "strength": record.strength,
@@ -256,6 +257,6 @@ def _to_optuna(record: Record, pack: Pack) -> Any:
 
 def _to_record(attributes: dict[str, Any]) -> Record:
     strength = float(attributes["strength"])
-    trial = Trial(attributes["phase"], attributes["method"], strength, attributes["seed"])
+    trial = Trial(attributes["phase"], attributes["method"], strength, attributes["seed"], attributes["slot"])
     columns = {name: attributes[name] for name in ("training_loss", "inner_loss", "validation_loss")}
     return Record(trial, curves(**columns, **attributes["metrics"]), attributes["diverged_at"])

@@ -6,10 +6,22 @@ from statistics import fmean, stdev
 
 from dropkit.study.methods import METHODS
 from dropkit.study.plan import LEVEL, POWER, Plan
-from dropkit.study.records import CONFIRMATION, SELECTION, Record
+from dropkit.study.records import CONFIRMATION, SELECTION, WIDENING, Record
 from dropkit.study.statistics import CorrectedTest, corrected_t_test, holm, smallest_effect
+from dropkit.study.widening import extra_strengths
 
-__all__ = ["Arm", "Comparison", "Spread", "Summary", "choose", "compare_pair", "early_loss", "last_loss", "summarise"]
+__all__ = [
+    "Arm",
+    "Comparison",
+    "Spread",
+    "Summary",
+    "choose",
+    "compare_pair",
+    "early_loss",
+    "last_loss",
+    "summarise",
+    "widen",
+]
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,7 @@ class Summary:
     Args:
         plan: The plan of the study.
         records: Every trial that ran, by phase, method, strength and seed.
-        grid: Selection arms by method, in the order of their strengths.
+        grid: Arms on the selection seeds by method, in the order of their strengths, those of the widening among them.
         chosen: The strength that the selection chose for each method; None where every strength diverged.
         arms: Confirmation arms by method.
         comparisons: Each method of the family against none; without methods that diverged on a confirmation seed.
@@ -104,6 +116,18 @@ def last_loss(record: Record) -> float:
     return record.last.validation_loss
 
 
+def widen(plan: Plan, records: Iterable[Record]) -> dict[str, tuple[float, ...]]:
+    """Return the strengths that each method gets beside its grid, from its best one of the selection.
+
+    A method that diverged at every strength gets none.
+    """
+    best = choose(plan, (record for record in records if record.trial.phase == SELECTION))
+    return {
+        method: () if strength is None else extra_strengths(METHODS[method], plan.strengths[method], strength)
+        for method, strength in best.items()
+    }
+
+
 def choose(plan: Plan, records: Iterable[Record]) -> dict[str, float | None]:
     """Return each method's strength with the lowest mean early-stopped loss over the selection seeds.
 
@@ -120,10 +144,14 @@ def _best(arms: Sequence[Arm]) -> float | None:
 
 
 def _grid(plan: Plan, records: Iterable[Record]) -> dict[str, tuple[Arm, ...]]:
-    found = [record for record in records if record.trial.phase == SELECTION]
-    return {
-        method: tuple(_arm(method, strength, found) for strength in strengths)
+    found = [record for record in records if record.trial.phase in (SELECTION, WIDENING)]
+    tried = {
+        method: {*strengths, *(record.strength for record in found if record.trial.method == method)}
         for method, strengths in plan.strengths.items()
+    }
+    return {
+        method: tuple(_arm(method, strength, found) for strength in sorted(strengths))
+        for method, strengths in tried.items()
     }
 
 
@@ -136,8 +164,8 @@ def _arm(method: str, strength: float, records: Iterable[Record]) -> Arm:
 
 def summarise(plan: Plan, records: Iterable[Record]) -> Summary:
     """Summarise a finished study."""
-    order = {SELECTION: 0, CONFIRMATION: 1}
-    everything = sorted(records, key=lambda r: (order[r.trial.phase], r.trial.method, r.strength, r.trial.seed))
+    order = list(plan.seeds)
+    everything = sorted(records, key=lambda r: (order.index(r.trial.phase), r.trial.method, r.strength, r.trial.seed))
     chosen = choose(plan, everything)
     confirmed = [record for record in everything if record.trial.phase == CONFIRMATION]
     arms = {method: _arm(method, strength, confirmed) for method, strength in chosen.items() if strength is not None}

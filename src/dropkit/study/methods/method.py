@@ -69,6 +69,7 @@ class Method:
         recipe: From a strength to how a model is trained.
         domain: What a strength may be.
         log_axis: Whether pictures space the strengths logarithmically.
+        whole: Whether strengths are whole numbers.
         form: How sentences write the strength. Default: symbol = strength.
         needs: ``"images"``, ``"table"`` or ``"classes"`` where the method fits no other data.
         compared: Whether it belongs to the family of tests; a baseline that a network must beat does not.
@@ -81,6 +82,7 @@ class Method:
     recipe: Callable[[float], Recipe]
     domain: Number
     log_axis: bool = False
+    whole: bool = False
     form: str = ""
     needs: str = ""
     compared: bool = True

@@ -12,6 +12,7 @@ METHOD = Method(
     strengths=(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0),
     recipe=lambda pixels: Recipe(shift=int(pixels)),
     domain=Number(1.0, 8.0),
+    whole=True,
     form="{:g} px",
     needs="images",
 )
