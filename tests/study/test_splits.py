@@ -53,6 +53,16 @@ def test_a_class_too_small_to_split_is_refused(tiny: Budget) -> None:
         outer_split(data, tiny, 0)
 
 
+def test_rows_of_one_time_are_not_taken_in_the_order_of_the_file(tiny: Budget) -> None:
+    """Of a file sorted by class, the newest rows of one time hold both classes in their shares, within 5 deviations."""
+    targets = np.repeat([0, 1], 1000)
+    data = Dataset("sorted", "Sorted", np.ones((2000, 1)), targets, times=np.zeros(2000))
+    test, rest = outer_split(data, tiny, 0)
+    assert abs(targets[test].mean() - 0.5) < 5 * 0.5 / np.sqrt(len(test))
+    assert len(set(test) | set(rest)) == 2000
+    assert (outer_split(data, tiny, 0)[0] == test).all()
+
+
 @pytest.mark.parametrize("timed", [False, True])
 def test_a_class_that_a_split_leaves_out_is_refused(tiny: Budget, timed: bool) -> None:
     """Of data with times a class may be missing later on, but not where the network learns."""

@@ -93,6 +93,27 @@ def test_numbers_are_predicted_as_numbers_and_few_whole_ones_as_classes(tmp_path
     assert load_table(path, "stars", task="regression").task == "regression"
 
 
+def test_one_number_in_two_spellings_is_one_class(tmp_path: Path) -> None:
+    table = people() | {"grade": [("0", "0.0", "1", "01", "2.5")[row % 5] for row in range(ROWS)]}
+    data = load_table(str(write(tmp_path / "people.csv", table)), "grade", task="classification")
+    assert data.class_names == ("0", "1", "2.5")
+    np.testing.assert_array_equal(data.targets, np.array([0, 0, 1, 1, 2])[np.arange(ROWS) % 5])
+    table["grade"] = [("1", "1.0")[row % 2] for row in range(ROWS)]
+    with pytest.raises(DataError, match="always '1'"):
+        load_table(str(write(tmp_path / "people.csv", table)), "grade")
+
+
+def test_what_groups_and_times_are_said_to_be(tmp_path: Path) -> None:
+    table = people() | {
+        "shop": ["" if row % 4 == 0 else f"shop {row % 30}" for row in range(ROWS)],
+        "year": [2000 + row % 4 for row in range(ROWS)],
+    }
+    path = str(write(tmp_path / "people.csv", table))
+    said = dict(load_table(path, "churned", group="shop", time="year").description)
+    assert said["shop"] == "group, its rows stay on one side of a split; 50 rows without one stand alone"
+    assert said["year"] == "time, later rows are predicted; rows of one time may stand on two sides"
+
+
 def test_rows_without_target_are_left_out_and_counted(tmp_path: Path) -> None:
     table = people()
     table["churned"][::10] = [""] * (ROWS // 10)
@@ -328,12 +349,16 @@ def test_noise_is_no_parquet(tmp_path: Path) -> None:
         ({"group": "churned"}, "different columns"),
         ({"group": "city"}, "are only 2; splits need 10"),
         ({"time": "city"}, "have no 'city'"),
-        ({"time": "note"}, "must hold numbers or dates"),
+        ({"time": "note"}, "must hold numbers or dates such as 2024-12-31, got 'text 0'"),
+        ({"time": "country"}, "'country' must hold numbers or dates"),
+        ({"time": "constant"}, "'constant' is always '3': no row is later"),
+        ({"time": "infinite"}, "1 rows have an infinite 'infinite'"),
         ({"task": "regression"}, "must hold numbers for regression, got '(yes|no)'"),
     ],
 )
 def test_unfit_options_are_refused(tmp_path: Path, options: dict[str, str], message: str) -> None:
-    path = str(write(tmp_path / "people.csv", people()))
+    more = {"constant": [3] * ROWS, "infinite": ["inf", *range(1, ROWS)]}
+    path = str(write(tmp_path / "people.csv", people() | more))
     if options == {"group": "city"}:
         path = str(write(tmp_path / "people.csv", people() | {"city": ["a", "b"] * (ROWS // 2)}))
     with pytest.raises((DataError, ArgumentError), match=message):

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from dropkit._checks import argument_type_error, require
 from dropkit.errors import DataError
 from dropkit.study.inference import encode
+from dropkit.study.preparation import DATE
 from dropkit.study.reading import Table, listed, read_table
 
 if TYPE_CHECKING:
@@ -120,8 +121,9 @@ def _table(model: "SavedModel", path: Path) -> npt.NDArray[np.float64]:
         try:
             parts.append(encode(column, table[column.name]))
         except ValueError as error:
+            example = " such as 2024-12-31" if column.kind == DATE else ""
             raise DataError(
-                f"{path}: column {column.name!r} must hold {column.kind}s only, as in the study's table, got "
+                f"{path}: column {column.name!r} must hold {column.kind}s only{example}, as in the study's table, got "
                 f"{str(error)!r}."
             ) from None
     return np.stack(parts, axis=1)

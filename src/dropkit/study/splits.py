@@ -168,9 +168,13 @@ def _newest(data: Dataset, rows: Rows, count: int) -> tuple[Rows, Rows]:
 
 
 def _by_time(data: Dataset, rows: Rows) -> Rows:
+    """Return the rows in the order of their times; those of one time in any order but that of the file."""
     times = data.times
     assert times is not None  # noqa: S101  # asked only of data with times
-    return rows[np.argsort(times[rows], kind="stable")]
+    if len(np.unique(times)) == len(times):
+        return rows[np.argsort(times[rows])]
+    ties = np.random.default_rng(0).permutation(len(times))
+    return rows[np.lexsort((ties[rows], times[rows]))]
 
 
 def _up_to_a_moment(data: Dataset, rows: Rows, budget: Budget, key: int) -> Rows:

@@ -84,7 +84,7 @@ def table_dataset(
     schema = [(one.column, table[column]) for column, one in found.items() if one.column is not None]
     if not schema:
         reasons = "; ".join(f"{column}: {one.words}" for column, one in found.items())
-        raise DataError(f"{title} has no column to predict {target!r} from ({reasons or 'it is the only one'}).")
+        raise DataError(f"{title} has no column to predict {target!r} from ({reasons or 'no other column'}).")
     inputs = np.stack([encode(column, values) for column, values in schema], axis=1)
     columns = tuple(column for column, _ in schema)
     return Dataset(
@@ -98,7 +98,7 @@ def table_dataset(
         target_name=target,
         groups=_groups(table, group, title),
         times=_times(table, time, title),
-        description=_described(found, special, kind, class_names, gaps),
+        description=_described(table, found, special, kind, class_names, gaps),
         warnings=(*leaks(columns, inputs, targets, target), *_far_off(columns, inputs)),
     )
 
@@ -117,10 +117,12 @@ def _with_target(table: Table, target: str, title: str) -> tuple[Table, int]:
 def _targets(
     values: list[Any], target: str, title: str, task: str | None
 ) -> tuple[str, npt.NDArray[Any], tuple[str, ...]]:
+    numbers = as_numbers(values)
+    if numbers is not None and not np.isnan(numbers).any() and len(set(numbers.tolist())) < len(set(values)):
+        values = [str(number).removesuffix(".0") for number in numbers.tolist()]  # 1 and 1.0 are one class
     distinct = Counter(values)
     if len(distinct) == 1:
         raise DataError(f"{title}: the target {target!r} is always {values[0]!r}: there is nothing to predict.")
-    numbers = as_numbers(values)
     if task is None:
         few = numbers is not None and len(distinct) <= _MOST_NUMBERED_CLASSES and bool((numbers % 1 == 0).all())
         task = CLASSIFICATION if numbers is None or few else REGRESSION
@@ -216,16 +218,28 @@ def _times(table: Table, time: str | None, title: str) -> npt.NDArray[Any] | Non
     infinite = int(np.isnan(times).sum())
     if infinite:
         raise DataError(f"{title}: {infinite:,} rows have an infinite {time!r}. Leave them out.")
+    if len(np.unique(times)) == 1:
+        raise DataError(f"{title}: {time!r} is always {known[0]!r}: no row is later than another.")
     return times
 
 
 def _described(
-    found: Mapping[str, Inferred], special: Mapping[str, str | None], task: str, names: tuple[str, ...], gaps: int
+    table: Table,
+    found: Mapping[str, Inferred],
+    special: Mapping[str, str | None],
+    task: str,
+    names: tuple[str, ...],
+    gaps: int,
 ) -> tuple[tuple[str, str], ...]:
     """Say of each column what it is used as, or why it is left out."""
+    group, time = special["group"], special["time"]
     what = f"target, {len(names)} classes: {listed(names, most=5)}" if names else f"target, {task}"
     what += f"; {gaps:,} rows without it left out" if gaps else ""
     uses = {"group": "group, its rows stay on one side of a split", "time": "time, later rows are predicted"}
+    if group is not None and None in table[group]:
+        uses["group"] += f"; {table[group].count(None):,} rows without one stand alone"
+    if time is not None and len(set(table[time])) < len(table[time]):
+        uses["time"] += "; rows of one time may stand on two sides"
     head = [(str(special["target"]), what)]
     head += [(str(special[option]), words) for option, words in uses.items() if special[option] is not None]
     return (*head, *((column, one.words) for column, one in found.items()))
