@@ -149,6 +149,14 @@ def test_a_study_that_widens(finished: Result) -> None:
     assert f"0.3, 0.5, 0.65; then {extra_rates[0]:g} and {extra_rates[1]:g}" in page
 
 
+def test_pictures_number_the_strengths_of_the_plan(finished: Result) -> None:
+    summary = finished.findings.summary
+    figure = finished.plot("loss_against_rate")
+    panel = next(axes for axes in figure.axes if axes.get_xlabel() == "p (rate)")
+    assert len(panel.get_xticks()) == len(summary.grid["dropout"]) == 5
+    assert [label.get_text() for label in panel.get_xticklabels() if label.get_text()] == ["0.3", "0.5", "0.65"]
+
+
 def test_some_method_gains_by_widening(finished: Result) -> None:
     summary = finished.findings.summary
     assert any(strength not in summary.plan.strengths[name] for name, strength in summary.chosen.items())

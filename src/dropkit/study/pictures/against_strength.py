@@ -54,7 +54,11 @@ def _draw_method(panel: "Axes", summary: Summary, name: str, score: Callable[[Sc
         panel.set_xscale("log")
         panel.xaxis.set_major_locator(FixedLocator([arm.strength for arm in summary.grid[name]]))
         panel.xaxis.set_minor_locator(NullLocator())
-    panel.set_xticks([arm.strength for arm in summary.grid[name]], [f"{arm.strength:g}" for arm in summary.grid[name]])
+    planned = summary.plan.strengths[name]  # those of a widening stand close to them: their ticks go without numbers
+    strengths = [arm.strength for arm in summary.grid[name]]
+    panel.set_xticks(strengths, [f"{strength:g}" if strength in planned else "" for strength in strengths])
+    if len(strengths) > len(planned):
+        panel.tick_params(axis="x", labelrotation=45)
     panel.set_xlabel("p (rate)" if name == "dropout" else method.symbol)
     panel.set_title(method.title)
 
