@@ -15,7 +15,8 @@ from dropkit.study._atomic import write_atomic
 from dropkit.study.findings import Findings
 from dropkit.study.methods import METHODS
 from dropkit.study.metrics import metrics_of
-from dropkit.study.records import Record, Scores
+from dropkit.study.pace import Pace, paces
+from dropkit.study.records import CONFIRMATION, Record, Scores
 from dropkit.study.summary import Arm, Spread, early_loss, last_loss
 from dropkit.study.test_rows import OnTestRows
 
@@ -28,7 +29,7 @@ def columns(data: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the heading of results.csv for a plan's data."""
     scores = (*_LOSSES, *(metric.name for metric in metrics_of(data["task"])))
     titles = [f"{epoch}_{score}" for epoch in ("early", "last") for score in scores]
-    return ("phase", "method", "strength", "seed", "status", "early_epoch", *titles)
+    return ("phase", "method", "strength", "seed", "status", "early_epoch", "relative_epochs", *titles)
 
 
 def _scores(at: Scores) -> dict[str, float]:
@@ -39,7 +40,9 @@ def write_files(path: Path, findings: Findings) -> None:
     """Write all result files into a run directory."""
     summary = findings.summary
     heading = columns(summary.plan.data)
-    write_atomic(path / "results.csv", _csv(heading, (_row(record, heading) for record in summary.records)))
+    found = paces(summary)
+    rows = [_row(record, heading, found.get(record.trial.method)) for record in summary.records]
+    write_atomic(path / "results.csv", _csv(heading, rows))
     write_atomic(path / "times.csv", _csv(("pack", "trials", "epochs", "seconds"), _times(findings)))
     write_atomic(path / "results.json", json.dumps(as_json(findings), indent=1, ensure_ascii=False) + "\n")
 
@@ -52,14 +55,16 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return text.getvalue()
 
 
-def _row(record: Record, heading: Sequence[str]) -> list[Any]:
+def _row(record: Record, heading: Sequence[str], pace: Pace | None) -> list[Any]:
     trial = record.trial
     head = [trial.phase, trial.method, repr(record.strength), trial.seed]
     if record.diverged:
         row = [*head, f"diverged in epoch {record.diverged_at}"]
         return row + [""] * (len(heading) - len(row))
-    found = [value for at in (record.early, record.last) for value in _scores(at).values()]
-    return [*head, "complete", record.curves.early_epoch, *("" if isnan(v) else f"{v:.10g}" for v in found)]
+    relative = pace.relative.get(trial.seed) if pace is not None and trial.phase == CONFIRMATION else None
+    found = [relative, *(value for at in (record.early, record.last) for value in _scores(at).values())]
+    written = ["" if value is None or isnan(value) else f"{value:.10g}" for value in found]
+    return [*head, "complete", record.curves.early_epoch, *written]
 
 
 def _times(findings: Findings) -> Iterable[Sequence[Any]]:
@@ -84,6 +89,10 @@ def as_json(findings: Findings) -> dict[str, Any]:
         },
         "cautions": list(findings.cautions),
         "methods": {name: _arm(arm) for name, arm in summary.arms.items()},
+        "relative_epochs": {
+            name: {"median": pace.median, "seeds_within": len(pace.reached), "seeds": len(pace.relative)}
+            for name, pace in paces(summary).items()
+        },
         "comparisons": {name: asdict(comparison) for name, comparison in summary.comparisons.items()},
         "test_rows": [_on_test_rows(test) for test in findings.test_rows],
         "plan": json.loads(plan.to_json()),
