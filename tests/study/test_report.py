@@ -154,6 +154,18 @@ def test_the_test_rows_have_their_say(result: Result, made_up: Callable[..., Sum
     assert statement_on_test_rows(Findings(summary, judge(summary), (), (), {})) == ""
 
 
+def test_the_interval_on_test_rows_says_what_was_drawn(
+    tiny: Budget, made_up: Callable[..., Summary], tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(3)
+    data = Dataset("grouped", "Grouped", rng.normal(size=(500, 3)), rng.integers(0, 2, 500), groups=np.arange(500) // 5)
+    found = study.run(data, budget=tiny, methods=["dropout"], rates=[0.5], directory=tmp_path / "grouped")
+    (row,) = found.findings.test_rows
+    assert 20 <= row.groups < 100
+    assert f"95 % bootstrap interval over {row.groups} whole groups " in statement_on_test_rows(found.findings)
+    assert row.difference.low <= row.difference.mean <= row.difference.high
+
+
 def test_the_statements_name_every_comparison(made_up: Callable[..., Summary]) -> None:
     summary = made_up(
         {

@@ -93,6 +93,30 @@ def test_bootstrap_of_equal_rows_has_no_width() -> None:
     assert (interval.mean, interval.low, interval.high) == (0.25, 0.25, 0.25)
 
 
+def test_bootstrap_of_groups_draws_them_whole() -> None:
+    rng = np.random.default_rng(7)
+    groups = rng.integers(0, 40, 600)
+    values = rng.normal(size=40)[groups] + 0.1 * rng.normal(size=600)
+    interval = paired_bootstrap(values, seed=0, groups=groups)
+    rows = [np.flatnonzero(groups == name) for name in range(40)]
+    means = []
+    for _ in range(3000):  # by hand: forty groups drawn with replacement, all their rows in a row
+        drawn = np.concatenate([rows[name] for name in rng.integers(0, 40, 40)])
+        means.append(values[drawn].mean())
+    low, high = np.quantile(means, [0.025, 0.975])
+    assert interval.mean == pytest.approx(values.mean())
+    assert (interval.low, interval.high) == pytest.approx((low, high), abs=0.06 * (high - low))
+    alone = paired_bootstrap(values, seed=0)
+    assert interval.high - interval.low > 2 * (alone.high - alone.low)
+    assert paired_bootstrap(values, seed=0, groups=np.arange(600)) == alone
+
+
+@pytest.mark.parametrize("bad", [[1, 1], [1], [1, 2, 3], [[1, 2]]])
+def test_unfit_groups_are_refused(bad: list[int]) -> None:
+    with pytest.raises(ArgumentError, match="groups"):
+        paired_bootstrap([0.1, 0.2], seed=0, groups=bad)
+
+
 @pytest.mark.parametrize("bad", [[], [1.0], [1.0, math.nan], [1.0, math.inf], [[1.0, 2.0]]])
 def test_unfit_differences_are_refused(bad: list[float]) -> None:
     with pytest.raises(ArgumentError, match="differences"):

@@ -102,9 +102,10 @@ def _on_test_rows(findings: Findings, test: OnTestRows) -> str:
         f"{metric.written(test.none_metrics[metric.name])}"
         for metric in metrics_of(findings.summary.plan.data["task"])
     ]
+    over = f"{test.groups} whole groups" if test.groups else "rows"
     agree = ", which includes no difference" if found.low <= 0 <= found.high else ""
     return (
         f"loss {test.loss:.3f} with {findings.summary.arms[test.method].label} against {test.none_loss:.3f} without "
-        f"regularisation, {signed(found.mean)} (95 % bootstrap interval over rows {signed(found.low)} to "
+        f"regularisation, {signed(found.mean)} (95 % bootstrap interval over {over} {signed(found.low)} to "
         f"{signed(found.high)}{agree}), {', '.join(metrics)}"
     )

@@ -29,7 +29,8 @@ class OnTestRows:
         models: Models of each side.
         loss, none_loss: Mean loss.
         metrics, none_metrics: Each metric of the task by name.
-        difference: Loss of the method minus loss of none, with a 95 % paired bootstrap interval over rows.
+        difference: Loss of the method minus loss of none, with a 95 % paired bootstrap interval.
+        groups: How many groups the bootstrap drew whole; 0 where it drew rows.
     """
 
     method: str
@@ -39,6 +40,7 @@ class OnTestRows:
     metrics: Mapping[str, float]
     none_metrics: Mapping[str, float]
     difference: Interval
+    groups: int = 0
 
 
 def score_test_rows(folder: RunFolder, data: Dataset, summary: Summary, method: str) -> OnTestRows:
@@ -61,6 +63,10 @@ def score_test_rows(folder: RunFolder, data: Dataset, summary: Summary, method: 
         names = [metric.name for metric in metrics_of(data.task)]
         scores[name] = losses.mean(0).numpy(), dict(zip(names, found.tolist(), strict=True))
     (own, metrics), (other, none_metrics) = scores[method], scores["none"]
+    groups = None if data.groups is None else data.groups[rows]
+    count = 0 if groups is None else len(np.unique(groups))
+    if count < 2:
+        groups, count = None, 0
     return OnTestRows(
         method=method,
         models=len(summary.arms[method].records),
@@ -68,7 +74,8 @@ def score_test_rows(folder: RunFolder, data: Dataset, summary: Summary, method: 
         none_loss=float(other.mean()),
         metrics=metrics,
         none_metrics=none_metrics,
-        difference=paired_bootstrap(own - other, seed=call_key(plan.seed, "study bootstrap", 0)),
+        difference=paired_bootstrap(own - other, seed=call_key(plan.seed, "study bootstrap", 0), groups=groups),
+        groups=count,
     )
 
 
