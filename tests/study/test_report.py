@@ -174,7 +174,7 @@ def test_the_statements_name_every_comparison(made_up: Callable[..., Summary]) -
             "weight_decay": lambda strength, seed: 0.35 + 0.0001 * (-1) ** seed + 0.1 * (strength != 1),
         }
     )
-    _, stopping, dropout, decay, pace = statements(Findings(summary, judge(summary), (), (), {}))
+    _, stopping, dropout, decay, _, pace = statements(Findings(summary, judge(summary), (), (), {}))
     assert "early stopping alone is worth \N{MINUS SIGN}0.080" in stopping
     assert dropout.startswith("Dropout at p = 0.5, early-stopped, is better than early stopping alone: ")
     assert "(17 % lower)" in dropout

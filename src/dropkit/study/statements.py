@@ -6,6 +6,7 @@ from dropkit.study.metrics import metrics_of
 from dropkit.study.pace import Pace, paces
 from dropkit.study.packed import TRAINING_ROWS_SCORED
 from dropkit.study.plan import LEVEL, RELEVANT
+from dropkit.study.stability import stability
 from dropkit.study.summary import early_loss, last_loss
 from dropkit.study.test_rows import OnTestRows
 from dropkit.study.wording import change, joined, loss_name, p_value, percent, signed
@@ -15,7 +16,13 @@ __all__ = ["statement_on_test_rows", "statements"]
 
 def statements(findings: Findings) -> list[str]:
     """Return what was measured and tested, a paragraph a point."""
-    return [_procedure(findings), *_early_stopping(findings), *_comparisons(findings), *_paces(findings)]
+    return [
+        _procedure(findings),
+        *_early_stopping(findings),
+        *_comparisons(findings),
+        *_stability(findings),
+        *_paces(findings),
+    ]
 
 
 def _procedure(findings: Findings) -> str:
@@ -61,6 +68,11 @@ def _comparisons(findings: Findings) -> list[str]:
             f"{signed(found.last_against_early)} from no regularisation early-stopped."
         )
     return texts
+
+
+def _stability(findings: Findings) -> list[str]:
+    sentence = stability(findings.summary).sentence
+    return [sentence] if sentence else []
 
 
 def _paces(findings: Findings) -> list[str]:

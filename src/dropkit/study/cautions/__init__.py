@@ -2,7 +2,16 @@
 
 from collections.abc import Callable
 
-from dropkit.study.cautions import diverged, edge_of_grid, few_rows, high_rate, linear_model, norm_order, under_fit
+from dropkit.study.cautions import (
+    diverged,
+    edge_of_grid,
+    few_rows,
+    few_seeds,
+    high_rate,
+    linear_model,
+    norm_order,
+    under_fit,
+)
 from dropkit.study.summary import Summary
 
 __all__ = ["CAUTIONS", "cautions"]
@@ -10,6 +19,7 @@ __all__ = ["CAUTIONS", "cautions"]
 CAUTIONS: tuple[Callable[[Summary], list[str]], ...] = (
     diverged.check,
     few_rows.check,
+    few_seeds.check,
     under_fit.check,
     edge_of_grid.check,
     high_rate.check,
