@@ -13,10 +13,11 @@ from torch import nn
 
 import dropkit
 from dropkit.study import Budget, Dataset
+from dropkit.study.augmentation import drawn
 from dropkit.study.checkpoint import Checkpoint
 from dropkit.study.methods import METHODS, Recipe
 from dropkit.study.network import initial_parameters
-from dropkit.study.packed import Model, Training, _Pack, dropout_key, noise_key, shifts, shuffled, train
+from dropkit.study.packed import Model, Training, _Pack, dropout_key, noise_key, shuffled, train
 from dropkit.study.preparation import CATEGORY, Column
 from dropkit.study.splits import Split, outer_split, seed_key, seed_split
 
@@ -27,7 +28,7 @@ RECIPES = (
         if one.needs != "images" and name != "linear"
         for strength in one.grid(2)
     ),
-    Recipe(l1=0.01, max_norm=0.3, label_smoothing=0.2, dropout=0.3, weight_decay=2.0, noise=0.2),  # all at once
+    Recipe(l1=0.01, max_norm=0.3, label_smoothing=0.2, dropout=0.3, weight_decay=2.0, noise=0.2, mixup=0.5),
 )
 
 
@@ -66,7 +67,7 @@ class MaskedByKey(nn.Module):
 
 
 def mean_loss(found: torch.Tensor, targets: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
-    if targets.is_floating_point():
+    if found.shape[1] == 1:
         return nn.functional.mse_loss(found[:, 0], targets)
     return nn.functional.cross_entropy(found, targets, label_smoothing=smoothing)
 
@@ -99,15 +100,25 @@ def train_alone(model: Model, data: Dataset, split: Split, budget: Budget) -> tu
     optimizer = torch.optim.AdamW(groups, lr=budget.learning_rate, fused=False)
     prepared = data.prepared(split.train)
     inputs, targets = torch.from_numpy(prepared.inputs), torch.from_numpy(prepared.targets)
-    step, history = 0, []
+    step, history, is_class = 0, [], data.is_classification
     for epoch in range(budget.epochs):
         network.train()
-        for rows in torch.from_numpy(shuffled(model.key, split.train, epoch)).split(budget.batch_size):
+        order = torch.from_numpy(shuffled(model.key, split.train, epoch))
+        shares = drawn(model.key, recipe, len(order), epoch).get("mixup", np.ones(len(order)))
+        batches = [part.split(budget.batch_size) for part in (order, torch.from_numpy(shares).float())]
+        for rows, share in zip(*batches, strict=True):
             optimizer.zero_grad()
             noise = dropkit.random.normal(noise_key(model.key, step), inputs[rows].shape, dtype=np.float32)
-            found = network(inputs[rows] + recipe.noise * torch.from_numpy(noise))
+            seen = inputs[rows] + recipe.noise * torch.from_numpy(noise)
+            partner = torch.tensor([*range(1, len(rows)), 0])
+            found = network(share[:, None] * seen + (1 - share[:, None]) * seen[partner])
             penalty = recipe.l1 * sum(linear.weight.abs().sum() for linear in linears)
-            (mean_loss(found, targets[rows], recipe.label_smoothing) + penalty).backward()
+            if is_class:
+                wanted = nn.functional.one_hot(targets[rows], data.classes).float()
+                wanted = share[:, None] * wanted + (1 - share[:, None]) * wanted[partner]
+            else:
+                wanted = share * targets[rows] + (1 - share) * targets[rows][partner]
+            (mean_loss(found, wanted, recipe.label_smoothing) + penalty).backward()
             optimizer.step()
             with torch.no_grad():
                 for linear in linears[:-1]:
@@ -119,7 +130,7 @@ def train_alone(model: Model, data: Dataset, split: Split, budget: Budget) -> tu
             parts = [split.train, split.inner, split.validation]
             history.append([float(mean_loss(network(inputs[p]), targets[p])) for p in parts])
             found, true = network(inputs[split.validation]).double(), targets[split.validation]
-            if data.is_classification:
+            if is_class:
                 shown = found.softmax(1)[:, 1] if data.classes == 2 else found.softmax(1)
                 right = (found.argmax(1) == true).double().mean()
                 history[-1] += [float(right), roc_auc_score(true, shown, multi_class="ovr")]
@@ -227,9 +238,9 @@ def test_shifts_move_images_and_leave_black(tiny: Budget) -> None:
     models = [Model(key, Recipe(shift=1)), Model(key, Recipe(shift=3))]
     pack = _Pack(models, data, splits, tiny)
     rows = torch.from_numpy(np.stack([shuffled(key, splits[key].train, 7)] * 2))
-    moves = np.stack([shifts(key, model.recipe.shift, rows.shape[1], 7) for model in models])
+    moves = np.stack([drawn(key, model.recipe, rows.shape[1], 7)["shift"] for model in models]).astype(int)
     assert [set(np.unique(one)) for one in moves] == [set(range(-1, 2)), set(range(-3, 4))]
-    found = pack._batch(rows, torch.from_numpy(moves)).reshape(2, -1, 4, 5).numpy()
+    found = pack._batch(rows, pack._drawn(rows.shape[1], 7)).reshape(2, -1, 4, 5).numpy()
     for model in range(2):
         for row, (down, right), image in zip(rows[model], moves[model], found[model], strict=True):
             expected = np.zeros((12, 15), np.float32)
@@ -272,8 +283,9 @@ def test_numbers_are_predicted_too(tiny: Budget) -> None:
     _, rest = outer_split(data, tiny, 0)
     key = seed_key(0, 0)
     splits = {key: seed_split(data, rest, tiny, key)}
-    (training,) = train([Model(key, Recipe(dropout=0.2))], data, splits, tiny)
-    alone, _ = train_alone(Model(key, Recipe(dropout=0.2)), data, splits[key], tiny)
+    model = Model(key, Recipe(dropout=0.2, mixup=1.0))
+    (training,) = train([model], data, splits, tiny)
+    alone, _ = train_alone(model, data, splits[key], tiny)
     np.testing.assert_allclose(as_rows(training), alone, rtol=1e-5, atol=2e-5)
 
 

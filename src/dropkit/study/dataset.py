@@ -13,10 +13,12 @@ from dropkit._checks import Choice, argument_error, argument_type_error
 from dropkit.errors import DataError
 from dropkit.study.preparation import Column, Prepared, fit
 
-__all__ = ["CLASSIFICATION", "REGRESSION", "Dataset"]
+__all__ = ["CLASSIFICATION", "IMAGE_CHANGES", "REGRESSION", "Dataset"]
 
 CLASSIFICATION = "classification"
 REGRESSION = "regression"
+IMAGE_CHANGES = ("shift", "rotation", "crop", "flip", "brightness")
+_CHANGE = Choice(IMAGE_CHANGES)
 _TASK = Choice((CLASSIFICATION, REGRESSION))
 
 
@@ -44,6 +46,9 @@ class Dataset:
         warnings: What looks wrong with the data, for the report. Default: nothing.
         origin: The file and options that `resume` reads the data from again. Default: nothing.
         image_shape: Height and width where a row is an image of one channel. Default: rows are no images.
+        label_survives: Small changes of an image that leave its label true, among ``"shift"``, ``"rotation"``,
+            ``"crop"``, ``"flip"`` (left to right) and ``"brightness"``; only these are tried. Default: all but flips,
+            which make other signs of digits and letters.
 
     Raises:
         ArgumentError: If the task is unknown.
@@ -74,6 +79,7 @@ class Dataset:
     warnings: tuple[str, ...] = ()
     origin: Mapping[str, Any] = field(default_factory=dict)
     image_shape: tuple[int, int] | None = None
+    label_survives: tuple[str, ...] = tuple(change for change in IMAGE_CHANGES if change != "flip")
 
     def __post_init__(self) -> None:
         _TASK.check("Dataset", "task", self.task)
@@ -89,8 +95,7 @@ class Dataset:
                 f"inputs must be of shape (rows, columns) and targets (rows,), got {inputs.shape} and {targets.shape}"
             )
         object.__setattr__(self, "inputs", self._checked_inputs(inputs))
-        if self.image_shape is not None and math.prod(self.image_shape) != inputs.shape[1]:
-            raise self._error(f"image_shape must hold {inputs.shape[1]} pixels, got {self.image_shape}")
+        self._check_images(inputs.shape[1])
         check = self._checked_classes if self.is_classification else self._checked_numbers
         object.__setattr__(self, "targets", check(targets))
         if self.class_names and len(self.class_names) != self.classes:
@@ -101,6 +106,14 @@ class Dataset:
                 if np.shape(values) != targets.shape or not np.isfinite(values).all():
                     raise self._error(f"{name} must be one finite number a row, got shape {np.shape(values)}")
                 object.__setattr__(self, name, np.ascontiguousarray(values, kind))
+
+    def _check_images(self, pixels: int) -> None:
+        if self.image_shape is not None and math.prod(self.image_shape) != pixels:
+            raise self._error(f"image_shape must hold {pixels} pixels, got {self.image_shape}")
+        if isinstance(self.label_survives, str) or not isinstance(self.label_survives, tuple | list):
+            raise argument_type_error("Dataset", "label_survives", "a sequence of changes", self.label_survives)
+        survives = tuple(_CHANGE.check("Dataset", "label_survives", change) for change in self.label_survives)
+        object.__setattr__(self, "label_survives", survives)
 
     def _checked_inputs(self, inputs: npt.NDArray[Any]) -> npt.NDArray[Any]:
         if np.iscomplexobj(inputs):

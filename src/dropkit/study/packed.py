@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dropkit.functional import dropout
-from dropkit.random import call_key, keep_mask, normal, uniform, uniform32
+from dropkit.random import call_key, keep_mask, normal, uniform32
+from dropkit.study.augmentation import augmented, drawn, mixed, padded_windows
 from dropkit.study.budgets import Budget
 from dropkit.study.checkpoint import Checkpoint
 from dropkit.study.dataset import Dataset
@@ -28,7 +28,7 @@ from dropkit.study.normalisation import BatchNorm, folded
 from dropkit.study.records import Curves, curves
 from dropkit.study.splits import Split
 
-__all__ = ["TRAINING_ROWS_SCORED", "Model", "Training", "dropout_key", "noise_key", "shifts", "shuffled", "train"]
+__all__ = ["TRAINING_ROWS_SCORED", "Model", "Training", "dropout_key", "noise_key", "shuffled", "train"]
 
 TRAINING_ROWS_SCORED = 1000  # at most: the training loss of all rows would cost a quarter of the study
 
@@ -61,12 +61,6 @@ def dropout_key(key: int, layer: int, step: int) -> int:
 def noise_key(key: int, step: int) -> int:
     """Return the key of the noise on the inputs at training step `step`, for the seed of key `key`."""
     return call_key(key, "input noise", step)
-
-
-def shifts(key: int, most: int, rows: int, epoch: int) -> npt.NDArray[np.int64]:
-    """Return how far each row's image moves down and right in an epoch, -most .. most, of shape (rows, 2)."""
-    drawn = uniform(call_key(key, "shift", epoch), (rows, 2), dtype=np.float64)
-    return np.floor(drawn * (2 * most + 1)).astype(np.int64) - most
 
 
 def shuffled(key: int, rows: npt.NDArray[np.int64], epoch: int) -> npt.NDArray[np.int64]:
@@ -174,41 +168,55 @@ class _Pack:
         self.targets = torch.from_numpy(np.stack([part.targets for part in prepared]))
         self.task, self.scales = data.task, [part.target_scale for part in prepared]
 
+        self.image_shape = data.image_shape or (1, data.columns)
         if self.recipe.shift:
             self.most = max(model.recipe.shift for model in self.models)
-            height, width = data.image_shape or (1, data.columns)
-            padded = F.pad(self.inputs.unflatten(2, (height, width)), [self.most] * 4)
-            self.windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view of every place an image may be cut
+            self.windows = padded_windows(self.inputs.unflatten(2, self.image_shape), self.most)
 
     def train_epoch(self, epoch: int) -> None:
         orders = {key: shuffled(key, split.train, epoch) for key, split in self.splits.items()}
         order = torch.from_numpy(np.stack([orders[model.key] for model in self.models]))
-        moves: Sequence[Tensor | None] = [None] * (order.shape[1] // self.budget.batch_size + 1)
-        if self.recipe.shift:
-            drawn = [shifts(model.key, model.recipe.shift, order.shape[1], epoch) for model in self.models]
-            moves = torch.from_numpy(np.stack(drawn)).split(self.budget.batch_size, dim=1)
-        for rows, move in zip(order.split(self.budget.batch_size, dim=1), moves, strict=False):
-            self._train_step(rows, move)
+        draws = self._drawn(order.shape[1], epoch)
+        for start in range(0, order.shape[1], self.budget.batch_size):
+            batch = slice(start, start + self.budget.batch_size)
+            self._train_step(order[:, batch], {name: values[:, batch] for name, values in draws.items()})
 
-    def _train_step(self, rows: Tensor, move: Tensor | None) -> None:
-        found = logits(self.parameters, self._batch(rows, move), self._activate)
-        losses = row_losses(found, self.targets[self.seats[:, None], rows], self.smoothing)
+    def _drawn(self, rows: int, epoch: int) -> dict[str, Tensor]:
+        """Draw how every model's rows change in an epoch, in the order of the epoch."""
+        each = [drawn(model.key, model.recipe, rows, epoch) for model in self.models]
+        return {name: torch.from_numpy(np.stack([one[name] for one in each])) for name in each[0]}
+
+    def _train_step(self, rows: Tensor, draws: Mapping[str, Tensor]) -> None:
+        found = logits(self.parameters, self._batch(rows, draws), self._activate)
+        losses = self._losses(found, self.targets[self.seats[:, None], rows], draws)
         self.optimizer.zero_grad()
         losses.mean(1).sum().backward()
         with torch.no_grad():
             self._regularise()
         self.step += 1
 
-    def _batch(self, rows: Tensor, move: Tensor | None) -> Tensor:
+    def _losses(self, found: Tensor, targets: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
+        if "mixup" not in draws:
+            return row_losses(found, targets, self.smoothing)
+        if targets.is_floating_point():
+            return row_losses(found, mixed(targets, draws["mixup"]))
+        own, other = (row_losses(found, one, self.smoothing) for one in (targets, targets.roll(-1, dims=1)))
+        return torch.lerp(other, own, draws["mixup"].to(own.dtype))
+
+    def _batch(self, rows: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
         seats = self.seats[:, None]
-        if move is not None:
-            return self.windows[seats, rows, self.most - move[..., 0], self.most - move[..., 1]].flatten(2)
-        found = self.inputs[seats, rows]
+        if "shift" in draws:
+            corner = self.most - draws["shift"].long()
+            found = self.windows[seats, rows, corner[..., 0], corner[..., 1]].flatten(2)
+        else:
+            found = self.inputs[seats, rows]
+        if draws.keys() - {"shift", "mixup"}:
+            found = augmented(found.unflatten(2, self.image_shape), draws).flatten(2)
         if self.recipe.noise:
             shape = found.shape[1:]
-            drawn = {key: normal(noise_key(key, self.step), shape, dtype=np.float32) for key in self.splits}
-            found = found + self.noise * torch.from_numpy(np.stack([drawn[model.key] for model in self.models]))
-        return found
+            fields = {key: normal(noise_key(key, self.step), shape, dtype=np.float32) for key in self.splits}
+            found = found + self.noise * torch.from_numpy(np.stack([fields[model.key] for model in self.models]))
+        return mixed(found, draws["mixup"]) if "mixup" in draws else found
 
     def _activate(self, hidden: Tensor, layer: int) -> Tensor:
         if self.recipe.dropout and self.recipe.dropout_before_norm:

@@ -16,4 +16,5 @@ METHOD = Method(
     recipe=lambda p: Recipe(dropout=p, shift=_PIXELS),
     domain=Number(0.0, 1.0, open_low=True, open_high=True, remedy="p is the probability of dropping a unit."),
     needs="images",
+    change="shift",
 )

@@ -23,6 +23,12 @@ class Recipe:
         batch_norm: Whether hidden layers normalise over the batch, between product and rectifier.
         dropout_before_norm: Whether dropout comes before the normalisation instead of after the rectifier.
         shift: Images move by up to this many pixels along each axis, drawn anew every epoch.
+        rotation: Images turn by up to this many degrees either way, drawn anew every epoch.
+        crop: Least share of the sides of a window that is cut out of an image and stretched to the whole, anew every
+            epoch; 1 leaves images whole.
+        flip: Whether half of the images, drawn anew every epoch, are mirrored left to right.
+        brightness: Images are multiplied by 1 minus to 1 plus this, drawn anew every epoch.
+        mixup: Alpha of the Beta law from which rows draw their share in a mixture with another row; 0 mixes nothing.
         noise: Standard deviation of Gaussian noise on every input, drawn anew every step.
         width: Hidden widths as a share of the study's; 0 leaves no hidden layer, and the model is fitted, not trained.
         l2: Of a fitted model: factor of the sum of squared weights in the loss. The other fields do nothing to it.
@@ -36,6 +42,11 @@ class Recipe:
     batch_norm: bool = False
     dropout_before_norm: bool = False
     shift: int = 0
+    rotation: float = 0.0
+    crop: float = 1.0
+    flip: bool = False
+    brightness: float = 0.0
+    mixup: float = 0.0
     noise: float = 0.0
     width: float = 1.0
     l2: float = 0.0
@@ -44,7 +55,8 @@ class Recipe:
     def kind(self) -> tuple[object, ...]:
         """What models that train in one pack have in common: their shape, and the costly steps of training."""
         steps = (self.dropout > 0, self.l1 > 0, self.max_norm < math.inf, self.shift > 0, self.noise > 0)
-        return (self.width, self.batch_norm, self.dropout_before_norm, *steps)
+        images = (self.rotation > 0, self.crop < 1, self.flip, self.brightness > 0)
+        return (self.width, self.batch_norm, self.dropout_before_norm, *steps, *images, self.mixup > 0)
 
     @property
     def is_linear(self) -> bool:
@@ -72,6 +84,8 @@ class Method:
         whole: Whether strengths are whole numbers.
         form: How sentences write the strength. Default: symbol = strength.
         needs: ``"images"``, ``"table"`` or ``"classes"`` where the method fits no other data.
+        change: How it changes images, where it does: one of `dataset.IMAGE_CHANGES`. It fits data whose labels survive
+            this alone.
         compared: Whether it belongs to the family of tests; a baseline that a network must beat does not.
     """
 
@@ -85,6 +99,7 @@ class Method:
     whole: bool = False
     form: str = ""
     needs: str = ""
+    change: str = ""
     compared: bool = True
 
     def grid(self, count: int) -> tuple[float, ...]:
@@ -95,7 +110,8 @@ class Method:
         """Return whether the method can be used on these data."""
         kinds = {"images": data.image_shape is not None, "classes": data.is_classification}
         kinds["table"] = not kinds["images"]
-        return not self.needs or kinds[self.needs]
+        survives = not self.change or self.change in data.label_survives
+        return survives and (not self.needs or kinds[self.needs])
 
     def label(self, strength: float) -> str:
         """Return how sentences and tables write the strength, such as ``"p = 0.5"``."""

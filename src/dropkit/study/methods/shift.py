@@ -15,4 +15,5 @@ METHOD = Method(
     whole=True,
     form="{:g} px",
     needs="images",
+    change="shift",
 )
