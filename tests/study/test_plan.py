@@ -20,6 +20,7 @@ def test_every_method_gets_as_many_chances() -> None:
     assert {method.name: method.strengths for method in METHODS.values() if not method.symbol} == {
         "none": (0.0,),
         "batch_norm": (0.0,),
+        "flip": (0.0,),
     }
     for method in METHODS.values():
         assert list(method.grid(8)) == sorted(set(method.strengths))

@@ -51,6 +51,13 @@ def test_each_kind_is_measured_by_the_models_of_its_first_pack(toy: Dataset, bud
     assert measure_epochs(plan, toy, clock(6.0)) == {kind: 6.0 / len(pack.trials) for kind, pack in packs.items()}
 
 
+def test_the_time_of_a_fit_is_spread_over_the_epochs(toy: Dataset, budget: Budget) -> None:
+    names = ("none", "dropout", "linear")
+    plan = make_plan(toy, budget, 0, {name: METHODS[name].grid(3) for name in names})
+    found = measure_epochs(plan, toy, clock(6.0))
+    assert found[METHODS["linear"].recipe(1.0).kind] == 6.0 / (3 * 2) / 40  # three strengths on two seeds
+
+
 def test_measuring_stops_after_a_tenth_of_the_time_and_takes_the_slowest_kind(toy: Dataset, budget: Budget) -> None:
     plan = make_plan(toy, replace(budget, minutes=1.0), 0, GRIDS)
     found = measure_epochs(plan, toy, clock(7.0))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from dropkit.study.budgets import Budget
 from dropkit.study.dataset import Dataset
 from dropkit.study.grids import Grids
-from dropkit.study.methods import METHODS
+from dropkit.study.methods import METHODS, Recipe
 from dropkit.study.packed import Model, train
 from dropkit.study.plan import Pack, Plan, make_plan
 from dropkit.study.records import SELECTION, Trial
@@ -83,17 +83,21 @@ def measure_epochs(plan: Plan, data: Dataset, clock: Clock = time.perf_counter) 
         _train_once(plan, data, pack.trials)
         seconds = clock() - began
         spent += seconds
-        found[kind] = seconds / len(pack.trials)
+        # A fitted model has no epochs: its time is spread over them.
+        epochs = plan.budget.epochs if _recipe(pack.trials[0]).is_linear else 1
+        found[kind] = seconds / len(pack.trials) / epochs
     return found
 
 
 def _train_once(plan: Plan, data: Dataset, trials: Sequence[Trial]) -> None:
     _, rest = outer_split(data, plan.budget, plan.seed)
-    models = [
-        Model(seed_key(plan.seed, trial.seed), METHODS[trial.method].recipe(trial.strength or 0.0)) for trial in trials
-    ]
+    models = [Model(seed_key(plan.seed, trial.seed), _recipe(trial)) for trial in trials]
     splits = {model.key: seed_split(data, rest, plan.budget, model.key) for model in models}
     train(models, data, splits, replace(plan.budget, epochs=1))
+
+
+def _recipe(trial: Trial) -> Recipe:
+    return METHODS[trial.method].recipe(trial.strength or 0.0)
 
 
 def _kind(plan: Plan, trial: Trial) -> object:
