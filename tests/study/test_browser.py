@@ -79,6 +79,6 @@ def test_a_user_opens_the_report(asked: tuple[str, list[str]], tmp_path: Path) -
     done = subprocess.run([*command, f"{url}/page.html"], capture_output=True, text=True, timeout=120, check=True)
     found = re.search(r"<title>MEASURED (.*?)</title>", done.stdout)
     assert found, done.stdout[:300]
-    assert found[1] == '{"drawn":[true,true,true,true],"fetched":[],"wide":false}'
+    assert found[1] == '{"drawn":[true,true,true,true,true,true,true],"fetched":[],"wide":false}'
     assert "CONSOLE" not in done.stderr
     assert set(paths) <= {"/page.html", "/favicon.ico"}  # the second is the browser's own wish

@@ -1,10 +1,12 @@
 """Everything that a finished study found, for tables, pictures, files and the report."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dropkit.study.cautions import cautions
 from dropkit.study.dataset import Dataset
+from dropkit.study.measures import Measured
+from dropkit.study.measures.taking import take_measures
 from dropkit.study.storage import RunFolder
 from dropkit.study.summary import Summary, summarise
 from dropkit.study.test_rows import OnTestRows, score_test_rows
@@ -24,6 +26,7 @@ class Findings:
         test_rows: Each recommended method against none on the test rows, or the leader where none is recommended.
         seconds: Training time of each pack.
         columns: Pairs of a column of the data and how it was used or why it was left out.
+        measures: What was measured on confirmed models beside their scores, by measure and method.
     """
 
     summary: Summary
@@ -32,6 +35,7 @@ class Findings:
     test_rows: tuple[OnTestRows, ...]
     seconds: Mapping[str, float]
     columns: tuple[tuple[str, str], ...] = ()
+    measures: Mapping[str, Mapping[str, Measured]] = field(default_factory=dict)
 
 
 def find(folder: RunFolder, data: Dataset) -> Findings:
@@ -41,5 +45,11 @@ def find(folder: RunFolder, data: Dataset) -> Findings:
     candidates = verdict.recommended or ((verdict.leader,) if verdict.leader else ())
     test_rows = tuple(score_test_rows(folder, data, summary, method) for method in candidates)
     return Findings(
-        summary, verdict, (*data.warnings, *cautions(summary)), test_rows, folder.seconds(), data.description
+        summary=summary,
+        verdict=verdict,
+        cautions=(*data.warnings, *cautions(summary)),
+        test_rows=test_rows,
+        seconds=folder.seconds(),
+        columns=data.description,
+        measures=take_measures(folder, data, summary),
     )

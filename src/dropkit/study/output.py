@@ -13,6 +13,7 @@ from typing import Any
 from dropkit import __version__
 from dropkit.study._atomic import write_atomic
 from dropkit.study.findings import Findings
+from dropkit.study.measures import MEASURES, Measured
 from dropkit.study.methods import METHODS
 from dropkit.study.metrics import metrics_of
 from dropkit.study.pace import Pace, paces
@@ -97,10 +98,24 @@ def as_json(findings: Findings) -> dict[str, Any]:
         },
         "comparisons": {name: asdict(comparison) for name, comparison in summary.comparisons.items()},
         "test_rows": [_on_test_rows(test) for test in findings.test_rows],
+        "measures": {
+            measure.name: {
+                "at": measure.unit,
+                "methods": {name: _measured(found) for name, found in findings.measures[measure.name].items()},
+            }
+            for measure in MEASURES
+            if measure.name in findings.measures
+        },
         "plan": json.loads(plan.to_json()),
         "seconds": round(sum(findings.seconds.values()), 2),
         "versions": {"dropkit": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
+
+
+def _measured(found: Measured) -> dict[str, Any]:
+    mean, deviation = found.mean, found.deviation
+    points = [{"at": at, "mean": mean[at], "deviation": deviation[at]} for at in mean]
+    return {"models": len(found.models), "units_left_out": found.left_out, "values": points}
 
 
 def _arm(arm: Arm) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def report_html(findings: Findings) -> str:
         notes=notes(findings),
         statements=statements(findings),
         check=statement_on_test_rows(findings),
-        pictures=[(picture, svg(picture, findings)) for picture in PICTURES] if findings.summary.comparisons else [],
+        pictures=[(picture, svg(picture, findings)) for picture in PICTURES if picture.is_drawn(findings)],
         settings=_settings(findings),
         version=__version__,
     )

@@ -60,14 +60,15 @@ class Result:
         """Draw a picture of the report.
 
         Args:
-            name: Which one: `"differences"`, `"loss_against_rate"`, `"gap_against_rate"` or `"learning_curves"`.
-                Default: the first.
+            name: Which one: `"differences"`, `"loss_against_rate"`, `"gap_against_rate"`, `"learning_curves"`,
+                `"degradation"`, `"co_adaptation"` or `"gradient_variance"`. Default: the first.
 
         Returns:
             A Matplotlib figure, to show in a notebook or to save with `savefig`.
 
         Raises:
-            ArgumentError: There is no picture of that name, or no method was confirmed, so that there is none at all.
+            ArgumentError: There is no picture of that name, no method was confirmed, so that there is none at all, or
+                no network of the study could be measured so.
 
         Examples:
             >>> import tempfile
@@ -87,6 +88,9 @@ class Result:
         chosen = PICTURES[0].name if name is None else Choice(tuple(pictures)).check("Result.plot", "name", name)
         if not self.findings.summary.comparisons:
             raise ArgumentError("Result.plot: no method was confirmed against none, so there is nothing to draw")
+        if not pictures[chosen].is_drawn(self.findings):
+            remedy = "Name another picture."
+            raise ArgumentError(f"Result.plot: no network of this study has a {chosen!r} to draw. {remedy}")
         return figure(pictures[chosen], self.findings)
 
     def __repr__(self) -> str:

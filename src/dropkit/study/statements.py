@@ -1,6 +1,7 @@
 """The statistics of a study in plain words, for the report."""
 
 from dropkit.study.findings import Findings
+from dropkit.study.measures.words import measured_in_words
 from dropkit.study.methods import METHODS
 from dropkit.study.metrics import metrics_of
 from dropkit.study.pace import Pace, paces
@@ -22,6 +23,7 @@ def statements(findings: Findings) -> list[str]:
         *_comparisons(findings),
         *_stability(findings),
         *_paces(findings),
+        *measured_in_words(findings.summary, findings.measures),
     ]
 
 

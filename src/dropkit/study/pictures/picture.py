@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dropkit.study.findings import Findings
+from dropkit.study.measures import MEASURES
 from dropkit.study.methods import METHODS
 
 if TYPE_CHECKING:
@@ -52,12 +53,20 @@ _LOOK: dict[str, object] = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of the report: its title, what it shows in words, and the function that draws it."""
+    """A picture of the report: its title, what it shows in words, and the function that draws it.
+
+    A picture of a measure is named after it, and there is none where the measure could not be taken.
+    """
 
     name: str
     title: str
     caption: str
     draw: "Callable[[Findings], Figure]"
+
+    def is_drawn(self, findings: Findings) -> bool:
+        """Whether a study has something to draw."""
+        is_measured = self.name in findings.measures or all(self.name != measure.name for measure in MEASURES)
+        return bool(findings.summary.comparisons) and is_measured
 
 
 def colour(method: str) -> str:

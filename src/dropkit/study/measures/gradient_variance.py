@@ -1,0 +1,89 @@
+"""Gradient variance: how much the gradient of a mini-batch varies with its rows and its noise."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dropkit.functional import dropout
+from dropkit.random import call_key, keep_mask, normal, uniform32
+from dropkit.study.measures.measure import Measure, Trained, Values
+from dropkit.study.network import logits, row_losses
+from dropkit.study.packed import shifts
+
+__all__ = ["BATCH_SIZES", "DRAWS", "MEASURE", "batch_gradient", "gradient_variance"]
+
+BATCH_SIZES = (16, 64, 256)
+DRAWS = 16
+
+
+def gradient_variance(model: Trained, draws: int = DRAWS) -> Values:
+    """Return the trace of the covariance of the mini-batch gradient at the trained weights, by batch size.
+
+    Every draw takes fresh training rows, without replacement as an epoch does, and fresh noise of the model's own
+    recipe. The trace is not divided by the squared mean gradient: where training ends that is nearly zero, and the
+    quotient would be noise. Batches that are larger than the training set are left out.
+    """
+    sizes = [size for size in BATCH_SIZES if size <= len(model.train)]
+    return Values({float(size): _trace(model, size, draws) for size in sizes})
+
+
+def _trace(model: Trained, size: int, draws: int) -> float:
+    """Return the unbiased estimate from independent gradients, with one gradient in memory at a time."""
+    total = torch.zeros(sum(parameter.numel() for parameter in model.parameters), dtype=torch.float64)
+    squares = 0.0
+    for draw in range(draws):
+        gradient = batch_gradient(model, size, draw)
+        total += gradient
+        squares += float(gradient.square().sum())
+    return max(squares - float(total.square().sum()) / draws, 0.0) / (draws - 1)
+
+
+def batch_gradient(model: Trained, size: int, draw: int) -> Tensor:
+    """Return the gradient of one mini-batch's mean training loss, as one vector in float64."""
+    recipe, shape = model.recipe, (len(model.train),)
+    order = np.argsort(uniform32(_key(model, size, "rows", draw), shape), kind="stable")
+    rows = torch.from_numpy(model.train[order[:size]])
+
+    def activate(hidden: Tensor, layer: int) -> Tensor:
+        hidden = hidden.relu()
+        if not recipe.dropout:
+            return hidden
+        mask = keep_mask(_key(model, size, f"hidden {layer}", draw), tuple(hidden.shape[1:]), recipe.dropout)
+        return dropout(hidden, recipe.dropout, mask=torch.from_numpy(mask)[None])
+
+    parameters = [parameter.detach().requires_grad_() for parameter in model.parameters]
+    found = logits(parameters, _inputs(model, rows, draw)[None], activate)
+    loss = row_losses(found, model.targets[rows][None], torch.tensor([recipe.label_smoothing])).mean()
+    return torch.cat([part.flatten() for part in torch.autograd.grad(loss, parameters)]).double()
+
+
+def _inputs(model: Trained, rows: Tensor, draw: int) -> Tensor:
+    """Return a batch's inputs with the recipe's own shifts or noise."""
+    inputs, recipe, size = model.inputs[rows], model.recipe, len(rows)
+    if recipe.shift:
+        moves = torch.from_numpy(shifts(_key(model, size, "shift", draw), recipe.shift, size, 0))
+        return moved(inputs.unflatten(1, model.image_shape or (1, inputs.shape[1])), moves, recipe.shift).flatten(1)
+    if recipe.noise:
+        drawn = normal(_key(model, size, "noise", draw), tuple(inputs.shape), dtype=np.float32)
+        return inputs + recipe.noise * torch.from_numpy(drawn)
+    return inputs
+
+
+def moved(images: Tensor, moves: Tensor, most: int) -> Tensor:
+    """Return images of shape (rows, height, width), each moved down and right by its own pair, zeros behind it."""
+    windows = F.pad(images, [most] * 4).unfold(1, images.shape[1], 1).unfold(2, images.shape[2], 1)
+    return windows[torch.arange(len(images)), most - moves[:, 0], most - moves[:, 1]]
+
+
+def _key(model: Trained, size: int, place: str, draw: int) -> int:
+    return call_key(model.key, f"gradient of {size} rows, {place}", draw)
+
+
+MEASURE = Measure(
+    "gradient_variance",
+    "rows a batch",
+    gradient_variance,
+    # Training normalises over the batch and drops in front of it: the folded network has other gradients.
+    fits=lambda recipe: not recipe.batch_norm,
+)
