@@ -247,11 +247,6 @@ def test_networks_of_one_unit_get_plain_words(task: str, tiny: Budget, tmp_path:
         found.plot("co_adaptation")
 
 
-def test_a_linear_model_has_nothing_to_measure(toy: Dataset, tiny: Budget, tmp_path: Path) -> None:
-    nothing = study.run(toy, budget=tiny, network=[8], methods=["linear"], directory=tmp_path / "linear")
-    assert set(nothing.findings.measures["degradation"]) == {"none"}
-
-
 def test_an_arm_that_diverged_is_not_measured(result: Result, toy: Dataset) -> None:
     summary = result.findings.summary
     gone = {name: replace(arm, records=()) if name == "dropout" else arm for name, arm in summary.arms.items()}

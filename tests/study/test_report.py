@@ -14,7 +14,9 @@ from dropkit import study
 from dropkit.errors import ArgumentError
 from dropkit.study import Budget, Dataset
 from dropkit.study.findings import Findings
+from dropkit.study.methods import METHODS
 from dropkit.study.pictures import PICTURES, Picture, svg
+from dropkit.study.pictures.picture import colour
 from dropkit.study.report import report_html
 from dropkit.study.result import Result
 from dropkit.study.statements import statement_on_test_rows, statements
@@ -213,3 +215,7 @@ def test_nothing_is_plotted_where_nothing_was_confirmed(made_up: Callable[..., S
     summary = made_up(early, diverged=lambda trial: trial.method == "none")
     with pytest.raises(ArgumentError, match="nothing to draw"):
         Result(tmp_path, Findings(summary, judge(summary), (), (), {})).plot()
+
+
+def test_every_method_has_a_colour_of_its_own() -> None:
+    assert len({colour(name) for name in METHODS}) == len(METHODS)

@@ -16,7 +16,7 @@ _HALF = 0.5
 
 def measured_in_words(summary: Summary, measures: Mapping[str, Found]) -> list[str]:
     """Return a paragraph a measure; of one that could not be taken of any network, that it could not."""
-    if not summary.comparisons:
+    if not measures:
         return []
     return [_WORDS[measure.name](summary, measures.get(measure.name, {})) for measure in MEASURES]
 
@@ -25,12 +25,13 @@ def _degradation(summary: Summary, found: Found) -> str:
     half = {name: measured for name, measured in found.items() if {0.0, _HALF} <= measured.mean.keys()}
     if not half:
         return "Units removed after training: no network here has hidden units to remove."
-    loss = {name: measured.mean[_HALF] for name, measured in half.items()}
-    parts = [f"{half[name].mean[0.0]:.3f} to {loss[name]:.3f} {_with(summary, name)}" for name in half]
+    parts = [
+        f"{measured.mean[0.0]:.3f} to {measured.mean[_HALF]:.3f} {_with(summary, name)}"
+        for name, measured in half.items()
+    ]
     return (
         f"Units removed after training: with half of all hidden units set to zero, {degradation.DRAWS} random draws a "
-        f"model and the others not rescaled, the validation loss goes from {joined(parts)} ({_models(half)}). It stays "
-        f"lowest {_with(summary, min(loss, key=lambda name: loss[name]))}."
+        f"model and the others not rescaled, the validation loss goes from {joined(parts)} ({_models(half)})."
     )
 
 

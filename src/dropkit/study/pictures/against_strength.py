@@ -1,6 +1,7 @@
 """A score against the strength of each method, from the selection, with the confirmation's winner on top."""
 
 from collections.abc import Callable
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from dropkit.study.findings import Findings
@@ -60,7 +61,8 @@ def _draw_method(panel: "Axes", summary: Summary, name: str, score: Callable[[Sc
     if len(strengths) > len(planned):
         panel.tick_params(axis="x", labelrotation=45)
     panel.set_xlabel("p (rate)" if name == "dropout" else method.symbol)
-    panel.set_title(method.title)
+    panel.set_title(fill(method.title, 22))
+    panel.margins(x=0.09)
 
 
 def _draw_confirmed(panel: "Axes", arm: Arm | None, value: Callable[[Record], float], paint: str) -> None:

@@ -1,6 +1,7 @@
 """Training and validation loss after every epoch, for none and the frozen winners."""
 
 from statistics import fmean, stdev
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from dropkit.study.findings import Findings
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["PICTURE"]
+
+_TITLE = 22  # characters that fit over a panel
 
 
 def draw(findings: Findings) -> "Figure":
@@ -56,7 +59,8 @@ def _draw_arm(panel: "Axes", arm: Arm) -> None:
     panel.plot(stops, losses, "o", color=paint, mfc="white", ms=4.5, label="where each seed stops early")
     panel.set_xlabel("epoch")
     method = METHODS[arm.method]
-    panel.set_title(f"{method.title}\n{method.label(arm.strength)}" if method.symbol else method.title)
+    title = fill(method.title, _TITLE)
+    panel.set_title(f"{title}\n{method.label(arm.strength)}" if method.symbol else title)
     panel.tick_params(colors=MUTED)
 
 
