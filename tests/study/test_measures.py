@@ -18,7 +18,7 @@ from dropkit.study import Budget, Dataset
 from dropkit.study.measures import MEASURES, Measured, Trained, Values
 from dropkit.study.measures.co_adaptation import co_adaptation, mean_correlation
 from dropkit.study.measures.degradation import DRAWS, SHARES, degradation, removal_order
-from dropkit.study.measures.gradient_variance import batch_gradient, gradient_variance, moved
+from dropkit.study.measures.gradient_variance import batch_gradient, changed, gradient_variance
 from dropkit.study.measures.taking import take_measures
 from dropkit.study.methods import Recipe
 from dropkit.study.result import Result
@@ -171,7 +171,7 @@ def test_batches_larger_than_the_training_set_are_left_out() -> None:
 
 def test_images_move_down_and_right() -> None:
     image = torch.arange(1.0, 7.0).view(1, 2, 3).expand(3, 2, 3)
-    found = moved(image, torch.tensor([[0, 0], [1, 0], [-1, 1]]), 1)
+    found = changed(image, {"shift": torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 1.0]])})
     assert found.tolist() == [[[1, 2, 3], [4, 5, 6]], [[0, 0, 0], [1, 2, 3]], [[0, 4, 5], [0, 0, 0]]]
 
 

@@ -1,15 +1,16 @@
 """Gradient variance: how much the gradient of a mini-batch varies with its rows and its noise."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dropkit.functional import dropout
 from dropkit.random import call_key, keep_mask, normal, uniform32
+from dropkit.study.augmentation import augmented, drawn, padded_windows
 from dropkit.study.measures.measure import Measure, Trained, Values
 from dropkit.study.network import logits, row_losses
-from dropkit.study.packed import shifts
 
 __all__ = ["BATCH_SIZES", "DRAWS", "MEASURE", "batch_gradient", "gradient_variance"]
 
@@ -59,21 +60,25 @@ def batch_gradient(model: Trained, size: int, draw: int) -> Tensor:
 
 
 def _inputs(model: Trained, rows: Tensor, draw: int) -> Tensor:
-    """Return a batch's inputs with the recipe's own shifts or noise."""
+    """Return a batch's inputs, changed by the recipe's own augmentation or noise."""
     inputs, recipe, size = model.inputs[rows], model.recipe, len(rows)
-    if recipe.shift:
-        moves = torch.from_numpy(shifts(_key(model, size, "shift", draw), recipe.shift, size, 0))
-        return moved(inputs.unflatten(1, model.image_shape or (1, inputs.shape[1])), moves, recipe.shift).flatten(1)
+    changes = drawn(_key(model, size, "augmentation", draw), recipe, size, 0)
+    if changes:
+        images = inputs.unflatten(1, model.image_shape or (1, inputs.shape[1]))
+        return changed(images, {name: torch.from_numpy(values) for name, values in changes.items()}).flatten(1)
     if recipe.noise:
-        drawn = normal(_key(model, size, "noise", draw), tuple(inputs.shape), dtype=np.float32)
-        return inputs + recipe.noise * torch.from_numpy(drawn)
+        noise = normal(_key(model, size, "noise", draw), tuple(inputs.shape), dtype=np.float32)
+        return inputs + recipe.noise * torch.from_numpy(noise)
     return inputs
 
 
-def moved(images: Tensor, moves: Tensor, most: int) -> Tensor:
-    """Return images of shape (rows, height, width), each moved down and right by its own pair, zeros behind it."""
-    windows = F.pad(images, [most] * 4).unfold(1, images.shape[1], 1).unfold(2, images.shape[2], 1)
-    return windows[torch.arange(len(images)), most - moves[:, 0], most - moves[:, 1]]
+def changed(images: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
+    """Return images of shape (rows, height, width), each changed by its own draws; a shift leaves zeros behind it."""
+    if "shift" in draws:
+        most = int(draws["shift"].abs().max())
+        corner = most - draws["shift"].long()
+        images = padded_windows(images[None], most)[0, torch.arange(len(images)), corner[:, 0], corner[:, 1]]
+    return augmented(images[None], {name: values[None] for name, values in draws.items()})[0]
 
 
 def _key(model: Trained, size: int, place: str, draw: int) -> int:
@@ -84,6 +89,7 @@ MEASURE = Measure(
     "gradient_variance",
     "rows a batch",
     gradient_variance,
-    # Training normalises over the batch and drops in front of it: the folded network has other gradients.
-    fits=lambda recipe: not recipe.batch_norm,
+    # Training normalises over the batch and drops in front of it: the folded network has other gradients. And mixup has
+    # a loss of two targets.
+    fits=lambda recipe: not recipe.batch_norm and not recipe.mixup,
 )

@@ -56,6 +56,8 @@ def _gradient_variance(summary: Summary, found: Found) -> str:
     normalised = [arm.label for arm in whole if METHODS[arm.method].recipe(arm.strength).batch_norm]
     reason = "they train with the statistics of each batch, which the saved network no longer uses"
     left_out = f" Left out, because {reason}: {joined(normalised)}." if normalised else ""
+    mixing = [arm.label for arm in whole if METHODS[arm.method].recipe(arm.strength).mixup]
+    left_out += f" Left out, because its loss mixes two targets: {joined(mixing)}." if mixing else ""
     sizes = sorted({size for measured in found.values() for size in measured.mean})
     if not sizes:
         return f"Gradient variance: no network here could be measured.{left_out}"
