@@ -9,7 +9,7 @@ from dropkit.study.api import resume, run
 from dropkit.study.budgets import BUDGETS, Budget
 from dropkit.study.dataset import Dataset
 from dropkit.study.methods import METHODS
-from dropkit.study.prediction import Predictions, predict
+from dropkit.study.prediction import Predictions, load_models, predict
 from dropkit.study.preparation import Column
 from dropkit.study.progress import Progress
 from dropkit.study.sources import SOURCES
@@ -23,6 +23,7 @@ __all__ = [
     "Dataset",
     "Predictions",
     "Progress",
+    "load_models",
     "predict",
     "resume",
     "run",

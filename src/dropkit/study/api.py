@@ -20,6 +20,7 @@ from dropkit.study.sources import SOURCES
 from dropkit.study.splits import check_splits
 
 if TYPE_CHECKING:
+    from dropkit.study.own import Factory, OwnNetwork
     from dropkit.study.result import Result
     from dropkit.study.storage import RunFolder
 
@@ -40,7 +41,7 @@ def run(
     test_size: float | None = None,
     group: str | None = None,
     time: str | None = None,
-    network: Sequence[int] | None = None,
+    network: "Sequence[int] | Factory | None" = None,
     epochs: int | None = None,
     batch_size: int | None = None,
     methods: Sequence[str] | None = None,
@@ -65,8 +66,10 @@ def run(
         test_size: Share below 1, or number, of a file's rows to set aside first. Default: a fifth.
         group: A column of a file whose equal values stay on one side of every split. Default: none.
         time: A column of a file; later rows are predicted from earlier ones. Default: none.
-        network: Widths of the hidden layers; or of all layers, if the first and the last are those of the data.
-            Default: those of the budget or the data.
+        network: Widths of the hidden layers; or of all layers, if the first and the last are those of the data. Or a
+            function of p that builds an untrained `torch.nn.Module` with dropout of probability p: inputs of shape
+            (rows, 1, height, width) for images, else (rows, columns); outputs (rows, classes), or (rows, 1) for
+            numbers. Default: the widths of the budget or the data.
         epochs: The last epoch. Default: that of the budget or the data.
         batch_size: Rows a step. Default: that of the budget or the data.
         methods: Names of the methods to compare, of `METHODS`; none is always among them. Default: those of the budget.
@@ -115,7 +118,8 @@ def run(
     loaded = load("run", data, TableOptions(target, task, test_size, group, time))
     if isinstance(budget, str):
         size = fitted(size, loaded)
-    size = with_network(size, loaded, network, epochs, batch_size)
+    widths = None if callable(network) else network
+    size = with_network(size, loaded, widths, epochs, batch_size)
     if size.rows > loaded.rows:
         raise DataError(
             f"The budget {size.name!r} needs {size.rows} rows, the data set {loaded.name!r} has {loaded.rows}."
@@ -126,21 +130,32 @@ def run(
 
     grids = that_fit("run", grids, loaded, methods)
     check_splits(loaded, size, checked_seed)
-    if not (isinstance(data, str) and data in SOURCES):
+    own = None
+    if callable(network):
+        from dropkit.study.own import check_network, that_fit_network
+
+        grids = that_fit_network("run", grids, methods)
+        own = check_network("run", network, loaded, size, grids)
+        size = replace(size, pack_size=1)
+    if own is not None or not (isinstance(data, str) and data in SOURCES):
         size, grids = fit_to_time(
-            loaded, size, checked_seed, grids, keep_epochs=epochs is not None, keep_methods=methods is not None
+            loaded, size, checked_seed, grids, own, keep_epochs=epochs is not None, keep_methods=methods is not None
         )
-    plan = make_plan(loaded, size, checked_seed, grids)
+    plan = make_plan(loaded, size, checked_seed, grids, own.described() if own else None)
     with RunFolder.create(path or run_directory(loaded.name), plan) as folder:
         for column, words in loaded.description:
             report_to(Progress("data", 0, 1, f"{column}: {words}"))
         if plan.budget.fitted:
             report_to(Progress("data", 0, 1, f"time: {plan.budget.fitted}"))
-        return _finish(folder, loaded, report_to)
+        return _finish(folder, loaded, report_to, own)
 
 
 def resume(
-    directory: str | PathLike[str], *, data: Dataset | None = None, progress: ProgressCallback | None = None
+    directory: str | PathLike[str],
+    *,
+    data: Dataset | None = None,
+    network: "Factory | None" = None,
+    progress: ProgressCallback | None = None,
 ) -> "Result":
     """Go on with a study that was stopped; the results are those of an undisturbed run.
 
@@ -149,12 +164,14 @@ def resume(
     Args:
         directory: The run directory.
         data: The same `Dataset` as at the start, if it was one of your own. Default: the plan's source by its name.
+        network: The same function as at the start, if the network was one of your own. Default: the study's network.
         progress: Called with a `Progress` after every epoch. Default: nothing is said.
 
     Returns:
         A `Result`, as `run` gives it.
 
     Raises:
+        ArgumentError: If the network is not the one of the plan.
         ArgumentTypeError: If an argument has a type that is not accepted.
         DataError: If the data are not those of the plan.
         RunError: If the directory is no run, is damaged, or another process is at it.
@@ -172,13 +189,14 @@ def resume(
         raise argument_type_error("resume", "data", "a Dataset, or None for an embedded source", data)
     _check_packages()
 
+    from dropkit.study.own import same_network
     from dropkit.study.storage import RunFolder, read_plan
 
     loaded = data if data is not None else load_again(read_plan(path), path)
     with RunFolder.open(path) as folder:
         if loaded.digest() != folder.plan.data["sha256"]:
             raise DataError(f"The data set {loaded.name!r} differs from the one that {path} began with. Give that one.")
-        return _finish(folder, loaded, report_to)
+        return _finish(folder, loaded, report_to, same_network("resume", network, folder.plan, loaded, path))
 
 
 def run_directory(data_name: str, parent: Path = Path("runs")) -> Path:
@@ -188,7 +206,7 @@ def run_directory(data_name: str, parent: Path = Path("runs")) -> Path:
     return next(parent / name for name in names if not (parent / name).exists())
 
 
-def _finish(folder: "RunFolder", data: Dataset, progress: ProgressCallback) -> "Result":
+def _finish(folder: "RunFolder", data: Dataset, progress: ProgressCallback, network: "OwnNetwork | None") -> "Result":
     from dropkit.study.engine import train_all
     from dropkit.study.findings import find
     from dropkit.study.output import write_files
@@ -197,9 +215,9 @@ def _finish(folder: "RunFolder", data: Dataset, progress: ProgressCallback) -> "
     from dropkit.study.saved_model import save_model
 
     try:
-        train_all(folder, data, progress)
-        findings = find(folder, data)
-        save_model(folder, data, findings.summary, findings.verdict)
+        train_all(folder, data, progress, network)
+        findings = find(folder, data, network)
+        save_model(folder, data, findings.summary, findings.verdict, network)
         write_files(folder.path, findings)
         write_report(folder.path / "report.html", findings)
     except OSError as error:

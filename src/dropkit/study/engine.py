@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from dropkit.study.dataset import Dataset
 from dropkit.study.methods import METHODS
+from dropkit.study.own import OwnNetwork, train_own
 from dropkit.study.packed import Model, Training, train
 from dropkit.study.plan import Pack, Plan
 from dropkit.study.progress import Progress, ProgressCallback
@@ -20,7 +22,7 @@ __all__ = ["train_all"]
 Settled = Mapping[str, tuple[float, ...]]  # of each method, the strengths that an earlier phase chose for this one
 
 
-def train_all(folder: RunFolder, data: Dataset, progress: ProgressCallback) -> None:
+def train_all(folder: RunFolder, data: Dataset, progress: ProgressCallback, network: OwnNetwork | None = None) -> None:
     """Train every pack of the plan that the journal does not hold yet."""
     plan = folder.plan
     reporter = _Reporter(plan, progress)
@@ -42,7 +44,8 @@ def train_all(folder: RunFolder, data: Dataset, progress: ProgressCallback) -> N
             reporter.skip(pack)
         else:
             checkpoint = folder.checkpoint(pack)
-            trainings = train(models, data, splits.of(trials), plan.budget, reporter.epoch, checkpoint)
+            train_these = partial(train_own, network) if network and not models[0].recipe.is_linear else train
+            trainings = train_these(models, data, splits.of(trials), plan.budget, reporter.epoch, checkpoint)
         folder.save_pack(pack, trials, trainings, time.perf_counter() - began)
         reporter.diverged(trials, trainings)
 

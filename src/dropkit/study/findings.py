@@ -7,6 +7,7 @@ from dropkit.study.cautions import cautions
 from dropkit.study.dataset import Dataset
 from dropkit.study.measures import Measured
 from dropkit.study.measures.taking import take_measures
+from dropkit.study.own import OwnNetwork
 from dropkit.study.storage import RunFolder
 from dropkit.study.summary import Summary, summarise
 from dropkit.study.test_rows import OnTestRows, score_test_rows
@@ -38,12 +39,12 @@ class Findings:
     measures: Mapping[str, Mapping[str, Measured]] = field(default_factory=dict)
 
 
-def find(folder: RunFolder, data: Dataset) -> Findings:
+def find(folder: RunFolder, data: Dataset, network: OwnNetwork | None = None) -> Findings:
     """Summarise and judge a study whose packs have all trained, then use the test rows."""
     summary = summarise(folder.plan, folder.records().values())
     verdict = judge(summary)
     candidates = verdict.recommended or ((verdict.leader,) if verdict.leader else ())
-    test_rows = tuple(score_test_rows(folder, data, summary, method) for method in candidates)
+    test_rows = tuple(score_test_rows(folder, data, summary, method, network) for method in candidates)
     return Findings(
         summary=summary,
         verdict=verdict,
@@ -51,5 +52,5 @@ def find(folder: RunFolder, data: Dataset) -> Findings:
         test_rows=test_rows,
         seconds=folder.seconds(),
         columns=data.description,
-        measures=take_measures(folder, data, summary),
+        measures=take_measures(folder, data, summary) if network is None else {},  # they know our networks alone
     )

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from dropkit import __version__
@@ -47,12 +47,14 @@ class Plan:
         data: Name, title, rows, columns, classes and SHA-256 of the data set.
         budget: Size of the study.
         strengths: From a method's name to the strengths that the selection tries; none is always among them.
+        network: Class, number of parameters and SHA-256 of a user's own network; nothing of the study's.
     """
 
     seed: int
     data: Mapping[str, Any]
     budget: Budget
     strengths: Mapping[str, tuple[float, ...]]
+    network: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def family(self) -> tuple[str, ...]:
@@ -121,6 +123,7 @@ class Plan:
             "data": dict(self.data),
             "budget": {**asdict(self.budget), "hidden": list(self.budget.hidden), "methods": list(self.budget.methods)},
             "strengths": {name: list(strengths) for name, strengths in self.strengths.items()},
+            "network": dict(self.network),
             "primary": f"early-stopped validation {loss_name(self.data)}, each method against none, on the "
             "confirmation seeds",
             "test": "corrected resampled t-test (Nadeau and Bengio 2003), Holm over the family",
@@ -133,14 +136,20 @@ class Plan:
         }
 
 
-def make_plan(data: Dataset, budget: Budget, seed: int, strengths: Mapping[str, Sequence[float]]) -> Plan:
+def make_plan(
+    data: Dataset,
+    budget: Budget,
+    seed: int,
+    strengths: Mapping[str, Sequence[float]],
+    network: Mapping[str, Any] | None = None,
+) -> Plan:
     """Build the plan for a data set."""
     described = {"name": data.name, "title": data.title, "note": data.note, "rows": data.rows}
     described |= {"columns": data.columns, "classes": data.classes, "sha256": data.digest()}
     described |= {"outputs": data.outputs, "task": data.task, "target": data.target_name, "origin": dict(data.origin)}
     left_out = [method.title for name, method in METHODS.items() if name not in strengths and method.fits(data)]
     named = replace(budget, leaves_out=joined(left_out) if left_out else "")
-    return Plan(seed, described, named, {name: tuple(grid) for name, grid in strengths.items()})
+    return Plan(seed, described, named, {name: tuple(grid) for name, grid in strengths.items()}, network or {})
 
 
 def plan_from_json(text: str, where: str) -> Plan:
@@ -158,6 +167,7 @@ def plan_from_json(text: str, where: str) -> Plan:
             content["data"],
             Budget(**content["budget"]),
             {name: tuple(grid) for name, grid in content["strengths"].items()},
+            content["network"],
         )
     except (ValueError, KeyError, TypeError, AttributeError):
         raise RunError(f"{where} is damaged: it holds no plan of a study. {fresh}") from None

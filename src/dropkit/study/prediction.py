@@ -17,9 +17,12 @@ from dropkit.study.preparation import DATE
 from dropkit.study.reading import Table, listed, read_table
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from dropkit.study.own import Factory
     from dropkit.study.saved_model import SavedModel
 
-__all__ = ["Predictions", "predict"]
+__all__ = ["Predictions", "load_models", "predict"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,18 +59,20 @@ class Predictions:
         return f"Predictions of {self.target}, {len(self.values)} rows"
 
 
-def predict(directory: str | PathLike[str], data: object) -> Predictions:
+def predict(directory: str | PathLike[str], data: object, *, network: "Factory | None" = None) -> Predictions:
     """Predict new rows with the recommended model of a study that has ended.
 
     Args:
         directory: The run directory.
         data: The path of a CSV or Parquet file with the columns of the study's table, in any order; others are left
             alone. For a study of an array: an array of shape (rows, columns).
+        network: The function that the run began with, if its network was one of your own. Default: the study's network.
 
     Returns:
         Probabilities of each class, or numbers.
 
     Raises:
+        ArgumentError: If the network is not the one that the run began with.
         ArgumentTypeError: If an argument has a type that is not accepted.
         DataError: If columns are missing, or hold something else than in the study.
         RunError: If the run holds no model.
@@ -86,7 +91,7 @@ def predict(directory: str | PathLike[str], data: object) -> Predictions:
     require("safetensors", "study", "A prediction")
     from dropkit.study.saved_model import load_model
 
-    model = load_model(Path(directory))
+    model = load_model(Path(directory), network)
     inputs = _array(model, data) if isinstance(data, np.ndarray) else _table(model, Path(data))
     names = model.class_names if model.task == "classification" else ()
     values = model.predict(inputs)
@@ -97,6 +102,43 @@ def predict(directory: str | PathLike[str], data: object) -> Predictions:
             "number for it. Correct it or leave it out."
         )
     return Predictions(model.target, names, values)
+
+
+def load_models(directory: str | PathLike[str], *, network: "Factory") -> "list[nn.Module]":
+    """Return the trained networks of a study that began with a network of one's own.
+
+    They are the confirmation models of the recommended method, or of no regularisation where none is recommended.
+
+    Args:
+        directory: The run directory.
+        network: The function that the run began with.
+
+    Returns:
+        One network a confirmation seed, at its early-stopping epoch, in evaluation.
+
+    Raises:
+        ArgumentError: If the network is not the one that the run began with.
+        ArgumentTypeError: If an argument has a type that is not accepted.
+        RunError: If the run holds no model.
+
+    Examples:
+        >>> from torch import nn
+        >>> from dropkit import study
+        >>> study.load_models("runs/forgotten", network=lambda p: nn.Linear(2, 2))
+        Traceback (most recent call last):
+            ...
+        dropkit.errors.RunError: runs/forgotten holds no model. Name the directory of a study that has ended, ...
+    """
+    if not isinstance(directory, str | PathLike):
+        raise argument_type_error("load_models", "directory", "a path", directory)
+    require("safetensors", "study", "A saved model")
+    from dropkit.study.own import OwnMember
+    from dropkit.study.saved_model import load_model
+
+    members = [member for _, member in load_model(Path(directory), network).members]
+    if network is None or not all(isinstance(member, OwnMember) for member in members):
+        raise argument_type_error("load_models", "network", "the function that the run began with", network)
+    return [member.module for member in members if isinstance(member, OwnMember)]
 
 
 def _array(model: "SavedModel", data: npt.NDArray[Any]) -> npt.NDArray[Any]:

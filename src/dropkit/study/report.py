@@ -10,6 +10,7 @@ from dropkit.study._atomic import write_atomic
 from dropkit.study.findings import Findings
 from dropkit.study.methods import METHODS
 from dropkit.study.pictures import PICTURES, svg
+from dropkit.study.plan import Plan
 from dropkit.study.statements import statement_on_test_rows, statements
 from dropkit.study.summary import Summary
 from dropkit.study.table import headings, notes, table_rows
@@ -64,9 +65,15 @@ def _tried(summary: Summary, method: str) -> str:
     return f"{listed}; then {joined([f'{strength:g}' for strength in extra])}" if extra else listed
 
 
+def _network(plan: Plan) -> str:
+    if plan.network:
+        return f"{plan.network['class']}, your own, {plan.network['parameters']:,} parameters"
+    widths = (plan.data["columns"], *plan.budget.hidden, plan.data["outputs"])
+    return f"{'-'.join(str(width) for width in widths)}, ReLU, dropout after every hidden layer"
+
+
 def _settings(findings: Findings) -> list[tuple[str, Any]]:
     plan, budget = findings.summary.plan, findings.summary.plan.budget
-    network = "-".join(str(width) for width in (plan.data["columns"], *budget.hidden, plan.data["outputs"]))
     grids = [
         (f"{METHODS[name].title}, {METHODS[name].symbol} tried", _tried(findings.summary, name))
         for name in plan.strengths
@@ -80,7 +87,7 @@ def _settings(findings: Findings) -> list[tuple[str, Any]]:
             f"{budget.train_rows:,} train, {budget.inner_rows:,} choose the epoch, {budget.validation_rows:,} validate",
         ),
         ("Test rows", f"{budget.test_rows:,}, set aside first"),
-        ("Network", f"{network}, ReLU, dropout after every hidden layer, {loss_name(plan.data)}"),
+        ("Network", f"{_network(plan)}, {loss_name(plan.data)}"),
         ("Optimiser", f"Adam, learning rate {budget.learning_rate:g}, batches of {budget.batch_size}"),
         ("Epochs", budget.epochs),
         *grids,

@@ -5,7 +5,9 @@ each trained on other rows, so together they have seen nearly all, and the loss 
 """
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dropkit.errors import RunError
+from dropkit._checks import argument_error
+from dropkit.errors import DropkitError, RunError
 from dropkit.study._atomic import write_atomic
 from dropkit.study.dataset import CLASSIFICATION, Dataset
+from dropkit.study.methods import METHODS
 from dropkit.study.network import logits
+from dropkit.study.own import Factory, OwnNetwork, own_members, state_names
 from dropkit.study.preparation import Column, Preparation, fit
 from dropkit.study.splits import outer_split, seed_key, seed_split
 from dropkit.study.storage import RunFolder
@@ -28,6 +33,8 @@ __all__ = ["SavedModel", "load_model", "save_model"]
 
 _WEIGHTS, _DESCRIPTION = "model.safetensors", "model.json"
 _FORMAT = 1
+
+Network = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +48,7 @@ class SavedModel:
         class_names: The name of each class.
         columns: The columns of a table that it needs; none where it takes an array of numbers.
         inputs: Numbers that a row has before preparation.
-        members: What prepares the rows for each network, and its parameters.
+        members: What prepares the rows for each network, and the network: from prepared rows to outputs.
     """
 
     label: str
@@ -50,15 +57,15 @@ class SavedModel:
     class_names: tuple[str, ...]
     columns: tuple[Column, ...]
     inputs: int
-    members: tuple[tuple[Preparation, tuple[torch.Tensor, ...]], ...]
+    members: tuple[tuple[Preparation, Network], ...]
 
     @torch.no_grad()
     def predict(self, inputs: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """Return probabilities of shape (rows, classes), or numbers of shape (rows, 1)."""
         found = []
-        for preparation, parameters in self.members:
+        for preparation, network in self.members:
             rows = torch.from_numpy(preparation.apply(inputs))
-            output = logits([part[None] for part in parameters], rows[None])[0].double()
+            output = network(rows).double()
             if self.task == CLASSIFICATION:
                 found.append(output.softmax(1))
             else:
@@ -66,22 +73,27 @@ class SavedModel:
         return torch.stack(found).mean(0).numpy()
 
 
-def save_model(folder: RunFolder, data: Dataset, summary: Summary, verdict: Verdict) -> None:
+def save_model(
+    folder: RunFolder, data: Dataset, summary: Summary, verdict: Verdict, network: OwnNetwork | None = None
+) -> None:
     """Write the recommended model into the run; nothing where every run without regularisation diverged."""
-    from safetensors.numpy import save
+    from safetensors.torch import save
 
     method = verdict.recommended[0] if verdict.recommended else "none"
     if method not in summary.arms or not summary.arms[method].records:
         return
     plan = folder.plan
     _, rest = outer_split(data, plan.budget, plan.seed)
-    weights: dict[str, npt.NDArray[np.float32]] = {}
-    preparations = []
+    recipe = METHODS[method].recipe(summary.arms[method].strength)
+    weights: dict[str, torch.Tensor] = {}
+    preparations, keys = [], []
     for member, (seed, parameters) in enumerate(confirmed_parameters(folder, summary, method).items()):
-        train = seed_split(data, rest, plan.budget, seed_key(plan.seed, seed)).train
+        keys.append(seed_key(plan.seed, seed))
+        train = seed_split(data, rest, plan.budget, keys[-1]).train
         targets = None if data.is_classification else data.targets
         preparations.append(fit(data.schema, data.inputs, targets, train).to_json())
-        weights |= {f"{member}.{part}": np.ascontiguousarray(array) for part, array in enumerate(parameters)}
+        names = state_names(network.build(recipe.dropout, keys[-1])) if network else range(len(parameters))
+        weights |= {f"{member}.{name}": torch.tensor(part) for name, part in zip(names, parameters, strict=True)}
     description = {
         "format": _FORMAT,
         "label": summary.arms[method].label,
@@ -91,14 +103,22 @@ def save_model(folder: RunFolder, data: Dataset, summary: Summary, verdict: Verd
         "inputs": data.inputs.shape[1],
         "members": preparations,
     }
+    if network is not None:
+        shape = data.image_shape
+        description["network"] = {**plan.network, "p": recipe.dropout, "keys": keys, "image_shape": shape}
     write_atomic(folder.path / _WEIGHTS, save(weights))
     write_atomic(folder.path / _DESCRIPTION, json.dumps(description, indent=1, ensure_ascii=False) + "\n")
 
 
-def load_model(path: Path) -> SavedModel:
+def load_model(path: Path, network: Factory | None = None) -> SavedModel:
     """Read the model of a run.
 
+    Args:
+        path: The run directory.
+        network: What builds the networks of a run that began with a network of one's own.
+
     Raises:
+        ArgumentError: If the network is not the one that the run began with.
         RunError: If the run has none, or it is damaged.
     """
     from safetensors import SafetensorError
@@ -113,9 +133,16 @@ def load_model(path: Path) -> SavedModel:
         ) from None
     except (OSError, ValueError, SafetensorError) as error:
         raise RunError(f"{path}: the model cannot be read ({error}). Write it anew: --resume {path}") from None
+    own = description.get("network") if isinstance(description, dict) else None
+    if own is None and network is not None:
+        raise argument_error("load_models", "network", f"left out for {path}, which has the study's network", network)
     try:
         preparations = [Preparation.from_json(one) for one in description["members"]]
-        parts = [_parts(weights, member) for member in range(len(preparations))]
+        networks: Sequence[Network]
+        if own is not None:
+            networks = own_members(path, own, network, weights, len(description["class_names"]))
+        else:
+            networks = [partial(_forward, _parts(weights, member)) for member in range(len(preparations))]
         return SavedModel(
             label=description["label"],
             task=description["task"],
@@ -123,10 +150,16 @@ def load_model(path: Path) -> SavedModel:
             class_names=tuple(description["class_names"]),
             columns=preparations[0].columns,
             inputs=int(description["inputs"]),
-            members=tuple(zip(preparations, parts, strict=True)),
+            members=tuple(zip(preparations, networks, strict=True)),
         )
+    except DropkitError:
+        raise  # of a network of one's own; an ArgumentError is a ValueError too
     except (KeyError, TypeError, ValueError, IndexError):
         raise RunError(f"{path}: the model is damaged. Write it anew: --resume {path}") from None
+
+
+def _forward(parameters: Sequence[torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
+    return logits([part[None] for part in parameters], rows[None])[0]
 
 
 def _parts(weights: dict[str, torch.Tensor], member: int) -> tuple[torch.Tensor, ...]:

@@ -9,8 +9,11 @@ import torch
 
 from dropkit.random import call_key
 from dropkit.study.dataset import Dataset
+from dropkit.study.methods import METHODS
 from dropkit.study.metrics import measured, metrics_of
 from dropkit.study.network import row_scores
+from dropkit.study.own import OwnNetwork, own_row_scores
+from dropkit.study.packed import Model
 from dropkit.study.records import CONFIRMATION
 from dropkit.study.splits import outer_split, seed_key, seed_split
 from dropkit.study.statistics import Interval, paired_bootstrap
@@ -43,7 +46,9 @@ class OnTestRows:
     groups: int = 0
 
 
-def score_test_rows(folder: RunFolder, data: Dataset, summary: Summary, method: str) -> OnTestRows:
+def score_test_rows(
+    folder: RunFolder, data: Dataset, summary: Summary, method: str, network: OwnNetwork | None = None
+) -> OnTestRows:
     """Score the confirmation models of `method` and of none on the test rows.
 
     Losses are averaged over models row by row; predictions are not, which would make an ensemble of them.
@@ -53,12 +58,17 @@ def score_test_rows(folder: RunFolder, data: Dataset, summary: Summary, method: 
     scores = {}
     for name in (method, "none"):
         models = confirmed_parameters(folder, summary, name)
-        stacked = [torch.from_numpy(np.stack(parts)) for parts in zip(*models.values(), strict=True)]
         keys = [seed_key(plan.seed, seed) for seed in models]
         prepared = [data.prepared(seed_split(data, rest, plan.budget, key).train) for key in keys]
         inputs = [torch.from_numpy(part.inputs[rows]) for part in prepared]
         targets = [torch.from_numpy(part.targets[rows]) for part in prepared]
-        losses, outputs = row_scores(stacked, inputs, targets)
+        if network is None:
+            stacked = [torch.from_numpy(np.stack(parts)) for parts in zip(*models.values(), strict=True)]
+            losses, outputs = row_scores(stacked, inputs, targets)
+        else:
+            recipe = METHODS[name].recipe(summary.arms[name].strength)
+            trained = [(Model(key, recipe), state) for key, state in zip(keys, models.values(), strict=True)]
+            losses, outputs = own_row_scores(network, trained, inputs, targets, data)
         found = measured(data.task, outputs, torch.stack(targets), [part.target_scale for part in prepared]).mean(0)
         names = [metric.name for metric in metrics_of(data.task)]
         scores[name] = losses.mean(0).numpy(), dict(zip(names, found.tolist(), strict=True))

@@ -3,11 +3,13 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from dropkit.study.budgets import Budget
 from dropkit.study.dataset import Dataset
 from dropkit.study.grids import Grids
 from dropkit.study.methods import METHODS, Recipe
+from dropkit.study.own import OwnNetwork, train_own
 from dropkit.study.packed import Model, train
 from dropkit.study.plan import Pack, Plan, make_plan
 from dropkit.study.records import SELECTION, Trial
@@ -28,6 +30,7 @@ def fit_to_time(
     budget: Budget,
     seed: int,
     grids: Grids,
+    network: OwnNetwork | None = None,
     *,
     keep_epochs: bool = False,
     keep_methods: bool = False,
@@ -40,6 +43,7 @@ def fit_to_time(
         budget: With the time, in `minutes`; without one nothing is measured.
         seed: The study's seed.
         grids: The strengths of every method.
+        network: A network of the user's own. Default: the study's.
         keep_epochs: Whether the number of epochs is the user's own wish. Default: False.
         keep_methods: Whether the methods are the user's own wish. Default: False.
         clock: Returns seconds. Default: `time.perf_counter`.
@@ -50,7 +54,7 @@ def fit_to_time(
     if budget.minutes is None:
         return budget, grids
     plan = make_plan(data, budget, seed, grids)
-    measured = measure_epochs(plan, data, clock)
+    measured = measure_epochs(plan, data, clock, network)
     limit = 60 * budget.minutes
     total = estimate = _estimate(plan, measured)
     if estimate > limit and not keep_epochs:
@@ -65,13 +69,17 @@ def fit_to_time(
     return replace(budget, epochs=plan.budget.epochs, fitted=words), plan.strengths
 
 
-def measure_epochs(plan: Plan, data: Dataset, clock: Clock = time.perf_counter) -> Seconds:
+def measure_epochs(
+    plan: Plan, data: Dataset, clock: Clock = time.perf_counter, network: OwnNetwork | None = None
+) -> Seconds:
     """Return the seconds that one epoch of one model takes, by the kind of its recipe, as its pack trains."""
     kinds: dict[object, Pack] = {}
     for pack in plan.packs():
         if pack.phase == SELECTION:
             kinds.setdefault(_kind(plan, pack.trials[0]), pack)
-    _train_once(plan, data, next(iter(kinds.values())).trials)  # the first one pays for what is loaded on first use
+    _train_once(
+        plan, data, next(iter(kinds.values())).trials, network
+    )  # the first one pays for what is loaded on first use
     found: Seconds = {}
     limit = _SHARE_TO_MEASURE * 60 * (plan.budget.minutes or 0)
     spent = 0.0
@@ -80,7 +88,7 @@ def measure_epochs(plan: Plan, data: Dataset, clock: Clock = time.perf_counter) 
             found[kind] = max(found.values())
             continue
         began = clock()
-        _train_once(plan, data, pack.trials)
+        _train_once(plan, data, pack.trials, network)
         seconds = clock() - began
         spent += seconds
         # A fitted model has no epochs: its time is spread over them.
@@ -89,11 +97,12 @@ def measure_epochs(plan: Plan, data: Dataset, clock: Clock = time.perf_counter) 
     return found
 
 
-def _train_once(plan: Plan, data: Dataset, trials: Sequence[Trial]) -> None:
+def _train_once(plan: Plan, data: Dataset, trials: Sequence[Trial], network: OwnNetwork | None) -> None:
     _, rest = outer_split(data, plan.budget, plan.seed)
     models = [Model(seed_key(plan.seed, trial.seed), _recipe(trial)) for trial in trials]
     splits = {model.key: seed_split(data, rest, plan.budget, model.key) for model in models}
-    train(models, data, splits, replace(plan.budget, epochs=1))
+    train_these = partial(train_own, network) if network and not models[0].recipe.is_linear else train
+    train_these(models, data, splits, replace(plan.budget, epochs=1))
 
 
 def _recipe(trial: Trial) -> Recipe:

@@ -14,10 +14,16 @@ def check(summary: Summary) -> list[str]:
         return []
     own = arm.spread(lambda record: record.last.training_loss).mean
     none = summary.none.spread(lambda record: record.last.training_loss).mean
-    width = min(summary.plan.budget.hidden)
     text = (
-        f"The chosen rate p = {rate:g} leaves about {round(width * (1 - rate))} of {width} hidden units in a training "
-        f"step; the training loss at the last epoch is {own:.3f}, against {none:.3f} without. A rate this high often "
-        "means that a smaller network would do."
+        f"The chosen rate p = {rate:g} leaves about {_left(summary, rate)} hidden units in a training step; the "
+        f"training loss at the last epoch is {own:.3f}, against {none:.3f} without. A rate this high often means that "
+        "a smaller network would do."
     )
     return [text]
+
+
+def _left(summary: Summary, rate: float) -> str:
+    if summary.plan.network:
+        return f"{1 - rate:.0%} of the"
+    width = min(summary.plan.budget.hidden)
+    return f"{round(width * (1 - rate))} of {width}"
