@@ -15,10 +15,11 @@ from torch import Tensor
 from dropkit import study
 from dropkit.errors import ArgumentError
 from dropkit.study import Budget, Dataset
+from dropkit.study.augmentation import changed
 from dropkit.study.measures import MEASURES, Measured, Trained, Values
 from dropkit.study.measures.co_adaptation import co_adaptation, mean_correlation
 from dropkit.study.measures.degradation import DRAWS, SHARES, degradation, removal_order
-from dropkit.study.measures.gradient_variance import batch_gradient, changed, gradient_variance
+from dropkit.study.measures.gradient_variance import batch_gradient, gradient_variance
 from dropkit.study.measures.taking import take_measures
 from dropkit.study.methods import Recipe
 from dropkit.study.result import Result

@@ -15,7 +15,7 @@ from torch import Tensor
 from dropkit.random import call_key, uniform
 from dropkit.study.methods import Recipe
 
-__all__ = ["augmented", "drawn", "mixed", "padded_windows", "resampled"]
+__all__ = ["augmented", "changed", "drawn", "mixed", "padded_windows", "resampled"]
 
 Array = npt.NDArray[np.float64]
 
@@ -104,6 +104,27 @@ def augmented(images: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
     if "brightness" in draws:
         images = images * draws["brightness"][..., None, None].to(images.dtype)
     return images
+
+
+def changed(images: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
+    """Shift, turn, crop, flip and brighten the images of one model; mixup is not among these changes.
+
+    Args:
+        images: Of shape (rows, height, width).
+        draws: As of `drawn`.
+
+    Returns:
+        Images of the same shape; a shift leaves zeros behind it.
+
+    Examples:
+        >>> changed(torch.tensor([[[1.0, 2.0]]]), {"shift": torch.tensor([[0.0, 1.0]])})
+        tensor([[[0., 1.]]])
+    """
+    if "shift" in draws:
+        most = int(draws["shift"].abs().max())
+        corner = most - draws["shift"].long()
+        images = padded_windows(images[None], most)[0, torch.arange(len(images)), corner[:, 0], corner[:, 1]]
+    return augmented(images[None], {name: values[None] for name, values in draws.items()})[0]
 
 
 def resampled(images: Tensor, degrees: Tensor | None, crops: Tensor | None) -> Tensor:

@@ -1,14 +1,12 @@
 """Gradient variance: how much the gradient of a mini-batch varies with its rows and its noise."""
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from dropkit.functional import dropout
 from dropkit.random import call_key, keep_mask, normal, uniform32
-from dropkit.study.augmentation import augmented, drawn, padded_windows
+from dropkit.study.augmentation import changed, drawn
 from dropkit.study.measures.measure import Measure, Trained, Values
 from dropkit.study.network import logits, row_losses
 
@@ -70,15 +68,6 @@ def _inputs(model: Trained, rows: Tensor, draw: int) -> Tensor:
         noise = normal(_key(model, size, "noise", draw), tuple(inputs.shape), dtype=np.float32)
         return inputs + recipe.noise * torch.from_numpy(noise)
     return inputs
-
-
-def changed(images: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
-    """Return images of shape (rows, height, width), each changed by its own draws; a shift leaves zeros behind it."""
-    if "shift" in draws:
-        most = int(draws["shift"].abs().max())
-        corner = most - draws["shift"].long()
-        images = padded_windows(images[None], most)[0, torch.arange(len(images)), corner[:, 0], corner[:, 1]]
-    return augmented(images[None], {name: values[None] for name, values in draws.items()})[0]
 
 
 def _key(model: Trained, size: int, place: str, draw: int) -> int:

@@ -36,7 +36,10 @@ __all__ = [
 Factory = Callable[[float], nn.Module]
 
 _RULE = "widths of hidden layers, or a function of p that builds an untrained torch.nn.Module"
-_ACT_ON_ANY = ("dropout", "weight_decay", "l1", "max_norm", "label_smoothing", "shift", "noise")
+_ACT_ON_ANY = (
+    *("dropout", "weight_decay", "l1", "max_norm", "label_smoothing", "noise"),
+    *("shift", "rotation", "crop", "flip", "brightness"),
+)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dropkit.random import call_key, normal
+from dropkit.study.augmentation import changed, drawn
 from dropkit.study.budgets import Budget
 from dropkit.study.checkpoint import Checkpoint
 from dropkit.study.dataset import Dataset
@@ -22,7 +22,7 @@ from dropkit.study.metrics import measured, metrics_of
 from dropkit.study.network import row_losses
 from dropkit.study.own.factory import OwnNetwork, arranged, module_outputs
 from dropkit.study.own.randomness import seeded
-from dropkit.study.packed import TRAINING_ROWS_SCORED, Model, Training, noise_key, shifts, shuffled
+from dropkit.study.packed import TRAINING_ROWS_SCORED, Model, Training, noise_key, shuffled
 from dropkit.study.records import curves
 from dropkit.study.splits import Split
 
@@ -105,18 +105,16 @@ class _Run:
     def _train(self, epoch: int) -> None:
         self.module.train()
         size = self.budget.batch_size
-        order = torch.from_numpy(shuffled(self.model.key, self.split.train, epoch)).split(size)
-        moves: Sequence[Tensor | None] = [None] * len(order)
-        if self.recipe.shift:
-            rows = len(self.split.train)
-            moves = torch.from_numpy(shifts(self.model.key, self.recipe.shift, rows, epoch)).split(size)
-        for rows, move in zip(order, moves, strict=True):
-            if len(rows) == 1 < min(size, len(self.split.train)):
+        order = torch.from_numpy(shuffled(self.model.key, self.split.train, epoch))
+        draws = drawn(self.model.key, self.recipe, len(order), epoch)
+        for start in range(0, len(order), size):
+            rows, batch = order[start : start + size], slice(start, start + size)
+            if len(rows) == 1 < min(size, len(order)):
                 continue  # batch normalisation has no variance of one row
-            self._step(rows, move)
+            self._step(rows, {name: torch.from_numpy(values[batch]) for name, values in draws.items()})
 
-    def _step(self, rows: Tensor, move: Tensor | None) -> None:
-        placed = arranged(self._batch(rows, move), self.data.image_shape).to(self.device)
+    def _step(self, rows: Tensor, draws: Mapping[str, Tensor]) -> None:
+        placed = arranged(self._batch(rows, draws), self.data.image_shape).to(self.device)
         found = module_outputs(self.module, placed, self.data.classes)
         losses = row_losses(found[None], self.targets[rows].to(self.device)[None], self.smoothing)
         self.optimizer.zero_grad()
@@ -125,13 +123,13 @@ class _Run:
             self._regularise()
         self.step += 1
 
-    def _batch(self, rows: Tensor, move: Tensor | None) -> Tensor:
+    def _batch(self, rows: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
         found = self.inputs[rows]
-        if move is not None:
-            found = _moved(arranged(found, self.data.image_shape), move, self.recipe.shift).flatten(1)
+        if draws:
+            found = changed(found.unflatten(1, self.data.image_shape or (1, -1)), draws).flatten(1)
         if self.recipe.noise:
-            drawn = normal(noise_key(self.model.key, self.step), tuple(found.shape), dtype=np.float32)
-            found = found + self.recipe.noise * torch.from_numpy(drawn)
+            noise = normal(noise_key(self.model.key, self.step), tuple(found.shape), dtype=np.float32)
+            found = found + self.recipe.noise * torch.from_numpy(noise)
         return found
 
     def _regularise(self) -> None:
@@ -193,13 +191,6 @@ class _Run:
         names = ("training_loss", "inner_loss", "validation_loss", *(m.name for m in metrics_of(self.data.task)))
         found = curves(**{name: whole[:, column].tolist() for column, name in enumerate(names)})
         return Training(found, diverged_at, [tensor.numpy() for tensor in self.best.values()])
-
-
-def _moved(images: Tensor, move: Tensor, most: int) -> Tensor:
-    """Return images of shape (rows, 1, height, width) moved down and right, with zeros where nothing was."""
-    height, width = images.shape[2:]
-    windows = F.pad(images, [most] * 4).unfold(2, height, 1).unfold(3, width, 1)
-    return windows[torch.arange(len(images)), :, most - move[:, 0], most - move[:, 1]]
 
 
 def module_rows(module: nn.Module, inputs: Tensor, image_shape: tuple[int, int] | None, classes: int) -> Tensor:
