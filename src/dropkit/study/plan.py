@@ -19,7 +19,7 @@ from dropkit.study.wording import joined, loss_name
 
 __all__ = ["LEVEL", "POWER", "RELEVANT", "Pack", "Plan", "make_plan", "plan_from_json"]
 
-FORMAT = 3
+FORMAT = 4
 LEVEL = 0.05  # of the one Holm family
 POWER = 0.8  # at which the smallest detectable effect is stated
 RELEVANT = 0.05  # an effect below this share of none's loss counts as no difference
@@ -159,9 +159,17 @@ def plan_from_json(text: str, where: str) -> Plan:
         RunError: If the text is no plan, was changed, or was made by a version that plans otherwise.
     """
     fresh = "Start a new run."
+    damaged = RunError(f"{where} is damaged: it holds no plan of a study. {fresh}")
     try:
         content = json.loads(text)
-        checksum = content.pop("sha256")
+        checksum, found = content.pop("sha256"), content["format"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise damaged from None
+    if _checksum(content) != checksum:
+        raise RunError(f"{where} was changed after the study began: its checksum does not fit. {fresh}")
+    if found != FORMAT:  # before anything is read that another format may lack
+        raise RunError(f"{where} has format {found}, this dropkit reads format {FORMAT}. {fresh}")
+    try:
         plan = Plan(
             content["seed"],
             content["data"],
@@ -170,11 +178,7 @@ def plan_from_json(text: str, where: str) -> Plan:
             content["network"],
         )
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise RunError(f"{where} is damaged: it holds no plan of a study. {fresh}") from None
-    if _checksum(content) != checksum:
-        raise RunError(f"{where} was changed after the study began: its checksum does not fit. {fresh}")
-    if content.get("format") != FORMAT:
-        raise RunError(f"{where} has format {content.get('format')}, this dropkit reads format {FORMAT}. {fresh}")
+        raise damaged from None
     if content["dropkit"] != __version__ or plan.checksum != checksum:
         raise RunError(f"{where} was made by dropkit {content['dropkit']}, this is {__version__}. {fresh}")
     return plan
