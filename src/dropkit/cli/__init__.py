@@ -9,7 +9,8 @@ from dropkit.errors import MissingDependencyError
 __all__ = ["main"]
 
 _PACKAGES = (  # of the extra `study`
-    *("filelock", "jinja2", "matplotlib", "optuna", "polars", "rich", "safetensors", "scipy", "sklearn", "typer"),
+    *("filelock", "jinja2", "matplotlib", "optuna", "polars", "rich", "safetensors", "scipy", "sklearn"),
+    *("threadpoolctl", "typer"),
 )
 
 

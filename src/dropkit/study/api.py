@@ -28,7 +28,10 @@ __all__ = ["resume", "run", "run_directory"]
 
 _SEED = Integer(0, 2**64 - 1, "[0, 2**64)")
 _SEEDS = Integer(2, 1000, remedy="One seed shows no spread.")
-_PACKAGES = ("optuna", "sklearn", "scipy", "polars", "safetensors", "matplotlib", "jinja2", "rich", "filelock")
+_PACKAGES = (
+    *("optuna", "sklearn", "scipy", "threadpoolctl", "polars", "safetensors", "matplotlib", "jinja2", "rich"),
+    "filelock",
+)
 
 
 def run(

@@ -38,7 +38,7 @@ def fit_linear(inputs: Array, targets: Array, classes: int, l2: float) -> list[n
     References:
         Hoerl and Kennard (1970), "Ridge regression: biased estimation for nonorthogonal problems".
     """
-    from threadpoolctl import threadpool_limits  # comes with scikit-learn
+    from threadpoolctl import threadpool_limits
 
     # Products this small are ten times slower where two threads wait for each other, and one gives the same bits.
     one_thread = threadpool_limits(1, user_api="blas")
