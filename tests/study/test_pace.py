@@ -12,9 +12,9 @@ from dropkit.study.findings import Findings
 from dropkit.study.output import write_files
 from dropkit.study.pace import Pace, epochs_to_reach, paces
 from dropkit.study.records import CONFIRMATION, Record, Trial, curves
+from dropkit.study.stability import stability
 from dropkit.study.statements import statements
 from dropkit.study.summary import Arm, Summary
-from dropkit.study.verdict import judge
 
 
 @pytest.mark.parametrize(
@@ -63,11 +63,11 @@ def test_the_pace_is_relative_to_none_of_the_same_seed(summary: Summary) -> None
 
 
 def test_what_the_report_and_the_files_say(summary: Summary, tmp_path: Path) -> None:
-    findings = Findings(summary, judge(summary), (), (), {})
+    findings = Findings(summary, stability(summary), (), (), {})
     assert "dropout at p = 0.5 needed 1.8 times the epochs, on 1 of 2 seeds" in statements(findings)[-1]
     slow = replace(summary.arms["dropout"], records=summary.arms["dropout"].records[1:])
     never = replace(summary, arms={**summary.arms, "dropout": slow})
-    said = statements(Findings(never, judge(summary), (), (), {}))[-1]
+    said = statements(Findings(never, stability(summary), (), (), {}))[-1]
     assert "dropout at p = 0.5 got there on none of 1 seeds" in said
     records = tuple(record for arm in summary.arms.values() for record in arm.records)
     write_files(tmp_path, replace(findings, summary=replace(summary, records=records)))

@@ -19,12 +19,12 @@ from dropkit.study.pictures import PICTURES, Picture, svg
 from dropkit.study.pictures.picture import colour
 from dropkit.study.report import report_html
 from dropkit.study.result import Result
+from dropkit.study.stability import stability
 from dropkit.study.statements import statement_on_test_rows, statements
 from dropkit.study.statistics import Interval
 from dropkit.study.summary import Summary
 from dropkit.study.table import headings, notes, table_rows, table_text
 from dropkit.study.test_rows import OnTestRows
-from dropkit.study.verdict import judge
 
 
 class Page(HTMLParser):
@@ -110,7 +110,7 @@ def test_text_from_data_is_escaped(toy: Dataset, tiny: Budget, tmp_path: Path) -
 def test_it_is_written_when_runs_diverged(made_up: Callable[..., Summary], diverged: tuple[str, ...]) -> None:
     early = dict.fromkeys(("none", "dropout", "weight_decay"), lambda strength, seed: 0.3 + 0.001 * seed)
     summary = made_up(early, diverged=lambda trial: trial.method in diverged)
-    findings = Findings(summary, judge(summary), (), (), {})
+    findings = Findings(summary, stability(summary), (), (), {})
     Page(report_html(findings))
     assert [cells[0] for cells in table_rows(findings)] == ["none", "dropout", "weight decay"]
     assert "diverged" in table_text(findings)
@@ -151,9 +151,9 @@ def test_the_test_rows_have_their_say(result: Result, made_up: Callable[..., Sum
     same = dict.fromkeys(("none", "dropout", "weight_decay"), lambda strength, seed: 0.3 + 0.001 * seed)
     summary = made_up(same)
     row = OnTestRows("dropout", 8, 0.3, 0.31, MEASURED, MEASURED, Interval(-0.01, -0.03, 0.01))
-    text = statement_on_test_rows(Findings(summary, judge(summary), (), (row,), {}))
+    text = statement_on_test_rows(Findings(summary, stability(summary), (), (row,), {}))
     assert "\N{MINUS SIGN}0.030 to +0.010, which includes no difference" in text
-    assert statement_on_test_rows(Findings(summary, judge(summary), (), (), {})) == ""
+    assert statement_on_test_rows(Findings(summary, stability(summary), (), (), {})) == ""
 
 
 def test_the_interval_on_test_rows_says_what_was_drawn(
@@ -176,7 +176,7 @@ def test_the_statements_name_every_comparison(made_up: Callable[..., Summary]) -
             "weight_decay": lambda strength, seed: 0.35 + 0.0001 * (-1) ** seed + 0.1 * (strength != 1),
         }
     )
-    _, stopping, dropout, decay, _, pace = statements(Findings(summary, judge(summary), (), (), {}))
+    _, stopping, dropout, decay, _, pace = statements(Findings(summary, stability(summary), (), (), {}))
     assert "early stopping alone is worth \N{MINUS SIGN}0.080" in stopping
     assert dropout.startswith("Dropout at p = 0.5, early-stopped, is better than early stopping alone: ")
     assert "(17 % lower)" in dropout
@@ -214,7 +214,7 @@ def test_nothing_is_plotted_where_nothing_was_confirmed(made_up: Callable[..., S
     early = dict.fromkeys(("none", "dropout", "weight_decay"), lambda strength, seed: 0.3)
     summary = made_up(early, diverged=lambda trial: trial.method == "none")
     with pytest.raises(ArgumentError, match="nothing to draw"):
-        Result(tmp_path, Findings(summary, judge(summary), (), (), {})).plot()
+        Result(tmp_path, Findings(summary, stability(summary), (), (), {})).plot()
 
 
 def test_every_method_has_a_colour_of_its_own() -> None:

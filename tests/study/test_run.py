@@ -91,7 +91,7 @@ def test_resuming_from_any_part_of_the_journal_gives_the_same_results(
 
 
 def test_what_has_trained_is_not_trained_again(finished: Result, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dropkit.study.engine.train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("dropkit.study.trainer.train", lambda *_: pytest.fail("trained again"))
     seen: list[study.Progress] = []
     study.resume(finished.directory, data=toy, progress=seen.append)
     assert seen[-1].done == seen[-1].total == 31 * 3

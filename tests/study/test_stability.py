@@ -33,7 +33,7 @@ def test_a_clear_advice_rests_on_no_single_seed(made_up: Callable[..., Summary])
     assert found.changed == ()
     assert found.sentence == "The advice is the same without any one of the 8 confirmation seeds."
     assert all("7 fresh seeds" in verdict.sentence for verdict in found.without.values())
-    assert found.sentence in statements(Findings(summary, judge(summary), (), (), {}))
+    assert found.sentence in statements(Findings(summary, stability(summary), (), (), {}))
 
 
 def test_an_advice_that_one_seed_prevents(made_up: Callable[..., Summary], plan: Plan) -> None:

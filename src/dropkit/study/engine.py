@@ -2,19 +2,17 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any
 
 from dropkit.study.dataset import Dataset
 from dropkit.study.methods import METHODS
-from dropkit.study.own import OwnNetwork, train_own
-from dropkit.study.packed import Model, Training, train
+from dropkit.study.own import OwnNetwork
+from dropkit.study.packed import Training
 from dropkit.study.plan import Pack, Plan
 from dropkit.study.progress import Progress, ProgressCallback
 from dropkit.study.records import CONFIRMATION, SELECTION, WIDENING, Trial
-from dropkit.study.splits import Split, outer_split, seed_key, seed_split
 from dropkit.study.storage import RunFolder
 from dropkit.study.summary import choose, widen
+from dropkit.study.trainer import Trainer
 from dropkit.study.wording import joined
 
 __all__ = ["train_all"]
@@ -26,7 +24,7 @@ def train_all(folder: RunFolder, data: Dataset, progress: ProgressCallback, netw
     """Train every pack of the plan that the journal does not hold yet."""
     plan = folder.plan
     reporter = _Reporter(plan, progress)
-    splits = _Splits(plan, data)
+    trainer = Trainer(plan, data, network)
     settled: dict[str, Settled] = {}
     for pack in plan.packs():
         if pack.phase not in settled:
@@ -38,14 +36,11 @@ def train_all(folder: RunFolder, data: Dataset, progress: ProgressCallback, netw
         trials = _runnable(pack, settled[pack.phase])
         reporter.begin(pack)
         began = time.perf_counter()
-        models = [Model(seed_key(plan.seed, trial.seed), _recipe(trial)) for trial in trials]
-        trainings = []
-        if not trials:
-            reporter.skip(pack)
+        trainings: list[Training] = []
+        if trials:
+            trainings = trainer.train(trials, reporter.epoch, folder.checkpoint(pack))
         else:
-            checkpoint = folder.checkpoint(pack)
-            train_these = partial(train_own, network) if network and not models[0].recipe.is_linear else train
-            trainings = train_these(models, data, splits.of(trials), plan.budget, reporter.epoch, checkpoint)
+            reporter.skip(pack)
         folder.save_pack(pack, trials, trainings, time.perf_counter() - began)
         reporter.diverged(trials, trainings)
 
@@ -69,10 +64,6 @@ def _runnable(pack: Pack, settled: Settled) -> list[Trial]:
     return [trial.with_strength(settled[trial.method][trial.slot]) for trial in with_one]
 
 
-def _recipe(trial: Trial) -> Any:
-    return METHODS[trial.method].recipe(trial.strength or 0.0)
-
-
 def _note(phase: str, settled: Settled) -> str:
     """Say which strengths were settled."""
     if phase == WIDENING:
@@ -88,21 +79,6 @@ def _note(phase: str, settled: Settled) -> str:
         if name != "none"
     ]
     return f"chosen: {', '.join(labels)}" if labels else ""
-
-
-class _Splits:
-    """The splits of the seeds, drawn when first needed."""
-
-    def __init__(self, plan: Plan, data: Dataset) -> None:
-        self.plan, self.data = plan, data
-        _, self.rest = outer_split(data, plan.budget, plan.seed)
-        self.known: dict[int, Split] = {}
-
-    def of(self, trials: Sequence[Trial]) -> dict[int, Split]:
-        keys = {seed_key(self.plan.seed, trial.seed) for trial in trials}
-        for key in keys - self.known.keys():
-            self.known[key] = seed_split(self.data, self.rest, self.plan.budget, key)
-        return {key: self.known[key] for key in keys}
 
 
 class _Reporter:

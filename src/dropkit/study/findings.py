@@ -8,10 +8,11 @@ from dropkit.study.dataset import Dataset
 from dropkit.study.measures import Measured
 from dropkit.study.measures.taking import take_measures
 from dropkit.study.own import OwnNetwork
+from dropkit.study.stability import Stability, stability
 from dropkit.study.storage import RunFolder
 from dropkit.study.summary import Summary, summarise
 from dropkit.study.test_rows import OnTestRows, score_test_rows
-from dropkit.study.verdict import Verdict, judge
+from dropkit.study.verdict import Verdict
 
 __all__ = ["Findings", "find"]
 
@@ -22,7 +23,7 @@ class Findings:
 
     Args:
         summary: What was measured.
-        verdict: The advice, from the confirmation alone.
+        stability: The advice, from the confirmation alone, and what it would be without each confirmation seed.
         cautions: What a reader should know beside it.
         test_rows: Each recommended method against none on the test rows, or the leader where none is recommended.
         seconds: Training time of each pack.
@@ -31,23 +32,29 @@ class Findings:
     """
 
     summary: Summary
-    verdict: Verdict
+    stability: Stability
     cautions: tuple[str, ...]
     test_rows: tuple[OnTestRows, ...]
     seconds: Mapping[str, float]
     columns: tuple[tuple[str, str], ...] = ()
     measures: Mapping[str, Mapping[str, Measured]] = field(default_factory=dict)
 
+    @property
+    def verdict(self) -> Verdict:
+        """The advice."""
+        return self.stability.verdict
+
 
 def find(folder: RunFolder, data: Dataset, network: OwnNetwork | None = None) -> Findings:
     """Summarise and judge a study whose packs have all trained, then use the test rows."""
     summary = summarise(folder.plan, folder.records().values())
-    verdict = judge(summary)
+    advice = stability(summary)
+    verdict = advice.verdict
     candidates = verdict.recommended or ((verdict.leader,) if verdict.leader else ())
     test_rows = tuple(score_test_rows(folder, data, summary, method, network) for method in candidates)
     return Findings(
         summary=summary,
-        verdict=verdict,
+        stability=advice,
         cautions=(*data.warnings, *cautions(summary)),
         test_rows=test_rows,
         seconds=folder.seconds(),

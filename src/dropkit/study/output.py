@@ -18,7 +18,6 @@ from dropkit.study.methods import METHODS
 from dropkit.study.metrics import metrics_of
 from dropkit.study.pace import Pace, paces
 from dropkit.study.records import CONFIRMATION, Record, Scores
-from dropkit.study.stability import stability
 from dropkit.study.summary import Arm, Spread, early_loss, last_loss
 from dropkit.study.test_rows import OnTestRows
 
@@ -88,7 +87,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
                 {"method": name, "strength": summary.chosen[name], "strength_name": METHODS[name].symbol}
                 for name in findings.verdict.recommended
             ],
-            "seeds_that_change_it": list(stability(summary).changed),
+            "seeds_that_change_it": list(findings.stability.changed),
         },
         "cautions": list(findings.cautions),
         "methods": {name: _arm(arm) for name, arm in summary.arms.items()},

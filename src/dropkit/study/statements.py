@@ -7,7 +7,6 @@ from dropkit.study.metrics import metrics_of
 from dropkit.study.pace import Pace, paces
 from dropkit.study.packed import TRAINING_ROWS_SCORED
 from dropkit.study.plan import LEVEL, RELEVANT
-from dropkit.study.stability import stability
 from dropkit.study.summary import early_loss, last_loss
 from dropkit.study.test_rows import OnTestRows
 from dropkit.study.wording import change, joined, loss_name, p_value, percent, signed
@@ -73,7 +72,7 @@ def _comparisons(findings: Findings) -> list[str]:
 
 
 def _stability(findings: Findings) -> list[str]:
-    sentence = stability(findings.summary).sentence
+    sentence = findings.stability.sentence
     return [sentence] if sentence else []
 
 

@@ -3,17 +3,15 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 
 from dropkit.study.budgets import Budget
 from dropkit.study.dataset import Dataset
 from dropkit.study.grids import Grids
-from dropkit.study.methods import METHODS, Recipe
-from dropkit.study.own import OwnNetwork, train_own
-from dropkit.study.packed import Model, train
+from dropkit.study.methods import METHODS
+from dropkit.study.own import OwnNetwork
 from dropkit.study.plan import Pack, Plan, make_plan
 from dropkit.study.records import SELECTION, Trial
-from dropkit.study.splits import outer_split, seed_key, seed_split
+from dropkit.study.trainer import Trainer, recipe_of
 from dropkit.study.wording import joined
 
 __all__ = ["LEAST_EPOCHS", "fit_to_time", "measure_epochs"]
@@ -77,9 +75,8 @@ def measure_epochs(
     for pack in plan.packs():
         if pack.phase == SELECTION:
             kinds.setdefault(_kind(plan, pack.trials[0]), pack)
-    _train_once(
-        plan, data, next(iter(kinds.values())).trials, network
-    )  # the first one pays for what is loaded on first use
+    trainer = Trainer(replace(plan, budget=replace(plan.budget, epochs=1)), data, network)
+    trainer.train(next(iter(kinds.values())).trials)  # the first one pays for what is loaded on first use
     found: Seconds = {}
     limit = _SHARE_TO_MEASURE * 60 * (plan.budget.minutes or 0)
     spent = 0.0
@@ -88,25 +85,13 @@ def measure_epochs(
             found[kind] = max(found.values())
             continue
         began = clock()
-        _train_once(plan, data, pack.trials, network)
+        trainer.train(pack.trials)
         seconds = clock() - began
         spent += seconds
         # A fitted model has no epochs: its time is spread over them.
-        epochs = plan.budget.epochs if _recipe(pack.trials[0]).is_linear else 1
+        epochs = plan.budget.epochs if recipe_of(pack.trials[0]).is_linear else 1
         found[kind] = seconds / len(pack.trials) / epochs
     return found
-
-
-def _train_once(plan: Plan, data: Dataset, trials: Sequence[Trial], network: OwnNetwork | None) -> None:
-    _, rest = outer_split(data, plan.budget, plan.seed)
-    models = [Model(seed_key(plan.seed, trial.seed), _recipe(trial)) for trial in trials]
-    splits = {model.key: seed_split(data, rest, plan.budget, model.key) for model in models}
-    train_these = partial(train_own, network) if network and not models[0].recipe.is_linear else train
-    train_these(models, data, splits, replace(plan.budget, epochs=1))
-
-
-def _recipe(trial: Trial) -> Recipe:
-    return METHODS[trial.method].recipe(trial.strength or 0.0)
 
 
 def _kind(plan: Plan, trial: Trial) -> object:
