@@ -1,9 +1,11 @@
 """The report: one file that says everything and asks nothing of anyone."""
 
+import html
 import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from dropkit.study.findings import Findings
 from dropkit.study.methods import METHODS
 from dropkit.study.pictures import PICTURES, Picture, svg
 from dropkit.study.pictures.picture import colour
+from dropkit.study.plan import Plan
 from dropkit.study.report import report_html
 from dropkit.study.result import Result
 from dropkit.study.stability import stability
@@ -104,6 +107,32 @@ def test_text_from_data_is_escaped(toy: Dataset, tiny: Budget, tmp_path: Path) -
     found = study.run(nasty, budget=tiny, methods=["dropout"], rates=[0.5], directory=tmp_path / "nasty")
     page = Page(found.report.read_text(encoding="utf-8"))
     assert page.tags.isdisjoint({"script", "img"})
+
+
+def test_a_notebook_shows_the_advice_and_a_row_a_method(result: Result) -> None:
+    shown = result._repr_html_()
+    page = Page(shown)
+    assert page.open == []
+    assert page.fetched == []
+    assert "script" not in page.tags
+    assert result.verdict.sentence in html.unescape(shown)
+    assert shown.count("<tr") == 1 + len(result.findings.summary.plan.strengths)
+    assert [cell for row in table_rows(result.findings) for cell in row] == [
+        html.unescape(cell) for cell in re.findall("<td>(.*?)</td>", shown)
+    ]
+    assert all(caution in html.unescape(shown) for caution in result.cautions)
+    assert str(result.report) in shown
+
+
+def test_a_notebook_runs_nothing_from_data(made_up: Callable[..., Summary], plan: Plan) -> None:
+    hostile = "<script>alert(1)</script>"
+    same = dict.fromkeys(("none", "dropout", "weight_decay"), lambda strength, seed: 0.3 + 0.001 * seed)
+    summary = made_up(same, plan=replace(plan, data={**plan.data, "title": hostile}))
+    shown = Result(Path("<b>"), Findings(summary, judge(summary), ("<img src=x>",), (), {}))._repr_html_()
+    page = Page(shown)
+    assert page.tags.isdisjoint({"script", "img", "b"})
+    for text in (hostile, "<img src=x>", "<b>/report.html"):
+        assert text in html.unescape(shown)
 
 
 @pytest.mark.parametrize("diverged", [("none",), ("dropout",), ("dropout", "weight_decay")])

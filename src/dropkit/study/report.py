@@ -1,7 +1,6 @@
-"""The report: one HTML file with everything inside, drawn and filled from the findings."""
+"""The findings as HTML: the report, one file with everything inside, and its essence for a notebook."""
 
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from dropkit.study.table import headings, notes, table_rows
 from dropkit.study.verdict import CANNOT_TELL, HELPS, NOTHING, TIE
 from dropkit.study.wording import joined, loss_name
 
-__all__ = ["report_html", "write_report"]
+__all__ = ["notebook_html", "report_html", "write_report"]
 
 _BADGES = {HELPS: "Regularise", TIE: "A tie", NOTHING: "Nothing to gain", CANNOT_TELL: "Cannot tell"}
 
@@ -29,27 +28,49 @@ def write_report(path: Path, findings: Findings) -> None:
 
 def report_html(findings: Findings) -> str:
     """Return the report as a page that needs nothing from elsewhere: no script, no font, no link that is fetched."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = resources.files("dropkit.study").joinpath("report.html.j2").read_text(encoding="utf-8")
-    plan = findings.summary.plan
-    recommended = [name in findings.verdict.recommended for name in plan.strengths]
-    return environment.from_string(template).render(
+    return _filled(
+        "report.html.j2",
+        findings,
         badge=_BADGES[findings.verdict.kind],
         kind=findings.verdict.kind.replace(" ", "-"),
-        findings=findings,
-        plan=plan,
-        headings=headings(findings),
-        rows=list(zip(table_rows(findings), recommended, strict=True)),
-        notes=notes(findings),
+        plan=findings.summary.plan,
         statements=statements(findings),
         check=statement_on_test_rows(findings),
         pictures=[(picture, svg(picture, findings)) for picture in PICTURES if picture.is_drawn(findings)],
         settings=_settings(findings),
         version=__version__,
+    )
+
+
+def notebook_html(findings: Findings, head: str, report: Path) -> str:
+    """Return the advice, the table of methods and the cautions as an element to stand in a notebook, without a script.
+
+    Args:
+        findings: The findings.
+        head: What study it is.
+        report: Where the whole report lies.
+    """
+    return _filled("result.html.j2", findings, head=head, report=report)
+
+
+def _filled(template: str, findings: Findings, **values: Any) -> str:
+    """Fill a template, which may show the table of methods; whatever is not HTML of our own is escaped."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("dropkit", "study"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    recommended = [name in findings.verdict.recommended for name in findings.summary.plan.strengths]
+    return environment.get_template(template).render(
+        findings=findings,
+        headings=headings(findings),
+        rows=list(zip(table_rows(findings), recommended, strict=True)),
+        notes=notes(findings),
+        **values,
     )
 
 

@@ -9,6 +9,7 @@ from dropkit.errors import ArgumentError
 from dropkit.study.findings import Findings
 from dropkit.study.pictures import PICTURES, figure
 from dropkit.study.records import Record
+from dropkit.study.report import notebook_html
 from dropkit.study.table import notes, table_text
 from dropkit.study.verdict import Verdict
 
@@ -93,7 +94,13 @@ class Result:
             raise ArgumentError(f"Result.plot: no network of this study has a {chosen!r} to draw. {remedy}")
         return figure(pictures[chosen], self.findings)
 
-    def __repr__(self) -> str:
+    @property
+    def _head(self) -> str:
         plan = self.findings.summary.plan
-        head = f"Study of {plan.data['title']}, {len(self.trials)} trials, seed {plan.seed}"
-        return "\n".join((head, self.verdict.sentence, f"Report: {self.report}"))
+        return f"Study of {plan.data['title']}, {len(self.trials)} trials, seed {plan.seed}"
+
+    def __repr__(self) -> str:
+        return "\n".join((self._head, self.verdict.sentence, f"Report: {self.report}"))
+
+    def _repr_html_(self) -> str:
+        return notebook_html(self.findings, self._head, self.report)
