@@ -128,7 +128,7 @@ def test_a_notebook_runs_nothing_from_data(made_up: Callable[..., Summary], plan
     hostile = "<script>alert(1)</script>"
     same = dict.fromkeys(("none", "dropout", "weight_decay"), lambda strength, seed: 0.3 + 0.001 * seed)
     summary = made_up(same, plan=replace(plan, data={**plan.data, "title": hostile}))
-    shown = Result(Path("<b>"), Findings(summary, judge(summary), ("<img src=x>",), (), {}))._repr_html_()
+    shown = Result(Path("<b>"), Findings(summary, stability(summary), ("<img src=x>",), (), {}))._repr_html_()
     page = Page(shown)
     assert page.tags.isdisjoint({"script", "img", "b"})
     for text in (hostile, "<img src=x>", "<b>/report.html"):
