@@ -1,7 +1,6 @@
 """`dropkit study`: what it prints where, its exit codes, and its one-line mistakes."""
 
 import json
-import runpy
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,19 +12,21 @@ from dropkit import __version__
 from dropkit.cli.app import app
 from dropkit.cli.progress import progress_shown
 from dropkit.study import BUDGETS, SOURCES, Progress
+from tests.helpers.studies import TINY, make_toy, single_thread
 
-shared = runpy.run_path(str(Path(__file__).parents[1] / "study" / "conftest.py"))
 
-
-one_thread = shared["one_thread"]
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    with single_thread():
+        yield
 
 
 @pytest.fixture(autouse=True)
 def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run in an empty directory, with toy data and a tiny budget among the known ones."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(SOURCES, "toy", shared["make_toy"])
-    monkeypatch.setitem(BUDGETS, "tiny", shared["TINY"])
+    monkeypatch.setitem(SOURCES, "toy", make_toy)
+    monkeypatch.setitem(BUDGETS, "tiny", TINY)
 
 
 def call(*arguments: str) -> int:
@@ -172,7 +173,7 @@ def test_a_resumed_run_keeps_its_plan(option: str | None, value: str, capsys: py
     from dropkit.study.methods import METHODS
     from dropkit.study.plan import make_plan
 
-    plan = make_plan(shared["make_toy"](), shared["TINY"], 0, {name: METHODS[name].strengths for name in METHODS})
+    plan = make_plan(make_toy(), TINY, 0, {name: METHODS[name].strengths for name in METHODS})
     Path("runs/one").mkdir(parents=True)
     Path("runs/one/plan.json").write_text(plan.to_json())
     assert call("study", *([option] if option else []), value, "--resume", "runs/one") == 2

@@ -2,36 +2,21 @@
 
 from collections.abc import Callable, Iterator, Mapping
 
-import numpy as np
 import pytest
-import torch
 
+from dropkit import study
 from dropkit.study import METHODS, Budget, Dataset
 from dropkit.study.plan import Plan, make_plan
 from dropkit.study.records import SELECTION, WIDENING, Record, Trial, curves
+from dropkit.study.result import Result
 from dropkit.study.summary import Summary, choose, summarise, widen
-
-
-def make_toy(name: str = "toy") -> Dataset:
-    rng = np.random.default_rng(0)
-    inputs = rng.normal(size=(500, 6)).astype(np.float32)
-    targets = (inputs[:, 0] + rng.normal(size=500) > 0).astype(np.int64) + (inputs[:, 1] > 1)
-    return Dataset(name, "Toy points", inputs, targets)
-
-
-TINY = Budget(
-    "tiny", hidden=(16, 8), epochs=3, batch_size=32, test_rows=100, train_rows=200, inner_rows=60, validation_rows=100,
-    confirmation_seeds=3, pack_size=6,
-)  # fmt: skip
+from tests.helpers.studies import TINY, make_toy, single_thread
 
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """Tiny models gain nothing from threads, and threads that wait for each other crawl on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with single_thread():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +27,13 @@ def toy() -> Dataset:
 @pytest.fixture(scope="session")
 def tiny() -> Budget:
     return TINY
+
+
+@pytest.fixture(scope="session")
+def finished(toy: Dataset, tiny: Budget, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """A whole study; tests that open its directory do so with a copy."""
+    with single_thread():  # a fixture of the session begins before `one_thread`
+        return study.run(toy, budget=tiny, seed=5, directory=tmp_path_factory.mktemp("runs") / "whole")
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from dropkit.study.result import Result
 from dropkit.study.storage import RunFolder
 from dropkit.study.summary import Summary, choose, widen
 from dropkit.study.widening import EXTRA, extra_strengths
+from tests.helpers.studies import copy_until
 
 WITH_STRENGTH = [method for method in METHODS.values() if method.symbol]
 
@@ -164,11 +165,8 @@ def test_some_method_gains_by_widening(finished: Result) -> None:
 
 @pytest.mark.parametrize("share", [0.2, 0.4, 0.5, 0.6, 0.7, 0.8])
 def test_resuming_gives_the_same_results(finished: Result, toy: Dataset, tmp_path: Path, share: float) -> None:
-    folder = tmp_path / "cut"
-    (folder / "models").mkdir(parents=True)
-    (folder / "plan.json").write_bytes((finished.directory / "plan.json").read_bytes())
-    journal = (finished.directory / "journal.log").read_bytes()
-    (folder / "journal.log").write_bytes(journal[: int(len(journal) * share)])
+    size = (finished.directory / "journal.log").stat().st_size
+    folder = copy_until(finished.directory, tmp_path / "cut", int(size * share))
     study.resume(folder, data=toy)
     assert (folder / "results.csv").read_bytes() == (finished.directory / "results.csv").read_bytes()
     with RunFolder.open(folder) as run:

@@ -1,0 +1,41 @@
+"""A toy data set and a tiny budget, so that a whole study takes seconds, and a run as a kill would leave it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dropkit.study import Budget, Dataset
+
+TINY = Budget(
+    "tiny", hidden=(16, 8), epochs=3, batch_size=32, test_rows=100, train_rows=200, inner_rows=60, validation_rows=100,
+    confirmation_seeds=3, pack_size=6,
+)  # fmt: skip
+
+
+def make_toy(name: str = "toy") -> Dataset:
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(500, 6)).astype(np.float32)
+    targets = (inputs[:, 0] + rng.normal(size=500) > 0).astype(np.int64) + (inputs[:, 1] > 1)
+    return Dataset(name, "Toy points", inputs, targets)
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Tiny models gain nothing from threads, and threads that wait for each other crawl on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def copy_until(source: Path, target: Path, journal_bytes: int) -> Path:
+    """Copy a run as a kill would leave it: the plan and the first bytes of the journal, without models."""
+    (target / "models").mkdir(parents=True)
+    (target / "plan.json").write_bytes((source / "plan.json").read_bytes())
+    (target / "journal.log").write_bytes((source / "journal.log").read_bytes()[:journal_bytes])
+    return target
