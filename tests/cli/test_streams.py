@@ -30,11 +30,3 @@ def test_a_full_device_is_one_line() -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("dropkit: The output cannot be written: ")
     assert done.stderr.count("\n") == 1
-
-
-def test_no_arguments_show_the_whole_help() -> None:
-    command = [sys.executable, "-c", "from dropkit.cli import main; main()"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0
-    assert "\nCommands:\n  " in done.stdout
-    assert done.stderr == ""

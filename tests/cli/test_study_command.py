@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from dropkit import __version__
-from dropkit.cli.app import app
 from dropkit.cli.progress import progress_shown
 from dropkit.study import BUDGETS, SOURCES, Progress
+from tests.helpers.command import call
 from tests.helpers.studies import TINY, make_toy, single_thread
 
 
@@ -27,13 +27,6 @@ def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(SOURCES, "toy", make_toy)
     monkeypatch.setitem(BUDGETS, "tiny", TINY)
-
-
-def call(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as caught:
-        app(list(arguments))
-    assert isinstance(caught.value.code, int)
-    return caught.value.code
 
 
 TOY = ("study", "toy", "--budget", "tiny")
@@ -118,7 +111,10 @@ MISTAKES = [
     (["study", "--methods", "dropout,magic"], "dropkit: --methods must be one of 'none', 'dropout'"),
     (["study", "--target", "churn"], "dropkit: --target must be left out for data that are no file"),
     (["study", "--task", "ranking"], "dropkit: --task must be one of 'classification', 'regression'"),
+    (["study", "absent", "--target", "y"], "or the path of a CSV or Parquet file, got 'absent'"),
     (["study", "absent.csv", "--target", "y"], "absent.csv cannot be read: No such file"),
+    (["study", "x" * 300], "or the path of a CSV or Parquet file, got 'xxx"),
+    (["study", "x" * 300 + ".csv", "--target", "y"], ".csv cannot be read: File name too long"),
     (["study", "table.csv"], "dropkit: --target must name the column to predict. The columns of table.csv: a, b"),
     (["study", "table.csv", "--target", "c"], "--target 'c' is no column of table.csv. Its columns: a, b"),
     (["study", "table.csv", "--target", "b", "--test-size", "x"], "--test-size must be a number, got 'x'"),
@@ -163,7 +159,9 @@ def test_a_mistake_is_one_line_and_exit_code_two(
     assert words in err
     assert err.count("\n") == 1
     assert err.startswith("dropkit: ")
+    assert {path.name for path in Path().iterdir()} == {"runs", "table.csv"}
     assert [path.name for path in Path("runs").iterdir()] == ["there"]
+    assert list(Path("runs/there").iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -196,9 +194,11 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
-    call()
+    assert call() == 0
     out, err = capsys.readouterr()
-    assert "Usage: dropkit" in out + err
+    assert "Usage: dropkit" in out
+    assert "\nCommands:\n  " in out
+    assert err == ""
 
 
 def test_a_terminal_gets_a_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """What `run` and `resume` refuse, in a line that names it, before anything is written."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from dropkit.study import Budget, Dataset
 
 BAD = [
     ("data", "cifar", ArgumentError, "'mnist'"),
+    ("data", "x" * 300, ArgumentError, "'mnist'"),
     ("data", 7, ArgumentError, "'mnist'"),
     ("budget", "huge", ArgumentError, "'quick'"),
     ("budget", None, ArgumentError, "'quick'"),
@@ -52,6 +54,7 @@ def test_bad_arguments(
 def test_rates_without_dropout_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="left out where dropout is not among"):
         study.run(methods=["weight_decay"], rates=[0.5], directory=tmp_path / "x")
+    assert not (tmp_path / "x").exists()
 
 
 def test_too_few_rows(toy: Dataset, tmp_path: Path) -> None:
@@ -65,6 +68,14 @@ def test_a_directory_that_is_there_is_left_alone(toy: Dataset, tiny: Budget, tmp
     with pytest.raises(RunError, match=r"already there.*--resume"):
         study.run(toy, budget=tiny, directory=tmp_path / "mine")
     assert list((tmp_path / "mine").iterdir()) == []
+
+
+def test_a_directory_that_is_there_is_refused_before_anything_is_measured(
+    toy: Dataset, tiny: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dropkit.study.timing.measure_epochs", lambda *_, **__: pytest.fail("measured"))
+    with pytest.raises(RunError, match="already there"):
+        study.run(toy, budget=replace(tiny, minutes=1.0), directory=tmp_path)
 
 
 @pytest.mark.parametrize("place", ["file/run", "/proc/run", "x" * 300])

@@ -128,9 +128,11 @@ def run(
             f"The budget {size.name!r} needs {size.rows} rows, the data set {loaded.name!r} has {loaded.rows}."
         )
 
-    from dropkit.study.storage import RunFolder
+    from dropkit.study.storage import RunFolder, check_new
     from dropkit.study.timing import fit_to_time
 
+    path = path or run_directory(loaded.name)
+    check_new(path)  # before anything is measured
     grids = that_fit("run", grids, loaded, methods)
     check_splits(loaded, size, checked_seed)
     own = None
@@ -145,7 +147,7 @@ def run(
             loaded, size, checked_seed, grids, own, keep_epochs=epochs is not None, keep_methods=methods is not None
         )
     plan = make_plan(loaded, size, checked_seed, grids, own.described() if own else None)
-    with RunFolder.create(path or run_directory(loaded.name), plan) as folder:
+    with RunFolder.create(path, plan) as folder:
         for column, words in loaded.description:
             report_to(Progress("data", 0, 1, f"{column}: {words}"))
         if plan.budget.fitted:
@@ -204,7 +206,7 @@ def resume(
 
 def run_directory(data_name: str, parent: Path = Path("runs")) -> Path:
     """Return a directory that is not there yet, named after the data and the time."""
-    stem = f"{data_name}-{strftime('%Y%m%d-%H%M%S')}"
+    stem = f"{data_name[:50]}-{strftime('%Y%m%d-%H%M%S')}"
     names = (stem, *(f"{stem}-{number}" for number in range(2, 1000)))
     return next(parent / name for name in names if not (parent / name).exists())
 

@@ -37,15 +37,13 @@ def load(where: str, data: object, options: TableOptions) -> Dataset:
     _check_options(where, options)
     if isinstance(data, str) and (data not in SOURCES) and _looks_like_a_file(data):
         return _load_file(where, data, options)
+    if not isinstance(data, str | Dataset) or (isinstance(data, str) and data not in SOURCES):
+        known = ", ".join(repr(name) for name in SOURCES)
+        raise argument_error(where, "data", f"one of {known}, or the path of a CSV or Parquet file", data)
     if options.given():
         names = ", ".join(f"`{name}`" for name in options.given())
         raise ArgumentError(f"{where}: {names} must be left out for data that are no file, got data {data!r}.")
-    if isinstance(data, Dataset):
-        return data
-    if not isinstance(data, str) or data not in SOURCES:
-        known = ", ".join(repr(name) for name in SOURCES)
-        raise argument_error(where, "data", f"one of {known}, or the path of a CSV or Parquet file", data)
-    return SOURCES[data]()
+    return data if isinstance(data, Dataset) else SOURCES[data]()
 
 
 def load_again(plan: Plan, path: Path) -> Dataset:
@@ -64,7 +62,12 @@ def data_name(data: str) -> str:
 
 
 def _looks_like_a_file(data: str) -> bool:
-    return bool(data) and (bool(Path(data).suffix) or "/" in data or Path(data).exists())
+    if not data or Path(data).suffix or "/" in data:
+        return bool(data)
+    try:
+        return Path(data).exists()
+    except OSError:  # no file system has such a name
+        return False
 
 
 def _load_file(where: str, path: str, options: TableOptions) -> Dataset:

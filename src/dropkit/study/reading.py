@@ -27,9 +27,9 @@ def read_table(path: Path) -> Table:
     Raises:
         DataError: If the file is missing, empty, no such table, ragged, or two columns share a name.
     """
-    if path.is_dir():
-        raise DataError(f"{path} is a directory. Name a CSV or Parquet file.")
     try:
+        if path.is_dir():
+            raise DataError(f"{path} is a directory. Name a CSV or Parquet file.")
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}. Name a CSV or Parquet file.") from None

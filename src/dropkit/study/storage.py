@@ -27,7 +27,7 @@ from dropkit.study.packed import Training
 from dropkit.study.plan import Pack, Plan, plan_from_json
 from dropkit.study.records import CONFIRMATION, Record, Trial, curves
 
-__all__ = ["RunFolder", "read_plan"]
+__all__ = ["RunFolder", "check_new", "read_plan"]
 
 _PLAN, _JOURNAL, _MODELS = "plan.json", "journal.log", "models"
 _CHECKPOINT = "checkpoint.safetensors"
@@ -46,6 +46,24 @@ def read_plan(path: Path) -> Plan:
             f"{path} is no run of a study: {path / _PLAN} cannot be read. Name a directory in runs/."
         ) from None
     return plan_from_json(text, str(path / _PLAN))
+
+
+def check_new(path: Path) -> None:
+    """Check that nothing is at the path of a new run.
+
+    Raises:
+        RunError: If something is there, or nothing can be.
+    """
+    try:
+        is_there = path.exists()
+    except OSError as error:
+        raise _cannot_be_made(path, error) from None
+    if is_there:
+        raise RunError(f"{path} is already there. Choose another name, or go on with it: --resume {path}")
+
+
+def _cannot_be_made(path: Path, error: OSError) -> RunError:
+    return RunError(f"{path} cannot be made: {error.strerror or error}. Choose another place.")
 
 
 class RunFolder:
@@ -80,17 +98,16 @@ class RunFolder:
         Raises:
             RunError: If the directory is already there or cannot be made.
         """
+        check_new(path)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            if path.exists():
-                raise RunError(f"{path} is already there. Choose another name, or go on with it: --resume {path}")
             temporary.mkdir(parents=True)
             (temporary / _MODELS).mkdir()
             write_atomic(temporary / _PLAN, plan.to_json())
             temporary.rename(path)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise RunError(f"{path} cannot be made: {error.strerror or error}. Choose another place.") from None
+            raise _cannot_be_made(path, error) from None
         return cls(path, plan)
 
     @classmethod
