@@ -1,4 +1,4 @@
-"""A toy data set and a tiny budget, so that a whole study takes seconds, and a run as a kill would leave it."""
+"""Toy data and a tiny budget, with which a whole study takes seconds, their splits, and a run as a kill leaves it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from dropkit.study import Budget, Dataset
+from dropkit.study.splits import Split, outer_split, seed_key, seed_split
 
 TINY = Budget(
     "tiny", hidden=(16, 8), epochs=3, batch_size=32, test_rows=100, train_rows=200, inner_rows=60, validation_rows=100,
@@ -31,6 +32,13 @@ def single_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def splits_of(data: Dataset, budget: Budget, seeds: int) -> dict[int, Split]:
+    """Split the data as a study of seed 0 does, for its first seeds; by their keys."""
+    _, rest = outer_split(data, budget, 0)
+    keys = [seed_key(0, number) for number in range(seeds)]
+    return {key: seed_split(data, rest, budget, key) for key in keys}
 
 
 def copy_until(source: Path, target: Path, journal_bytes: int) -> Path:

@@ -13,7 +13,8 @@ from dropkit.study.augmentation import augmented, drawn, mixed, padded_windows, 
 from dropkit.study.dataset import IMAGE_CHANGES
 from dropkit.study.methods import Recipe
 from dropkit.study.packed import Model, _Pack, train
-from dropkit.study.splits import Split, outer_split, seed_key, seed_split
+from dropkit.study.splits import Split
+from tests.helpers.studies import splits_of
 
 FALSE_ALARM = 1e-6
 DRAWS = 20000
@@ -132,8 +133,7 @@ def pictures() -> Dataset:
 
 @pytest.fixture(scope="module")
 def splits(pictures: Dataset, tiny: Budget) -> dict[int, Split]:
-    _, rest = outer_split(pictures, tiny, 0)
-    return {seed_key(0, number): seed_split(pictures, rest, tiny, seed_key(0, number)) for number in range(2)}
+    return splits_of(pictures, tiny, 2)
 
 
 @pytest.mark.parametrize("recipe", [*CHANGES, Recipe(mixup=0.4)])

@@ -1,3 +1,5 @@
+"""The data that come with dropkit: what they hold, and what is said of damaged or missing files."""
+
 import hashlib
 import re
 import subprocess

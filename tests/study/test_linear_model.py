@@ -11,7 +11,8 @@ from dropkit.study import run as run_study
 from dropkit.study.checkpoint import Checkpoint
 from dropkit.study.linear_model import fit_linear
 from dropkit.study.packed import Model, Training, train
-from dropkit.study.splits import Split, outer_split, seed_key, seed_split
+from dropkit.study.splits import Split
+from tests.helpers.studies import splits_of
 
 
 def penalised(weight: torch.Tensor, bias: torch.Tensor, inputs: np.ndarray, targets: np.ndarray, l2: float) -> float:
@@ -71,8 +72,7 @@ def test_separable_rows_and_huge_numbers_end_without_a_warning() -> None:
 
 @pytest.fixture(scope="module")
 def splits(toy: Dataset, tiny: Budget) -> dict[int, Split]:
-    _, rest = outer_split(toy, tiny, 0)
-    return {seed_key(0, number): seed_split(toy, rest, tiny, seed_key(0, number)) for number in range(2)}
+    return splits_of(toy, tiny, 2)
 
 
 def test_a_pack_is_fitted_once_on_exactly_the_training_rows(

@@ -19,7 +19,8 @@ from dropkit.study.methods import METHODS, Recipe
 from dropkit.study.network import initial_parameters
 from dropkit.study.packed import Model, Training, _Pack, dropout_key, noise_key, shuffled, train
 from dropkit.study.preparation import CATEGORY, Column
-from dropkit.study.splits import Split, outer_split, seed_key, seed_split
+from dropkit.study.splits import Split, seed_key
+from tests.helpers.studies import splits_of
 
 RECIPES = (
     *(
@@ -34,8 +35,7 @@ RECIPES = (
 
 @pytest.fixture(scope="module")
 def splits(toy: Dataset, tiny: Budget) -> dict[int, Split]:
-    _, rest = outer_split(toy, tiny, 0)
-    return {seed_key(0, number): seed_split(toy, rest, tiny, seed_key(0, number)) for number in range(3)}
+    return splits_of(toy, tiny, 3)
 
 
 @pytest.fixture(scope="module")
@@ -164,8 +164,7 @@ def test_each_model_sees_the_table_as_its_own_training_rows_prepare_it(tiny: Bud
     table[::9, 0] = np.nan
     schema = (Column("age"), Column("colour", CATEGORY, ("blue", "green", "red")))
     data = Dataset("table", "Table", table, (table[:, 1] + rng.integers(0, 2, 500) > 1).astype(int), schema=schema)
-    _, rest = outer_split(data, tiny, 0)
-    splits = {seed_key(0, number): seed_split(data, rest, tiny, seed_key(0, number)) for number in range(2)}
+    splits = splits_of(data, tiny, 2)
     models = [Model(key, Recipe()) for key in splits]
     for model, training in zip(models, train(models, data, splits, tiny), strict=True):
         alone, _ = train_alone(model, data, splits[model.key], tiny)
@@ -232,12 +231,10 @@ def test_shifts_move_images_and_leave_black(tiny: Budget) -> None:
     rng = np.random.default_rng(5)
     images = rng.uniform(0.1, 1, size=(500, 4, 5)).astype(np.float32)
     data = Dataset("images", "Images", images.reshape(500, 20), rng.integers(0, 2, 500), image_shape=(4, 5))
-    _, rest = outer_split(data, tiny, 0)
-    key = seed_key(0, 0)
-    splits = {key: seed_split(data, rest, tiny, key)}
+    ((key, split),) = (splits := splits_of(data, tiny, 1)).items()
     models = [Model(key, Recipe(shift=1)), Model(key, Recipe(shift=3))]
     pack = _Pack(models, data, splits, tiny)
-    rows = torch.from_numpy(np.stack([shuffled(key, splits[key].train, 7)] * 2))
+    rows = torch.from_numpy(np.stack([shuffled(key, split.train, 7)] * 2))
     moves = np.stack([drawn(key, model.recipe, rows.shape[1], 7)["shift"] for model in models]).astype(int)
     assert [set(np.unique(one)) for one in moves] == [set(range(-1, 2)), set(range(-3, 4))]
     found = pack._batch(rows, pack._drawn(rows.shape[1], 7)).reshape(2, -1, 4, 5).numpy()
@@ -280,12 +277,10 @@ def test_numbers_are_predicted_too(tiny: Budget) -> None:
     inputs = rng.normal(size=(500, 4))
     targets = 40 + 8 * inputs[:, 0] + rng.normal(size=500)
     data = Dataset("line", "Line", inputs, targets, task="regression")
-    _, rest = outer_split(data, tiny, 0)
-    key = seed_key(0, 0)
-    splits = {key: seed_split(data, rest, tiny, key)}
+    ((key, split),) = (splits := splits_of(data, tiny, 1)).items()
     model = Model(key, Recipe(dropout=0.2, mixup=1.0))
     (training,) = train([model], data, splits, tiny)
-    alone, _ = train_alone(model, data, splits[key], tiny)
+    alone, _ = train_alone(model, data, split, tiny)
     np.testing.assert_allclose(as_rows(training), alone, rtol=1e-5, atol=2e-5)
 
 

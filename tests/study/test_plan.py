@@ -27,7 +27,7 @@ def test_every_method_gets_as_many_chances() -> None:
         assert all(method.domain.check("test", method.name, strength) == strength for strength in method.strengths)
 
 
-def test_the_quick_plan(plan: Plan) -> None:
+def test_the_trials_of_a_plan_and_the_numbers_of_quick(plan: Plan) -> None:
     assert [len(plan.trials(phase)) for phase in (SELECTION, CONFIRMATION)] == [(1 + 5 + 5) * 2, 3 * 8]
     assert set(plan.seeds[SELECTION]).isdisjoint(plan.seeds[CONFIRMATION])
     quick = BUDGETS["quick"]

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,30 @@ from tests.helpers.studies import copy_until
 def copied(finished: Result, tmp_path: Path) -> Path:
     """A copy of the whole run's directory, to open and to change."""
     return Path(shutil.copytree(finished.directory, tmp_path / "copied"))
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of models in every epoch of a pack that trains, as it does."""
+    found: list[int] = []
+    train_epoch = _Pack.train_epoch
+
+    def counted(pack: _Pack, epoch: int) -> None:
+        found.append(len(pack.models))
+        train_epoch(pack, epoch)
+
+    monkeypatch.setattr(_Pack, "train_epoch", counted)
+    return found
+
+
+def stop_after(epochs: int) -> Callable[[study.Progress], None]:
+    """Interrupt a study as Ctrl-C does, once so many epochs are done."""
+
+    def interrupt(state: study.Progress) -> None:
+        if state.done >= epochs:
+            raise KeyboardInterrupt
+
+    return interrupt
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.35, 0.5, 0.83, 0.999, 1.0])
@@ -75,48 +100,32 @@ def test_killed_twice_and_resumed(finished: Result, toy: Dataset, tmp_path: Path
 
 
 def test_an_interruption_loses_no_finished_epoch(
-    finished: Result, toy: Dataset, tiny: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Result, toy: Dataset, tiny: Budget, tmp_path: Path, trained: list[int]
 ) -> None:
-    trained: list[tuple[int, int]] = []
-    train_epoch = _Pack.train_epoch
-
-    def counted(pack: _Pack, epoch: int) -> None:
-        trained.append((epoch, len(pack.models)))
-        train_epoch(pack, epoch)
-
-    monkeypatch.setattr(_Pack, "train_epoch", counted)
-    stops = iter((10, 25, 40, 75, 10**9))
-
-    def interrupt(state: study.Progress) -> None:
-        if state.done >= stop:
-            raise KeyboardInterrupt
-
-    stop = next(stops)
     with pytest.raises(KeyboardInterrupt):
-        study.run(toy, budget=tiny, seed=5, directory=tmp_path / "cut", progress=interrupt)
-    for stop in stops:  # noqa: B007  # `interrupt` reads it
+        study.run(toy, budget=tiny, seed=5, directory=tmp_path / "cut", progress=stop_after(10))
+    for epochs in (25, 40, 75, 10**9):
         assert (tmp_path / "cut/checkpoint.safetensors").exists()
         (tmp_path / "cut/.checkpoint.safetensors.part").write_bytes(b"left by a kill")
         with contextlib.suppress(KeyboardInterrupt):
-            study.resume(tmp_path / "cut", data=toy, progress=interrupt)
-    assert sum(models for _, models in trained) == 31 * 3
+            study.resume(tmp_path / "cut", data=toy, progress=stop_after(epochs))
+    assert sum(trained) == 31 * 3
     assert (tmp_path / "cut/results.csv").read_bytes() == (finished.directory / "results.csv").read_bytes()
     assert [path.name for path in (tmp_path / "cut").glob("*checkpoint*")] == []
 
 
 @pytest.mark.parametrize("damage", [b"", b"\xff" * 5000, None], ids=["empty", "noise", "cut short"])
 def test_a_damaged_checkpoint_costs_its_pack_alone(
-    finished: Result, toy: Dataset, tiny: Budget, tmp_path: Path, damage: bytes | None
+    finished: Result, toy: Dataset, tiny: Budget, tmp_path: Path, trained: list[int], damage: bytes | None
 ) -> None:
-    def interrupt(state: study.Progress) -> None:
-        if state.done >= 25:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        study.run(toy, budget=tiny, seed=5, directory=tmp_path / "cut", progress=interrupt)
+        study.run(toy, budget=tiny, seed=5, directory=tmp_path / "cut", progress=stop_after(25))
+    assert trained == [6] * 5  # the second pack has one epoch to go
+    trained.clear()
     checkpoint = tmp_path / "cut/checkpoint.safetensors"
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000] if damage is None else damage)
     study.resume(tmp_path / "cut", data=toy)
+    assert sum(trained) == (31 - 6) * 3
     assert (tmp_path / "cut/results.csv").read_bytes() == (finished.directory / "results.csv").read_bytes()
 
 

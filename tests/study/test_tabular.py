@@ -192,7 +192,7 @@ NUMBERS = np.random.default_rng(5).normal(size=ROWS)
         ([f"{row % 12 + 1}/{row % 28 + 1}/2024" for row in range(ROWS)], "left out: dates .* in two ways", None),
         ([f"{row % 28 + 1}.{row % 12 + 1}.24" for row in range(ROWS)], "left out: dates .* in two ways", None),
         (["soon"] + ["2024-01-31", "2024-02-01"] * 100, "category, .* dates, but 1 .* for example 'soon'", CATEGORY),
-        ([f"1-2-{row % 7}" for row in range(ROWS)], "(left out|category)", CATEGORY),
+        ([f"1-2-{row % 7}" for row in range(ROWS)], "category, 7 values$", CATEGORY),
     ],
 )
 def test_what_a_column_is_said_to_be(tmp_path: Path, values: list[object], words: str, kind: str | None) -> None:

@@ -21,7 +21,7 @@ def losses(mean: float, spread: float, row: int, best: float | None = None) -> C
     return lambda strength, seed: mean + spread * NOISE[row, seed] + (0 if strength == best or best is None else 0.05)
 
 
-def study(dropout: float, decay: float, spread: float, **options: object) -> dict[str, Callable[[float, int], float]]:
+def study(dropout: float, decay: float, spread: float) -> dict[str, Callable[[float, int], float]]:
     return {
         "none": losses(0.3, 0, 0),
         "dropout": losses(dropout, spread, 1, 0.5),

@@ -102,11 +102,9 @@ def test_the_plan_places_every_extra_trial_before_the_first_one_trains(toy: Data
             assert len(kinds) <= 1
 
 
-@pytest.mark.parametrize(
-    ("value", "error"), [(1, ArgumentTypeError), (None, ArgumentTypeError), (2, ArgumentTypeError)]
-)
-def test_whether_a_budget_widens_is_true_or_false(value: object, error: type[Exception]) -> None:
-    with pytest.raises(error, match="`widens` must be True or False"):
+@pytest.mark.parametrize("value", [1, 0, 2, None, "yes"])
+def test_whether_a_budget_widens_is_true_or_false(value: object) -> None:
+    with pytest.raises(ArgumentTypeError, match="`widens` must be True or False"):
         Budget("bad", widens=value)  # type: ignore[arg-type]
 
 
@@ -146,8 +144,8 @@ def test_a_study_that_widens(finished: Result) -> None:
     assert len(rows) == 4 * EXTRA * 2
     assert "batch_norm" not in [row["method"] for row in rows]
     page = finished.report.read_text()
-    (extra_rates,) = [extra_strengths(METHODS["dropout"], summary.plan.strengths["dropout"], best["dropout"] or 0.0)]
-    assert f"0.3, 0.5, 0.65; then {extra_rates[0]:g} and {extra_rates[1]:g}" in page
+    first, second = extra_strengths(METHODS["dropout"], summary.plan.strengths["dropout"], best["dropout"] or 0.0)
+    assert f"0.3, 0.5, 0.65; then {first:g} and {second:g}" in page
 
 
 def test_pictures_number_the_strengths_of_the_plan(finished: Result) -> None:
