@@ -5,9 +5,9 @@ from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from time import strftime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from dropkit._checks import Choice, Integer, argument_type_error, require
+from dropkit._checks import Choice, Integer, argument_error, argument_type_error, require
 from dropkit.errors import DataError, RunError
 from dropkit.study.budgets import BUDGETS, Budget
 from dropkit.study.dataset import Dataset
@@ -71,8 +71,8 @@ def run(
         time: A column of a file; later rows are predicted from earlier ones. Default: none.
         network: Widths of the hidden layers; or of all layers, if the first and the last are those of the data. Or a
             function of p that builds an untrained `torch.nn.Module` with dropout of probability p: inputs of shape
-            (rows, 1, height, width) for images, else (rows, columns); outputs (rows, classes), or (rows, 1) for
-            numbers. Default: the widths of the budget or the data.
+            (rows, 1, height, width) for images, else (rows, columns), or what `Dataset.from_loader`'s function gives;
+            outputs (rows, classes), or (rows, 1) for numbers. Default: the widths of the budget or the data.
         epochs: The last epoch. Default: that of the budget or the data.
         batch_size: Rows a step. Default: that of the budget or the data.
         methods: Names of the methods to compare, of `METHODS`; none is always among them. Default: those of the budget.
@@ -121,8 +121,7 @@ def run(
     loaded = load("run", data, TableOptions(target, task, test_size, group, time))
     if isinstance(budget, str):
         size = fitted(size, loaded)
-    widths = None if callable(network) else network
-    size = with_network(size, loaded, widths, epochs, batch_size)
+    size = with_network(size, loaded, _widths(loaded, network), epochs, batch_size)
     if size.rows > loaded.rows:
         raise DataError(
             f"The budget {size.name!r} needs {size.rows} rows, the data set {loaded.name!r} has {loaded.rows}."
@@ -225,10 +224,21 @@ def _finish(folder: "RunFolder", data: Dataset, progress: ProgressCallback, netw
         save_model(folder, data, findings.summary, findings.verdict, network)
         write_files(folder.path, findings)
         write_report(folder.path / "report.html", findings)
+    except DataError as error:  # of a function that loads the rows: all else was checked before
+        remedy = f"Nothing that has trained is lost: correct it, then call study.resume({str(folder.path)!r}, ...)."
+        raise DataError(f"{error} {remedy}") from error.__cause__
     except OSError as error:
         remedy = f"Nothing that has trained is lost: make room, then go on with --resume {folder.path}"
         raise RunError(f"{folder.path} cannot be written: {error.strerror or error}. {remedy}") from None
     return Result(folder.path, findings)
+
+
+def _widths(data: Dataset, network: object) -> Any:
+    """Return what must be widths of hidden layers; nothing where it is a function, the one way for loaded rows."""
+    if data.load is not None and not callable(network):
+        rule = f"a function of p that builds a torch.nn.Module, as a function loads the rows of {data.name!r}"
+        raise argument_error("run", "network", rule, network, "The module gets the inputs that `load` gives.")
+    return None if callable(network) else network
 
 
 def _check_packages() -> None:

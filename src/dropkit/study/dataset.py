@@ -2,9 +2,10 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +14,12 @@ from dropkit._checks import Choice, argument_error, argument_type_error
 from dropkit.errors import DataError
 from dropkit.study.preparation import Column, Prepared, fit
 
-__all__ = ["CLASSIFICATION", "IMAGE_CHANGES", "REGRESSION", "Dataset"]
+__all__ = ["CLASSIFICATION", "IMAGE_CHANGES", "REGRESSION", "Dataset", "Loader"]
 
 CLASSIFICATION = "classification"
 REGRESSION = "regression"
 IMAGE_CHANGES = ("shift", "rotation", "crop", "flip", "brightness")
+Loader = Callable[[list[list[int]], bool], Iterable[Any]]
 _CHANGE = Choice(IMAGE_CHANGES)
 _TASK = Choice((CLASSIFICATION, REGRESSION))
 
@@ -49,6 +51,7 @@ class Dataset:
         label_survives: Small changes of an image that leave its label true, among ``"shift"``, ``"rotation"``,
             ``"crop"``, ``"flip"`` (left to right) and ``"brightness"``; only these are tried. Default: all but flips,
             which make other signs of digits and letters.
+        load: A function that loads rows; see `from_loader`. Default: the rows are `inputs`.
 
     Raises:
         ArgumentError: If the task is unknown.
@@ -80,6 +83,63 @@ class Dataset:
     origin: Mapping[str, Any] = field(default_factory=dict)
     image_shape: tuple[int, int] | None = None
     label_survives: tuple[str, ...] = tuple(change for change in IMAGE_CHANGES if change != "flip")
+    load: Loader | None = None
+
+    @classmethod
+    def from_loader(cls, name: str, title: str, *, load: Loader, targets: npt.ArrayLike, **others: Any) -> Self:
+        """Describe rows that a function of your own loads, such as images in files.
+
+        A study of them needs a network of your own. It draws its own splits and shuffles, and asks for rows by number.
+        Methods that would change inputs or network are left out, and so is the linear baseline.
+
+        Args:
+            name: Short name, used for the run directory.
+            title: What the report calls it.
+            load: Called as ``load(batches, training)``, with a list of batches, each a list of row numbers, which is
+                what ``DataLoader(batch_sampler=batches)`` takes; and whether augmentation may act. It returns an
+                iterable of one pair (inputs, targets) for each batch, in order. Inputs are what the network takes as
+                its one argument: a tensor, or tensors in a tuple, list or dictionary, whose first axis is the rows.
+                Chance comes from the global generators of PyTorch, NumPy or Python, which the study seeds; workers of a
+                DataLoader follow them. Where `training` is False nothing is left to chance.
+            targets: One class or number a row, as in `Dataset`; what `load` gives is compared with it.
+            **others: Any of ``note``, ``task``, ``class_names``, ``target_name``, ``groups``, ``times``, ``sizes`` and
+                ``warnings``, as in `Dataset`.
+
+        Returns:
+            A data set without inputs of its own.
+
+        Raises:
+            ArgumentTypeError: If `load` is no function.
+            DataError: If the targets are unfit. What `load` gives is checked when a study begins, and in every batch.
+
+        Examples:
+            >>> import torch
+            >>> from torch.utils.data import DataLoader, TensorDataset
+            >>> points = torch.randn(400, 5)
+            >>> labels = (points[:, 0] > 0).long()
+            >>> rows = TensorDataset(points, labels)
+            >>> def load(batches, training):
+            ...     return DataLoader(rows, batch_sampler=batches)
+            >>> Dataset.from_loader("points", "Points", load=load, targets=labels)
+            Dataset('points', 400 rows, loaded by a function, 2 classes)
+            >>> def load(batches, training):  # without a DataLoader, and with noise in training
+            ...     for batch in batches:
+            ...         inputs = points[batch]
+            ...         yield inputs + 0.1 * torch.randn(inputs.shape) if training else inputs, labels[batch]
+            >>> Dataset.from_loader("noisy", "Noisy points", load=load, targets=labels, class_names=("low", "high"))
+            Dataset('noisy', 400 rows, loaded by a function, 2 classes)
+        """
+        from dropkit.study.methods import METHODS
+
+        try:
+            checked = np.asarray(targets)
+        except (TypeError, ValueError):
+            raise DataError(f"Data set {name!r}: targets must be one class or number a row.") from None
+        inputs = np.empty((*checked.shape[:1], 0), np.float32)
+        left_out = ", ".join(method.title for method in METHODS.values() if not method.is_independent)
+        words = f"loaded by your own function; left out, as they would change inputs or network: {left_out}"
+        found = cls(name, title, inputs, checked, load=load, **others)
+        return replace(found, description=(("inputs", words), *found.description))
 
     def __post_init__(self) -> None:
         _TASK.check("Dataset", "task", self.task)
@@ -90,7 +150,9 @@ class Dataset:
             remedy = "It names the run's directory."
             raise argument_error("Dataset", "name", "a word without slashes", self.name, remedy)
         inputs, targets = np.asarray(self.inputs), np.asarray(self.targets)
-        if inputs.ndim != 2 or targets.shape != inputs.shape[:1] or inputs.size == 0:
+        if self.load is not None:
+            self._check_loader(inputs, targets)
+        elif inputs.ndim != 2 or targets.shape != inputs.shape[:1] or inputs.size == 0:
             raise self._error(
                 f"inputs must be of shape (rows, columns) and targets (rows,), got {inputs.shape} and {targets.shape}"
             )
@@ -106,6 +168,15 @@ class Dataset:
                 if np.shape(values) != targets.shape or not np.isfinite(values).all():
                     raise self._error(f"{name} must be one finite number a row, got shape {np.shape(values)}")
                 object.__setattr__(self, name, np.ascontiguousarray(values, kind))
+
+    def _check_loader(self, inputs: npt.NDArray[Any], targets: npt.NDArray[Any]) -> None:
+        if not callable(self.load):
+            remedy = "Such as lambda batches, training: DataLoader(rows, batch_sampler=batches)."
+            raise argument_type_error("Dataset", "load", "a function of batches and training", self.load, remedy)
+        if targets.ndim != 1 or not len(targets):
+            raise self._error(f"targets must be of shape (rows,), one class or number a row, got {targets.shape}")
+        if inputs.shape != (len(targets), 0) or self.schema or self.image_shape is not None:
+            raise self._error("rows that a function loads have no inputs, schema or image_shape; see from_loader")
 
     def _check_images(self, pixels: int) -> None:
         if self.image_shape is not None and math.prod(self.image_shape) != pixels:
@@ -168,7 +239,7 @@ class Dataset:
 
     @property
     def columns(self) -> int:
-        """Number of inputs that a network gets: those of `prepared`."""
+        """Number of inputs that a network gets: those of `prepared`; 0 where a function loads the rows."""
         return sum(column.width for column in self.schema) if self.schema else self.inputs.shape[1]
 
     @property
@@ -196,13 +267,26 @@ class Dataset:
         )
 
     def digest(self) -> str:
-        """Return the SHA-256 of inputs and targets, which a run's plan records."""
+        """Return the SHA-256 of inputs and targets, which a run's plan records.
+
+        Of rows that a function loads, it covers all targets, groups and times, and the inputs of 32 rows spread over
+        all: to read every row would take as long as an epoch.
+        """
         found = hashlib.sha256(repr(self.inputs.shape).encode())
         for array in (self.inputs, self.targets, self.groups, self.times):
             if array is not None:
                 found.update(array.tobytes())
+        if self.load is not None:
+            found.update(self._digest_of_loaded)
         return found.hexdigest()
+
+    @cached_property
+    def _digest_of_loaded(self) -> bytes:
+        from dropkit.study.own.loading import digest_of_rows  # with torch, which rows in arrays do not need
+
+        return digest_of_rows(self)
 
     def __repr__(self) -> str:
         kind = f"{self.classes} classes" if self.is_classification else self.task
-        return f"Dataset({self.name!r}, {self.rows} rows, {self.inputs.shape[1]} columns, {kind})"
+        held = "loaded by a function" if self.load is not None else f"{self.inputs.shape[1]} columns"
+        return f"Dataset({self.name!r}, {self.rows} rows, {held}, {kind})"

@@ -65,7 +65,8 @@ def predict(directory: str | PathLike[str], data: object, *, network: "Factory |
     Args:
         directory: The run directory.
         data: The path of a CSV or Parquet file with the columns of the study's table, in any order; others are left
-            alone. For a study of an array: an array of shape (rows, columns).
+            alone. For a study of an array: an array of shape (rows, columns). For rows that a function of yours loaded:
+            inputs as the network takes them, a tensor or tensors in a tuple, list or dictionary.
         network: The function that the run began with, if its network was one of your own. Default: the study's network.
 
     Returns:
@@ -86,13 +87,21 @@ def predict(directory: str | PathLike[str], data: object, *, network: "Factory |
     """
     if not isinstance(directory, str | PathLike):
         raise argument_type_error("predict", "directory", "a path", directory)
-    if not isinstance(data, str | PathLike | np.ndarray):
-        raise argument_type_error("predict", "data", "the path of a file, or an array", data)
     require("safetensors", "study", "A prediction")
+    from dropkit.study.own.inputs import holds_tensors_alone
     from dropkit.study.saved_model import load_model
 
+    if not isinstance(data, str | PathLike | np.ndarray) and not holds_tensors_alone(data):
+        raise argument_type_error("predict", "data", "the path of a file, an array, or a network's inputs", data)
     model = load_model(Path(directory), network)
-    inputs = _array(model, data) if isinstance(data, np.ndarray) else _table(model, Path(data))
+    if not model.inputs:
+        inputs = _inputs(data)
+    elif isinstance(data, str | PathLike):
+        inputs = _table(model, Path(data))
+    elif isinstance(data, np.ndarray):
+        inputs = _array(model, data)
+    else:
+        raise argument_type_error("predict", "data", "the path of a file, or an array", data)
     names = model.class_names if model.task == "classification" else ()
     values = model.predict(inputs)
     lost = ~np.isfinite(values).all(1)
@@ -139,6 +148,22 @@ def load_models(directory: str | PathLike[str], *, network: "Factory") -> "list[
     if network is None or not all(isinstance(member, OwnMember) for member in members):
         raise argument_type_error("load_models", "network", "the function that the run began with", network)
     return [member.module for member in members if isinstance(member, OwnMember)]
+
+
+def _inputs(data: Any) -> Any:
+    """Return what the network of a study of rows that a function loaded takes."""
+    from dropkit.study.own.inputs import count_rows, fault, holds_tensors_alone
+
+    if not holds_tensors_alone(data):
+        what = "an array" if isinstance(data, np.ndarray) else str(data)
+        raise DataError(
+            "The study's rows were loaded by a function of your own: give study.predict inputs as the network takes "
+            f"them, a tensor or tensors in a tuple, list or dictionary, not {what}."
+        )
+    wrong = fault(data, count_rows(data))
+    if wrong:
+        raise DataError(f"The new data are {wrong}.")
+    return data
 
 
 def _array(model: "SavedModel", data: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -74,6 +74,10 @@ def _filled(template: str, findings: Findings, **values: Any) -> str:
     )
 
 
+def _inputs(data: Mapping[str, Any]) -> str:
+    return f"{data['columns']} inputs" if data["columns"] else "loaded by your own function"
+
+
 def _predicted(data: Mapping[str, Any]) -> str:
     return f"{data['classes']} classes" if data["classes"] else "a number to predict"
 
@@ -102,7 +106,7 @@ def _settings(findings: Findings) -> list[tuple[str, Any]]:
     ]
     return [
         ("Data", plan.data["title"]),
-        ("Shape", f"{plan.data['rows']:,} rows, {plan.data['columns']} inputs, {_predicted(plan.data)}"),
+        ("Shape", f"{plan.data['rows']:,} rows, {_inputs(plan.data)}, {_predicted(plan.data)}"),
         (
             "Rows a seed",
             f"{budget.train_rows:,} train, {budget.inner_rows:,} choose the epoch, {budget.validation_rows:,} validate",

@@ -21,7 +21,7 @@ from dropkit.study._atomic import write_atomic
 from dropkit.study.dataset import CLASSIFICATION, Dataset
 from dropkit.study.methods import METHODS
 from dropkit.study.network import logits
-from dropkit.study.own import Factory, OwnNetwork, own_members, state_names
+from dropkit.study.own import Factory, OwnNetwork, own_members, rows_at_once, state_names
 from dropkit.study.preparation import Column, Preparation, fit
 from dropkit.study.splits import outer_split, seed_key, seed_split
 from dropkit.study.storage import RunFolder
@@ -34,7 +34,7 @@ __all__ = ["SavedModel", "load_model", "save_model"]
 _WEIGHTS, _DESCRIPTION = "model.safetensors", "model.json"
 _FORMAT = 1
 
-Network = Callable[[torch.Tensor], torch.Tensor]
+Network = Callable[[Any], torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class SavedModel:
         target: What is predicted.
         class_names: The name of each class.
         columns: The columns of a table that it needs; none where it takes an array of numbers.
-        inputs: Numbers that a row has before preparation.
+        inputs: Numbers that a row has before preparation; 0 where a function of the user's loaded the rows.
         members: What prepares the rows for each network, and the network: from prepared rows to outputs.
     """
 
@@ -60,11 +60,11 @@ class SavedModel:
     members: tuple[tuple[Preparation, Network], ...]
 
     @torch.no_grad()
-    def predict(self, inputs: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    def predict(self, inputs: Any) -> npt.NDArray[np.float64]:
         """Return probabilities of shape (rows, classes), or numbers of shape (rows, 1)."""
         found = []
         for preparation, network in self.members:
-            rows = torch.from_numpy(preparation.apply(inputs))
+            rows = torch.from_numpy(preparation.apply(inputs)) if self.inputs else inputs
             output = network(rows).double()
             if self.task == CLASSIFICATION:
                 found.append(output.softmax(1))
@@ -105,7 +105,8 @@ def save_model(
     }
     if network is not None:
         shape = data.image_shape
-        description["network"] = {**plan.network, "p": recipe.dropout, "keys": keys, "image_shape": shape}
+        described = {"p": recipe.dropout, "keys": keys, "image_shape": shape}
+        description["network"] = {**plan.network, **described, "rows_at_once": rows_at_once(data, plan.budget)}
     write_atomic(folder.path / _WEIGHTS, save(weights))
     write_atomic(folder.path / _DESCRIPTION, json.dumps(description, indent=1, ensure_ascii=False) + "\n")
 

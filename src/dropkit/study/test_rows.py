@@ -60,15 +60,15 @@ def score_test_rows(
         models = confirmed_parameters(folder, summary, name)
         keys = [seed_key(plan.seed, seed) for seed in models]
         prepared = [data.prepared(seed_split(data, rest, plan.budget, key).train) for key in keys]
-        inputs = [torch.from_numpy(part.inputs[rows]) for part in prepared]
         targets = [torch.from_numpy(part.targets[rows]) for part in prepared]
         if network is None:
+            inputs = [torch.from_numpy(part.inputs[rows]) for part in prepared]
             stacked = [torch.from_numpy(np.stack(parts)) for parts in zip(*models.values(), strict=True)]
             losses, outputs = row_scores(stacked, inputs, targets)
         else:
             recipe = METHODS[name].recipe(summary.arms[name].strength)
             trained = [(Model(key, recipe), state) for key, state in zip(keys, models.values(), strict=True)]
-            losses, outputs = own_row_scores(network, trained, inputs, targets, data)
+            losses, outputs = own_row_scores(network, trained, prepared, data, rows, plan.budget)
         found = measured(data.task, outputs, torch.stack(targets), [part.target_scale for part in prepared]).mean(0)
         names = [metric.name for metric in metrics_of(data.task)]
         scores[name] = losses.mean(0).numpy(), dict(zip(names, found.tolist(), strict=True))

@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dropkit._checks import Number
 from dropkit.study.dataset import Dataset
 
-__all__ = ["Method", "Recipe"]
+__all__ = ["INDEPENDENT", "Method", "Recipe"]
+
+# Parts of a recipe that work whatever the inputs are and however the network is built.
+INDEPENDENT = ("dropout", "weight_decay", "l1", "max_norm", "label_smoothing")
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,10 @@ class Recipe:
         """Whether the model has no hidden layer; it is fitted then."""
         return self.width == 0
 
+    def sets_only(self, *parts: str) -> bool:
+        """Return whether all other parts are as they are without regularisation."""
+        return self == replace(Recipe(), **{part: getattr(self, part) for part in parts})
+
     def hidden(self, widths: Sequence[int]) -> tuple[int, ...]:
         """Return the hidden widths of the model, given those of the study."""
         return tuple(max(1, round(width * self.width)) for width in widths) if self.width else ()
@@ -106,8 +113,15 @@ class Method:
         """Return the first `count` candidates, rising."""
         return tuple(sorted(self.strengths[:count]))
 
+    @property
+    def is_independent(self) -> bool:
+        """Whether it works whatever the inputs are and however the network is built."""
+        return self.recipe(self.strengths[0]).sets_only(*INDEPENDENT)
+
     def fits(self, data: Dataset) -> bool:
         """Return whether the method can be used on these data."""
+        if data.load is not None and not self.is_independent:
+            return False
         kinds = {"images": data.image_shape is not None, "classes": data.is_classification}
         kinds["table"] = not kinds["images"]
         survives = not self.change or self.change in data.label_survives

@@ -2,7 +2,7 @@
 
 from dropkit.study.own.factory import Factory, OwnNetwork, check_network, same_network, that_fit_network
 from dropkit.study.own.models import OwnMember, own_members, state_names
-from dropkit.study.own.training import own_row_scores, train_own
+from dropkit.study.own.training import own_row_scores, rows_at_once, train_own
 
 __all__ = [
     "Factory",
@@ -11,6 +11,7 @@ __all__ = [
     "check_network",
     "own_members",
     "own_row_scores",
+    "rows_at_once",
     "same_network",
     "state_names",
     "that_fit_network",

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,11 @@ from dropkit.errors import ArgumentError
 from dropkit.random import call_key
 from dropkit.study.budgets import Budget
 from dropkit.study.dataset import Dataset
-from dropkit.study.methods import METHODS, Recipe
+from dropkit.study.methods import METHODS
+from dropkit.study.methods.method import INDEPENDENT
 from dropkit.study.network import row_losses
+from dropkit.study.own.inputs import Inputs, count_rows, mapped, shapes_in_words
+from dropkit.study.own.loading import checked_batches
 from dropkit.study.own.randomness import seeded
 from dropkit.study.plan import Plan
 from dropkit.study.splits import outer_split, seed_key, seed_split
@@ -36,10 +39,7 @@ __all__ = [
 Factory = Callable[[float], nn.Module]
 
 _RULE = "widths of hidden layers, or a function of p that builds an untrained torch.nn.Module"
-_ACT_ON_ANY = (
-    *("dropout", "weight_decay", "l1", "max_norm", "label_smoothing", "noise"),
-    *("shift", "rotation", "crop", "flip", "brightness"),
-)
+_ACT_ON_ANY = (*INDEPENDENT, "noise", "shift", "rotation", "crop", "flip", "brightness")
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +86,7 @@ def that_fit_network(
 
 def _acts_on_any(name: str) -> bool:
     recipe = METHODS[name].recipe(METHODS[name].strengths[0])
-    return recipe.is_linear or recipe == replace(Recipe(), **{part: getattr(recipe, part) for part in _ACT_ON_ANY})
+    return recipe.is_linear or recipe.sets_only(*_ACT_ON_ANY)
 
 
 def arranged(inputs: Tensor, image_shape: tuple[int, int] | None) -> Tensor:
@@ -94,21 +94,22 @@ def arranged(inputs: Tensor, image_shape: tuple[int, int] | None) -> Tensor:
     return inputs.unflatten(-1, (1, *image_shape)) if image_shape else inputs
 
 
-def module_outputs(module: nn.Module, inputs: Tensor, classes: int) -> Tensor:
-    """Return what a network says of rows: of shape (rows, classes), or of shape (rows, 1) where classes is 0.
+def module_outputs(module: nn.Module, inputs: Inputs, classes: int) -> Tensor:
+    """Return what a network says of rows, on its device: of shape (rows, classes), or (rows, 1) where classes is 0.
 
     Raises:
         ArgumentError: If the outputs are not of that shape.
     """
-    found = module(inputs)
-    wanted = [(len(inputs), classes)] if classes else [(len(inputs), 1), (len(inputs),)]
+    device, rows = next(module.parameters()).device, count_rows(inputs)
+    found = module(mapped(inputs, lambda value: value.to(device)))
+    wanted = [(rows, classes)] if classes else [(rows, 1), (rows,)]
     if not isinstance(found, Tensor) or found.shape not in wanted or not found.is_floating_point():
         got = f"{found.dtype} of {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         shapes = " or ".join(str(shape) for shape in wanted)
         what = "one logit a class" if classes else "one number a row"
         raise ArgumentError(
             f"`network` must build networks with outputs of shape {shapes}, {what}; for inputs of "
-            f"{tuple(inputs.shape)} it gave {got}."
+            f"{shapes_in_words(inputs)} it gave {got}."
         )
     return found if found.ndim == 2 else found[:, None]
 
@@ -129,6 +130,7 @@ def check_network(
         ArgumentTypeError: If it is no function, or gives something else than a network.
         ArgumentError: If it fails, the networks are not fresh or have no parameters, their outputs are of another
             shape, or p does nothing.
+        DataError: If a function of the user's loads the rows, and it is at fault.
     """
     first, second, dropping = (_built(where, factory, p) for p in (0.0, 0.0, 0.5))
     if _storages(first) & (_storages(second) | _storages(dropping)):
@@ -137,8 +139,8 @@ def check_network(
         raise _error(where, "gives other parameters at p = 0.5 than at p = 0", "Only dropout may depend on p.")
     if not any(tensor.requires_grad for tensor in first.parameters()):
         raise _error(where, "gives a network without a parameter to train", "Give it at least one layer.")
-    inputs, targets = _first_batch(data, budget)
-    traces = [_tried(where, module, inputs, targets, data.classes, p) for module, p in ((first, 0.0), (dropping, 0.5))]
+    batch = _first_batch(data, budget)
+    traces = [_tried(where, module, batch, data, p) for module, p in ((first, 0.0), (dropping, 0.5))]
     drops = any(METHODS[name].recipe(grid[0]).dropout for name, grid in grids.items())
     if drops and all(torch.equal(*pair) for pair in zip(*traces, strict=True)):
         remedy = "Give p to its dropout, or leave dropout out of `methods`."
@@ -209,22 +211,30 @@ def _storages(module: nn.Module) -> set[int]:
     return {tensor.untyped_storage().data_ptr() for tensor in module.parameters() if tensor.numel()}
 
 
-def _first_batch(data: Dataset, budget: Budget) -> tuple[Tensor, Tensor]:
+def _first_batch(data: Dataset, budget: Budget) -> tuple[Inputs, Inputs, Tensor]:
+    """Return its inputs in training and in evaluation, and its targets."""
     _, rest = outer_split(data, budget, 0)
     train = seed_split(data, rest, budget, seed_key(0, 0)).train
     prepared = data.prepared(train)
-    rows = train[: max(2, budget.batch_size)]
-    return arranged(torch.from_numpy(prepared.inputs[rows]), data.image_shape), torch.from_numpy(prepared.targets[rows])
+    size = max(2, budget.batch_size)
+    rows, others = torch.from_numpy(train[:size]), torch.from_numpy(train[size : size + size // 2])
+    targets = torch.from_numpy(prepared.targets)[rows]
+    if data.load is not None:
+        return *checked_batches(data, [rows, others] if len(others) else [rows]), targets
+    inputs = arranged(torch.from_numpy(prepared.inputs)[rows], data.image_shape)
+    return inputs, inputs, targets
 
 
-def _tried(where: str, module: nn.Module, inputs: Tensor, targets: Tensor, classes: int, p: float) -> list[Tensor]:
+def _tried(
+    where: str, module: nn.Module, batch: tuple[Inputs, Inputs, Tensor], data: Dataset, p: float
+) -> list[Tensor]:
     """Take a step and score; return the outputs in training and all gradients."""
+    inputs, in_evaluation, targets = batch
     with seeded(0):
         try:
-            device = next(module.parameters()).device
             module.train()
-            found = module_outputs(module, inputs.to(device), classes)
-            row_losses(found[None], targets.to(device)[None]).mean().backward()
+            found = module_outputs(module, inputs, data.classes)
+            row_losses(found[None], targets.to(found.device)[None]).mean().backward()
             optimizer = torch.optim.Adam([tensor for tensor in module.parameters() if tensor.requires_grad])
             trace = [
                 found.detach(),
@@ -233,13 +243,15 @@ def _tried(where: str, module: nn.Module, inputs: Tensor, targets: Tensor, class
             optimizer.step()
             module.eval()
             with torch.no_grad():
-                module_outputs(module, inputs.to(device), classes)
+                module_outputs(module, in_evaluation, data.classes)
             _ = [tensor.cpu().numpy() for tensor in module.state_dict().values()]
         except ArgumentError as error:
             raise ArgumentError(f"{where}: {error}") from None
         except Exception as error:
-            what = f"gives a network that fails at p = {p:g} on inputs of {tuple(inputs.shape)}"
+            what = f"gives a network that fails at p = {p:g} on inputs of {shapes_in_words(inputs)}"
             remedy = "Inputs are (rows, 1, height, width) for images and (rows, columns) for everything else."
+            if data.load is not None:
+                remedy = "Its one argument is the inputs as the function `load` of the data gives them."
             raise _error(where, f"{what}: {type(error).__name__}: {error}", remedy) from error
     return trace
 

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from dropkit.errors import ArgumentError, RunError
-from dropkit.study.own.factory import Factory, describe_network
+from dropkit.study.own.factory import Factory, arranged, describe_network
+from dropkit.study.own.inputs import Inputs, split
 from dropkit.study.own.training import module_rows
 
 __all__ = ["OwnMember", "own_members", "state_names"]
@@ -16,15 +17,17 @@ __all__ = ["OwnMember", "own_members", "state_names"]
 
 @dataclass(frozen=True, eq=False)
 class OwnMember:
-    """One trained network, which maps prepared rows of shape (rows, columns) to outputs of shape (rows, outputs)."""
+    """One trained network, which maps prepared rows, or what a function loads, to outputs of shape (rows, outputs)."""
 
     module: nn.Module
     image_shape: tuple[int, int] | None
     classes: int
+    rows_at_once: int
 
-    def __call__(self, rows: Tensor) -> Tensor:
+    def __call__(self, rows: Inputs) -> Tensor:
         """Return the outputs."""
-        return module_rows(self.module, rows, self.image_shape, self.classes)
+        parts = split(arranged(rows, self.image_shape), self.rows_at_once)
+        return module_rows(self.module, parts, self.classes)
 
 
 def state_names(module: nn.Module) -> list[str]:
@@ -68,5 +71,5 @@ def own_members(
     for member, key in enumerate(described["keys"]):
         module = network.build(described["p"], key)
         module.load_state_dict({part: weights[f"{member}.{part}"] for part in state_names(module)})
-        members.append(OwnMember(module.eval(), shape, classes))
+        members.append(OwnMember(module.eval(), shape, classes, described["rows_at_once"]))
     return members

@@ -3,11 +3,12 @@
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 
-__all__ = ["seeded"]
+__all__ = ["Stream", "seeded"]
 
 
 @contextmanager
@@ -17,17 +18,48 @@ def seeded(key: int) -> Iterator[None]:
     Args:
         key: A 64-bit key.
     """
-    with_cuda = torch.cuda.is_initialized()
-    before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002  # the user's is this one
-    before_cuda = torch.cuda.get_rng_state_all() if with_cuda else []
+    before = _states()
     torch.manual_seed(key)
-    np.random.seed(key % 2**32)  # noqa: NPY002
+    np.random.seed(key % 2**32)  # noqa: NPY002  # the user's is this one
     random.seed(key)
     try:
         yield
     finally:
-        torch.set_rng_state(before[0])
-        np.random.set_state(before[1])  # noqa: NPY002
-        random.setstate(before[2])
-        if with_cuda:
-            torch.cuda.set_rng_state_all(before_cuda)
+        _put_back(before)
+
+
+class Stream:
+    """The global generators of code that takes turns with other code: what one draws never moves the other's numbers.
+
+    Args:
+        key: A 64-bit key that seeds them.
+    """
+
+    def __init__(self, key: int) -> None:
+        with seeded(key):
+            self._states = _states()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Let the global generators go on from the end of the last turn, and put back what they were."""
+        before = _states()
+        _put_back(self._states)
+        try:
+            yield
+        finally:
+            self._states = _states()
+            _put_back(before)
+
+
+def _states() -> tuple[Any, ...]:
+    on_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return torch.get_rng_state(), np.random.get_state(), random.getstate(), on_cuda  # noqa: NPY002
+
+
+def _put_back(states: tuple[Any, ...]) -> None:
+    of_torch, of_numpy, of_python, on_cuda = states
+    torch.set_rng_state(of_torch)
+    np.random.set_state(of_numpy)  # noqa: NPY002
+    random.setstate(of_python)
+    if on_cuda:
+        torch.cuda.set_rng_state_all(on_cuda)

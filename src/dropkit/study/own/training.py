@@ -5,7 +5,7 @@ model is the undisturbed one by construction.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,15 @@ from dropkit.study.dataset import Dataset
 from dropkit.study.metrics import measured, metrics_of
 from dropkit.study.network import row_losses
 from dropkit.study.own.factory import OwnNetwork, arranged, module_outputs
+from dropkit.study.own.inputs import Inputs, split
+from dropkit.study.own.loading import loaded
 from dropkit.study.own.randomness import seeded
 from dropkit.study.packed import TRAINING_ROWS_SCORED, Model, Training, noise_key, shuffled
+from dropkit.study.preparation import Prepared
 from dropkit.study.records import curves
 from dropkit.study.splits import Split
 
-__all__ = ["module_rows", "own_row_scores", "train_own"]
+__all__ = ["module_rows", "own_row_scores", "rows_at_once", "train_own"]
 
 State = Sequence[npt.NDArray[Any]]
 
@@ -106,16 +109,24 @@ class _Run:
         self.module.train()
         size = self.budget.batch_size
         order = torch.from_numpy(shuffled(self.model.key, self.split.train, epoch))
-        draws = drawn(self.model.key, self.recipe, len(order), epoch)
-        for start in range(0, len(order), size):
-            rows, batch = order[start : start + size], slice(start, start + size)
-            if len(rows) == 1 < min(size, len(order)):
-                continue  # batch normalisation has no variance of one row
-            self._step(rows, {name: torch.from_numpy(values[batch]) for name, values in draws.items()})
+        batches = list(order.split(size))
+        if len(batches[-1]) == 1 < min(size, len(order)):
+            batches.pop()  # batch normalisation has no variance of one row
+        for rows, inputs in zip(batches, self._inputs(batches, len(order), epoch), strict=True):
+            self._step(rows, inputs)
 
-    def _step(self, rows: Tensor, draws: Mapping[str, Tensor]) -> None:
-        placed = arranged(self._batch(rows, draws), self.data.image_shape).to(self.device)
-        found = module_outputs(self.module, placed, self.data.classes)
+    def _inputs(self, batches: Sequence[Tensor], count: int, epoch: int) -> Iterator[Inputs]:
+        if self.data.load is not None:
+            yield from loaded(self.data, batches, training=True, key=call_key(self.model.key, "own loading", epoch))
+            return
+        draws = drawn(self.model.key, self.recipe, count, epoch)
+        for number, rows in enumerate(batches):
+            start = number * self.budget.batch_size
+            parts = {name: torch.from_numpy(values[start : start + len(rows)]) for name, values in draws.items()}
+            yield arranged(self._batch(rows, parts), self.data.image_shape)
+
+    def _step(self, rows: Tensor, inputs: Inputs) -> None:
+        found = module_outputs(self.module, inputs, self.data.classes)
         losses = row_losses(found[None], self.targets[rows].to(self.device)[None], self.smoothing)
         self.optimizer.zero_grad()
         losses.mean().backward()
@@ -153,7 +164,8 @@ class _Run:
     def _score(self) -> None:
         """Score on the model's own rows, and keep the state where the inner rows like it best so far."""
         self.module.eval()
-        found = module_rows(self.module, self.inputs[self.scored], self.data.image_shape, self.data.classes)
+        parts = _in_evaluation(self.data, self.inputs, self.scored, self.budget)
+        found = module_rows(self.module, parts, self.data.classes)
         targets, validation = self.targets[self.scored], -self.scored_rows[-1]
         losses = row_losses(found[None], targets[None])[0].double()
         means = [part.mean() for part in losses.split(self.scored_rows)]
@@ -193,10 +205,20 @@ class _Run:
         return Training(found, diverged_at, [tensor.numpy() for tensor in self.best.values()])
 
 
-def module_rows(module: nn.Module, inputs: Tensor, image_shape: tuple[int, int] | None, classes: int) -> Tensor:
-    """Return a network's outputs on prepared rows, of shape (rows, outputs), a part of the rows after another."""
-    device = next(module.parameters()).device
-    parts = [arranged(part, image_shape).to(device) for part in inputs.split(_ROWS_AT_ONCE)]
+def rows_at_once(data: Dataset, budget: Budget) -> int:
+    """Return how many rows a network gets in evaluation: of rows that a function loads as many as in training."""
+    return _ROWS_AT_ONCE if data.load is None else budget.batch_size
+
+
+def _in_evaluation(data: Dataset, inputs: Tensor, rows: Tensor, budget: Budget) -> Iterator[Inputs]:
+    size = rows_at_once(data, budget)
+    if data.load is not None:
+        return loaded(data, rows.split(size), training=False)
+    return split(arranged(inputs[rows], data.image_shape), size)
+
+
+def module_rows(module: nn.Module, parts: Iterable[Inputs], classes: int) -> Tensor:
+    """Return a network's outputs, of shape (rows, outputs), a part of the rows after another."""
     return torch.cat([module_outputs(module, part, classes).cpu() for part in parts])
 
 
@@ -211,23 +233,26 @@ def _with_state(module: nn.Module, tensors: State) -> nn.Module:
 def own_row_scores(
     network: OwnNetwork,
     trained: Iterable[tuple[Model, State]],
-    inputs: Iterable[Tensor],
-    targets: Iterable[Tensor],
+    prepared: Iterable[Prepared],
     data: Dataset,
+    rows: npt.NDArray[np.int64],
+    budget: Budget,
 ) -> tuple[Tensor, Tensor]:
     """Return every model's loss on every row and its outputs, as `dropkit.study.network.row_scores` does.
 
     Args:
         network: What builds the networks.
         trained: Each model with the state that training gave.
-        inputs: The rows of each, prepared, of shape (rows, columns).
-        targets: Their targets, of shape (rows,).
+        prepared: All rows as each sees them.
         data: Where the rows are from.
+        rows: Those to score.
+        budget: Of the study.
     """
-    losses, outputs = [], []
-    for (model, state), own_inputs, own_targets in zip(trained, inputs, targets, strict=True):
+    losses, outputs, scored = [], [], torch.from_numpy(rows)
+    for (model, state), own in zip(trained, prepared, strict=True):
         module = _with_state(network.build(model.recipe.dropout, model.key), state)
         with seeded(call_key(model.key, "own network evaluation", 0)):
-            outputs.append(module_rows(module, own_inputs, data.image_shape, data.classes))
-        losses.append(row_losses(outputs[-1][None], own_targets[None])[0])
+            parts = _in_evaluation(data, torch.from_numpy(own.inputs), scored, budget)
+            outputs.append(module_rows(module, parts, data.classes))
+        losses.append(row_losses(outputs[-1][None], torch.from_numpy(own.targets)[scored][None])[0])
     return torch.stack(losses).double(), torch.stack(outputs)
