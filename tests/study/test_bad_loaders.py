@@ -135,7 +135,7 @@ def test_inputs_that_the_network_does_not_take_are_told_by_shape(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("load", [iter([1]), DataLoader(TensorDataset(torch.zeros(4))), "photos"])
+@pytest.mark.parametrize("load", [None, iter([1]), DataLoader(TensorDataset(torch.zeros(4))), "photos"])
 def test_what_is_no_function_is_refused(toy: Dataset, load: Any) -> None:
     with pytest.raises(ArgumentTypeError, match=r"`load` must be a function of batches and training.*batch_sampler"):
         like(toy, load)

@@ -131,6 +131,9 @@ class Dataset:
         """
         from dropkit.study.methods import METHODS
 
+        if not callable(load):
+            remedy = "Such as lambda batches, training: DataLoader(rows, batch_sampler=batches)."
+            raise argument_type_error("Dataset.from_loader", "load", "a function of batches and training", load, remedy)
         try:
             checked = np.asarray(targets)
         except (TypeError, ValueError):
@@ -170,9 +173,6 @@ class Dataset:
                 object.__setattr__(self, name, np.ascontiguousarray(values, kind))
 
     def _check_loader(self, inputs: npt.NDArray[Any], targets: npt.NDArray[Any]) -> None:
-        if not callable(self.load):
-            remedy = "Such as lambda batches, training: DataLoader(rows, batch_sampler=batches)."
-            raise argument_type_error("Dataset", "load", "a function of batches and training", self.load, remedy)
         if targets.ndim != 1 or not len(targets):
             raise self._error(f"targets must be of shape (rows,), one class or number a row, got {targets.shape}")
         if inputs.shape != (len(targets), 0) or self.schema or self.image_shape is not None:

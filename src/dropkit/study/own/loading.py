@@ -135,7 +135,7 @@ def _check_targets(data: "Dataset", targets: Any, rows: Tensor, which: str) -> N
         raise _error(data, f"gives, in {which}, targets of type {type(targets).__name__}", _ORDER) from None
     if exact.shape not in ((len(rows),), (len(rows), 1)):
         raise _error(data, f"gives, in {which}, targets of shape {tuple(exact.shape)}, not ({len(rows)},)", _ORDER)
-    wanted = torch.from_numpy(data.targets)[rows].double()
+    wanted = torch.from_numpy(data.targets[rows.numpy()]).double()
     rounding = max(torch.finfo(found.dtype if found.is_floating_point() else torch.float32).eps, 2**-23)
     differs = ~((exact.flatten() - wanted).abs() <= rounding * wanted.abs() + torch.finfo(torch.float32).tiny)
     if differs.any():
