@@ -144,7 +144,11 @@ def test_stopped_and_resumed(finished: Result, toy: Dataset, tmp_path: Path, epo
 
     with pytest.raises(StoppedError):
         study.run(toy, network=network, budget=SMALL, seed=5, directory=tmp_path / "cut", progress=stop)
-    study.resume(tmp_path / "cut", data=toy, network=network)
+    seen: list[study.Progress] = []
+    study.resume(tmp_path / "cut", data=toy, network=network, progress=seen.append)
+    assert [state.done for state in seen] == sorted(state.done for state in seen)
+    assert seen[-1].done == seen[-1].total
+    assert len([state for state in seen if state.phase == "measuring"]) == 2  # before and after the test rows
     for name in ("results.csv", "model.safetensors", "model.json"):
         assert (tmp_path / "cut" / name).read_bytes() == (finished.directory / name).read_bytes(), name
 

@@ -65,7 +65,10 @@ def test_progress_rises_to_its_total(toy: Dataset, tiny: Budget, tmp_path: Path)
     study.run(toy, budget=tiny, methods=["dropout"], rates=[0.2], directory=tmp_path / "p", progress=seen.append)
     done = [state.done for state in seen]
     assert done == sorted(done)
-    assert done[-1] == seen[0].total == (2 * 2 + 2 * 3) * 3
+    assert done[-1] == seen[0].total == (2 * 2 + 2 * 3 + 4) * 3  # test rows, two methods measured, files
+    assert {state.total for state in seen} == {seen[0].total}
+    assert list(dict.fromkeys(state.phase for state in seen)) == ["selection", "confirmation", "measuring", "writing"]
+    assert [state.done // 3 for state in seen if state.phase == "measuring"] == [10, 11, 12, 13]
     assert any(state.note == "chosen: dropout p = 0.2" for state in seen)
 
 
@@ -79,6 +82,7 @@ def test_a_trial_that_diverges_is_reported_and_the_others_go_on(
     seen: list[study.Progress] = []
     result = study.run(toy, budget=tiny, directory=tmp_path / "wild", progress=seen.append)
     assert sum("NaN or infinite" in state.note for state in seen) == 2
+    assert seen[-1].done == seen[-1].total
     assert sum(record.diverged for record in result.trials) == 2
     assert set(result.findings.summary.comparisons) == {"dropout", "weight_decay"}
     assert "diverged in epoch 1" in (result.directory / "results.csv").read_text()

@@ -177,7 +177,7 @@ def test_progress_counts_what_has_nothing_left_to_try(toy: Dataset, tiny: Budget
     budget = replace(tiny, strengths=3, widens=True)
     result = study.run(image, budget=budget, methods=["shift"], directory=tmp_path / "run", progress=seen.append)
     assert [state.done for state in seen] == sorted(state.done for state in seen)
-    assert seen[-1].done == seen[-1].total == (2 + 3 * 2 + 2 * 2 + 2 * 3) * tiny.epochs
+    assert seen[-1].done == seen[-1].total == (2 + 3 * 2 + 2 * 2 + 2 * 3 + 4) * tiny.epochs
     found = widen(result.findings.summary.plan, result.trials)["shift"]
     assert len([record for record in result.trials if record.trial.phase == WIDENING]) == 2 * len(found)
     notes = [state.note for state in seen if state.note.startswith("tried beside")]

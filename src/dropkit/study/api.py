@@ -14,7 +14,7 @@ from dropkit.study.dataset import Dataset
 from dropkit.study.grids import check_methods, that_fit
 from dropkit.study.loading import TableOptions, load, load_again
 from dropkit.study.plan import make_plan
-from dropkit.study.progress import Progress, ProgressCallback
+from dropkit.study.progress import Progress, ProgressCallback, Reporter
 from dropkit.study.sizes import fitted, with_network
 from dropkit.study.sources import SOURCES
 from dropkit.study.splits import check_splits
@@ -80,7 +80,7 @@ def run(
             grid is widened. Default: those of the method.
         seeds: Fresh seeds that compare the frozen winners with none, from 2 to 1,000. Default: those of the budget.
         directory: The run directory to make. Default: ``runs/`` with the data's name and the time.
-        progress: Called with a `Progress` after every epoch. Default: nothing is said.
+        progress: Called with a `Progress` after every epoch and every step that follows. Default: nothing is said.
 
     Returns:
         A `Result` with the verdict, the table, all trials and the path of the report.
@@ -169,7 +169,7 @@ def resume(
         directory: The run directory.
         data: The same `Dataset` as at the start, if it was one of your own. Default: the plan's source by its name.
         network: The same function as at the start, if the network was one of your own. Default: the study's network.
-        progress: Called with a `Progress` after every epoch. Default: nothing is said.
+        progress: Called with a `Progress` after every epoch and every step that follows. Default: nothing is said.
 
     Returns:
         A `Result`, as `run` gives it.
@@ -218,12 +218,16 @@ def _finish(folder: "RunFolder", data: Dataset, progress: ProgressCallback, netw
     from dropkit.study.result import Result
     from dropkit.study.saved_model import save_model
 
+    reporter = Reporter(folder.plan, progress)
     try:
-        train_all(folder, data, progress, network)
-        findings = find(folder, data, network)
+        train_all(folder, data, reporter, network)
+        reporter.enter("measuring")
+        findings = find(folder, data, network, reporter.step)
+        reporter.enter("writing")
         save_model(folder, data, findings.summary, findings.verdict, network)
         write_files(folder.path, findings)
         write_report(folder.path / "report.html", findings)
+        reporter.step()
     except DataError as error:  # of a function that loads the rows: all else was checked before
         remedy = f"Nothing that has trained is lost: correct it, then call study.resume({str(folder.path)!r}, ...)."
         raise DataError(f"{error} {remedy}") from error.__cause__

@@ -1,29 +1,31 @@
 """Running a study: selection, widening, confirmation; from the start or from where a run stopped."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from dropkit.study.dataset import Dataset
 from dropkit.study.methods import METHODS
 from dropkit.study.own import OwnNetwork
-from dropkit.study.packed import Training
-from dropkit.study.plan import Pack, Plan
-from dropkit.study.progress import Progress, ProgressCallback
+from dropkit.study.plan import Pack
+from dropkit.study.progress import Reporter
 from dropkit.study.records import CONFIRMATION, SELECTION, WIDENING, Trial
 from dropkit.study.storage import RunFolder
 from dropkit.study.summary import choose, widen
 from dropkit.study.trainer import Trainer
 from dropkit.study.wording import joined
 
+if TYPE_CHECKING:
+    from dropkit.study.packed import Training
+
 __all__ = ["train_all"]
 
 Settled = Mapping[str, tuple[float, ...]]  # of each method, the strengths that an earlier phase chose for this one
 
 
-def train_all(folder: RunFolder, data: Dataset, progress: ProgressCallback, network: OwnNetwork | None = None) -> None:
+def train_all(folder: RunFolder, data: Dataset, reporter: Reporter, network: OwnNetwork | None = None) -> None:
     """Train every pack of the plan that the journal does not hold yet."""
     plan = folder.plan
-    reporter = _Reporter(plan, progress)
     trainer = Trainer(plan, data, network)
     settled: dict[str, Settled] = {}
     for pack in plan.packs():
@@ -79,40 +81,3 @@ def _note(phase: str, settled: Settled) -> str:
         if name != "none"
     ]
     return f"chosen: {', '.join(labels)}" if labels else ""
-
-
-class _Reporter:
-    """Counts epochs over all models and passes the count on."""
-
-    def __init__(self, plan: Plan, progress: ProgressCallback) -> None:
-        self.progress, self.epochs = progress, plan.budget.epochs
-        self.total = sum(len(pack.trials) for pack in plan.packs()) * self.epochs
-        self.done, self.phase, self.size = 0, "selection", 0
-
-    def _tell(self, note: str = "") -> None:
-        self.progress(Progress(self.phase, self.done, self.total, note))
-
-    def begin(self, pack: Pack) -> None:
-        self.phase, self.size = pack.phase, len(pack.trials)
-        self._tell()
-
-    def skip(self, pack: Pack) -> None:
-        self.phase = pack.phase
-        self.done += len(pack.trials) * self.epochs
-        self._tell()
-
-    def epoch(self) -> None:
-        self.done += self.size
-        self._tell()
-
-    def note(self, text: str) -> None:
-        self._tell(text)
-
-    def diverged(self, trials: Sequence[Trial], trainings: Sequence[Training]) -> None:
-        for trial, training in zip(trials, trainings, strict=True):
-            if training.diverged_at is not None:
-                method = METHODS[trial.method]
-                label = f"{method.title} {method.label(trial.strength or 0.0)}".strip()
-                self._tell(
-                    f"{label}, seed {trial.seed}: the loss became NaN or infinite in epoch {training.diverged_at}"
-                )

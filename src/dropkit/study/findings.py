@@ -1,6 +1,6 @@
 """Everything that a finished study found, for tables, pictures, files and the report."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from dropkit.study.cautions import cautions
@@ -45,13 +45,16 @@ class Findings:
         return self.stability.verdict
 
 
-def find(folder: RunFolder, data: Dataset, network: OwnNetwork | None = None) -> Findings:
-    """Summarise and judge a study whose packs have all trained, then use the test rows."""
+def find(
+    folder: RunFolder, data: Dataset, network: OwnNetwork | None = None, step: Callable[[], None] = lambda: None
+) -> Findings:
+    """Summarise and judge a study whose packs have all trained, then use the test rows; `step` is called after each."""
     summary = summarise(folder.plan, folder.records().values())
     advice = stability(summary)
     verdict = advice.verdict
     candidates = verdict.recommended or ((verdict.leader,) if verdict.leader else ())
     test_rows = tuple(score_test_rows(folder, data, summary, method, network) for method in candidates)
+    step()
     return Findings(
         summary=summary,
         stability=advice,
@@ -59,5 +62,5 @@ def find(folder: RunFolder, data: Dataset, network: OwnNetwork | None = None) ->
         test_rows=test_rows,
         seconds=folder.seconds(),
         columns=data.description,
-        measures=take_measures(folder, data, summary) if network is None else {},  # they know our networks alone
+        measures=take_measures(folder, data, summary, step) if network is None else {},  # they know our networks alone
     )

@@ -1,5 +1,6 @@
 """Taking every measure of the models that a run has confirmed."""
 
+from collections.abc import Callable
 from itertools import islice
 
 import torch
@@ -9,7 +10,7 @@ from dropkit.study.measures import MEASURES, Measured, Trained
 from dropkit.study.methods import METHODS
 from dropkit.study.splits import outer_split, seed_key, seed_split
 from dropkit.study.storage import RunFolder
-from dropkit.study.summary import Arm, Summary
+from dropkit.study.summary import Summary
 from dropkit.study.test_rows import confirmed_parameters
 
 __all__ = ["MODELS", "take_measures"]
@@ -17,24 +18,29 @@ __all__ = ["MODELS", "take_measures"]
 MODELS = 8  # of each method, at most: more would cost more than they tell
 
 
-def take_measures(folder: RunFolder, data: Dataset, summary: Summary) -> dict[str, dict[str, Measured]]:
+def take_measures(
+    folder: RunFolder, data: Dataset, summary: Summary, step: Callable[[], None] = lambda: None
+) -> dict[str, dict[str, Measured]]:
     """Return measures by name and by method, of no regularisation and every confirmed method with hidden layers.
 
-    All noise is addressed by the seeds' keys, so the same models give the same values.
+    All noise is addressed by the seeds' keys, so the same models give the same values. `step` is called after each
+    method of the plan.
     """
     found: dict[str, dict[str, Measured]] = {measure.name: {} for measure in MEASURES}
-    for method, arm in summary.arms.items():
-        models = [model for model in _models(folder, data, summary, arm) if model.widths]
+    for method in summary.plan.strengths:
+        models = [model for model in _models(folder, data, summary, method) if model.widths]
         for measure in MEASURES:
             if models and measure.fits(models[0].recipe):
                 measured = Measured(tuple(measure.take(model) for model in models))
                 if measured.mean:
                     found[measure.name][method] = measured
+        step()
     return {name: methods for name, methods in found.items() if methods}
 
 
-def _models(folder: RunFolder, data: Dataset, summary: Summary, arm: Arm) -> list[Trained]:
-    if not arm.records:
+def _models(folder: RunFolder, data: Dataset, summary: Summary, method: str) -> list[Trained]:
+    arm = summary.arms.get(method)
+    if arm is None or not arm.records:
         return []
     plan, recipe = folder.plan, METHODS[arm.method].recipe(arm.strength)
     _, rest = outer_split(data, plan.budget, plan.seed)
