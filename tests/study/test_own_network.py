@@ -1,5 +1,6 @@
 """Studies of a network of one's own: what is trained, resumed, saved and refused."""
 
+import html
 import itertools
 import json
 import random
@@ -24,6 +25,7 @@ from dropkit.study.packed import Model, train
 from dropkit.study.plan import make_plan
 from dropkit.study.result import Result
 from dropkit.study.splits import outer_split, seed_key, seed_split
+from dropkit.study.statements import statements
 from dropkit.study.storage import read_plan
 from dropkit.study.timing import measure_epochs
 
@@ -119,9 +121,15 @@ def test_the_plan_says_what_is_trained_and_what_is_left_out(finished: Result) ->
     assert tuple(plan.strengths) == ("none", "dropout", "weight_decay", "linear")
     count = 6 * 16 + 16 + 2 * 16 + 16 * 3 + 3
     assert (plan.network["class"], plan.network["parameters"]) == ("Sequential", count)
-    assert "batch norm" in plan.budget.leaves_out
-    report = finished.report.read_text()
-    assert f"Sequential, your own, {count} parameters" in report
+    assert "label smoothing" in plan.budget.leaves_out
+    assert "batch norm" not in plan.budget.leaves_out, "no budget could have it"
+    report = html.unescape(finished.report.read_text())
+    assert f"Sequential, your own, {count} parameters; batch norm" in report
+    assert "smaller network are for the study's own networks alone" in report
+    assert statements(finished.findings)[-1] == (
+        "The loss with hidden units removed, the correlations between hidden units and the gradient variance were not "
+        "measured: they are taken of the layers of the study's own networks, and Sequential is yours."
+    )
     assert finished.findings.test_rows
     assert len(finished.trials) == 2 * (1 + 2 + 2 + 2) + 2 * 4
 

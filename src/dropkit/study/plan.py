@@ -147,7 +147,10 @@ def make_plan(
     described = {"name": data.name, "title": data.title, "note": data.note, "rows": data.rows}
     described |= {"columns": data.columns, "classes": data.classes, "sha256": data.digest()}
     described |= {"outputs": data.outputs, "task": data.task, "target": data.target_name, "origin": dict(data.origin)}
-    left_out = [method.title for name, method in METHODS.items() if name not in strengths and method.fits(data)]
+    fitting = [
+        name for name, method in METHODS.items() if method.fits(data) and (not network or method.fits_any_network)
+    ]
+    left_out = [METHODS[name].title for name in fitting if name not in strengths]
     named = replace(budget, leaves_out=joined(left_out) if left_out else "")
     return Plan(seed, described, named, {name: tuple(grid) for name, grid in strengths.items()}, network or {})
 

@@ -16,6 +16,13 @@ _HALF = 0.5
 
 def measured_in_words(summary: Summary, measures: Mapping[str, Found]) -> list[str]:
     """Return a paragraph a measure; of one that could not be taken of any network, that it could not."""
+    if summary.plan.network:
+        text = (
+            "The loss with hidden units removed, the correlations between hidden units and the gradient variance were "
+            "not measured: they are taken of the layers of the study's own networks, and "
+            f"{summary.plan.network['class']} is yours."
+        )
+        return [text]
     if not measures:
         return []
     return [_WORDS[measure.name](summary, measures.get(measure.name, {})) for measure in MEASURES]

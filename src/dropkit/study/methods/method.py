@@ -12,6 +12,9 @@ __all__ = ["INDEPENDENT", "Method", "Recipe"]
 # Parts of a recipe that work whatever the inputs are and however the network is built.
 INDEPENDENT = ("dropout", "weight_decay", "l1", "max_norm", "label_smoothing")
 
+# Parts that work on rows or images whatever network takes them.
+_ACT_ON_ANY = (*INDEPENDENT, "noise", "shift", "rotation", "crop", "flip", "brightness")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -126,6 +129,12 @@ class Method:
         kinds["table"] = not kinds["images"]
         survives = not self.change or self.change in data.label_survives
         return survives and (not self.needs or kinds[self.needs])
+
+    @property
+    def fits_any_network(self) -> bool:
+        """Whether a network of the user's own can be trained with it; or it is a baseline, which has no network."""
+        recipe = self.recipe(self.strengths[0])
+        return recipe.is_linear or recipe.sets_only(*_ACT_ON_ANY)
 
     def label(self, strength: float) -> str:
         """Return how sentences and tables write the strength, such as ``"p = 0.5"``."""

@@ -17,7 +17,6 @@ from dropkit.random import call_key
 from dropkit.study.budgets import Budget
 from dropkit.study.dataset import Dataset
 from dropkit.study.methods import METHODS
-from dropkit.study.methods.method import INDEPENDENT
 from dropkit.study.network import row_losses
 from dropkit.study.own.inputs import Inputs, count_rows, mapped, shapes_in_words
 from dropkit.study.own.loading import checked_batches
@@ -39,7 +38,6 @@ __all__ = [
 Factory = Callable[[float], nn.Module]
 
 _RULE = "widths of hidden layers, or a function of p that builds an untrained torch.nn.Module"
-_ACT_ON_ANY = (*INDEPENDENT, "noise", "shift", "rotation", "crop", "flip", "brightness")
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,17 +74,12 @@ def that_fit_network(
     Raises:
         ArgumentError: If a method that was asked for by name would have to change the network, or no other is left.
     """
-    fit = [name for name in METHODS if _acts_on_any(name)]
+    fit = [name for name, method in METHODS.items() if method.fits_any_network]
     asked = [name for name in methods or () if name not in fit]
     if asked or not any(METHODS[name].compared and name != "none" for name in grids if name in fit):
         remedy = f"These act on any network: {', '.join(fit)}."
         raise argument_error(where, "methods", "methods that fit a network of your own", asked or list(grids), remedy)
     return {name: grid for name, grid in grids.items() if name in fit}
-
-
-def _acts_on_any(name: str) -> bool:
-    recipe = METHODS[name].recipe(METHODS[name].strengths[0])
-    return recipe.is_linear or recipe.sets_only(*_ACT_ON_ANY)
 
 
 def arranged(inputs: Tensor, image_shape: tuple[int, int] | None) -> Tensor:
