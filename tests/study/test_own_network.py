@@ -292,6 +292,16 @@ def test_a_bad_function_is_refused_before_a_run_begins(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("value", [5, "big", b"64", ONE, nn.Sequential(ONE, nn.ReLU()), {64: 64}, []])
+def test_what_is_neither_widths_nor_a_function_is_told_of_both(toy: Dataset, tmp_path: Path, value: Any) -> None:
+    kind = ArgumentError if value == [] else ArgumentTypeError
+    message = r"^run: `network` must be widths of hidden layers such as \[64, 64\], or a function of p that builds"
+    with pytest.raises(kind, match=message) as caught:
+        study.run(toy, network=value, budget=SMALL, directory=tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
 def test_methods_that_change_the_network_are_refused_by_name(toy: Dataset, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=r"batch_norm.*These act on any network: none, dropout, weight_decay"):
         study.run(toy, network=network, budget=SMALL, methods=["dropout", "batch_norm"], directory=tmp_path / "run")

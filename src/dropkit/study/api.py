@@ -121,25 +121,26 @@ def run(
     loaded = load("run", data, TableOptions(target, task, test_size, group, time))
     if isinstance(budget, str):
         size = fitted(size, loaded)
-    size = with_network(size, loaded, _widths(loaded, network), epochs, batch_size)
+
+    from dropkit.study.own import check_network, that_fit_network, widths_or_factory
+    from dropkit.study.storage import RunFolder, check_new
+    from dropkit.study.timing import fit_to_time
+
+    widths, factory = widths_or_factory("run", network, loaded)
+    size = with_network(size, loaded, widths, epochs, batch_size)
     if size.rows > loaded.rows:
         raise DataError(
             f"The budget {size.name!r} needs {size.rows} rows, the data set {loaded.name!r} has {loaded.rows}."
         )
-
-    from dropkit.study.storage import RunFolder, check_new
-    from dropkit.study.timing import fit_to_time
 
     path = path or run_directory(loaded.name)
     check_new(path)  # before anything is measured
     grids = that_fit("run", grids, loaded, methods)
     check_splits(loaded, size, checked_seed)
     own = None
-    if callable(network):
-        from dropkit.study.own import check_network, that_fit_network
-
+    if factory is not None:
         grids = that_fit_network("run", grids, methods)
-        own = check_network("run", network, loaded, size, grids)
+        own = check_network("run", factory, loaded, size, grids)
         size = replace(size, pack_size=1)
     if own is not None or not (isinstance(data, str) and data in SOURCES):
         size, grids = fit_to_time(
@@ -235,14 +236,6 @@ def _finish(folder: "RunFolder", data: Dataset, progress: ProgressCallback, netw
         remedy = f"Nothing that has trained is lost: make room, then go on with --resume {folder.path}"
         raise RunError(f"{folder.path} cannot be written: {error.strerror or error}. {remedy}") from None
     return Result(folder.path, findings)
-
-
-def _widths(data: Dataset, network: object) -> Any:
-    """Return what must be widths of hidden layers; nothing where it is a function, the one way for loaded rows."""
-    if data.load is not None and not callable(network):
-        rule = f"a function of p that builds a torch.nn.Module, as a function loads the rows of {data.name!r}"
-        raise argument_error("run", "network", rule, network, "The module gets the inputs that `load` gives.")
-    return None if callable(network) else network
 
 
 def _check_packages() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from dropkit.errors import ArgumentError, DataError
+from dropkit.errors import DataError
 from dropkit.study.budgets import Budget
 from dropkit.study.dataset import Dataset
 
@@ -66,8 +66,6 @@ def with_network(
     """Return the budget with the widths, epochs and batch size that a user wants instead of its own."""
     wanted = {"hidden": network, "epochs": epochs, "batch_size": batch_size}
     given: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
-    if network is not None and (isinstance(network, str) or not isinstance(network, Sequence) or not network):
-        raise ArgumentError(f"run: `network` must be a sequence of widths, got {network!r}. Such as [64, 64].")
     if network is not None and len(network) > 2 and (network[0], network[-1]) == (data.columns, data.outputs):
         given["hidden"] = network[1:-1]
     return replace(budget, **given)

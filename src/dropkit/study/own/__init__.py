@@ -1,6 +1,13 @@
 """A network of one's own in a study: any `torch.nn.Module`, from a function that builds it."""
 
-from dropkit.study.own.factory import Factory, OwnNetwork, check_network, same_network, that_fit_network
+from dropkit.study.own.factory import (
+    Factory,
+    OwnNetwork,
+    check_network,
+    same_network,
+    that_fit_network,
+    widths_or_factory,
+)
 from dropkit.study.own.models import OwnMember, own_members, state_names
 from dropkit.study.own.training import own_row_scores, rows_at_once, train_own
 
@@ -16,4 +23,5 @@ __all__ = [
     "state_names",
     "that_fit_network",
     "train_own",
+    "widths_or_factory",
 ]

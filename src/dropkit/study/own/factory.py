@@ -33,11 +33,13 @@ __all__ = [
     "module_outputs",
     "same_network",
     "that_fit_network",
+    "widths_or_factory",
 ]
 
 Factory = Callable[[float], nn.Module]
 
-_RULE = "widths of hidden layers, or a function of p that builds an untrained torch.nn.Module"
+_RULE = "a function of p that builds an untrained torch.nn.Module"
+_REMEDY = "Such as lambda p: Net(p). Many networks are trained, each from its own first weights."
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +66,30 @@ class OwnNetwork:
     def described(self) -> dict[str, Any]:
         """Return what the plan records."""
         return {"class": self.class_name, "parameters": self.parameters, "sha256": self.sha256}
+
+
+def widths_or_factory(
+    where: str, network: object, data: Dataset
+) -> tuple[Sequence[int] | None, Factory | None]:
+    """Tell the two kinds of `network` apart: widths of hidden layers, or a function that builds networks.
+
+    Raises:
+        ArgumentTypeError: If it is neither, such as a network that was built already.
+        ArgumentError: If there are no widths, or it is no function where a function loads the rows.
+    """
+    rule = f"widths of hidden layers such as [64, 64], or {_RULE}"
+    if callable(network) and not isinstance(network, nn.Module):
+        return None, network
+    if network is not None and (isinstance(network, str | bytes) or not isinstance(network, Sequence)):
+        raise argument_type_error(where, "network", rule, network, _REMEDY)
+    if data.load is not None:
+        remedy = "The module gets the inputs that `load` gives."
+        raise argument_error(where, "network", f"{_RULE}, as a function loads the rows", network, remedy)
+    if network is None:
+        return None, None
+    if not network:
+        raise argument_error(where, "network", rule, network)
+    return network, None
 
 
 def that_fit_network(
@@ -182,8 +208,7 @@ def _error(where: str, what: str, remedy: str) -> ArgumentError:
 
 def _built(where: str, factory: Any, p: float) -> nn.Module:
     if isinstance(factory, nn.Module) or not callable(factory):
-        remedy = "Such as lambda p: Net(p). Many networks are trained, each from its own first weights."
-        raise argument_type_error(where, "network", _RULE, factory, remedy)
+        raise argument_type_error(where, "network", _RULE, factory, _REMEDY)
     try:
         with seeded(0):
             module = factory(p)
