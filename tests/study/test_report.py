@@ -228,6 +228,29 @@ def test_a_picture_can_be_plotted_by_name(result: Result, picture: Picture) -> N
     assert drawn.axes[0].spines["top"].get_visible()
 
 
+@pytest.mark.parametrize("name", ["loss_against_rate", "gap_against_rate"])
+def test_a_baseline_has_a_scale_of_its_own(
+    made_up: Callable[..., Summary], plan: Plan, tmp_path: Path, name: str
+) -> None:
+    early = {
+        "none": lambda strength, seed: 0.3,
+        "dropout": lambda strength, seed: 0.3 + strength / 100,
+        "linear": lambda strength, seed: 0.3 + 10 * strength,
+    }
+    grids = {"none": (0.0,), "dropout": (0.2, 0.5), "linear": (0.001, 0.1)}
+    summary = made_up(early, plan=replace(plan, strengths=grids))
+    drawn = Result(tmp_path, Findings(summary, stability(summary), (), (), {})).plot(name)
+    dropout, linear = drawn.axes
+    assert linear.get_title("left") == "linear model\n(own vertical scale)"
+    assert dropout.get_ylim()[1] < 0.5 < 1 < linear.get_ylim()[1]
+
+
+def test_methods_share_a_scale(result: Result) -> None:
+    dropout, decay = result.plot("loss_against_rate").axes
+    assert dropout.get_ylim() == decay.get_ylim()
+    assert dropout.get_shared_y_axes().joined(dropout, decay)
+
+
 def test_the_first_picture_is_plotted_by_default(result: Result) -> None:
     default, first = result.plot(), result.plot(PICTURES[0].name)
     assert [panel.get_xlabel() for panel in default.axes] == [panel.get_xlabel() for panel in first.axes]

@@ -18,10 +18,16 @@ __all__ = ["draw_against_strength"]
 
 
 def draw_against_strength(findings: Findings, score: Callable[[Scores], float], label: str) -> "Figure":
-    """Draw one panel a method: early-stopped and last-epoch scores, a dot a selection seed, and the mean as a line."""
+    """Draw one panel a method: early-stopped and last-epoch scores, a dot a selection seed, and the mean as a line.
+
+    Methods share their vertical axis. A baseline has its own: its scores may lie so far off that nothing of the
+    methods could be seen.
+    """
     summary = findings.summary
     names = [name for name in summary.grid if METHODS[name].symbol] or list(summary.plan.family)
-    figure, axes = panels(len(names), label=label)
+    names.sort(key=lambda name: not METHODS[name].compared)
+    baselines = [name for name in names if not METHODS[name].compared]
+    figure, axes = panels(len(names), label=label, apart=len(baselines))
     for panel, name in zip(axes, names, strict=True):
         _draw_method(panel, summary, name, score)
     handles, labels = axes[0].get_legend_handles_labels()
@@ -61,7 +67,7 @@ def _draw_method(panel: "Axes", summary: Summary, name: str, score: Callable[[Sc
     if len(strengths) > len(planned):
         panel.tick_params(axis="x", labelrotation=45)
     panel.set_xlabel("p (rate)" if name == "dropout" else method.symbol)
-    panel.set_title(fill(method.title, 22))
+    panel.set_title(fill(method.title, 22) if method.compared else f"{method.title}\n(own vertical scale)")
     panel.margins(x=0.09)
 
 

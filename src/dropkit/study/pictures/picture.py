@@ -76,14 +76,20 @@ def colour(method: str) -> str:
     return _NONE if method == "none" else _COLOURS[others.index(method) % len(_COLOURS)]
 
 
-def panels(count: int, height: float = 3.4, label: str = "") -> "tuple[Figure, list[Axes]]":
-    """Return a figure with panels in rows of at most four that share their vertical axis, which `label` names."""
+def panels(count: int, height: float = 3.4, label: str = "", apart: int = 0) -> "tuple[Figure, list[Axes]]":
+    """Return a figure with panels in rows of at most four; all but the last `apart` share the vertical axis.
+
+    `label` names the axis.
+    """
     from matplotlib.figure import Figure
 
     rows = -(-count // _PANELS_A_ROW)
     columns = -(-count // rows)
     figure = Figure(figsize=(10, height if rows == 1 else 3.0 * rows), layout="constrained")
-    axes = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for place, panel in enumerate(axes[1 : count - apart], start=1):
+        panel.sharey(axes[0])
+        panel.tick_params(labelleft=place % columns == 0)
     for panel in axes[:count:columns]:
         panel.set_ylabel(label)
     for panel in axes[count:]:
