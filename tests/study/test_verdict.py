@@ -1,13 +1,14 @@
 """The verdict and the cautions on made-up numbers: every branch, in its own words."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from dropkit.study import METHODS, Budget
-from dropkit.study.cautions import cautions
-from dropkit.study.plan import make_plan
+from dropkit.study.cautions import cautions, edge_of_grid
+from dropkit.study.plan import Plan, make_plan
 from dropkit.study.records import CONFIRMATION, SELECTION
 from dropkit.study.summary import Summary
 from dropkit.study.verdict import judge
@@ -143,12 +144,46 @@ def test_no_caution_without_a_cause(made_up: Callable[..., Summary]) -> None:
 
 
 def test_caution_of_the_edge_of_the_grid(made_up: Callable[..., Summary]) -> None:
-    numbers = {**study(0.25, 0.29, 0.002), "dropout": losses(0.25, 0, 1, 0.1)}
-    (text,) = cautions(made_up(numbers))
+    numbers = {**study(0.25, 0.29, 0.002), "dropout": losses(0.25, 0, 1, 0.8)}
+    (text,) = edge_of_grid.check(made_up(numbers))
+    assert text == (
+        "The best strength of dropout, p = 0.8, is the largest that was tried (loss 0.250 in the selection, 0.300 at "
+        "p = 0.65): a better one may lie beyond."
+    )
+
+
+def test_the_weak_end_of_a_grid_is_judged_by_what_lies_beyond_it(made_up: Callable[..., Summary]) -> None:
+    weakest = {**study(0.25, 0.29, 0.002), "dropout": losses(0.25, 0, 1, 0.1)}
+    assert cautions(made_up(weakest)) == [], "none is worse: the best rate lies between two that were tried"
+    (text,) = edge_of_grid.check(made_up({**weakest, "none": losses(0.24, 0, 0)}))
     assert text == (
         "The best strength of dropout, p = 0.1, is the smallest that was tried (loss 0.250 in the selection, 0.300 at "
-        "p = 0.3): a better one may lie beyond."
+        "p = 0.3). Beyond it the method tends to no regularisation, which did no worse: 0.240."
     )
+    (text,) = edge_of_grid.check(made_up(weakest, diverged=lambda t: t.method == "none" and t.phase == SELECTION))
+    assert text.endswith(": a better one may lie beyond."), "without its loss nothing is known of what lies there"
+
+
+@pytest.mark.parametrize(
+    ("method", "strengths", "other", "at"),
+    [
+        ("max_norm", (0.5, 1.0), "none", 0.0),  # the longest vectors are the weakest bound
+        ("smaller_network", (0.25, 0.5), "none", 0.0),
+        ("crop", (0.8, 0.9), "none", 0.0),
+        ("mixup", (0.2, 0.4), "none", 0.0),
+        ("dropout_after_norm", (0.1, 0.3), "batch_norm", 0.0),
+        ("dropout_decay", (0.1, 0.3), "weight_decay", 0.3),
+    ],
+)
+def test_every_method_tends_to_what_it_is_without_its_strength(
+    made_up: Callable[..., Summary], plan: Plan, method: str, strengths: tuple[float, ...], other: str, at: float
+) -> None:
+    weak = max(strengths) if method in ("max_norm", "smaller_network", "crop") else min(strengths)
+    grids = {"none": (0.0,), other: (at,), method: strengths}
+    for loss, warns in ((0.2, True), (0.3, False)):
+        early = {"none": losses(0.5, 0, 0), other: losses(loss, 0, 0), method: losses(0.25, 0, 0, weak)}
+        texts = edge_of_grid.check(made_up(early, plan=replace(plan, strengths=grids)))
+        assert [" tends to " in text for text in texts] == [True] * warns
 
 
 def test_caution_of_a_high_rate(made_up: Callable[..., Summary]) -> None:
