@@ -5,9 +5,9 @@ from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from time import strftime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from dropkit._checks import Choice, Integer, argument_error, argument_type_error, require
+from dropkit._checks import Choice, Integer, argument_type_error, require
 from dropkit.errors import DataError, RunError
 from dropkit.study.budgets import BUDGETS, Budget
 from dropkit.study.dataset import Dataset

@@ -68,9 +68,7 @@ class OwnNetwork:
         return {"class": self.class_name, "parameters": self.parameters, "sha256": self.sha256}
 
 
-def widths_or_factory(
-    where: str, network: object, data: Dataset
-) -> tuple[Sequence[int] | None, Factory | None]:
+def widths_or_factory(where: str, network: object, data: Dataset) -> tuple[Sequence[int] | None, Factory | None]:
     """Tell the two kinds of `network` apart: widths of hidden layers, or a function that builds networks.
 
     Raises:
