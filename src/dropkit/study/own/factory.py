@@ -82,7 +82,9 @@ def widths_or_factory(where: str, network: object, data: Dataset) -> tuple[Seque
         raise argument_type_error(where, "network", rule, network, _REMEDY)
     if data.load is not None:
         remedy = "The module gets the inputs that `load` gives."
-        raise argument_error(where, "network", f"{_RULE}, as a function loads the rows", network, remedy)
+        raise argument_error(
+            where, "network", f"{_RULE}, as a function loads the rows of {data.name!r}", network, remedy
+        )
     if network is None:
         return None, None
     if not network:
