@@ -214,6 +214,19 @@ def test_the_statements_name_every_comparison(made_up: Callable[..., Summary]) -
     assert "dropout at p = 0.5 needed 1.0 times the epochs, on 8 of 8 seeds; weight decay" in pace
 
 
+def test_of_many_methods_the_statements_list_those_that_matter(made_up: Callable[..., Summary], plan: Plan) -> None:
+    names = [name for name, method in METHODS.items() if method.compared or name == "none"][:11]
+    many = replace(plan, strengths={name: (METHODS[name].strengths[0],) for name in names})
+    losses = dict.fromkeys(names, 0.3) | {"l1": 0.25}
+    early = {name: lambda strength, seed, loss=loss: loss + 0.0001 * (-1) ** seed for name, loss in losses.items()}
+    summary = made_up(early, plan=many)
+    *_, pace, others = statements(Findings(summary, stability(summary), (), (), {}))
+    assert pace.count("needed") == 2
+    assert "dropout at p" in pace
+    assert "L1 penalty at" in pace
+    assert others.endswith("the pictures and results.json tell.")
+
+
 def test_the_notes_fit_the_table_above_them(result: Result) -> None:
     assert "standard deviation" in notes(result.findings)[0]
     assert "standard deviation" not in notes(result.findings, 80)[0]

@@ -13,6 +13,8 @@ from dropkit.study.wording import change, joined, loss_name, p_value, percent, s
 
 __all__ = ["statement_on_test_rows", "statements"]
 
+_MANY = 9  # methods, with none: sentences that list more of them are not read
+
 
 def statements(findings: Findings) -> list[str]:
     """Return what was measured and tested, a paragraph a point."""
@@ -22,8 +24,23 @@ def statements(findings: Findings) -> list[str]:
         *_comparisons(findings),
         *_stability(findings),
         *_paces(findings),
-        *measured_in_words(findings.summary, findings.measures),
+        *measured_in_words(findings.summary, findings.measures, _named(findings)),
+        *_others(findings),
     ]
+
+
+def _named(findings: Findings) -> list[str]:
+    """Return the methods that sentences which list methods speak of: of many, those that matter to the advice."""
+    names = list(findings.summary.arms)
+    if len(names) <= _MANY:
+        return names
+    of_interest = {"none", "dropout", findings.verdict.leader, *findings.verdict.recommended}
+    return [name for name in names if name in of_interest]
+
+
+def _others(findings: Findings) -> list[str]:
+    is_short = len(_named(findings)) == len(findings.summary.arms)
+    return [] if is_short else ["Of the methods that these sentences leave out, the pictures and results.json tell."]
 
 
 def _procedure(findings: Findings) -> str:
@@ -78,7 +95,7 @@ def _stability(findings: Findings) -> list[str]:
 
 def _paces(findings: Findings) -> list[str]:
     summary = findings.summary
-    found = paces(summary)
+    found = {name: pace for name, pace in paces(summary).items() if name in _named(findings)}
     if not found:
         return []
     parts = [_pace(summary.arms[name].label, pace) for name, pace in found.items()]

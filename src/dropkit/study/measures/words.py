@@ -1,6 +1,6 @@
 """What the measures say of a study, a paragraph each."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 
 from dropkit.study.measures import MEASURES, degradation, gradient_variance
 from dropkit.study.measures.measure import Measured
@@ -14,8 +14,14 @@ Found = Mapping[str, Measured]
 _HALF = 0.5
 
 
-def measured_in_words(summary: Summary, measures: Mapping[str, Found]) -> list[str]:
-    """Return a paragraph a measure; of one that could not be taken of any network, that it could not."""
+def measured_in_words(summary: Summary, measures: Mapping[str, Found], named: Container[str]) -> list[str]:
+    """Return a paragraph a measure; of one that could not be taken of any network, that it could not.
+
+    Args:
+        summary: The study.
+        measures: What was measured, by measure and method.
+        named: The methods that the paragraphs speak of.
+    """
     if summary.plan.network:
         text = (
             "The loss with hidden units removed, the correlations between hidden units and the gradient variance were "
@@ -25,7 +31,12 @@ def measured_in_words(summary: Summary, measures: Mapping[str, Found]) -> list[s
         return [text]
     if not measures:
         return []
-    return [_WORDS[measure.name](summary, measures.get(measure.name, {})) for measure in MEASURES]
+    return [
+        _WORDS[measure.name](
+            summary, {name: one for name, one in measures.get(measure.name, {}).items() if name in named}
+        )
+        for measure in MEASURES
+    ]
 
 
 def _degradation(summary: Summary, found: Found) -> str:
