@@ -59,16 +59,34 @@ def test_the_pace_is_relative_to_none_of_the_same_seed(summary: Summary) -> None
     found = paces(summary)["dropout"]
     assert len(found.reached) == 1
     assert found.median == pytest.approx(1.75)
-    assert Pace("dropout", {1: None}).median is None
+
+
+@pytest.mark.parametrize(
+    ("relative", "expected"),
+    [
+        ([1.0, 2.0, 4.0], 2.0),
+        ([4.0, None, 1.0], 4.0),  # later than 4 in any case, so the middle one is known
+        ([1.0, 2.0, None, None], 2.0),  # half are there
+        ([4.2, None, None], None),  # the only one that got there is no median
+        ([None], None),
+    ],
+)
+def test_the_median_counts_runs_that_did_not_get_there(relative: list[float | None], expected: float | None) -> None:
+    assert Pace("dropout", dict(enumerate(relative))).median == expected
 
 
 def test_what_the_report_and_the_files_say(summary: Summary, tmp_path: Path) -> None:
     findings = Findings(summary, stability(summary), (), (), {})
-    assert "dropout at p = 0.5 needed 1.8 times the epochs, on 1 of 2 seeds" in statements(findings)[-1]
+    assert "dropout at p = 0.5 needed 1.8 times the epochs, and 1 of 2 seeds got there" in statements(findings)[-1]
     slow = replace(summary.arms["dropout"], records=summary.arms["dropout"].records[1:])
     never = replace(summary, arms={**summary.arms, "dropout": slow})
     said = statements(Findings(never, stability(summary), (), (), {}))[-1]
     assert "dropout at p = 0.5 got there on none of 1 seeds" in said
+    slow = replace(slow, records=(*summary.arms["dropout"].records, run("dropout", 3, [1] * 4, [1] * 4)))
+    none = replace(summary.none, records=(*summary.none.records, run("none", 3, [1, 0.5, 0.4, 0.2], [4, 3, 2, 1])))
+    few = replace(summary, arms={**summary.arms, "none": none, "dropout": slow})
+    said = statements(Findings(few, stability(summary), (), (), {}))[-1]
+    assert "dropout at p = 0.5 got there on only 1 of 3 seeds" in said
     records = tuple(record for arm in summary.arms.values() for record in arm.records)
     write_files(tmp_path, replace(findings, summary=replace(summary, records=records)))
     rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))

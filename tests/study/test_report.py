@@ -211,7 +211,7 @@ def test_the_statements_name_every_comparison(made_up: Callable[..., Summary]) -
     assert "(17 % lower)" in dropout
     assert "\N{MINUS SIGN}0.050 from no regularisation at the last epoch, and by +0.030 from no" in dropout
     assert decay.startswith("Weight decay at λ = 1, early-stopped, is worse than early stopping alone: +0.050")
-    assert "dropout at p = 0.5 needed 1.0 times the epochs, on 8 of 8 seeds; weight decay" in pace
+    assert "dropout at p = 0.5 needed 1.0 times the epochs, and 8 of 8 seeds got there; weight decay" in pace
 
 
 def test_of_many_methods_the_statements_list_those_that_matter(made_up: Callable[..., Summary], plan: Plan) -> None:

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import median
+from math import inf
+from statistics import median_low
 
 from dropkit.study.summary import Summary
 
@@ -30,8 +31,9 @@ class Pace:
 
     @property
     def median(self) -> float | None:
-        """The median over the runs that got there; None where none did."""
-        return median(self.reached) if self.reached else None
+        """When half of the runs are there, those that did not get there counting as later; None where fewer did."""
+        found = median_low(inf if value is None else value for value in self.relative.values())
+        return None if found == inf else found
 
 
 def epochs_to_reach(losses: Sequence[float], target: float) -> float | None:

@@ -101,16 +101,18 @@ def _paces(findings: Findings) -> list[str]:
     parts = [_pace(summary.arms[name].label, pace) for name, pace in found.items()]
     text = (
         "How long training takes, in epochs to the training loss (dropout off) that no regularisation has on the same "
-        f"seed where it stops early; medians over the seeds that got there within {summary.plan.budget.epochs} epochs: "
+        f"seed where it stops early; medians over the seeds, of which those that did not get there within "
+        f"{summary.plan.budget.epochs} epochs count as later: "
         f"{'; '.join(parts)}. Srivastava et al. (2014) say that dropout takes 2 to 3 times as long."
     )
     return [text]
 
 
 def _pace(label: str, pace: Pace) -> str:
+    reached, seeds = len(pace.reached), len(pace.relative)
     if pace.median is None:
-        return f"{label} got there on none of {len(pace.relative)} seeds"
-    return f"{label} needed {pace.median:.1f} times the epochs, on {len(pace.reached)} of {len(pace.relative)} seeds"
+        return f"{label} got there on {f'only {reached}' if reached else 'none'} of {seeds} seeds"
+    return f"{label} needed {pace.median:.1f} times the epochs, and {reached} of {seeds} seeds got there"
 
 
 def statement_on_test_rows(findings: Findings) -> str:

@@ -20,8 +20,8 @@ def gradient_variance(model: Trained, draws: int = DRAWS) -> Values:
     """Return the trace of the covariance of the mini-batch gradient at the trained weights, by batch size.
 
     Every draw takes fresh training rows, without replacement as an epoch does, and fresh noise of the model's own
-    recipe. The trace is not divided by the squared mean gradient: where training ends that is nearly zero, and the
-    quotient would be noise. Batches that are larger than the training set are left out.
+    recipe. The trace is not divided by the squared mean gradient: where training ends that may be close to zero, and
+    the quotient would be noise. Batches that are larger than the training set are left out.
     """
     sizes = [size for size in BATCH_SIZES if size <= len(model.train)]
     return Values({float(size): _trace(model, size, draws) for size in sizes})

@@ -86,7 +86,7 @@ def _gradient_variance(summary: Summary, found: Found) -> str:
         "Gradient variance: the trace of the covariance of the mini-batch gradient at the early-stopped weights, in "
         f"batches of {size:g} fresh training rows with each method's own noise, is {joined(parts)} "
         f"({gradient_variance.DRAWS} batches a model; {_models(known)}). It is not divided by the squared mean "
-        f"gradient, which is nearly zero where training ends.{left_out}"
+        f"gradient, which may be close to zero where training ends.{left_out}"
     )
 
 
