@@ -82,6 +82,8 @@ def test_a_bad_table_is_one_line_and_leaves_nothing(
         (("--budget", "huge"), "--budget must be one of 'quick', 'standard', 'thorough', got 'huge'"),
         (("--name", "there"), "runs/there is already there. Choose another name"),
         (("--test-size", "119"), "with 119 as test rows"),
+        (("--test-size", "100.7"), "--test-size must be a share of the rows below 1, or a whole number, got 100.7"),
+        (("--test-size", "1"), "1 of 120 rows cannot be set aside with every class among them, as there are 2 classes"),
     ],
 )
 def test_a_bad_option_leaves_the_table_alone(
@@ -116,6 +118,14 @@ def test_a_column_that_is_all_missing_is_left_out_and_said_so(capsys: pytest.Cap
     Path("table.csv").write_bytes(lines)
     assert call("study", "table.csv", "--target", "churned", *SMALL) == 0
     assert "nothing: left out: every value is missing\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("size", "cautioned"), [(2, True), (19, True), (20, False)])
+def test_few_test_rows_are_cautioned_of(size: int, cautioned: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("table.csv").write_bytes(SOUND)
+    assert call("study", "table.csv", "--target", "churned", *SMALL, "--test-size", str(size)) == 0
+    words = f"Caution: The check has only {size} test rows, fewer than 20"
+    assert (words in " ".join(capsys.readouterr().out.split())) is cautioned
 
 
 def test_a_leaked_target_is_cautioned_of(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from dropkit import __version__
 from dropkit.cli.progress import progress_shown
-from dropkit.study import BUDGETS, SOURCES, Progress
+from dropkit.study import BUDGETS, METHODS, SOURCES, Progress
 from tests.helpers.command import call
 from tests.helpers.studies import TINY, make_toy, single_thread
 
@@ -122,6 +122,10 @@ MISTAKES = [
         ["study", "table.csv", "--target", "b", "--test-size", "-1"],
         "dropkit: --test-size must be a number in (0, 1e+09]",
     ),
+    (
+        ["study", "table.csv", "--target", "b", "--test-size", "1.5"],
+        "dropkit: --test-size must be a share of the rows below 1, or a whole number, got 1.5",
+    ),
     (["study", "--seeds", "1"], "dropkit: --seeds must be an integer in [2, 1000], got 1"),
     (["study", "--seeds", "x"], "--seeds must be a whole number, got 'x'"),
     (["study", "--rates", "0"], "dropkit: --rates must be a number in (0, 1), got 0"),
@@ -129,7 +133,12 @@ MISTAKES = [
     (["study", "--name", "a/b"], "--name must be one directory name"),
     (["study", "--name", ""], "--name must be one directory name"),
     (["study", "--name", ".."], "--name must be one directory name"),
-    (["study", "--name", "there"], "runs/there is already there"),
+    (["study", "--name", " "], "--name must be one directory name, not blank"),
+    (
+        ["study", "--name", "a\tb"],
+        "--name must be one directory name, not blank, without slashes or control characters",
+    ),
+    (["study", "--name", " there "], "runs/there is already there"),
     (["study", "--resume", "runs/absent"], "runs/absent is no run of a study"),
     (["study", "--resume", "runs/there"], "runs/there is no run of a study"),
     (["study", "--resume"], "--resume"),
@@ -189,6 +198,8 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("study", "--help") == 0
     out = capsys.readouterr().out
     assert "Examples:\n  " in out
+    listed = "".join(out.split())  # names are broken where the lines end
+    assert ",".join(name for name in METHODS if name != "none") in listed
     for option in ("--budget", "--seed", "--name", "--resume", "--quiet", "--json"):
         assert option in out
 

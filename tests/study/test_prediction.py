@@ -137,7 +137,9 @@ def test_the_command_writes_to_the_screen_or_to_a_file(
     assert out.count("\n") == 21
 
 
-def test_what_is_no_run_or_no_data_is_refused(classes: Result, numbers: Path, toy: Dataset, tmp_path: Path) -> None:
+def test_what_is_no_run_or_no_data_is_refused(
+    classes: Result, numbers: Path, toy: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(RunError, match="holds no model"):
         study.predict(tmp_path, "new.csv")
     with pytest.raises(ArgumentTypeError, match="directory"):
@@ -146,6 +148,9 @@ def test_what_is_no_run_or_no_data_is_refused(classes: Result, numbers: Path, to
         study.predict(tmp_path, [[1, 2]])
     with pytest.raises(DataError, match="no named columns"):
         study.predict(classes.directory, "new.csv")
+    assert call("predict", str(classes.directory), "new.csv") == 2
+    words = "new.csv cannot be matched with them. In Python, dropkit.study.predict takes an array of shape (rows, 6)."
+    assert capsys.readouterr().err == f"dropkit: The study's data have no named columns, so that {words}\n"
     with pytest.raises(DataError, match="give a file, not an array"):
         study.predict(numbers, np.ones((2, 3)))
     for bad in (toy.inputs[:, :5], toy.inputs[0], toy.inputs.astype(str)):

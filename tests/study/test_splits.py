@@ -1,5 +1,6 @@
 """Splits: nothing is used twice, every class is everywhere, and all follows from the seed."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,17 @@ def test_a_class_too_small_to_split_is_refused(tiny: Budget) -> None:
     data = Dataset("lone", "One of a kind", np.ones((500, 2)), targets)
     with pytest.raises(DataError, match=r"lone.*100 of 500 rows cannot be set aside with every class on both sides"):
         outer_split(data, tiny, 0)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_fewer_rows_than_classes_cannot_be_set_aside(grouped: bool, tiny: Budget) -> None:
+    groups = np.arange(600) // 2 if grouped else None
+    data = Dataset("even", "Even", np.ones((600, 2)), np.arange(600) % 3, groups=groups)
+    with pytest.raises(
+        DataError, match=r"2 of 600 rows cannot .* every class among them, as there are 3 classes"
+    ) as caught:
+        outer_split(data, replace(tiny, test_rows=2), 0)
+    assert "rare" not in str(caught.value)
 
 
 def test_rows_of_one_time_are_not_taken_in_the_order_of_the_file(tiny: Budget) -> None:

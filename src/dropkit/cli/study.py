@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from unicodedata import category
 
 import typer
 
@@ -12,6 +13,7 @@ from dropkit.cli.progress import progress_shown
 from dropkit.errors import ArgumentError, ArgumentTypeError
 from dropkit.study import api
 from dropkit.study.loading import data_name
+from dropkit.study.methods import METHODS
 
 if TYPE_CHECKING:
     from dropkit.study.result import Result
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["HELP", "command"]
 
 _RUNS = Path("runs")
+_METHODS = ", ".join(name for name in METHODS if name != "none")
 _OPTIONS = {"data": "DATA", "directory": "--name", "hidden": "--network"}
 
 HELP = """Find out on real data whether dropout helps, at which rate, and against which alternative.
@@ -76,7 +79,8 @@ def command(
     epochs: Annotated[str | None, typer.Option(metavar="<int>", help="The last epoch.")] = None,
     batch_size: Annotated[str | None, typer.Option(metavar="<int>", help="Rows a step.")] = None,
     methods: Annotated[
-        str | None, typer.Option(metavar="<names>", help="Methods to compare, such as dropout,weight_decay.")
+        str | None,
+        typer.Option(metavar="<names>", help=f"What is compared with none, with commas between: {_METHODS}."),
     ] = None,
     rates: Annotated[
         str | None, typer.Option(metavar="<numbers>", help="Dropout rates to try, such as 0.2,0.5.")
@@ -104,6 +108,7 @@ def command(
     }
     given = {name: value for name, value in options.items() if value is not None}
     number = _whole("--seed", seed)
+    name = None if name is None else name.strip()
     path = _new(data, name) if resume is None else _resumed(resume, data, budget, number, name, given)
     heading = f"{'Results go to' if resume is None else 'Going on with'} {path}"
     try:
@@ -164,8 +169,12 @@ def _new(data: str | None, name: str | None) -> Path:
     """Return the directory of a new run."""
     if name is None:
         return api.run_directory(data_name("mnist" if data is None else data))
-    if not name or Path(name).name != name or name in (".", ".."):
-        raise ArgumentError(f"--name must be one directory name without slashes, got {name!r}. It is made in {_RUNS}/.")
+    control = any(category(sign) == "Cc" for sign in name)
+    if not name or control or Path(name).name != name or name in (".", ".."):
+        raise ArgumentError(
+            "--name must be one directory name, not blank, without slashes or control characters, "
+            f"got {name!r}. It is made in {_RUNS}/."
+        )
     return _RUNS / name
 
 

@@ -87,4 +87,6 @@ def _check_options(where: str, options: TableOptions) -> None:
     if options.task is not None:
         _TASK.check(where, "task", options.task)
     if options.test_size is not None:
-        _TEST_SIZE.check(where, "test_size", options.test_size)
+        size = _TEST_SIZE.check(where, "test_size", options.test_size)
+        if size > 1 and not size.is_integer():
+            raise argument_error(where, "test_size", "a share of the rows below 1, or a whole number", size)

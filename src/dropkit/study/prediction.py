@@ -178,7 +178,10 @@ def _array(model: "SavedModel", data: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def _table(model: "SavedModel", path: Path) -> npt.NDArray[np.float64]:
     if not model.columns:
-        raise DataError(f"The study's data have no named columns: give study.predict an array, not {path}.")
+        raise DataError(
+            f"The study's data have no named columns, so that {path} cannot be matched with them. In Python, "
+            f"dropkit.study.predict takes an array of shape (rows, {model.inputs})."
+        )
     table: Table = read_table(path)
     missing = [column.name for column in model.columns if column.name not in table]
     if missing:

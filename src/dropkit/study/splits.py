@@ -102,6 +102,11 @@ def _divide(data: Dataset, rows: Rows, count: int, key: int) -> tuple[Rows, Rows
     """Set `count` of the rows aside, every class in its share, or whole groups."""
     from sklearn.model_selection import train_test_split
 
+    if data.is_classification and count < data.classes:
+        raise DataError(
+            f"Data set {data.name!r}: {count} of {len(rows)} rows cannot be set aside with every class among them, as "
+            f"there are {data.classes} classes. Set more aside, or give more rows."
+        )
     if data.groups is not None:
         if len(rows) <= count:
             raise DataError(
