@@ -122,6 +122,22 @@ def test_rows_without_target_are_left_out_and_counted(tmp_path: Path) -> None:
     assert "20 rows without it left out" in dict(data.description)["churned"]
 
 
+def test_a_few_rows_without_time_are_left_out_and_warned_of(tmp_path: Path) -> None:
+    table = people()
+    table["since"][::10] = [""] * (ROWS // 10)
+    path = str(write(tmp_path / "people.csv", table))
+    data = load_table(path, "churned", time="since")
+    assert data.warnings == ("20 of 200 rows have no 'since' and were left out.",)
+    kept = [row for row in range(ROWS) if row % 10]
+    np.testing.assert_array_equal(data.times, [(table["since"][row] - dt.date(1970, 1, 1)).days for row in kept])
+    np.testing.assert_array_equal(data.targets, [table["churned"][row] == "yes" for row in kept])
+    assert sum(data.sizes[part] for part in ("test_rows", "train_rows", "inner_rows", "validation_rows")) <= 180
+    table["since"][1] = ""
+    write(tmp_path / "people.csv", table)
+    with pytest.raises(DataError, match=r"21 of 200 rows have no 'since', more than a tenth\. Fill them in"):
+        load_table(path, "churned", time="since")
+
+
 @pytest.mark.parametrize(("copy", "leaked"), [("churned", True), ("age", False)])
 def test_a_leaked_target_is_warned_of(tmp_path: Path, copy: str, leaked: bool) -> None:
     table = people()
@@ -187,6 +203,12 @@ NUMBERS = np.random.default_rng(5).normal(size=ROWS)
         (["inf", "-inf"] * (ROWS // 2), "left out: every value is infinite", None),
         (["unknown", *NUMBERS[1:]], r"left out: .*; mostly numbers, but 1 cannot be .*, for example 'unknown'$", None),
         ([f"{abs(x):.3f}".replace(".", ",") for x in NUMBERS], "left out: .*; commas are not read as decimal", None),
+        ([f"{row % 101}%" for row in range(ROWS)], "category, 101 .* used; signs of .*: write 0 for '0%'$", CATEGORY),
+        (["0", *[f"{row % 7} %" for row in range(ROWS)]], "category, 8 .*; signs of .*: write 0 for '0 %'$", CATEGORY),
+        ([f"-${abs(x):,.2f}" for x in 1e6 * NUMBERS], r"left out: .*: write -\d+\.\d\d for '-\$[\d,.]+'$", None),
+        (["7", *[f"{1000 + row % 9:,}" for row in range(ROWS)]], "category, .*: write 1000 for '1,000'$", CATEGORY),
+        ([f"{row % 9} €" for row in range(ROWS)], "category, 9 values; signs of .*: write 0 for '0 €'$", CATEGORY),
+        ([f"{row % 9}%{row % 2}" for row in range(ROWS)], "category, 18 values$", CATEGORY),
         (["5", ""] * (ROWS // 2), "category, 1 values, 100 missing$", CATEGORY),
         (["(missing)", "", "a", "b"] * (ROWS // 4), "category, 2 values, 100 missing$", CATEGORY),
         ([f"{row % 12 + 1}/{row % 28 + 1}/2024" for row in range(ROWS)], "left out: dates .* in two ways", None),
@@ -278,6 +300,15 @@ def test_a_number_far_from_all_others_is_warned_of(tmp_path: Path) -> None:
     assert text.startswith("The column 'x' holds 1e+300, while nine rows in ten are within 1.")
 
 
+def test_a_target_far_from_all_others_is_warned_of(tmp_path: Path) -> None:
+    table = people()
+    assert load_table(str(write(tmp_path / "table.csv", table)), "income").warnings == ()
+    table["income"][3] = 1e12
+    (text,) = load_table(str(write(tmp_path / "table.csv", table)), "income").warnings
+    assert text.startswith("The target 'income' holds 1e+12, while nine rows in ten are within ")
+    assert text.endswith(" of its median: such a number hides all others. If it is wrong, correct it and run again.")
+
+
 def test_leaks_are_found_at_any_scale(tmp_path: Path) -> None:
     table = people() | {"x": [f"{value}e300" for value in people()["income"]], "y": [f"{x}e300" for x in NUMBERS]}
     table["income"] = [value * 1e20 for value in table["income"]]
@@ -308,6 +339,7 @@ BAD: list[tuple[str, Callable[[Path], object], str]] = [
     ("missing target", with_column("churned", lambda row: ""), "every value of the target 'churned' is missing"),
     ("rare class", with_column("churned", lambda row: "abc"[(row > 190) + (row > 197)]), "class 'c' .* has 2 of 200"),
     ("many classes", with_column("churned", lambda row: f"name {row % 150}"), "150 different values"),
+    ("percent", with_column("churned", lambda row: f"{row}%"), "than 100 classes; signs of percent.*write 0 for '0%'"),
     ("a date", with_column("churned", lambda row: f"2024-01-{row % 20 + 1:02d}"), "holds dates"),
     ("infinite target", with_column("churned", lambda row: "inf" if row == 4 else row / 7), "in 1 of 200 rows"),
     ("huge target", with_column("churned", lambda row: f"{row / 7}e300"), "Multiply it by a power of ten"),

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from dropkit.study.preparation import CATEGORY, DATE, NUMBER, Column
 
-__all__ = ["MISSING", "Inferred", "as_categories", "as_dates", "as_numbers", "encode", "infer"]
+__all__ = ["MISSING", "Inferred", "as_categories", "as_dates", "as_numbers", "encode", "infer", "unread"]
 
 MISSING = "(missing)"
 _MOST_CATEGORIES = 50
@@ -23,6 +23,7 @@ _DATE_FORMATS = (*(day + time for time in _TIMES for day in _DAYS), *_ZONES)
 _YEAR = r"(^|[^0-9])[0-9]{4}([^0-9]|$)"
 _DAY_OR_MONTH_FIRST = re.compile(r"\d{1,2}([/-])\d{1,2}\1\d{2}(\d{2})?\b.*|\d{1,2}\.\d{1,2}\.\d{2}\b.*")
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+_MARKED_NUMBER = re.compile(r"[+-]?[$€£¥]?\s?[+-]?(\d+|[1-9]\d{0,2}([,']\d{3})+)(\.\d+)?\s?[%$€£¥]?")
 
 Values = Sequence[str | None]
 Numbers = npt.NDArray[np.float64]
@@ -54,15 +55,15 @@ def infer(name: str, values: Values) -> Inferred:
         return Inferred(
             None, f"left out: dates such as {known[0]!r} may be read in two ways; write them as in 2024-12-31"
         )
-    unread = _unread(known)
+    hint = unread(known)
     if len(known) > 20 and len(distinct) > _IDENTIFIER_SHARE * len(known):
-        words = f"left out: an identifier or free text, {len(distinct):,} values in {len(known):,} rows{unread}"
+        words = f"left out: an identifier or free text, {len(distinct):,} values in {len(known):,} rows{hint}"
         return Inferred(None, words)
     kept = sorted(value for value, _ in distinct.most_common(_MOST_CATEGORIES))
     words = f"category, {len(distinct)} values{filled}"
     if len(kept) < len(distinct):
         words += f", the {len(kept)} most frequent used"
-    return Inferred(Column(name, CATEGORY, (*kept, *([MISSING] if gaps else []))), words + unread)
+    return Inferred(Column(name, CATEGORY, (*kept, *([MISSING] if gaps else []))), words + hint)
 
 
 def _number(name: str, known: Sequence[str], filled: str) -> Inferred | None:
@@ -93,10 +94,15 @@ def _date(name: str, known: Sequence[str], filled: str) -> Inferred | None:
     return Inferred(Column(name, DATE), f"date, {first} to {last}, as days{filled}")
 
 
-def _unread(known: Sequence[str]) -> str:
-    """Say what kept a column that is mostly numbers or dates from being read as such."""
+def unread(known: Sequence[str]) -> str:
+    """Say what kept a column that is mostly numbers or dates from being read as such; nothing of other columns."""
     if all(_DECIMAL_COMMA.fullmatch(value) for value in known):
-        return "; commas are not read as decimal points: write 3.5"
+        return "; commas are not read as decimal points or between thousands: write 3.5 or 3500"
+    if all(_MARKED_NUMBER.fullmatch(value) for value in known):
+        example = next((value for value in known if as_numbers([value]) is None), None)
+        if example is not None:
+            plain = re.sub(r"[^\d.+-]", "", example)
+            return f"; signs of percent, currency or thousands are not read: write {plain} for {example!r}"
     for kind, is_read in (
         ("numbers", [as_numbers([value]) is not None for value in known]),
         ("dates", _days(known) > -np.inf),

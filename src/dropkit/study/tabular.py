@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from dropkit.errors import ArgumentError, DataError
 from dropkit.study.dataset import CLASSIFICATION, REGRESSION, Dataset
-from dropkit.study.inference import Inferred, as_dates, as_numbers, encode, infer
+from dropkit.study.inference import Inferred, as_dates, as_numbers, encode, infer, unread
 from dropkit.study.leaks import leaks
 from dropkit.study.preparation import DATE, NUMBER, Column
 from dropkit.study.reading import Table, listed, read_table
@@ -23,6 +23,7 @@ _MOST_NUMBERED_CLASSES = 10
 _MOST_CLASSES = 100
 _LEAST_OF_A_CLASS = 10
 _LARGEST_TARGET = 1e30
+_MOST_WITHOUT_TIME = 0.1
 _FAR = 1e5
 
 
@@ -78,7 +79,10 @@ def table_dataset(
     given = [column for column in special.values() if column is not None]
     if len(set(given)) != len(given):
         raise ArgumentError(f"--target, --group and --time must be different columns, got {', '.join(given)}.")
-    table, gaps = _with_target(table, target, title)
+    table, gaps = _known(table, target)
+    if not table[target]:
+        raise DataError(f"{title}: every value of the target {target!r} is missing.")
+    table, without_time = _with_time(table, time, title)
     kind, targets, class_names = _targets(table[target], target, title, task)
     found = {column: infer(column, values) for column, values in table.items() if column not in given}
     schema = [(one.column, table[column]) for column, one in found.items() if one.column is not None]
@@ -87,6 +91,13 @@ def table_dataset(
         raise DataError(f"{title} has no column to predict {target!r} from ({reasons or 'no other column'}).")
     inputs = np.stack([encode(column, values) for column, values in schema], axis=1)
     columns = tuple(column for column, _ in schema)
+    numbers = {
+        f"The column {column.name!r}": values
+        for column, values in zip(columns, inputs.T, strict=True)
+        if column.kind == NUMBER
+    }
+    if kind == REGRESSION:
+        numbers[f"The target {target!r}"] = targets.astype(np.float64)
     return Dataset(
         name=name,
         title=title,
@@ -99,19 +110,29 @@ def table_dataset(
         groups=_groups(table, group, title),
         times=_times(table, time, title),
         description=_described(table, found, special, kind, class_names, gaps),
-        warnings=(*leaks(columns, inputs, targets, target), *_far_off(columns, inputs)),
+        warnings=(*without_time, *leaks(columns, inputs, targets, target), *_far_off(numbers)),
     )
 
 
-def _with_target(table: Table, target: str, title: str) -> tuple[Table, int]:
-    """Return the rows whose target is known, and how many are not."""
-    known = [row for row, value in enumerate(table[target]) if value is not None]
-    gaps = len(table[target]) - len(known)
-    if not known:
-        raise DataError(f"{title}: every value of the target {target!r} is missing.")
-    if not gaps:
-        return table, 0
-    return {name: [values[row] for row in known] for name, values in table.items()}, gaps
+def _known(table: Table, column: str) -> tuple[Table, int]:
+    """Return the rows that have a value in a column, and how many have none."""
+    known = [row for row, value in enumerate(table[column]) if value is not None]
+    gaps = len(table[column]) - len(known)
+    return {name: [values[row] for row in known] for name, values in table.items()} if gaps else table, gaps
+
+
+def _with_time(table: Table, time: str | None, title: str) -> tuple[Table, tuple[str, ...]]:
+    """Return the rows whose time is known, with a warning of the others if they are few."""
+    if time is None:
+        return table, ()
+    rows = len(table[time])
+    table, gaps = _known(table, time)
+    if gaps > _MOST_WITHOUT_TIME * rows:
+        raise DataError(
+            f"{title}: {gaps:,} of {rows:,} rows have no {time!r}, more than a tenth. Fill them in, leave these rows "
+            "out, or study without --time."
+        )
+    return table, (f"{gaps:,} of {rows:,} rows have no {time!r} and were left out.",) if gaps else ()
 
 
 def _targets(
@@ -135,7 +156,8 @@ def _targets(
         raise DataError(f"{title}: the target {target!r} holds dates. Predict a class or a number.")
     if len(distinct) > _MOST_CLASSES:
         raise DataError(
-            f"{title}: the target {target!r} has {len(distinct):,} different values, more than {_MOST_CLASSES} classes."
+            f"{title}: the target {target!r} has {len(distinct):,} different values, more than {_MOST_CLASSES} "
+            f"classes{unread(values)}."
         )
     rare, count = min(distinct.items(), key=lambda item: (item[1], item[0]))
     if count < _LEAST_OF_A_CLASS:
@@ -174,18 +196,16 @@ def _checked_numbers(
     return narrow
 
 
-def _far_off(columns: tuple[Column, ...], inputs: npt.NDArray[np.float64]) -> tuple[str, ...]:
-    """Return a warning for every column with a number so far from the others that no network can train on it."""
+def _far_off(numbers: Mapping[str, npt.NDArray[np.float64]]) -> tuple[str, ...]:
+    """Return a warning wherever a number is so far from the others that no network can train on it."""
     texts = []
-    for column, values in zip(columns, inputs.T, strict=True):
-        if column.kind != NUMBER:
-            continue
+    for what, values in numbers.items():
         known = values[~np.isnan(values)]
         distances = np.abs(known - np.median(known))
         usual = np.quantile(distances, 0.9)
         if usual > 0 and distances.max() / _FAR > usual:
             texts.append(
-                f"The column {column.name!r} holds {known[distances.argmax()]:g}, while nine rows in ten are within "
+                f"{what} holds {known[distances.argmax()]:g}, while nine rows in ten are within "
                 f"{usual:g} of its median: such a number hides all others. If it is wrong, correct it and run again."
             )
     return tuple(texts)
@@ -206,8 +226,6 @@ def _times(table: Table, time: str | None, title: str) -> npt.NDArray[Any] | Non
         return None
     values = table[time]
     known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        raise DataError(f"{title}: {len(values) - len(known):,} rows have no {time!r}. Leave them out.")
     column = Column(time) if as_numbers(known) is not None else Column(time, DATE)
     try:
         times = encode(column, known)
