@@ -219,3 +219,27 @@ def test_a_terminal_gets_a_bar(capsys: pytest.CaptureFixture[str], monkeypatch: 
         show(Progress("selection", 0, 10))
         show(Progress("confirmation", 10, 10, "chosen: dropout p = 0.5"))
     assert "chosen: dropout p = 0.5" in capsys.readouterr().err
+
+
+def test_the_time_left_follows_from_recent_training_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = 0.0
+    monkeypatch.setattr("dropkit.cli.progress.time.monotonic", lambda: seconds)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    with progress_shown("Results go to runs/x", quiet=False) as show:
+        assert show is not None
+        seconds = 30.0  # of start-up and measuring
+        show(Progress("data", 0, 1, "time: an epoch takes 1 s"))
+        seconds = 37.0
+        show(Progress("selection", 300, 1000, skipped=300))  # by an earlier run
+        for done in range(310, 1001, 10):  # ten epochs a second, and one a second from 600 on
+            seconds += 1.0 if done <= 600 else 10.0
+            show(Progress("selection", done, 1000, skipped=300))
+    lines = [line for line in capsys.readouterr().err.splitlines() if "%" in line]
+    assert lines[:3] == [
+        "selection: 30 %, 37 s",
+        "selection: 40 %, 47 s, about 60 s left",
+        "selection: 50 %, 57 s, about 50 s left",
+    ]
+    assert lines[5:7] == ["selection: 80 %, 267 s, about 200 s left", "selection: 90 %, 367 s, about 100 s left"]

@@ -45,17 +45,17 @@ def run(method: str, seed: int, training: list[float], inner: list[float]) -> Re
 
 @pytest.fixture
 def summary(made_up: Callable[..., Summary]) -> Summary:
-    """None stops at epoch 2 of seed 1 and at epoch 4 of seed 2; weight decay diverged on every seed."""
+    """None stops at epoch 2 of seed 2 and at epoch 4 of seed 3; weight decay diverged on every seed."""
     plain = made_up(dict.fromkeys(("none", "dropout", "weight_decay"), lambda strength, seed: 0.3))
-    none = (run("none", 1, [1, 0.5, 0.25, 0.2], [3, 1, 2, 2]), run("none", 2, [1, 0.8, 0.4, 0.2], [4, 3, 2, 1]))
-    dropout = (run("dropout", 1, [1, 0.75, 0.6, 0.4], [1] * 4), run("dropout", 2, [1, 0.9, 0.8, 0.7], [1] * 4))
+    none = (run("none", 2, [1, 0.5, 0.25, 0.2], [3, 1, 2, 2]), run("none", 3, [1, 0.8, 0.4, 0.2], [4, 3, 2, 1]))
+    dropout = (run("dropout", 2, [1, 0.75, 0.6, 0.4], [1] * 4), run("dropout", 3, [1, 0.9, 0.8, 0.7], [1] * 4))
     arms = {"none": Arm("none", 0, none), "dropout": Arm("dropout", 0.5, dropout)}
     return replace(plain, arms={**arms, "weight_decay": Arm("weight_decay", 1.0, (), 2)})
 
 
 def test_the_pace_is_relative_to_none_of_the_same_seed(summary: Summary) -> None:
-    # Seed 1: .5 lies halfway between epochs 3 and 4, and none had it after epoch 2. Seed 2 does not get to .2.
-    assert paces(summary) == {"dropout": Pace("dropout", {1: pytest.approx(3.5 / 2), 2: None})}
+    # Seed 2: .5 lies halfway between epochs 3 and 4, and none had it after epoch 2. Seed 3 does not get to .2.
+    assert paces(summary) == {"dropout": Pace("dropout", {2: pytest.approx(3.5 / 2), 3: None})}
     found = paces(summary)["dropout"]
     assert len(found.reached) == 1
     assert found.median == pytest.approx(1.75)
@@ -82,16 +82,17 @@ def test_what_the_report_and_the_files_say(summary: Summary, tmp_path: Path) -> 
     never = replace(summary, arms={**summary.arms, "dropout": slow})
     said = statements(Findings(never, stability(summary), (), (), {}))[-1]
     assert "dropout at p = 0.5 got there on none of 1 seeds" in said
-    slow = replace(slow, records=(*summary.arms["dropout"].records, run("dropout", 3, [1] * 4, [1] * 4)))
-    none = replace(summary.none, records=(*summary.none.records, run("none", 3, [1, 0.5, 0.4, 0.2], [4, 3, 2, 1])))
+    slow = replace(slow, records=(*summary.arms["dropout"].records, run("dropout", 4, [1] * 4, [1] * 4)))
+    none = replace(summary.none, records=(*summary.none.records, run("none", 4, [1, 0.5, 0.4, 0.2], [4, 3, 2, 1])))
     few = replace(summary, arms={**summary.arms, "none": none, "dropout": slow})
     said = statements(Findings(few, stability(summary), (), (), {}))[-1]
     assert "dropout at p = 0.5 got there on only 1 of 3 seeds" in said
     records = tuple(record for arm in summary.arms.values() for record in arm.records)
-    write_files(tmp_path, replace(findings, summary=replace(summary, records=records)))
+    seconds = {pack.name: 1.0 for pack in summary.plan.packs()}
+    write_files(tmp_path, replace(findings, summary=replace(summary, records=records), seconds=seconds))
     rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
     assert [(row["method"], row["seed"], row["relative_epochs"]) for row in rows] == [
-        *(("none", "1", ""), ("none", "2", ""), ("dropout", "1", "1.75"), ("dropout", "2", ""))
+        *(("none", "2", ""), ("none", "3", ""), ("dropout", "2", "1.75"), ("dropout", "3", ""))
     ]
     written = json.loads((tmp_path / "results.json").read_text())["relative_epochs"]
     assert written == {"dropout": {"median": 1.75, "seeds_within": 1, "seeds": 2}}
@@ -99,4 +100,4 @@ def test_what_the_report_and_the_files_say(summary: Summary, tmp_path: Path) -> 
 
 def test_seeds_on_which_none_diverged_are_left_out(summary: Summary) -> None:
     only = Arm("none", 0, summary.none.records[1:], 1)
-    assert paces(replace(summary, arms={**summary.arms, "none": only})) == {"dropout": Pace("dropout", {2: None})}
+    assert paces(replace(summary, arms={**summary.arms, "none": only})) == {"dropout": Pace("dropout", {3: None})}

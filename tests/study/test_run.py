@@ -38,7 +38,16 @@ def test_the_files_of_a_run(finished: Result) -> None:
         assert row["status"] == "complete"
         gap = float(row["last_validation_loss"]) - float(row["last_training_loss"])
         assert float(row["last_gap"]) == pytest.approx(gap, abs=1e-8)
+    with (folder / "times.csv").open() as file:
+        times = list(csv.DictReader(file))
+    head = ("phase", "method", "strength", "seed")
+    assert tuple(times[0]) == (*head, "epochs", "seconds")
+    assert [[row[name] for name in head] for row in times] == [[row[name] for name in head] for row in rows]
+    assert {row["epochs"] for row in times} == {"3"}
     data = json.loads((folder / "results.json").read_text())
+    seconds = sum(float(row["seconds"]) for row in times)
+    assert seconds == pytest.approx(data["seconds"], abs=0.005 + 0.0001 * len(times))
+    assert seconds > 0
     assert data["verdict"]["sentence"] == finished.verdict.sentence
     assert data["plan"]["seed"] == 5
 

@@ -2,12 +2,16 @@
 
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from dropkit.study.progress import Progress, ProgressCallback
 
 __all__ = ["progress_shown"]
+
+_RECENT = 60.0  # seconds whose speed tells the time left
 
 
 @contextmanager
@@ -33,20 +37,40 @@ def _bar(heading: str) -> Iterator[ProgressCallback]:
         rich.TaskProgressColumn(),
         rich.TimeElapsedColumn(),
         rich.TextColumn("left"),
-        rich.TimeRemainingColumn(),
+        rich.TextColumn("{task.fields[left]}"),
     )
-    with rich.Progress(*columns, console=Console(stderr=True), speed_estimate_period=60, transient=True) as bar:
-        task = bar.add_task("preparing", total=None)
+    with rich.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task, clock = bar.add_task("preparing", total=None, left="-:--:--"), _Clock()
 
         def show(state: Progress) -> None:
-            if bar.tasks[0].total is None:  # what an earlier run did is no part of this one's speed
+            if bar.tasks[0].total is None:
                 bar.console.print(heading, highlight=False, soft_wrap=True)
                 bar.reset(task, total=state.total, completed=state.done)
             if state.note:
                 bar.console.print(state.note, highlight=False)
-            bar.update(task, description=f"{state.phase:<12}", total=state.total, completed=state.done)
+            left = clock.left(state)
+            shown = "-:--:--" if left is None else str(timedelta(seconds=round(left)))
+            bar.update(task, description=f"{state.phase:<12}", total=state.total, completed=state.done, left=shown)
 
         yield show
+
+
+class _Clock:
+    """Estimates the time left from recent training; what came before and what was skipped say nothing of its speed."""
+
+    def __init__(self) -> None:
+        self.seen: deque[tuple[float, int]] = deque()
+
+    def left(self, state: Progress) -> float | None:
+        """Return the seconds left; None where nothing has trained yet."""
+        trained = state.done - state.skipped
+        if not trained:
+            self.seen.clear()
+        self.seen.append((time.monotonic(), trained))
+        while len(self.seen) > 2 and self.seen[1][0] <= self.seen[-1][0] - _RECENT:
+            self.seen.popleft()
+        (began, before), (now, after) = self.seen[0], self.seen[-1]
+        return None if after == before else (now - began) / (after - before) * (state.total - state.done)
 
 
 class _Lines:
@@ -55,22 +79,21 @@ class _Lines:
     def __init__(self, heading: str) -> None:
         self.heading = heading
         self.began = time.monotonic()
-        self.first: int | None = None
-        self.tenth = 0
+        self.clock = _Clock()
+        self.tenth: int | None = None
 
     def __call__(self, state: Progress) -> None:
-        if self.first is None:
+        tenth = 10 * state.done // state.total
+        if self.tenth is None:
             self._print(self.heading)
-            self.first = state.done
-            self.tenth = 10 * state.done // state.total
+            self.tenth = tenth
         if state.note:
             self._print(state.note)
-        tenth = 10 * state.done // state.total
+        left = self.clock.left(state)
         if tenth > self.tenth:
             self.tenth = tenth
-            spent = time.monotonic() - self.began
-            left = spent * (state.total - state.done) / max(state.done - self.first, 1)
-            self._print(f"{state.phase}: {tenth * 10} %, {spent:.0f} s, about {left:.0f} s left")
+            about = "" if left is None else f", about {left:.0f} s left"
+            self._print(f"{state.phase}: {tenth * 10} %, {time.monotonic() - self.began:.0f} s{about}")
 
     def _print(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import platform
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from math import isnan
@@ -23,6 +24,7 @@ from dropkit.study.test_rows import OnTestRows
 
 __all__ = ["as_json", "columns", "write_files"]
 
+_TIMES = ("phase", "method", "strength", "seed", "epochs", "seconds")
 _LOSSES = ("training_loss", "validation_loss", "gap")
 
 
@@ -44,7 +46,7 @@ def write_files(path: Path, findings: Findings) -> None:
     found = paces(summary)
     rows = [_row(record, heading, found.get(record.trial.method)) for record in summary.records]
     write_atomic(path / "results.csv", _csv(heading, rows))
-    write_atomic(path / "times.csv", _csv(("pack", "trials", "epochs", "seconds"), _times(findings)))
+    write_atomic(path / "times.csv", _csv(_TIMES, _times(findings)))
     write_atomic(path / "results.json", json.dumps(as_json(findings), indent=1, ensure_ascii=False) + "\n")
 
 
@@ -69,9 +71,15 @@ def _row(record: Record, heading: Sequence[str], pace: Pace | None) -> list[Any]
 
 
 def _times(findings: Findings) -> Iterable[Sequence[Any]]:
-    plan = findings.summary.plan
-    for pack in plan.packs():
-        yield pack.name, len(pack.trials), plan.budget.epochs, f"{findings.seconds.get(pack.name, 0.0):.2f}"
+    """Models of a pack train together, so the time of one is its share."""
+    records = findings.summary.records
+    packs = {trial.name: pack.name for pack in findings.summary.plan.packs() for trial in pack.trials}
+    models = Counter(packs[record.trial.name] for record in records)
+    for record in records:
+        trial, pack = record.trial, packs[record.trial.name]
+        epochs = record.diverged_at or record.curves.epochs
+        seconds = findings.seconds[pack] / models[pack]
+        yield trial.phase, trial.method, repr(record.strength), trial.seed, epochs, f"{seconds:.4f}"
 
 
 def as_json(findings: Findings) -> dict[str, Any]:

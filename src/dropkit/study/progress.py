@@ -25,12 +25,14 @@ class Progress:
             step of what follows training counts as the epochs of one model.
         total: The same at the end.
         note: Something to tell, such as a strength that was chosen or a run that diverged; mostly empty.
+        skipped: Epochs of `done` that took no time now: an earlier run trained them, or there was nothing to train.
     """
 
     phase: str
     done: int
     total: int
     note: str = ""
+    skipped: int = 0
 
 
 ProgressCallback = Callable[[Progress], None]
@@ -49,7 +51,7 @@ class Reporter:
         self.progress, self.epochs = progress, plan.budget.epochs
         steps = 2 + (0 if plan.network else len(plan.strengths))
         self.total = (sum(len(pack.trials) for pack in plan.packs()) + steps) * self.epochs
-        self.done, self.phase, self.size = 0, "selection", 0
+        self.done, self.skipped, self.phase, self.size = 0, 0, "selection", 0
 
     def begin(self, pack: Pack) -> None:
         """Tell that a pack begins to train."""
@@ -60,6 +62,7 @@ class Reporter:
         """Count a pack that has trained before, or has nothing to train."""
         self.phase = pack.phase
         self.done += len(pack.trials) * self.epochs
+        self.skipped += len(pack.trials) * self.epochs
         self._tell()
 
     def epoch(self) -> None:
@@ -92,4 +95,4 @@ class Reporter:
                 )
 
     def _tell(self, note: str = "") -> None:
-        self.progress(Progress(self.phase, self.done, self.total, note))
+        self.progress(Progress(self.phase, self.done, self.total, note, self.skipped))
