@@ -206,7 +206,7 @@ def test_the_statements_name_every_comparison(made_up: Callable[..., Summary]) -
         }
     )
     _, stopping, dropout, decay, _, pace = statements(Findings(summary, stability(summary), (), (), {}))
-    assert "early stopping alone is worth \N{MINUS SIGN}0.080" in stopping
+    assert stopping.endswith(": early stopping alone lowers the loss by 0.080.")
     assert dropout.startswith("Dropout at p = 0.5, early-stopped, is better than early stopping alone: ")
     assert "(17 % lower)" in dropout
     assert "\N{MINUS SIGN}0.050 from no regularisation at the last epoch, and by +0.030 from no" in dropout
@@ -225,6 +225,15 @@ def test_of_many_methods_the_statements_list_those_that_matter(made_up: Callable
     assert "dropout at p" in pace
     assert "L1 penalty at" in pace
     assert others.endswith("the pictures and results.json tell.")
+
+
+@pytest.mark.parametrize(("last", "words"), [(0.0001, "changes next to nothing"), (-0.02, "raises the loss by 0.020")])
+def test_what_early_stopping_is_worth_is_said_in_words(
+    made_up: Callable[..., Summary], last: float, words: str
+) -> None:
+    early = dict.fromkeys(("none", "dropout", "weight_decay"), lambda strength, seed: 0.3)
+    summary = made_up(early, last=last)
+    assert f"early stopping alone {words}." in statements(Findings(summary, stability(summary), (), (), {}))[1]
 
 
 def test_the_notes_fit_the_table_above_them(result: Result) -> None:

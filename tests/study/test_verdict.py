@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from dropkit.study import METHODS, Budget
-from dropkit.study.cautions import cautions, edge_of_grid
+from dropkit.study.cautions import cautions, cut_short, edge_of_grid
 from dropkit.study.plan import Plan, make_plan
-from dropkit.study.records import CONFIRMATION, SELECTION
-from dropkit.study.summary import Summary
+from dropkit.study.records import CONFIRMATION, SELECTION, Curves, Record
+from dropkit.study.summary import Summary, summarise
 from dropkit.study.verdict import judge
+from dropkit.study.wording import change, detectable, number, percent, signed
 
 NOISE = np.random.default_rng(0).normal(size=(3, 20))
 NOISE -= NOISE[:, 2:10].mean(1, keepdims=True)  # exact means over the confirmation seeds
@@ -84,8 +85,59 @@ def test_methods_that_hurt_are_no_mystery(made_up: Callable[..., Summary]) -> No
 def test_cannot_tell(made_up: Callable[..., Summary]) -> None:
     verdict = judge(made_up(study(0.27, 0.301, 0.05)))
     assert (verdict.kind, verdict.recommended, verdict.leader) == ("cannot tell", (), "dropout")
-    assert verdict.sentence.startswith("Cannot tell with this many rows and seeds: dropout at p = 0.5 has")
-    assert "8 seeds could have detected about" in verdict.sentence
+    assert verdict.sentence.startswith(
+        "Cannot tell with this many rows and seeds: the best of the rest, dropout at p = 0.5, has a validation loss "
+        "10 % lower than early stopping alone (p = "
+    )
+    assert verdict.sentence.endswith("could have been missed. Early stopping alone is the simplest choice.")
+
+
+def test_cannot_tell_names_the_comparison_that_hides_most(made_up: Callable[..., Summary]) -> None:
+    early = {**study(0.302, 0.299, 0.004), "dropout": losses(0.302, 0.03, 1, 0.5)}
+    summary = made_up(early, last=0.001)
+    verdict = judge(summary)
+    hidden = summary.comparisons["dropout"].smallest_effect / 0.3
+    assert (verdict.kind, verdict.leader) == ("cannot tell", "weight_decay")
+    assert hidden > 0.05 > summary.comparisons["weight_decay"].smallest_effect / 0.3
+    assert verdict.sentence == (
+        "Cannot tell with this many rows and seeds: the best of the rest, weight decay at λ = 1, has a validation loss "
+        "0.33 % lower than no regularisation (p = 1.00 after correction, 8 fresh seeds). Of dropout at p = 0.5, a "
+        f"change below about {100 * hidden:.2g} % could have been missed. No regularisation is the simplest choice."
+    )
+
+
+def test_cannot_tell_names_the_methods_that_diverged(made_up: Callable[..., Summary]) -> None:
+    summary = made_up(
+        study(0.2999, 0.3, 0.002), diverged=lambda trial: trial.phase == CONFIRMATION and trial.method == "weight_decay"
+    )
+    assert judge(summary).kind == "cannot tell"
+    assert " Weight decay diverged and could not be compared. " in judge(summary).sentence
+
+
+@pytest.mark.parametrize(("seeds", "rough"), [(2, True), (7, True), (8, False)])
+@pytest.mark.parametrize("dropout", [0.25, 0.31])
+def test_the_advice_of_few_seeds_says_so_itself(
+    made_up: Callable[..., Summary], plan: Plan, seeds: int, rough: bool, dropout: float
+) -> None:
+    fewer = replace(plan, budget=replace(plan.budget, confirmation_seeds=seeds))
+    sentence = judge(made_up(study(dropout, 0.301, 0.0), plan=fewer)).sentence
+    assert sentence.endswith(f" Only {seeds} seeds, so this is rough.") == rough
+    assert ("rough" in sentence) == rough
+
+
+def test_numbers_keep_to_their_precision() -> None:
+    assert [signed(value) for value in (-0.0004, 0.0004, 0.0, -0.0006)] == ["0.000"] * 3 + ["\N{MINUS SIGN}0.001"]
+    assert [number(value) for value in (-0.0004, 0.25, -1.0)] == ["0.000", "0.250", "\N{MINUS SIGN}1.000"]
+    assert [percent(share) for share in (0.0004, 0.0346, 0.999, 4.84, 26.3)] == [
+        "less than 0.1 %", "3.5 %", "100 %", "480 %", "2,600 %",
+    ]  # fmt: skip
+    assert [detectable(share) for share in (0.0, 0.0004, 0.0346)] == ["0.1 % or more", "0.1 % or more", "3.5 % or more"]
+    assert change(-4.84) == "480 % lower"
+
+
+def test_an_effect_too_small_to_write_is_rounded_up(made_up: Callable[..., Summary]) -> None:
+    sentence = judge(made_up(study(0.3, 0.3, 1e-5))).sentence
+    assert ", and 0.1 % or more would have been seen (8 fresh seeds)." in sentence
 
 
 def test_an_effect_that_helps_only_before_correction_is_not_advice(made_up: Callable[..., Summary]) -> None:
@@ -162,6 +214,10 @@ def test_the_weak_end_of_a_grid_is_judged_by_what_lies_beyond_it(made_up: Callab
     )
     (text,) = edge_of_grid.check(made_up(weakest, diverged=lambda t: t.method == "none" and t.phase == SELECTION))
     assert text.endswith(": a better one may lie beyond."), "without its loss nothing is known of what lies there"
+    (text,) = edge_of_grid.check(
+        made_up(weakest, diverged=lambda t: t.phase == SELECTION and (t.method == "none" or t.strength == 0.3))
+    )
+    assert "(loss 0.250 in the selection; at p = 0.3 training diverged): a better one" in text
 
 
 @pytest.mark.parametrize(
@@ -193,7 +249,20 @@ def test_caution_of_a_high_rate(made_up: Callable[..., Summary]) -> None:
 
 def test_caution_of_a_network_that_under_fits(made_up: Callable[..., Summary]) -> None:
     (text,) = cautions(made_up(study(0.25, 0.29, 0.002), training=0.74))
-    assert "a gap of 2.6 %. Dropout cannot help such a network" in text
+    assert text == (
+        "Without regularisation the network hardly over-fits: at the last epoch its loss is 0.370 on its training rows "
+        "and 0.380 on validation rows, a gap of 2.6 %. Dropout has little to gain there; more epochs or a larger "
+        "network may gain more."
+    )
+
+
+@pytest.mark.parametrize("training", [0.76, 0.8, 1e6])
+def test_a_network_that_does_as_well_on_fresh_rows_does_not_over_fit(
+    made_up: Callable[..., Summary], training: float
+) -> None:
+    (text,) = cautions(made_up(study(0.25, 0.29, 0.002), training=training))
+    assert text.startswith("Without regularisation the network does not over-fit: at the last epoch its loss is ")
+    assert " and 0.380 on validation rows. Dropout has little to gain there;" in text
 
 
 def test_caution_of_few_rows(made_up: Callable[..., Summary], toy: object) -> None:
@@ -236,7 +305,60 @@ def test_caution_of_dropout_before_normalisation(made_up: Callable[..., Summary]
     plan = larger_plan(toy, "dropout_before_norm")
     (text,) = cautions(made_up({**numbers, "dropout_before_norm": before}, plan=plan))
     assert text.endswith("loss is 0.250; the other order was not tried.")
-    assert cautions(made_up({**numbers, "dropout_before_norm": losses(0.31, 0.001, 2, 0.5)}, plan=plan)) == []
+    (text,) = cautions(made_up({**numbers, "dropout_before_norm": losses(0.31, 0.001, 2, 0.5)}, plan=plan))
+    assert text.startswith("Dropout stands before batch normalisation in one of the methods compared."), "it hurts"
+    assert cautions(made_up(numbers, plan=larger_plan(toy))) == []
+
+
+def lengthened(summary: Summary, early_epochs: Callable[[Record], int], epochs: int = 20) -> Summary:
+    """Give every run more epochs, of which it stops early at the one asked for, with the losses that it had."""
+
+    def longer(record: Record) -> Record:
+        if record.diverged:
+            return record
+        stop, old = early_epochs(record), record.curves
+        at = [1 if epoch == stop else 2 if epoch == epochs else 0 for epoch in range(1, epochs + 1)]
+
+        def spread(column: tuple[float, ...]) -> tuple[float, ...]:
+            return tuple(column[index] for index in at)
+
+        metrics = {name: spread(column) for name, column in old.metrics.items()}
+        inner = tuple(1.0 if index == 1 else 2.0 for index in at)
+        return replace(record, curves=Curves(spread(old.training_loss), inner, spread(old.validation_loss), metrics))
+
+    plan = replace(summary.plan, budget=replace(summary.plan.budget, epochs=epochs))
+    return summarise(plan, [longer(record) for record in summary.records])
+
+
+@pytest.mark.parametrize(("late", "epoch", "warns"), [(5, 19, True), (8, 20, True), (4, 20, False), (8, 18, False)])
+def test_caution_of_training_cut_short(
+    made_up: Callable[..., Summary], plan: Plan, late: int, epoch: int, warns: bool
+) -> None:
+    seeds = plan.seeds[CONFIRMATION][:late]
+
+    def stops(record: Record) -> int:
+        return epoch if record.trial.method == "dropout" and record.trial.seed in seeds else 7
+
+    summary = lengthened(made_up(study(0.25, 0.29, 0.002)), stops)
+    assert judge(summary).recommended == ("dropout",)
+    text = (
+        f"Training may have been cut short: {late} of 8 seeds with dropout at p = 0.5 stop early no sooner than epoch "
+        "19 of 20. More epochs (--epochs) may change losses and ranking."
+    )
+    assert cautions(summary) == [text] * warns
+
+
+def test_training_cut_short_matters_where_the_advice_rests(made_up: Callable[..., Summary]) -> None:
+    def late(*methods: str) -> Callable[[Record], int]:
+        return lambda record: 20 if record.trial.method in methods else 7
+
+    helps, nothing = made_up(study(0.25, 0.29, 0.002)), made_up(study(0.2999, 0.301, 0.002))
+    diverged = made_up(study(0.25, 0.29, 0.002), diverged=lambda trial: trial.method != "none")
+    assert cut_short.check(lengthened(helps, late("none", "weight_decay"))) == []
+    (text,) = cut_short.check(lengthened(nothing, late("none", "dropout", "weight_decay")))
+    assert "8 of 8 seeds with dropout at p = 0.5 and 8 of 8 seeds with no regularisation stop early" in text
+    (text,) = cut_short.check(lengthened(diverged, late("none")))
+    assert "8 of 8 seeds with no regularisation stop early" in text
 
 
 def test_ties_of_many_are_named_in_the_order_of_the_plan(made_up: Callable[..., Summary], toy: object) -> None:

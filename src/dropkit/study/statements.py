@@ -9,7 +9,7 @@ from dropkit.study.packed import TRAINING_ROWS_SCORED
 from dropkit.study.plan import LEVEL, RELEVANT
 from dropkit.study.summary import early_loss, last_loss
 from dropkit.study.test_rows import OnTestRows
-from dropkit.study.wording import change, joined, loss_name, p_value, percent, signed
+from dropkit.study.wording import change, joined, loss_name, number, p_value, percent, signed
 
 __all__ = ["statement_on_test_rows", "statements"]
 
@@ -64,9 +64,16 @@ def _early_stopping(findings: Findings) -> list[str]:
     early, last = none.spread(early_loss).mean, none.spread(last_loss).mean
     text = (
         f"Without regularisation the loss is {early:.3f} at the epoch that the inner rows choose and {last:.3f} at "
-        f"epoch {findings.summary.plan.budget.epochs}: early stopping alone is worth {signed(early - last)}."
+        f"epoch {findings.summary.plan.budget.epochs}: early stopping alone {_lowers(last - early)}."
     )
     return [text]
+
+
+def _lowers(value: float) -> str:
+    size = number(abs(value))
+    if float(size) == 0:
+        return "changes next to nothing"
+    return f"{'lowers' if value > 0 else 'raises'} the loss by {size}"
 
 
 def _comparisons(findings: Findings) -> list[str]:

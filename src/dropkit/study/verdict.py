@@ -3,17 +3,20 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from dropkit.study.methods import METHODS
 from dropkit.study.plan import LEVEL, POWER, RELEVANT
 from dropkit.study.statistics import smallest_effect
 from dropkit.study.summary import Arm, Comparison, Summary, compare_pair, early_loss, last_loss
-from dropkit.study.wording import change, joined, p_value, percent
+from dropkit.study.wording import capital, change, detectable, joined, p_value, percent
 
-__all__ = ["CANNOT_TELL", "HELPS", "NOTHING", "TIE", "Verdict", "judge"]
+__all__ = ["CANNOT_TELL", "FEW_SEEDS", "HELPS", "NOTHING", "TIE", "Verdict", "judge"]
 
 HELPS = "helps"
 TIE = "tie"
 NOTHING = "nothing"
 CANNOT_TELL = "cannot tell"
+
+FEW_SEEDS = 8  # with fewer confirmation seeds the advice is rough
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,15 @@ def judge(summary: Summary) -> Verdict:
     if best.helps:
         tied = [other for other in ranked if other.helps and (other is best or _is_tie(summary, best, other))]
         recommended = tuple(name for name in summary.plan.family if name in {other.method for other in tied})
-        kind, sentence = (TIE, _tie) if len(tied) > 1 else (HELPS, _helps)
+        kind, in_words = (TIE, _tie) if len(tied) > 1 else (HELPS, _helps)
     else:
         recommended = ()
         resolved = len(ranked) == len(summary.plan.family) and all(_resolved(summary, other) for other in ranked)
-        kind, sentence = (NOTHING, _nothing) if resolved else (CANNOT_TELL, _cannot_tell)
-    write: Callable[[Summary, Sequence[Comparison]], str] = sentence
+        kind, in_words = (NOTHING, _nothing) if resolved else (CANNOT_TELL, _cannot_tell)
+    write: Callable[[Summary, Sequence[Comparison]], str] = in_words
     order = [summary.comparisons[name] for name in recommended] or [best]
-    return Verdict(kind, recommended, best.method, write(summary, order) + _about_dropout(summary, recommended, best))
+    sentence = write(summary, order) + _about_dropout(summary, recommended) + _about_seeds(summary)
+    return Verdict(kind, recommended, best.method, sentence)
 
 
 def _is_tie(summary: Summary, first: Comparison, second: Comparison) -> bool:
@@ -98,28 +102,38 @@ def _tie(summary: Summary, order: Sequence[Comparison]) -> str:
 
 
 def _nothing(summary: Summary, order: Sequence[Comparison]) -> str:
-    early, last = summary.none.spread(early_loss).mean, summary.none.spread(last_loss).mean
-    alone = "early stopping alone" if last > early * (1 + RELEVANT) else "no regularisation"
-    detectable = (
-        max(comparison.smallest_effect for comparison in summary.comparisons.values() if not comparison.hurts)
-        if not all(comparison.hurts for comparison in summary.comparisons.values())
-        else 0.0
-    )
-    sure = f", and {percent(_share(summary, detectable))} or more would have been seen" if detectable else ""
+    effects = [comparison.smallest_effect for comparison in summary.comparisons.values() if not comparison.hurts]
+    sure = f", and {detectable(_share(summary, max(effects)))} would have been seen" if effects else ""
     return (
-        f"Nothing beats {alone} here: the best of the rest, {_arm(summary, order[0]).label}, has a validation loss "
-        f"{change(_share(summary, order[0].difference))}{sure} ({_seeds(summary)} fresh seeds)."
+        f"Nothing beats {_alone(summary)} here: the best of the rest, {_arm(summary, order[0]).label}, has a "
+        f"validation loss {change(_share(summary, order[0].difference))}{sure} ({_seeds(summary)} fresh seeds)."
     )
 
 
 def _cannot_tell(summary: Summary, order: Sequence[Comparison]) -> str:
-    best = order[0]
+    best, alone = order[0], _alone(summary)
     return (
-        f"Cannot tell with this many rows and seeds: {_arm(summary, best).label} has a validation loss "
-        f"{change(_share(summary, best.difference))} than early stopping alone ({p_value(best.p_value)} after "
-        f"correction), and {_seeds(summary)} seeds could have detected about "
-        f"{percent(_share(summary, best.smallest_effect))} or more; early stopping alone is the simplest choice."
+        f"Cannot tell with this many rows and seeds: the best of the rest, {_arm(summary, best).label}, has a "
+        f"validation loss {change(_share(summary, best.difference))} than {alone} ({p_value(best.p_value)} after "
+        f"correction, {_seeds(summary)} fresh seeds). {_hidden(summary)} {capital(alone)} is the simplest choice."
     )
+
+
+def _hidden(summary: Summary) -> str:
+    """Name the comparison that could have hidden most, or the methods that could not be compared."""
+    unresolved = [comparison for comparison in summary.comparisons.values() if not _resolved(summary, comparison)]
+    if not unresolved:
+        missing = [METHODS[name].title for name in summary.plan.family if name not in summary.comparisons]
+        return f"{capital(joined(missing))} diverged and could not be compared."
+    widest = max(unresolved, key=lambda comparison: comparison.smallest_effect)
+    share = percent(_share(summary, widest.smallest_effect))
+    return f"Of {_arm(summary, widest).label}, a change below about {share} could have been missed."
+
+
+def _alone(summary: Summary) -> str:
+    """Name the alternative to every method: stopping early, where that alone is worth having."""
+    early, last = summary.none.spread(early_loss).mean, summary.none.spread(last_loss).mean
+    return "early stopping alone" if last > early * (1 + RELEVANT) else "no regularisation"
 
 
 def _nothing_compared(summary: Summary) -> str:
@@ -139,21 +153,21 @@ def _evidence(order: Sequence[Comparison]) -> str:
     return f"{strength}: {joined(values)} after correction"
 
 
-def _about_dropout(summary: Summary, recommended: Sequence[str], best: Comparison) -> str:
+def _about_seeds(summary: Summary) -> str:
+    return f" Only {_seeds(summary)} seeds, so this is rough." if _seeds(summary) < FEW_SEEDS else ""
+
+
+def _about_dropout(summary: Summary, recommended: Sequence[str]) -> str:
     """Say what is known of dropout where the advice is not about it: it is what the study was asked about."""
     dropout = summary.comparisons.get("dropout")
     if dropout is None or not recommended or "dropout" in recommended:
         return ""
     label, share = _arm(summary, dropout).label, change(_share(summary, dropout.difference))
     if dropout.helps:
-        return f" {_capital(label)} helps less ({share})."
+        return f" {capital(label)} helps less ({share})."
     if dropout.hurts:
-        return f" {_capital(label)} hurts ({share})."
+        return f" {capital(label)} hurts ({share})."
     if _resolved(summary, dropout):
-        return f" {_capital(label)} makes no difference ({share})."
-    detectable = percent(_share(summary, dropout.smallest_effect))
-    return f" Whether {label} helps cannot be told ({share}, where about {detectable} could have been detected)."
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+        return f" {capital(label)} makes no difference ({share})."
+    effect = percent(_share(summary, dropout.smallest_effect))
+    return f" Whether {label} helps cannot be told ({share}, where about {effect} could have been detected)."

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from dropkit.study.cautions import (
+    cut_short,
     diverged,
     edge_of_grid,
     few_rows,
@@ -22,6 +23,7 @@ CAUTIONS: tuple[Callable[[Summary], list[str]], ...] = (
     few_rows.check,
     few_seeds.check,
     few_test_rows.check,
+    cut_short.check,
     under_fit.check,
     edge_of_grid.check,
     high_rate.check,

@@ -25,11 +25,12 @@ def check(summary: Summary) -> list[str]:
         limit = _limit(summary, method, bound)
         if limit is not None and _loss(limit) > _loss(best):
             continue
-        beside = f"{_loss(inner):.3f}" if inner.records else "none, it diverged,"
+        at = method.label(inner.strength)
+        beside = f"; at {at} training diverged" if inner.diverged else f", {_loss(inner):.3f} at {at}"
         widened = ", though the grid was widened to it" if strength not in summary.plan.strengths[name] else ""
         text = (
             f"The best strength of {method.title}, {method.label(strength)}, is the {end} that was tried{widened} "
-            f"(loss {_loss(best):.3f} in the selection, {beside} at {method.label(inner.strength)})"
+            f"(loss {_loss(best):.3f} in the selection{beside})"
         )
         if limit is None:
             texts.append(f"{text}: a better one may lie beyond.")
