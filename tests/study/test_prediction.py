@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn.metrics
 import torch
 
 from dropkit import study
@@ -14,6 +15,7 @@ from dropkit.errors import ArgumentTypeError, DataError, RunError
 from dropkit.study import Budget, Dataset
 from dropkit.study.result import Result
 from dropkit.study.splits import outer_split
+from dropkit.study.statements import statement_on_test_rows
 from tests.helpers.command import call
 
 HEADING = "age,colour,city,bought"
@@ -76,6 +78,41 @@ def test_the_prediction_is_the_mean_over_the_confirmation_models(classes: Result
     assert losses.mean() <= mean + 1e-6
     assert losses.mean() > mean - 0.1
     assert len(summary.arms[method].records) == 3
+
+
+def test_the_report_scores_the_saved_model_on_the_test_rows(classes: Result, toy: Dataset, tiny: Budget) -> None:
+    saved = classes.findings.saved
+    assert saved is not None
+    test, _ = outer_split(toy, tiny, 0)
+    values = study.predict(classes.directory, toy.inputs[test]).values
+    targets = toy.targets[test]
+    assert saved.loss == pytest.approx(sklearn.metrics.log_loss(targets, values), rel=1e-5)
+    assert saved.metrics["accuracy"] == pytest.approx((values.argmax(1) == targets).mean())
+    assert saved.metrics["auc"] == pytest.approx(sklearn.metrics.roc_auc_score(targets, values, multi_class="ovr"))
+    said = f"has loss {saved.loss:.3f}, accuracy {saved.metrics['accuracy']:.3f}."
+    assert said in statement_on_test_rows(classes.findings)
+    assert said in classes.report.read_text(encoding="utf-8")
+    written = json.loads((classes.directory / "results.json").read_text())["saved_model"]
+    assert written == {"method": saved.method, "models": 3, "loss": saved.loss, "metrics": dict(saved.metrics)}
+
+
+def test_the_saved_model_of_numbers_is_scored_in_their_units(tiny: Budget, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(500, 3))
+    targets = 1000 + 50 * inputs[:, 0] + rng.normal(0, 20, 500)
+    data = Dataset("numbers", "Numbers", inputs, targets.astype(np.float32), task="regression")
+    result = study.run(data, budget=tiny, methods=["dropout"], rates=[0.2], directory=tmp_path / "run")
+    saved = result.findings.saved
+    assert saved is not None
+    test, _ = outer_split(data, tiny, 0)
+    found, truth = study.predict(result.directory, inputs[test]).values[:, 0], data.targets[test]
+    assert saved.metrics["rmse"] == pytest.approx(sklearn.metrics.root_mean_squared_error(truth, found), rel=1e-5)
+    assert saved.metrics["r_squared"] == pytest.approx(sklearn.metrics.r2_score(truth, found), rel=1e-5)
+    preparations = json.loads((result.directory / "model.json").read_text())["members"]
+    scales = np.array([one["target_scale"] for one in preparations])
+    assert len(set(scales)) == 3
+    assert saved.loss == pytest.approx(np.mean((found - truth) ** 2) * np.mean(scales**-2.0), rel=1e-5)
+    assert f"RMSE {saved.metrics['rmse']:.4g}." in statement_on_test_rows(result.findings)
 
 
 def test_saved_weights_predict_the_same_in_plain_torch(classes: Result, toy: Dataset) -> None:

@@ -11,7 +11,7 @@ from dropkit.study.own import OwnNetwork
 from dropkit.study.stability import Stability, stability
 from dropkit.study.storage import RunFolder
 from dropkit.study.summary import Summary, summarise
-from dropkit.study.test_rows import OnTestRows, score_test_rows
+from dropkit.study.test_rows import OnTestRows, SavedOnTestRows, score_test_rows
 from dropkit.study.verdict import Verdict
 
 __all__ = ["Findings", "find"]
@@ -29,6 +29,7 @@ class Findings:
         seconds: Training time of each pack.
         columns: Pairs of a column of the data and how it was used or why it was left out.
         measures: What was measured on confirmed models beside their scores, by measure and method.
+        saved: The saved model on the test rows; None where there is none.
     """
 
     summary: Summary
@@ -38,6 +39,7 @@ class Findings:
     seconds: Mapping[str, float]
     columns: tuple[tuple[str, str], ...] = ()
     measures: Mapping[str, Mapping[str, Measured]] = field(default_factory=dict)
+    saved: SavedOnTestRows | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -53,7 +55,7 @@ def find(
     advice = stability(summary)
     verdict = advice.verdict
     candidates = verdict.recommended or ((verdict.leader,) if verdict.leader else ())
-    test_rows = tuple(score_test_rows(folder, data, summary, method, network) for method in candidates)
+    test_rows, saved = score_test_rows(folder, data, summary, candidates, verdict.saved, network)
     step()
     return Findings(
         summary=summary,
@@ -63,4 +65,5 @@ def find(
         seconds=folder.seconds(),
         columns=data.description,
         measures=take_measures(folder, data, summary, step) if network is None else {},  # they know our networks alone
+        saved=saved,
     )

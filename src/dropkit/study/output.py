@@ -20,7 +20,7 @@ from dropkit.study.metrics import metrics_of
 from dropkit.study.pace import Pace, paces
 from dropkit.study.records import CONFIRMATION, Record, Scores
 from dropkit.study.summary import Arm, Spread, early_loss, last_loss
-from dropkit.study.test_rows import OnTestRows
+from dropkit.study.test_rows import OnTestRows, SavedOnTestRows
 
 __all__ = ["as_json", "columns", "write_files"]
 
@@ -105,6 +105,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
         },
         "comparisons": {name: asdict(comparison) for name, comparison in summary.comparisons.items()},
         "test_rows": [_on_test_rows(test) for test in findings.test_rows],
+        "saved_model": None if findings.saved is None else _saved(findings.saved),
         "measures": {
             measure.name: {
                 "at": measure.unit,
@@ -155,3 +156,7 @@ def _known(value: float) -> float | None:
 def _on_test_rows(test: OnTestRows) -> dict[str, Any]:
     sides = {side: getattr(test, side).items() for side in ("metrics", "none_metrics")}
     return asdict(test) | {side: {name: _known(value) for name, value in items} for side, items in sides.items()}
+
+
+def _saved(saved: SavedOnTestRows) -> dict[str, Any]:
+    return asdict(saved) | {"metrics": {name: _known(value) for name, value in saved.metrics.items()}}

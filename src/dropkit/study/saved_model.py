@@ -79,7 +79,7 @@ def save_model(
     """Write the recommended model into the run; nothing where every run without regularisation diverged."""
     from safetensors.torch import save
 
-    method = verdict.recommended[0] if verdict.recommended else "none"
+    method = verdict.saved
     if method not in summary.arms or not summary.arms[method].records:
         return
     plan = folder.plan

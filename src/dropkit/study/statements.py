@@ -8,7 +8,7 @@ from dropkit.study.pace import Pace, paces
 from dropkit.study.packed import TRAINING_ROWS_SCORED
 from dropkit.study.plan import LEVEL, RELEVANT
 from dropkit.study.summary import early_loss, last_loss
-from dropkit.study.test_rows import OnTestRows
+from dropkit.study.test_rows import OnTestRows, SavedOnTestRows
 from dropkit.study.wording import change, joined, loss_name, number, p_value, percent, signed
 
 __all__ = ["statement_on_test_rows", "statements"]
@@ -130,7 +130,18 @@ def statement_on_test_rows(findings: Findings) -> str:
     return (
         f"On the {findings.summary.plan.budget.test_rows:,} test rows, used once: "
         f"{'; '.join(_on_test_rows(findings, test) for test in findings.test_rows)}. Means over {models} early-stopped "
-        "models of each; they check the advice and never overrule it."
+        f"models of each; they check the advice and never overrule it.{_saved(findings, findings.saved)}"
+    )
+
+
+def _saved(findings: Findings, saved: SavedOnTestRows | None) -> str:
+    if saved is None:
+        return ""
+    metric = metrics_of(findings.summary.plan.data["task"])[0]
+    of = f"with {findings.summary.arms[saved.method].label}" if saved.method != "none" else "without regularisation"
+    return (
+        f" The saved model, the mean of the {saved.models} {of}, has loss {saved.loss:.3f}, {metric.title} "
+        f"{metric.written(saved.metrics[metric.name])}."
     )
 
 

@@ -36,6 +36,11 @@ class Verdict:
     leader: str | None
     sentence: str
 
+    @property
+    def saved(self) -> str:
+        """The method whose models are saved: the first that is recommended, or none."""
+        return self.recommended[0] if self.recommended else "none"
+
 
 def judge(summary: Summary) -> Verdict:
     """Judge a finished study."""
