@@ -14,7 +14,7 @@ from dropkit import study
 from dropkit.errors import ArgumentTypeError, DataError, RunError
 from dropkit.study import Budget, Dataset
 from dropkit.study.result import Result
-from dropkit.study.splits import outer_split
+from dropkit.study.splits import outer_split, seed_key, seed_split
 from dropkit.study.statements import statement_on_test_rows
 from tests.helpers.command import call
 
@@ -131,6 +131,21 @@ def test_saved_weights_predict_the_same_in_plain_torch(classes: Result, toy: Dat
     np.testing.assert_allclose(study.predict(classes.directory, toy.inputs).values, total / 3, atol=1e-5)
 
 
+def test_the_networks_of_a_study_are_modules(classes: Result, toy: Dataset, tiny: Budget) -> None:
+    modules = study.load_models(classes.directory)
+    records = classes.findings.summary.arms[classes.verdict.saved].records
+    assert len(modules) == len(records) == 3
+    _, rest = outer_split(toy, tiny, 0)
+    for module, record in zip(modules, records, strict=True):
+        assert isinstance(module, torch.nn.Module)
+        assert not module.training
+        rows = seed_split(toy, rest, tiny, seed_key(0, record.trial.seed)).validation
+        with torch.no_grad():
+            outputs = module(torch.tensor(toy.inputs[rows]))
+        loss = torch.nn.functional.cross_entropy(outputs, torch.tensor(toy.targets[rows]))
+        assert float(loss) == pytest.approx(record.early.validation_loss, rel=1e-5)
+
+
 def test_new_categories_gaps_and_more_columns_are_no_obstacle(numbers: Path, tmp_path: Path) -> None:
     (tmp_path / "new.csv").write_text("colour,age,city,more\ngreen,,Paris,1\nred,50,,2\ngreen,inf,Paris,3\n")
     found = study.predict(numbers, tmp_path / "new.csv").values
@@ -181,6 +196,8 @@ def test_what_is_no_run_or_no_data_is_refused(
         study.predict(tmp_path, "new.csv")
     with pytest.raises(ArgumentTypeError, match="directory"):
         study.predict(5, "new.csv")
+    with pytest.raises(RunError, match="holds no model"):
+        study.load_models(tmp_path)
     with pytest.raises(ArgumentTypeError, match="data"):
         study.predict(tmp_path, [[1, 2]])
     with pytest.raises(DataError, match="no named columns"):

@@ -113,17 +113,19 @@ def predict(directory: str | PathLike[str], data: object, *, network: "Factory |
     return Predictions(model.target, names, values)
 
 
-def load_models(directory: str | PathLike[str], *, network: "Factory") -> "list[nn.Module]":
-    """Return the trained networks of a study that began with a network of one's own.
+def load_models(directory: str | PathLike[str], *, network: "Factory | None" = None) -> "list[nn.Module]":
+    """Return the trained networks of a study, whose mean is the saved model.
 
     They are the confirmation models of the recommended method, or of no regularisation where none is recommended.
 
     Args:
         directory: The run directory.
-        network: The function that the run began with.
+        network: The function that the run began with, if its network was one of your own. Default: the study's network.
 
     Returns:
-        One network a confirmation seed, at its early-stopping epoch, in evaluation.
+        One network a confirmation seed, at its early-stopping epoch, in evaluation. It maps prepared rows to outputs:
+        logits of shape (rows, classes), or standardised numbers of shape (rows, 1). One of the study's own is a
+        `torch.nn.Sequential` of linear layers and ReLU; batch normalisation has become part of their weights.
 
     Raises:
         ArgumentError: If the network is not the one that the run began with.
@@ -131,9 +133,8 @@ def load_models(directory: str | PathLike[str], *, network: "Factory") -> "list[
         RunError: If the run holds no model.
 
     Examples:
-        >>> from torch import nn
         >>> from dropkit import study
-        >>> study.load_models("runs/forgotten", network=lambda p: nn.Linear(2, 2))
+        >>> study.load_models("runs/forgotten")
         Traceback (most recent call last):
             ...
         dropkit.errors.RunError: runs/forgotten holds no model. Name the directory of a study that has ended, ...
@@ -145,9 +146,7 @@ def load_models(directory: str | PathLike[str], *, network: "Factory") -> "list[
     from dropkit.study.saved_model import load_model
 
     members = [member for _, member in load_model(Path(directory), network).members]
-    if network is None or not all(isinstance(member, OwnMember) for member in members):
-        raise argument_type_error("load_models", "network", "the function that the run began with", network)
-    return [member.module for member in members if isinstance(member, OwnMember)]
+    return [member.module if isinstance(member, OwnMember) else member for member in members]
 
 
 def _inputs(data: Any) -> Any:

@@ -5,23 +5,23 @@ each trained on other rows, so together they have seen nearly all, and the loss 
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
+from torch.nn.utils import skip_init
 
 from dropkit._checks import argument_error
 from dropkit.errors import DropkitError, RunError
 from dropkit.study._atomic import write_atomic
 from dropkit.study.dataset import CLASSIFICATION, Dataset
 from dropkit.study.methods import METHODS
-from dropkit.study.network import logits
-from dropkit.study.own import Factory, OwnNetwork, own_members, rows_at_once, state_names
+from dropkit.study.own import Factory, OwnMember, OwnNetwork, own_members, rows_at_once, state_names
 from dropkit.study.preparation import Column, Preparation, fit
 from dropkit.study.splits import outer_split, seed_key, seed_split
 from dropkit.study.storage import RunFolder
@@ -34,7 +34,7 @@ __all__ = ["SavedModel", "load_model", "save_model"]
 _WEIGHTS, _DESCRIPTION = "model.safetensors", "model.json"
 _FORMAT = 1
 
-Network = Callable[[Any], torch.Tensor]
+Network = nn.Module | OwnMember
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +143,7 @@ def load_model(path: Path, network: Factory | None = None) -> SavedModel:
         if own is not None:
             networks = own_members(path, own, network, weights, len(description["class_names"]))
         else:
-            networks = [partial(_forward, _parts(weights, member)) for member in range(len(preparations))]
+            networks = [_network(_parts(weights, member)) for member in range(len(preparations))]
         return SavedModel(
             label=description["label"],
             task=description["task"],
@@ -155,12 +155,18 @@ def load_model(path: Path, network: Factory | None = None) -> SavedModel:
         )
     except DropkitError:
         raise  # of a network of one's own; an ArgumentError is a ValueError too
-    except (KeyError, TypeError, ValueError, IndexError):
+    except (KeyError, TypeError, ValueError, IndexError, RuntimeError):
         raise RunError(f"{path}: the model is damaged. Write it anew: --resume {path}") from None
 
 
-def _forward(parameters: Sequence[torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
-    return logits([part[None] for part in parameters], rows[None])[0]
+def _network(parameters: Sequence[torch.Tensor]) -> nn.Sequential:
+    """Return a network of the study, whose weights have the shape (inputs, outputs), as a module."""
+    layers: list[nn.Module] = []
+    for weight, bias in zip(parameters[::2], parameters[1::2], strict=True):
+        layer = skip_init(nn.Linear, *weight.shape)
+        layer.load_state_dict({"weight": weight.T, "bias": bias.flatten()})
+        layers += [layer, nn.ReLU()]
+    return nn.Sequential(*layers[:-1]).eval()
 
 
 def _parts(weights: dict[str, torch.Tensor], member: int) -> tuple[torch.Tensor, ...]:
