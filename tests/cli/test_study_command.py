@@ -56,6 +56,14 @@ def test_quiet_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert data["verdict"]["kind"] in ("helps", "tie", "nothing", "cannot tell")
 
 
+@pytest.mark.parametrize(("widths", "trained"), [("5-4", "6-5-4-3"), ("6-5-3", "6-5-3"), ("7-5-3", "6-7-5-3-3")])
+def test_the_network_is_told(widths: str, trained: str, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ("--methods", "dropout", "--rates", "0.5", "--seeds", "2", "--epochs", "1")
+    assert call(*TOY, "--name", "one", "--network", widths, *few) == 0
+    assert f"\nnetwork: {trained}\n" in capsys.readouterr().err
+    assert f"{trained}, ReLU" in Path("runs/one/report.html").read_text()
+
+
 def test_seeds_of_the_confirmation_are_in_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(*TOY, "--quiet", "--name", "two", "--methods", "dropout", "--rates", "0.5", "--seeds", "2") == 0
     assert json.loads(Path("runs/two/plan.json").read_text())["seeds"] == {"selection": [0, 1], "confirmation": [2, 3]}

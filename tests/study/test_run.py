@@ -72,6 +72,7 @@ def test_a_seed_gives_the_same_results_bit_for_bit(
 def test_progress_rises_to_its_total(toy: Dataset, tiny: Budget, tmp_path: Path) -> None:
     seen: list[study.Progress] = []
     study.run(toy, budget=tiny, methods=["dropout"], rates=[0.2], directory=tmp_path / "p", progress=seen.append)
+    assert seen.pop(0) == study.Progress("data", 0, 1, "network: 6-16-8-3")  # words, before there is anything to count
     done = [state.done for state in seen]
     assert done == sorted(done)
     assert done[-1] == seen[0].total == (2 * 2 + 2 * 3 + 4) * 3  # test rows, two methods measured, files

@@ -6,6 +6,7 @@ import decimal
 import itertools
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ import polars as pl
 import pytest
 
 from dropkit.errors import ArgumentError, DataError
+from dropkit.study.budgets import QUICK
 from dropkit.study.inference import as_dates, infer
 from dropkit.study.preparation import CATEGORY, DATE, NUMBER
+from dropkit.study.sizes import with_network
 from dropkit.study.sources import SOURCES
 from dropkit.study.splits import outer_split, seed_key, seed_split
 from dropkit.study.tabular import load_table
@@ -155,10 +158,6 @@ def test_a_leaked_number_is_warned_of(tmp_path: Path) -> None:
 
 
 def test_groups_stay_together_and_later_rows_are_predicted(tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    from dropkit.study.budgets import QUICK
-
     table = people() | {"shop": [f"shop {row % 40}" for row in range(ROWS)]}
     path = str(write(tmp_path / "people.csv", table))
     grouped = load_table(path, "churned", group="shop")
@@ -188,6 +187,27 @@ def test_the_size_of_the_test_rows(tmp_path: Path) -> None:
     assert load_table(path, "churned", test_size=25).sizes["test_rows"] == 25
     with pytest.raises(DataError, match="with 190 as test rows"):
         load_table(path, "churned", test_size=190)
+
+
+@pytest.mark.parametrize(
+    ("widths", "hidden"),
+    [
+        ((6, 16, 2), (16,)),  # age, city and its gaps, since, income: inputs
+        ((4, 16, 2), (16,)),  # columns that are used
+        ((9, 16, 8, 2), (16, 8)),  # columns of the file
+        ((8, 16, 2), (16,)),  # without the target
+        ((5, 16, 2), (5, 16, 2)),
+        ((4, 16, 3), (4, 16, 3)),
+        ((4, 2), (4, 2)),
+        (None, (256, 256)),
+    ],
+)
+def test_widths_of_all_layers_are_told_from_hidden_ones(
+    tmp_path: Path, widths: tuple[int, ...] | None, hidden: tuple[int, ...]
+) -> None:
+    data = load_table(str(write(tmp_path / "people.csv", people())), "churned")
+    assert (data.columns, data.outputs) == (6, 2)
+    assert with_network(QUICK, data, widths, None, None).hidden == hidden
 
 
 NUMBERS = np.random.default_rng(5).normal(size=ROWS)

@@ -74,7 +74,8 @@ def command(
     group: Annotated[str | None, typer.Option(help="A column whose equal values stay on one side of a split.")] = None,
     time: Annotated[str | None, typer.Option(help="A column of times; later rows are predicted.")] = None,
     network: Annotated[
-        str | None, typer.Option(metavar="<widths>", help="Hidden layers, such as 512-512.", show_default=False)
+        str | None,
+        typer.Option(metavar="<widths>", help="Hidden layers, such as 512-512; or all layers.", show_default=False),
     ] = None,
     epochs: Annotated[str | None, typer.Option(metavar="<int>", help="The last epoch.")] = None,
     batch_size: Annotated[str | None, typer.Option(metavar="<int>", help="Rows a step.")] = None,

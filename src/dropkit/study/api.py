@@ -69,10 +69,11 @@ def run(
         test_size: Share below 1, or number, of a file's rows to set aside first. Default: a fifth.
         group: A column of a file whose equal values stay on one side of every split. Default: none.
         time: A column of a file; later rows are predicted from earlier ones. Default: none.
-        network: Widths of the hidden layers; or of all layers, if the first and the last are those of the data. Or a
-            function of p that builds an untrained `torch.nn.Module` with dropout of probability p: inputs of shape
-            (rows, 1, height, width) for images, else (rows, columns), or what `Dataset.from_loader`'s function gives;
-            outputs (rows, classes), or (rows, 1) for numbers. Default: the widths of the budget or the data.
+        network: Widths of the hidden layers; or of all layers, if the first is the number of inputs or of a table's
+            columns and the last that of outputs. Or a function of p that builds an untrained `torch.nn.Module` with
+            dropout of probability p: inputs of shape (rows, 1, height, width) for images, else (rows, columns), or what
+            `Dataset.from_loader`'s function gives; outputs (rows, classes), or (rows, 1) for numbers. Default: the
+            widths of the budget or the data.
         epochs: The last epoch. Default: that of the budget or the data.
         batch_size: Rows a step. Default: that of the budget or the data.
         methods: Names of the methods to compare, of `METHODS`; none is always among them. Default: those of the budget.
@@ -150,6 +151,7 @@ def run(
     with RunFolder.create(path, plan) as folder:
         for column, words in loaded.description:
             report_to(Progress("data", 0, 1, f"{column}: {words}"))
+        report_to(Progress("data", 0, 1, f"network: {plan.architecture}"))
         if plan.budget.fitted:
             report_to(Progress("data", 0, 1, f"time: {plan.budget.fitted}"))
         return _finish(folder, loaded, report_to, own)

@@ -57,6 +57,14 @@ class Plan:
     network: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def architecture(self) -> str:
+        """The network without regularisation: the widths of all its layers, or the class of a user's own."""
+        if self.network:
+            return f"{self.network['class']}, your own, {self.network['parameters']:,} parameters"
+        widths = (self.data["columns"], *self.budget.hidden, self.data["outputs"])
+        return "-".join(str(width) for width in widths)
+
+    @property
     def family(self) -> tuple[str, ...]:
         """The methods of the one family of tests: all but none and baselines."""
         return tuple(name for name in self.strengths if name != "none" and METHODS[name].compared)

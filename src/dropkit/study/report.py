@@ -93,10 +93,8 @@ def _tried(summary: Summary, method: str) -> str:
 def _network(plan: Plan) -> str:
     if plan.network:
         others = joined([method.title for method in METHODS.values() if not method.fits_any_network])
-        own = f"{plan.network['class']}, your own, {plan.network['parameters']:,} parameters"
-        return f"{own}; {others} are for the study's own networks alone"
-    widths = (plan.data["columns"], *plan.budget.hidden, plan.data["outputs"])
-    return f"{'-'.join(str(width) for width in widths)}, ReLU, dropout after every hidden layer"
+        return f"{plan.architecture}; {others} are for the study's own networks alone"
+    return f"{plan.architecture}, ReLU, dropout after every hidden layer"
 
 
 def _settings(findings: Findings) -> list[tuple[str, Any]]:

@@ -63,9 +63,20 @@ def fitted(budget: Budget, data: Dataset) -> Budget:
 def with_network(
     budget: Budget, data: Dataset, network: Sequence[int] | None, epochs: int | None, batch_size: int | None
 ) -> Budget:
-    """Return the budget with the widths, epochs and batch size that a user wants instead of its own."""
+    """Return the budget with the widths, epochs and batch size that a user wants instead of its own.
+
+    Widths of all layers may count the columns of a table, as a category is several inputs.
+    """
     wanted = {"hidden": network, "epochs": epochs, "batch_size": batch_size}
     given: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
-    if network is not None and len(network) > 2 and (network[0], network[-1]) == (data.columns, data.outputs):
+    if network is not None and len(network) > 2 and network[0] in _inputs(data) and network[-1] == data.outputs:
         given["hidden"] = network[1:-1]
     return replace(budget, **given)
+
+
+def _inputs(data: Dataset) -> set[int]:
+    """Return what a user may count as inputs: those of the network, or a table's columns, used or not."""
+    if not data.schema:
+        return {data.columns}
+    every = len(data.description)
+    return {data.columns, len(data.schema), every, every - 1}
