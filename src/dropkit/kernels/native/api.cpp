@@ -1,0 +1,219 @@
+// The C interface: which instruction set serves, how work is divided among threads, and what Python calls.
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#include "task.h"
+
+namespace dropkit {
+namespace {
+
+using std::int64_t;
+using std::uint64_t;
+
+const Table* const kTables[] = {
+#if defined(DROPKIT_X86)
+    &kAvx512,
+    &kAvx2,
+#elif defined(DROPKIT_ARM)
+    &kNeon,
+#endif
+    &kScalar,
+};
+
+const Table* best() {
+  for (const Table* table : kTables) {
+    if (table->is_supported()) return table;
+  }
+  return &kScalar;
+}
+
+std::atomic<const Table*> chosen{best()};
+
+// PyTorch's own loop over its own threads, handed over as a pointer: a second pool would fight with it for the cores.
+using Body = void (*)(int64_t begin, int64_t end, void* context);
+using ParallelFor = int (*)(int64_t begin, int64_t end, int64_t grain, Body body, void* context);
+std::atomic<ParallelFor> parallel_for{nullptr};
+
+constexpr int64_t kGrain = 1 << 14;  // elements: fewer cost less than waking a thread
+
+void for_each(int64_t units, int64_t elements, Body body, void* context) {
+  const ParallelFor loop = parallel_for.load(std::memory_order_relaxed);
+  if (loop == nullptr || units < 2 || units * elements <= kGrain) {
+    body(0, units, context);
+  } else {
+    const int64_t grain = elements < kGrain ? kGrain / elements : 1;
+    if (loop(0, units, grain, body, context) != 0) body(0, units, context);
+  }
+}
+
+// One call: slices of rows of columns, contiguous in memory, each slice with a key, a stream and a threshold.
+struct Call {
+  const void* input;
+  void* output;
+  int64_t slices, rows, columns;
+  uint64_t first_row, row_step, first_column;  // row_step: from one slice to the next
+  const uint64_t *keys, *streams, *thresholds;
+  int64_t key_step, stream_step, threshold_step;  // 0 where all slices share one
+  bool is_scaled;
+  void (*kernel)(const Task&);
+
+  // A slice is divided into groups of rows, and rows into segments where they are long.
+  int64_t rows_a_group = 0, columns_a_segment = 0, groups = 0, segments = 0;
+
+  void divide() {
+    columns_a_segment = columns < 2 * kGrain ? columns : kGrain;
+    segments = (columns + columns_a_segment - 1) / columns_a_segment;
+    rows_a_group = kGrain / columns_a_segment > 1 ? kGrain / columns_a_segment : 1;
+    groups = (rows + rows_a_group - 1) / rows_a_group;
+  }
+};
+
+double scale_of(uint64_t threshold) {
+  const uint64_t kept = (uint64_t{1} << 32) - threshold;
+  return kept ? 4294967296.0 / static_cast<double>(kept) : 1.0;
+}
+
+void run(int64_t begin, int64_t end, void* context) {
+  const Call& call = *static_cast<const Call*>(context);
+  const int64_t of_a_slice = call.groups * call.segments;
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t slice = unit / of_a_slice, group = unit % of_a_slice / call.segments, segment = unit % call.segments;
+    Task task{};
+    task.input = call.input;
+    task.output = call.output;
+    task.key = call.keys[slice * call.key_step];
+    task.stream = call.streams[slice * call.stream_step];
+    task.threshold = call.thresholds[slice * call.threshold_step];
+    task.scale = call.is_scaled ? scale_of(task.threshold) : 1.0;
+    task.first_row = call.first_row + static_cast<uint64_t>(slice) * call.row_step;
+    task.first_column = call.first_column;
+    task.offset = slice * call.rows * call.columns;
+    task.columns = call.columns;
+    task.row_begin = group * call.rows_a_group;
+    task.row_end = std::min(task.row_begin + call.rows_a_group, call.rows);
+    task.column_begin = segment * call.columns_a_segment;
+    task.column_end = std::min(task.column_begin + call.columns_a_segment, call.columns);
+    call.kernel(task);
+  }
+}
+
+void run_all(Call& call) {
+  if (call.slices <= 0 || call.rows <= 0 || call.columns <= 0) return;
+  call.divide();
+  const int64_t units = call.slices * call.groups * call.segments;
+  for_each(units, call.slices * call.rows * call.columns / units, run, &call);
+}
+
+// What Python packs into an array of int64, in this order.
+enum Packed {
+  kScaled, kSlices, kRows, kColumns, kFirstRow, kRowStep, kFirstColumn,
+  kKeys, kStreams, kThresholds, kKeyStep, kStreamStep, kThresholdStep,
+};
+
+const uint64_t* pointer(int64_t address) { return reinterpret_cast<const uint64_t*>(address); }
+
+Call unpacked(const void* input, void* output, const int64_t* packed) {
+  Call call{};
+  call.input = input;
+  call.output = output;
+  call.slices = packed[kSlices];
+  call.rows = packed[kRows];
+  call.columns = packed[kColumns];
+  call.first_row = static_cast<uint64_t>(packed[kFirstRow]);
+  call.row_step = static_cast<uint64_t>(packed[kRowStep]);
+  call.first_column = static_cast<uint64_t>(packed[kFirstColumn]);
+  call.keys = pointer(packed[kKeys]);
+  call.streams = pointer(packed[kStreams]);
+  call.thresholds = pointer(packed[kThresholds]);
+  call.key_step = packed[kKeyStep];
+  call.stream_step = packed[kStreamStep];
+  call.threshold_step = packed[kThresholdStep];
+  call.is_scaled = packed[kScaled] != 0;
+  return call;
+}
+
+struct BitsCall {
+  Task task;
+  void (*kernel)(const Task&);
+};
+
+void run_bits(int64_t begin, int64_t end, void* context) {
+  const BitsCall& call = *static_cast<const BitsCall*>(context);
+  Task task = call.task;
+  task.column_begin = begin * kGrain;
+  task.column_end = std::min(end * kGrain, call.task.columns);
+  call.kernel(task);
+}
+
+}  // namespace
+}  // namespace dropkit
+
+using namespace dropkit;
+
+#if defined(_WIN32)
+#define DROPKIT_EXPORT extern "C" __declspec(dllexport)
+#else
+#define DROPKIT_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+// Name of the instruction set that serves.
+DROPKIT_EXPORT const char* dropkit_kernel() { return chosen.load()->name; }
+
+// Let another instruction set serve; 0 where this processor lacks it or the name is unknown.
+DROPKIT_EXPORT int dropkit_use(const char* name) {
+  for (const Table* table : kTables) {
+    if (std::strcmp(table->name, name) == 0 && table->is_supported()) {
+      chosen.store(table);
+      return 1;
+    }
+  }
+  return 0;
+}
+
+DROPKIT_EXPORT void dropkit_set_parallel_for(void* loop) { parallel_for.store(reinterpret_cast<ParallelFor>(loop)); }
+
+// Dropout of a contiguous tensor.
+DROPKIT_EXPORT void dropkit_dropout(int type, const void* input, void* output, const int64_t* packed) {
+  Call call = unpacked(input, output, packed);
+  call.kernel = chosen.load()->dropout[type];
+  run_all(call);
+}
+
+// The same for one key, with the first arguments alone: it is called so often that each argument counts.
+DROPKIT_EXPORT void dropkit_dropout_plain(int type, const void* input, void* output, int64_t rows, int64_t columns, uint64_t key, uint64_t threshold) {
+  const uint64_t stream = 0;
+  Call call{};
+  call.input = input;
+  call.output = output;
+  call.slices = 1;
+  call.rows = rows;
+  call.columns = columns;
+  call.keys = &key;
+  call.streams = &stream;
+  call.thresholds = &threshold;
+  call.is_scaled = true;
+  call.kernel = chosen.load()->dropout[type];
+  run_all(call);
+}
+
+// The mask alone, a bit an element in the order of memory; `words` must be zero before.
+DROPKIT_EXPORT void dropkit_keep_bits(uint64_t* words, const int64_t* packed) {
+  Call call = unpacked(nullptr, words, packed);
+  call.kernel = chosen.load()->keep_bits;
+  run_all(call);
+}
+
+// Dropout of a contiguous tensor by the bits of its mask.
+DROPKIT_EXPORT void dropkit_apply_bits(int type, const void* input, void* output, const uint64_t* words, int64_t elements, uint64_t threshold, int is_scaled) {
+  BitsCall call{};
+  call.task.input = input;
+  call.task.output = output;
+  call.task.key = reinterpret_cast<uint64_t>(words);
+  call.task.columns = elements;
+  call.task.scale = is_scaled ? scale_of(threshold) : 1.0;
+  call.kernel = chosen.load()->apply_bits[type];
+  for_each((elements + kGrain - 1) / kGrain, kGrain, run_bits, &call);
+}

@@ -1,0 +1,350 @@
+// The loops, written once for every instruction set: where the bits of a mask come from, and where they go.
+//
+// A source walks over places in the order of the tensor's memory and gives up to 64 bits at a time to a sink.
+#pragma once
+
+#include "scalar.h"
+#include "task.h"
+
+namespace dropkit {
+namespace {
+
+constexpr int kGroup = 64;      // elements to a word of bits
+constexpr int kTileGroups = 64;  // groups of columns whose part of the rounds is kept, 12 KB with AVX-512
+
+inline u64 ones(int count) { return count == kGroup ? ~u64{0} : (u64{1} << count) - 1; }
+
+// Collects bits and hands them on 64 at a time, so that the ends of rows cost nothing.
+template <class Apply>
+class Queue {
+ public:
+  explicit Queue(Apply& apply) : apply_(apply) {}
+
+  void put(u64 bits, int count) {
+    if (filled_ == 0 && count == kGroup) return apply_.full(bits);
+    pending_ |= bits << filled_;
+    const int room = kGroup - filled_;
+    if (count < room) {
+      filled_ += count;
+    } else {
+      apply_.full(pending_);
+      pending_ = room < kGroup ? bits >> room : 0;
+      filled_ = count - room;
+    }
+  }
+
+  void flush() {
+    if (filled_) apply_.partial(pending_, filled_);
+    pending_ = 0;
+    filled_ = 0;
+  }
+
+ private:
+  Apply& apply_;
+  u64 pending_ = 0;
+  int filled_ = 0;
+};
+
+// The counters of eight blocks, as they stand after two rounds without what depends on the row.
+template <class Isa>
+struct ColumnPart {
+  static constexpr int kVectors = 8 / Isa::kBlocks;
+  typename Isa::Vector first[kVectors], second[kVectors], third[kVectors];
+
+  void set(const Key& key, u32 first_block) {
+    u32 blocks[8];
+    for (u32 i = 0; i < 8; ++i) blocks[i] = first_block + i;
+    for (int v = 0; v < kVectors; ++v) {
+      typename Isa::Vector high, low;
+      Isa::multiply(Isa::load(blocks + v * Isa::kBlocks), kMultiplier0, high, low);
+      third[v] = low;
+      const auto c2 = Isa::xor2(high, Isa::broadcast(key.stream ^ key.second[0]));
+      Isa::multiply(c2, kMultiplier1, first[v], low);
+      second[v] = Isa::xor2(low, Isa::broadcast(key.first[2]));
+    }
+  }
+};
+
+template <class Isa>
+inline void rounds(typename Isa::Vector* c, const Key& key, int from) {
+  for (int round = from; round < kRounds; ++round) {
+    typename Isa::Vector a_high, a_low, b_high, b_low;
+    Isa::multiply(c[0], kMultiplier0, a_high, a_low);
+    Isa::multiply(c[2], kMultiplier1, b_high, b_low);
+    c[0] = Isa::xor3(b_high, c[1], Isa::broadcast(key.first[round]));
+    c[1] = b_low;
+    c[2] = Isa::xor3(a_high, c[3], Isa::broadcast(key.second[round]));
+    c[3] = a_low;
+  }
+}
+
+// The mask bits of eight blocks; `is_kept(i)` settles element i, whose high half equals the threshold's.
+template <class Isa, bool kTies, class Words, class IsKept>
+inline u64 keep_word(Threshold threshold, const Words& words_of, const IsKept& is_kept) {
+  u64 keep = 0, ties = 0;
+  for (int v = 0; v < 8 / Isa::kBlocks; ++v) {
+    typename Isa::Vector words[4];
+    u64 reach, equal;
+    words_of(v, words);
+    Isa::compare(words, threshold.high, reach, equal);
+    keep |= reach << (v * Isa::kBlocks * 8);
+    ties |= equal << (v * Isa::kBlocks * 8);
+  }
+  if constexpr (kTies) {
+    for (; ties; ties &= ties - 1) {  // one element in 65,536
+      const int i = __builtin_ctzll(ties);
+      if (!is_kept(i)) keep &= ~(u64{1} << i);
+    }
+  }
+  return keep;
+}
+
+template <class Isa, bool kTies>
+inline u64 keep_word(const ColumnPart<Isa>& column, u64 first_column, u64 row, const RowPart& part, const Key& key, Threshold threshold) {
+  const auto words_of = [&](int v, typename Isa::Vector* c) {
+    typename Isa::Vector high, low;
+    c[0] = Isa::xor2(column.first[v], Isa::broadcast(part.first));
+    c[2] = Isa::xor2(column.third[v], Isa::broadcast(part.third));
+    Isa::multiply(c[2], kMultiplier1, high, low);
+    Isa::multiply(c[0], kMultiplier0, c[2], c[3]);
+    c[0] = Isa::xor2(high, column.second[v]);
+    c[1] = low;
+    c[2] = Isa::xor2(c[2], Isa::broadcast(part.fourth));
+    rounds<Isa>(c, key, 3);
+  };
+  const auto is_kept = [&](int i) { return half_at(key, row, first_column + i, 1) >= threshold.low; };
+  return keep_word<Isa, kTies>(threshold, words_of, is_kept);
+}
+
+// Rows of many columns: the part of the columns is computed once a tile of them and serves every row.
+template <class Isa, bool kTies, class Apply>
+void wide_rows(const Task& task, const Key& key, Threshold threshold, Apply& apply) {
+  const u64 begin = task.first_column + task.column_begin, end = task.first_column + task.column_end;
+  const bool is_contiguous = task.column_end - task.column_begin == task.columns;
+  const u64 last_group = (end - 1) / kGroup;
+  Queue<Apply> queue(apply);
+  ColumnPart<Isa> parts[kTileGroups];
+  for (u64 tile = begin / kGroup; tile <= last_group; tile += kTileGroups) {
+    const int groups = static_cast<int>(last_group - tile < kTileGroups ? last_group - tile + 1 : kTileGroups);
+    for (int g = 0; g < groups; ++g) parts[g].set(key, static_cast<u32>((tile + g) * (kGroup / 8)));
+    const u64 tile_begin = tile * kGroup < begin ? begin : tile * kGroup;
+    const u64 tile_end = (tile + groups) * kGroup < end ? (tile + groups) * kGroup : end;
+    const bool is_whole_row = is_contiguous && tile_begin == begin && tile_end == end;
+    apply.move(task.row_begin * task.columns + static_cast<i64>(tile_begin - task.first_column));
+    for (i64 r = task.row_begin; r < task.row_end; ++r) {
+      if (!is_whole_row) {
+        queue.flush();
+        apply.move(r * task.columns + static_cast<i64>(tile_begin - task.first_column));
+      }
+      const u64 row = task.first_row + r;
+      const RowPart part(key, row);
+      for (int g = 0; g < groups; ++g) {
+        const u64 column = (tile + g) * kGroup;
+        u64 bits = keep_word<Isa, kTies>(parts[g], column, row, part, key, threshold);
+        int count = kGroup;
+        if (column < tile_begin) {
+          bits >>= tile_begin - column;
+          count -= static_cast<int>(tile_begin - column);
+        }
+        if (column + kGroup > tile_end) {
+          count -= static_cast<int>(column + kGroup - tile_end);
+          bits &= ones(count);
+        }
+        queue.put(bits, count);
+      }
+    }
+    queue.flush();
+  }
+}
+
+// Narrow rows: blocks of several rows fill a vector, and the bits that no column has are left out.
+template <class Isa, bool kTies, class Apply>
+void narrow_rows(const Task& task, const Key& key, Threshold threshold, Apply& apply) {
+  const u64 begin = task.first_column + task.column_begin, end = task.first_column + task.column_end;
+  const u32 first_block = static_cast<u32>(begin >> 3), last_block = static_cast<u32>((end - 1) >> 3);
+  const u64 in_first = 0xFFu << (begin & 7) & 0xFF, in_last = 0xFFu >> (7 - ((end - 1) & 7));
+  const bool is_whole_row = task.column_end - task.column_begin == task.columns;
+  Queue<Apply> queue(apply);
+  apply.move(task.row_begin * task.columns + task.column_begin);
+  u64 row = task.first_row + task.row_begin;
+  const u64 end_row = task.first_row + task.row_end;
+  u32 block = first_block;
+  while (row != end_row) {
+    u32 blocks[8], lows[8], highs[8];
+    u64 rows[8], chosen = 0;
+    int used = 0;
+    for (; used < 8 && row != end_row; ++used) {
+      u64 columns = 0xFF;
+      if (block == first_block) columns &= in_first;
+      if (block == last_block) columns &= in_last;
+      blocks[used] = block;
+      rows[used] = row;
+      lows[used] = static_cast<u32>(row);
+      highs[used] = static_cast<u32>(row >> 32);
+      chosen |= columns << (8 * used);
+      if (block++ == last_block) {
+        block = first_block;
+        ++row;
+        if (!is_whole_row) {  // the next row is elsewhere in memory
+          ++used;
+          break;
+        }
+      }
+    }
+    for (int i = used; i < 8; ++i) blocks[i] = lows[i] = highs[i] = 0, rows[i] = 0;
+    const auto words_of = [&](int v, typename Isa::Vector* c) {
+      const int at = v * Isa::kBlocks;
+      c[0] = Isa::load(blocks + at);
+      c[1] = Isa::load(lows + at);
+      c[2] = Isa::load(highs + at);
+      c[3] = Isa::broadcast(key.stream);
+      rounds<Isa>(c, key, 0);
+    };
+    const auto is_kept = [&](int i) {
+      const u64 column = u64{blocks[i >> 3]} << 3 | (i & 7);
+      return half_at(key, rows[i >> 3], column, 1) >= threshold.low;
+    };
+    const u64 bits = keep_word<Isa, kTies>(threshold, words_of, is_kept);
+    queue.put(Isa::extract(bits, chosen), __builtin_popcountll(chosen));
+    if (!is_whole_row && block == first_block) {
+      queue.flush();
+      apply.move(static_cast<i64>(row - task.first_row) * task.columns + task.column_begin);
+    }
+  }
+  queue.flush();
+}
+
+template <class Apply>
+void constant(const Task& task, bool keep, Apply& apply) {
+  for (i64 row = task.row_begin; row < task.row_end; ++row) {
+    apply.move(row * task.columns + task.column_begin);
+    for (i64 left = task.column_end - task.column_begin; left > 0; left -= kGroup) {
+      const int count = static_cast<int>(left < kGroup ? left : kGroup);
+      if (count == kGroup) {
+        apply.full(keep ? ~u64{0} : 0);
+      } else {
+        apply.partial(keep ? ones(count) : 0, count);
+      }
+    }
+  }
+}
+
+template <class Isa, bool kTies, class Apply>
+void drawn(const Task& task, Apply& apply) {
+  const Key key(task.key, static_cast<u32>(task.stream));
+  const Threshold threshold(task.threshold);
+  const u64 begin = task.first_column + task.column_begin, end = task.first_column + task.column_end;
+  const u64 lanes = ((end - 1) / kGroup - begin / kGroup + 1) * kGroup;
+  if (5 * lanes > 7 * (end - begin)) {  // a row of its own to each vector would idle for more than two sevenths
+    narrow_rows<Isa, kTies>(task, key, threshold, apply);
+  } else {
+    wide_rows<Isa, kTies>(task, key, threshold, apply);
+  }
+}
+
+template <class Isa, class Apply>
+void walk(const Task& task, Apply& apply) {
+  if (task.row_begin >= task.row_end || task.column_begin >= task.column_end) return;
+  if (task.threshold == 0 || task.threshold >= u64{1} << 32) {
+    constant(task, task.threshold == 0, apply);
+  } else if (task.threshold & 0xFFFF) {
+    drawn<Isa, true>(task, apply);
+  } else {
+    drawn<Isa, false>(task, apply);
+  }
+}
+
+// A sink that multiplies what is kept.
+template <class Isa, class T>
+struct Scale {
+  const T* input;
+  T* output;
+  const T* input_base;
+  T* output_base;
+  compute_t<T> scale;
+
+  explicit Scale(const Task& task)
+      : input_base(static_cast<const T*>(task.input) + task.offset),
+        output_base(static_cast<T*>(task.output) + task.offset),
+        scale(static_cast<compute_t<T>>(task.scale)) {
+    move(0);
+  }
+  void move(i64 at) {
+    input = input_base + at;
+    output = output_base + at;
+  }
+  void full(u64 keep) {
+    Isa::scale64(input, output, keep, scale);
+    input += kGroup;
+    output += kGroup;
+  }
+  void partial(u64 keep, int count) {
+    T from[kGroup] = {}, to[kGroup];
+    std::memcpy(from, input, count * sizeof(T));
+    Isa::scale64(from, to, keep, scale);
+    std::memcpy(output, to, count * sizeof(T));
+    input += count;
+    output += count;
+  }
+};
+
+// A sink that stores bits, from any bit on. Words at the edge of two tasks may be written by two threads.
+struct Store {
+  u64* words;
+  i64 offset, at;
+
+  explicit Store(const Task& task) : words(static_cast<u64*>(task.output)), offset(task.offset), at(task.offset) {}
+  void move(i64 element) { at = offset + element; }
+  void full(u64 keep) {
+    if (at % kGroup) return partial(keep, kGroup);
+    words[at / kGroup] = keep;
+    at += kGroup;
+  }
+  void partial(u64 keep, int count) {
+    const int skipped = static_cast<int>(at % kGroup);
+    __atomic_fetch_or(words + at / kGroup, keep << skipped, __ATOMIC_RELAXED);
+    if (skipped + count > kGroup) __atomic_fetch_or(words + at / kGroup + 1, keep >> (kGroup - skipped), __ATOMIC_RELAXED);
+    at += count;
+  }
+};
+
+template <class Isa, class T>
+void dropout(const Task& task) {
+  Scale<Isa, T> sink(task);
+  walk<Isa>(task, sink);
+}
+
+// Here a task is a run of elements: one row, whose columns are numbered from 0.
+template <class Isa, class T>
+void apply_bits(const Task& task) {
+  Scale<Isa, T> sink(task);
+  sink.move(task.column_begin);
+  const u64* words = reinterpret_cast<const u64*>(task.key) + task.column_begin / kGroup;
+  for (i64 left = task.column_end - task.column_begin; left > 0; left -= kGroup, ++words) {
+    if (left >= kGroup) {
+      sink.full(*words);
+    } else {
+      sink.partial(*words, static_cast<int>(left));
+    }
+  }
+}
+
+template <class Isa>
+void keep_bits(const Task& task) {
+  Store sink(task);
+  walk<Isa>(task, sink);
+}
+
+template <class Isa>
+constexpr Table table(const char* name, bool (*is_supported)()) {
+  return {
+      name,
+      is_supported,
+      {dropout<Isa, float>, dropout<Isa, double>, dropout<Isa, Float16>, dropout<Isa, BFloat16>},
+      {apply_bits<Isa, float>, apply_bits<Isa, double>, apply_bits<Isa, Float16>, apply_bits<Isa, BFloat16>},
+      keep_bits<Isa>,
+  };
+}
+
+}  // namespace
+}  // namespace dropkit

@@ -1,0 +1,139 @@
+// Plain C++: one block at a time. It states what every other instruction set must give, bit for bit.
+#pragma once
+
+#include <cstring>
+
+#include "philox.h"
+
+namespace dropkit {
+namespace {
+
+struct Float16 {
+  u16 bits;
+};
+struct BFloat16 {
+  u16 bits;
+};
+
+inline float to_float(float value) { return value; }
+inline double to_float(double value) { return value; }
+
+inline float bits_to_float(u32 bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline u32 float_to_bits(float value) {
+  u32 bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+inline float to_float(BFloat16 value) { return bits_to_float(u32{value.bits} << 16); }
+
+inline float to_float(Float16 value) {
+  const u32 sign = u32{value.bits & 0x8000u} << 16, rest = value.bits & 0x7FFF;
+  if (rest >= 0x7C00) return bits_to_float(sign | 0x7F800000 | (rest & 0x3FF) << 13);  // infinity or NaN
+  // The exponent of a subnormal is that of the smallest normal number, which a multiplication puts right.
+  return bits_to_float(sign | float_to_bits(bits_to_float(rest << 13) * 0x1p112f));
+}
+
+template <class T>
+T from_float(float value);
+template <>
+inline float from_float<float>(float value) {
+  return value;
+}
+
+// Round to nearest, ties to even. A NaN that comes from a bfloat16 stays one without a test.
+template <>
+inline BFloat16 from_float<BFloat16>(float value) {
+  const u32 bits = float_to_bits(value);
+  return {static_cast<u16>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16)};
+}
+
+template <>
+inline Float16 from_float<Float16>(float value) {
+  const u32 bits = float_to_bits(value);
+  const u16 sign = static_cast<u16>(bits >> 16 & 0x8000);
+  const u32 rest = bits & 0x7FFFFFFF;
+  if (rest > 0x7F800000) return {static_cast<u16>(sign | 0x7E00 | (rest >> 13 & 0x3FF))};
+  if (rest >= 0x477FF000) return {static_cast<u16>(sign | 0x7C00)};  // rounds to 65,536 or more
+  if (rest < 0x38800000) {  // a subnormal: adding one half aligns the mantissa and rounds it
+    const float aligned = bits_to_float(rest) + 0.5f;
+    return {static_cast<u16>(sign | (float_to_bits(aligned) - 0x3F000000))};
+  }
+  return {static_cast<u16>(sign | ((rest + 0xFFF + (rest >> 13 & 1) - 0x38000000) >> 13))};
+}
+
+template <class T>
+struct Compute {
+  using type = float;
+};
+template <>
+struct Compute<double> {
+  using type = double;
+};
+template <class T>
+using compute_t = typename Compute<T>::type;
+
+// Multiply what is kept, in float32 or wider, and round once; what is dropped, NaN too, becomes +0.
+template <class T>
+inline T scaled(T value, bool keep, compute_t<T> scale) {
+  if (!keep) return T{};
+  if constexpr (sizeof(compute_t<T>) == sizeof(double)) {
+    return value * scale;
+  } else {
+    return from_float<T>(to_float(value) * scale);
+  }
+}
+
+namespace scalar {
+
+// A vector of one block.
+struct Isa {
+  static constexpr int kBlocks = 1;
+  using Vector = u32;
+
+  static Vector load(const u32* values) { return *values; }
+  static Vector broadcast(u32 value) { return value; }
+  static Vector xor2(Vector a, Vector b) { return a ^ b; }
+  static Vector xor3(Vector a, Vector b, Vector c) { return a ^ b ^ c; }
+  static void multiply(Vector a, u32 b, Vector& high, Vector& low) {
+    const u64 product = u64{a} * b;
+    high = static_cast<u32>(product >> 32);
+    low = static_cast<u32>(product);
+  }
+
+  // Which of the halves of four words a block reach a threshold, and which equal it; a bit an element, in their order.
+  static void compare(const Vector* words, u16 threshold, u64& reach, u64& equal) {
+    reach = equal = 0;
+    for (int lane = 0; lane < 8; ++lane) {
+      const u32 half = words[lane >> 1] >> (16 * (lane & 1)) & 0xFFFF;
+      reach |= u64{half >= threshold} << lane;
+      equal |= u64{half == threshold} << lane;
+    }
+  }
+
+  template <class T>
+  static void scale64(const T* input, T* output, u64 keep, compute_t<T> scale) {
+    for (int i = 0; i < 64; ++i) output[i] = scaled(input[i], keep >> i & 1, scale);
+  }
+
+  // Close up the bits of `bits` that `chosen` marks; each byte of `chosen` is one run of ones.
+  static u64 extract(u64 bits, u64 chosen) {
+    u64 found = 0;
+    for (int byte = 0, filled = 0; byte < 8; ++byte) {
+      const u32 mask = chosen >> (8 * byte) & 0xFF;
+      const int skipped = mask ? __builtin_ctz(mask) : 0;
+      found |= ((bits >> (8 * byte) & mask) >> skipped) << filled;
+      filled += __builtin_popcount(mask);
+    }
+    return found;
+  }
+};
+
+}  // namespace scalar
+}  // namespace
+}  // namespace dropkit
