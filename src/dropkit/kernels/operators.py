@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dropkit.kernels import portable
+from dropkit.kernels.native import operations as native
 from dropkit.random.layout import Layout
 
 __all__ = ["batch_first", "dropout", "keep_mask"]
@@ -37,6 +38,16 @@ def _dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, *res
 def _keep_mask(key: Tensor, stream: Tensor, threshold: Tensor, *rest: Any) -> Tensor:
     *place, device = rest
     return portable.keep_mask(key, stream, threshold, _place(*place), device)
+
+
+def _cpu_dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, *rest: Any) -> Tensor:
+    *place, scaled = rest
+    return native.dropout(input, key, stream, threshold, _place(*place), scaled)
+
+
+def _cpu_keep_mask(key: Tensor, stream: Tensor, threshold: Tensor, *rest: Any) -> Tensor:
+    *place, device = rest
+    return native.keep_mask(key, stream, threshold, _place(*place), device)
 
 
 def _fake_dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, *rest: Any) -> Tensor:
@@ -74,10 +85,11 @@ def _batch_keep_mask(info: Any, in_dims: tuple[Any, ...], *address: Any) -> tupl
     return keep_mask(*_slices_first(in_dims[:3], address[:3]), *address[3:]), 0
 
 
-for _name, _kernel, _fake, _batch in (
-    ("dropout", _dropout, _fake_dropout, _batch_dropout),
-    ("keep_mask", _keep_mask, _fake_keep_mask, _batch_keep_mask),
+for _name, _kernel, _cpu_kernel, _fake, _batch in (
+    ("dropout", _dropout, _cpu_dropout, _fake_dropout, _batch_dropout),
+    ("keep_mask", _keep_mask, _cpu_keep_mask, _fake_keep_mask, _batch_keep_mask),
 ):
     _LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
+    _LIBRARY.impl(_name, _cpu_kernel, "CPU")
     torch.library.register_fake(f"dropkit::{_name}", _fake, lib=_LIBRARY)
     torch.library.register_vmap(f"dropkit::{_name}", _batch, lib=_LIBRARY)

@@ -206,6 +206,13 @@ DROPKIT_EXPORT void dropkit_keep_bits(uint64_t* words, const int64_t* packed) {
   run_all(call);
 }
 
+// The mask alone, a byte an element.
+DROPKIT_EXPORT void dropkit_keep_bytes(void* bytes, const int64_t* packed) {
+  Call call = unpacked(nullptr, bytes, packed);
+  call.kernel = chosen.load()->keep_bytes;
+  run_all(call);
+}
+
 // Dropout of a contiguous tensor by the bits of its mask.
 DROPKIT_EXPORT void dropkit_apply_bits(int type, const void* input, void* output, const uint64_t* words, int64_t elements, uint64_t threshold, int is_scaled) {
   BitsCall call{};

@@ -43,6 +43,16 @@ struct Isa : scalar::Isa {
 
   static u64 extract(u64 bits, u64 chosen) { return _pext_u64(bits, chosen); }
 
+  static void spread64(u64 keep, unsigned char* output) {
+    const __m256i source = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+    const __m256i place = _mm256_set1_epi64x(static_cast<long long>(0x8040201008040201));
+    for (int i = 0; i < 64; i += 32) {
+      const __m256i bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int>(keep >> i)), source);
+      const __m256i found = _mm256_min_epu8(_mm256_and_si256(bytes, place), _mm256_set1_epi8(1));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(output + i), found);
+    }
+  }
+
   static __m256i spread32(u64 keep) {
     const __m256i place = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
     return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(keep)), place), place);

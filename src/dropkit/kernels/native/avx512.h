@@ -39,6 +39,10 @@ struct Isa : scalar::Isa {
 
   static u64 extract(u64 bits, u64 chosen) { return _pext_u64(bits, chosen); }
 
+  static void spread64(u64 keep, unsigned char* output) {
+    _mm512_storeu_si512(output, _mm512_maskz_set1_epi8(keep, 1));
+  }
+
   template <class T>
   static void scale64(const T* input, T* output, u64 keep, compute_t<T> scale) {
     if constexpr (sizeof(T) == 8) {

@@ -289,11 +289,11 @@ struct Scale {
 };
 
 // A sink that stores bits, from any bit on. Words at the edge of two tasks may be written by two threads.
-struct Store {
+struct StoreBits {
   u64* words;
   i64 offset, at;
 
-  explicit Store(const Task& task) : words(static_cast<u64*>(task.output)), offset(task.offset), at(task.offset) {}
+  explicit StoreBits(const Task& task) : words(static_cast<u64*>(task.output)), offset(task.offset), at(task.offset) {}
   void move(i64 element) { at = offset + element; }
   void full(u64 keep) {
     if (at % kGroup) return partial(keep, kGroup);
@@ -305,6 +305,23 @@ struct Store {
     __atomic_fetch_or(words + at / kGroup, keep << skipped, __ATOMIC_RELAXED);
     if (skipped + count > kGroup) __atomic_fetch_or(words + at / kGroup + 1, keep >> (kGroup - skipped), __ATOMIC_RELAXED);
     at += count;
+  }
+};
+
+// A sink that stores a byte an element, as PyTorch stores a bool.
+template <class Isa>
+struct StoreBytes {
+  unsigned char *base, *output;
+
+  explicit StoreBytes(const Task& task) : base(static_cast<unsigned char*>(task.output) + task.offset), output(base) {}
+  void move(i64 at) { output = base + at; }
+  void full(u64 keep) {
+    Isa::spread64(keep, output);
+    output += kGroup;
+  }
+  void partial(u64 keep, int count) {
+    for (int i = 0; i < count; ++i) output[i] = keep >> i & 1;
+    output += count;
   }
 };
 
@@ -331,7 +348,13 @@ void apply_bits(const Task& task) {
 
 template <class Isa>
 void keep_bits(const Task& task) {
-  Store sink(task);
+  StoreBits sink(task);
+  walk<Isa>(task, sink);
+}
+
+template <class Isa>
+void keep_bytes(const Task& task) {
+  StoreBytes<Isa> sink(task);
   walk<Isa>(task, sink);
 }
 
@@ -343,6 +366,7 @@ constexpr Table table(const char* name, bool (*is_supported)()) {
       {dropout<Isa, float>, dropout<Isa, double>, dropout<Isa, Float16>, dropout<Isa, BFloat16>},
       {apply_bits<Isa, float>, apply_bits<Isa, double>, apply_bits<Isa, Float16>, apply_bits<Isa, BFloat16>},
       keep_bits<Isa>,
+      keep_bytes<Isa>,
   };
 }
 

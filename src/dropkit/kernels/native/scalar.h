@@ -121,6 +121,10 @@ struct Isa {
     for (int i = 0; i < 64; ++i) output[i] = scaled(input[i], keep >> i & 1, scale);
   }
 
+  static void spread64(u64 keep, unsigned char* output) {
+    for (int i = 0; i < 64; ++i) output[i] = keep >> i & 1;
+  }
+
   // Close up the bits of `bits` that `chosen` marks; each byte of `chosen` is one run of ones.
   static u64 extract(u64 bits, u64 chosen) {
     u64 found = 0;

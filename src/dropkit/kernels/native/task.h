@@ -23,6 +23,7 @@ struct Table {
   void (*dropout[kTypes])(const Task&);     // input to output
   void (*apply_bits[kTypes])(const Task&);  // the same with the mask of `key`, a pointer to packed bits
   void (*keep_bits)(const Task&);           // to packed bits, which must be zero before
+  void (*keep_bytes)(const Task&);          // to a byte an element
 };
 
 extern const Table kScalar, kAvx2, kAvx512, kNeon;

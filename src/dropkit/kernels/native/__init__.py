@@ -1,0 +1,1 @@
+"""The compiled kernels: the same masks at the speed of memory, on a CPU."""

@@ -1,0 +1,153 @@
+"""The compiled library: where it is, which instruction set serves, and why it may be missing."""
+
+import ctypes
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dropkit._checks import Choice
+
+__all__ = ["Info", "Library", "info", "library"]
+
+ENVIRONMENT = "DROPKIT_KERNEL"
+_PORTABLE = "portable"
+_INSTRUCTION_SETS = ("avx512", "avx2", "neon", "scalar")
+_CHOICE = Choice(("auto", _PORTABLE, *_INSTRUCTION_SETS))
+_SUFFIX = {"win32": "dll", "darwin": "dylib"}.get(sys.platform, "so")
+_NAME = f"dropkit_kernels.{_SUFFIX}"
+
+_VOID, _POINTER, _INT = None, ctypes.c_void_p, ctypes.c_int
+_I64, _U64 = ctypes.c_int64, ctypes.c_uint64
+_SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "dropkit_kernel": (ctypes.c_char_p, ()),
+    "dropkit_use": (_INT, (ctypes.c_char_p,)),
+    "dropkit_set_parallel_for": (_VOID, (_POINTER,)),
+    "dropkit_dropout": (_VOID, (_INT, _POINTER, _POINTER, _POINTER)),
+    "dropkit_dropout_plain": (_VOID, (_INT, _POINTER, _POINTER, _I64, _I64, _U64, _U64)),
+    "dropkit_keep_bits": (_VOID, (_POINTER, _POINTER)),
+    "dropkit_keep_bytes": (_VOID, (_POINTER, _POINTER)),
+    "dropkit_apply_bits": (_VOID, (_INT, _POINTER, _POINTER, _POINTER, _I64, _U64, _INT)),
+}
+
+
+@dataclass(frozen=True)
+class Info:
+    """Which kernels serve CPU tensors.
+
+    Args:
+        kernel: ``"avx512"``, ``"avx2"``, ``"neon"``, ``"scalar"`` (compiled) or ``"portable"`` (PyTorch operations).
+        reason: Why this one.
+        library: The compiled library; None where there is none.
+        threads: Whose threads it works on: ``"PyTorch"``, or ``"one"``.
+    """
+
+    kernel: str
+    reason: str
+    library: Path | None
+    threads: str
+
+    def __str__(self) -> str:
+        where = f"\nlibrary: {self.library}" if self.library else ""
+        return f"kernel: {self.kernel} ({self.reason})\nthreads: {self.threads}{where}"
+
+
+class Library:
+    """The functions of the compiled library, as attributes without their prefix."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._loaded = ctypes.CDLL(str(path))
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(self._loaded, name)
+            function.restype, function.argtypes = result, arguments
+            setattr(self, name.removeprefix("dropkit_"), function)
+        loop = _parallel_for()
+        self.threads = "PyTorch" if loop else "one"
+        self.set_parallel_for(loop)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        raise AttributeError(f"{_NAME} has no function {name!r}")
+
+
+def _parallel_for() -> int | None:
+    """Return the address of PyTorch's own loop over its threads: a second pool would fight with it for the cores."""
+    try:
+        folder = Path(torch.__file__).parent / "lib"
+        names = {"win32": "torch_cpu.dll", "darwin": "libtorch_cpu.dylib"}
+        loaded = ctypes.CDLL(str(folder / names.get(sys.platform, "libtorch_cpu.so")))
+        return ctypes.cast(loaded.torch_parallel_for, ctypes.c_void_p).value  # from PyTorch 2.10 on
+    except (OSError, AttributeError):
+        return None
+
+
+def _find() -> Path | None:
+    """Return the library's path; an editable install keeps it apart from the sources."""
+    with resources.as_file(resources.files(__package__).joinpath(_NAME)) as path:
+        return path if path.exists() else None
+
+
+@cache
+def _state() -> tuple[Library | None, Info]:
+    wanted = _CHOICE.check("dropkit.kernels", ENVIRONMENT, os.environ.get(ENVIRONMENT) or "auto")
+    asked = f"{ENVIRONMENT}={wanted}"
+    if wanted == _PORTABLE:
+        return None, Info(_PORTABLE, asked, None, "PyTorch")
+    path = _find()
+    if path is None:
+        reason = "no compiled library: it was installed without a C++ compiler"
+        return None, Info(_PORTABLE, reason, None, "PyTorch")
+    try:
+        found = Library(path)
+    except (OSError, AttributeError) as error:
+        return None, Info(_PORTABLE, f"the compiled library does not load: {error}", path, "PyTorch")
+    reason = "the best that this processor has"
+    if wanted != "auto":
+        if not found.use(wanted.encode()):
+            warnings.warn(f"{asked}: this processor or build lacks it; {_kernel(found)} serves.", stacklevel=2)
+        else:
+            reason = asked
+    return found, Info(_kernel(found), reason, path, found.threads)
+
+
+def _kernel(found: Library) -> str:
+    return found.kernel().decode()
+
+
+def library() -> Library | None:
+    """Return the compiled library, or None where portable operations serve; say once that they do, if unasked."""
+    found, about = _state()
+    if found is None and not about.reason.startswith(ENVIRONMENT):
+        _warn_once(about.reason)
+    return found
+
+
+@cache
+def _warn_once(reason: str) -> None:
+    remedy = "Install a C++ compiler and reinstall dropkit for dropout at memory speed"
+    warnings.warn(
+        f"dropkit runs on portable PyTorch operations ({reason}). {remedy}, or set {ENVIRONMENT}={_PORTABLE} to "
+        "silence this.",
+        stacklevel=3,
+    )
+
+
+def info() -> Info:
+    """Say which kernels serve CPU tensors, and why.
+
+    Returns:
+        An `Info`, which prints as text.
+
+    Examples:
+        >>> from dropkit import kernels
+        >>> kernels.info().kernel in ("avx512", "avx2", "neon", "scalar", "portable")
+        True
+    """
+    return _state()[1]
