@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
-from dropkit import random
+from dropkit import kernels, random
 from dropkit.functional import dropout
 from tests.helpers.contract import assert_positive_zero
 
@@ -89,7 +89,8 @@ def saved_bytes(call: Callable[[], Any]) -> int:
 @pytest.mark.parametrize("size", [10, 10_000])
 def test_the_address_is_all_that_is_saved(size: int) -> None:
     x = torch.ones(8, size, requires_grad=True)
-    assert saved_bytes(lambda: dropout(x, 0.5)) == 24
+    plain = 24 if kernels.info().kernel == "portable" else 0  # compiled kernels take key and threshold as numbers
+    assert saved_bytes(lambda: dropout(x, 0.5)) == plain
     assert saved_bytes(lambda: dropout(x, 0.5, key=3, broadcast_dims=1, stream=4)) == 24
     assert saved_bytes(lambda: dropout(x, 0.5, key=3, return_mask=True)) == 24
     assert saved_bytes(lambda: dropout(x * 1, 0.5, inplace=True)) == 24

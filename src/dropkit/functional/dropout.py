@@ -1,5 +1,6 @@
 """The one operation: drop units at random, scale the survivors, gate the gradient by the same mask."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from dropkit._checks import Choice
-from dropkit.functional import nested
+from dropkit.functional import eager, nested
 from dropkit.functional.address import (
     check_generator,
     check_not_traced,
@@ -108,6 +109,24 @@ def dropout(
             dropout, tensors, input, p, training, inplace, broadcast_dims=broadcast_dims, generator=generator, key=key,
             mask=mask, return_mask=return_mask, stream=stream, offset=offset, full_shape=full_shape, scale_at=scale_at,
         )  # fmt: skip
+    if (
+        training is True
+        and inplace is return_mask is False
+        and mask is None
+        and generator is None
+        and offset is None
+        and full_shape is None
+        and type(p) is float
+        and type(stream) is int
+        and stream == 0
+        and 0.0 < p <= 1.0
+        and (key is None or (type(key) is int and 0 <= key < 2**64))
+        and isinstance(broadcast_dims, tuple)
+        and not broadcast_dims
+        and scale_at == "train"
+        and eager.is_plain(input)
+    ):
+        return eager.drop(input, key, math.floor(p * 2.0**32 + 0.5))
     check_input(_WHERE, input, training=training, inplace=inplace, return_mask=return_mask)
     scaled = _SCALE_AT.check(_WHERE, "scale_at", scale_at) == "train"
     threshold = threshold_tensor(_WHERE, p, input)

@@ -1,6 +1,6 @@
 """The ways to apply a mask in PyTorch.
 
-`portable` states every operation in plain PyTorch operations, `native` has them compiled for CPUs; `operators` is the one
+`portable` states every operation in plain PyTorch operations, `native` has them compiled for CPUs; `operators` is the
 point through which `dropkit.functional` reaches whichever kernel runs, and `info` says which.
 """
 

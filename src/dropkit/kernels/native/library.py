@@ -121,22 +121,18 @@ def _kernel(found: Library) -> str:
     return found.kernel().decode()
 
 
+@cache
 def library() -> Library | None:
     """Return the compiled library, or None where portable operations serve; say once that they do, if unasked."""
     found, about = _state()
     if found is None and not about.reason.startswith(ENVIRONMENT):
-        _warn_once(about.reason)
+        remedy = "Install a C++ compiler and reinstall dropkit for dropout at memory speed"
+        warnings.warn(
+            f"dropkit runs on portable PyTorch operations ({about.reason}). {remedy}, or set {ENVIRONMENT}={_PORTABLE} "
+            "to silence this.",
+            stacklevel=2,
+        )
     return found
-
-
-@cache
-def _warn_once(reason: str) -> None:
-    remedy = "Install a C++ compiler and reinstall dropkit for dropout at memory speed"
-    warnings.warn(
-        f"dropkit runs on portable PyTorch operations ({reason}). {remedy}, or set {ENVIRONMENT}={_PORTABLE} to "
-        "silence this.",
-        stacklevel=3,
-    )
 
 
 def info() -> Info:

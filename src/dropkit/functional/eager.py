@@ -1,0 +1,78 @@
+"""The short way of a plain call: eager code, one key, a contiguous CPU tensor, compiled kernels.
+
+Small layers are all overhead, so this way has no operator, no layout and no tensors for its address. It gives the same
+masks as the long way in `dropkit.functional.dropout`, which serves whatever is not plain.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+from dropkit.functional.address import draw_key, signed
+from dropkit.functional.autograd import apply_dropout
+from dropkit.kernels.native.operations import dropout_plain, takes
+
+__all__ = ["drop", "is_plain"]
+
+_compiling = torch.compiler.is_compiling
+_transforming = torch._C._are_functorch_transforms_active
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_traced = torch._C._get_tracing_state
+
+
+def is_plain(input: Tensor) -> bool:
+    """Tell whether a tensor can take the short way here and now."""
+    return (
+        not _compiling()
+        and (type(input) is Tensor or type(input) is Parameter)
+        and torch._C._has_storage(input)  # gradients that the older `vmap` of torch.autograd batches have none
+        and takes(input)
+        and not (_transforming() or _dispatch_modes() or _traced() is not None)
+        and forward_ad._current_level < 0
+    )
+
+
+def drop(input: Tensor, key: int | None, threshold: int) -> Tensor:
+    """Apply dropout to a plain tensor.
+
+    Args:
+        input: A tensor of which `is_plain` holds.
+        key: The key in ``[0, 2**64)``, or None to draw one.
+        threshold: Of the rate, in ``(0, 2**32]``.
+    """
+    if key is None:
+        key = int(draw_key("dropout", None, input))
+    if input.requires_grad and torch.is_grad_enabled():
+        return _apply(input, key, threshold)
+    return dropout_plain(input, key, threshold)
+
+
+class _Plain(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, key: int, threshold: int) -> Tensor:
+        ctx.address = key, threshold
+        return dropout_plain(input, key, threshold)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        key, threshold = ctx.address
+        if not torch.is_grad_enabled() and is_plain(grad):
+            return dropout_plain(grad, key, threshold), None, None
+        return _long_way(grad, key, threshold), None, None
+
+
+# Without what `Function.apply` does for transforms and for arguments by name, half the time of a small layer.
+_apply = super(torch.autograd.Function, _Plain).apply
+
+
+def _long_way(grad: Tensor, key: int, threshold: int) -> Tensor:
+    """Gate any gradient, differentiably."""
+    shape = tuple(grad.shape)
+    strides: list[int] = []
+    for length in reversed([*shape[1:-1], 1] if len(shape) > 1 else []):
+        strides.insert(0, length * (strides[0] if strides else 1))
+    address = (torch.tensor(signed(key)), torch.tensor(0), torch.tensor(threshold))
+    return apply_dropout(grad, *address, shape, strides, 0, 0, scaled=True)
