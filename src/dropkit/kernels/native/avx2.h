@@ -26,6 +26,7 @@ struct Isa : scalar::Isa {
     high = _mm256_srli_epi64(low, 32);
   }
 
+  template <bool kTies>
   static void compare(const Vector* words, u16 threshold, u64& reach, u64& equal) {
     const __m256i front = _mm256_blend_epi32(words[0], _mm256_slli_epi64(words[1], 32), 0xAA);
     const __m256i back = _mm256_blend_epi32(words[2], _mm256_slli_epi64(words[3], 32), 0xAA);
@@ -33,7 +34,11 @@ struct Isa : scalar::Isa {
     const __m256i limit = _mm256_set1_epi16(static_cast<short>(threshold));
     reach = packed(_mm256_cmpeq_epi16(_mm256_max_epu16(first, limit), first),
                    _mm256_cmpeq_epi16(_mm256_max_epu16(second, limit), second));
-    equal = packed(_mm256_cmpeq_epi16(first, limit), _mm256_cmpeq_epi16(second, limit));
+    equal = 0;
+    if constexpr (kTies) {
+      const __m256i one = _mm256_cmpeq_epi16(first, limit), other = _mm256_cmpeq_epi16(second, limit);
+      if (!_mm256_testz_si256(_mm256_or_si256(one, other), _mm256_set1_epi8(-1))) equal = packed(one, other);
+    }
   }
 
   static u64 packed(__m256i first, __m256i second) {

@@ -28,13 +28,18 @@ struct Isa : scalar::Isa {
     high = _mm512_srli_epi64(low, 32);
   }
 
+  template <bool kTies>
   static void compare(const Vector* words, u16 threshold, u64& reach, u64& equal) {
     const __m512i front = _mm512_mask_shuffle_epi32(words[0], 0xAAAA, words[1], _MM_PERM_CCAA);
     const __m512i back = _mm512_mask_shuffle_epi32(words[2], 0xAAAA, words[3], _MM_PERM_CCAA);
     const __m512i first = _mm512_unpacklo_epi64(front, back), second = _mm512_unpackhi_epi64(front, back);
     const __m512i limit = _mm512_set1_epi16(static_cast<short>(threshold));
     reach = u64{_mm512_cmpge_epu16_mask(first, limit)} | u64{_mm512_cmpge_epu16_mask(second, limit)} << 32;
-    equal = u64{_mm512_cmpeq_epu16_mask(first, limit)} | u64{_mm512_cmpeq_epu16_mask(second, limit)} << 32;
+    equal = 0;
+    if constexpr (kTies) {
+      const __mmask32 one = _mm512_cmpeq_epu16_mask(first, limit), other = _mm512_cmpeq_epu16_mask(second, limit);
+      if (!_kortestz_mask32_u8(one, other)) equal = u64{one} | u64{other} << 32;
+    }
   }
 
   static u64 extract(u64 bits, u64 chosen) { return _pext_u64(bits, chosen); }

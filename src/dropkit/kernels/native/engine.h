@@ -86,7 +86,7 @@ inline u64 keep_word(Threshold threshold, const Words& words_of, const IsKept& i
     typename Isa::Vector words[4];
     u64 reach, equal;
     words_of(v, words);
-    Isa::compare(words, threshold.high, reach, equal);
+    Isa::template compare<kTies>(words, threshold.high, reach, equal);
     keep |= reach << (v * Isa::kBlocks * 8);
     ties |= equal << (v * Isa::kBlocks * 8);
   }
@@ -157,41 +157,31 @@ void wide_rows(const Task& task, const Key& key, Threshold threshold, Apply& app
   }
 }
 
-// Narrow rows: blocks of several rows fill a vector, and the bits that no column has are left out.
+// Rows of at most 32 columns: several fill a vector, and the bits that no column has are left out.
 template <class Isa, bool kTies, class Apply>
 void narrow_rows(const Task& task, const Key& key, Threshold threshold, Apply& apply) {
   const u64 begin = task.first_column + task.column_begin, end = task.first_column + task.column_end;
-  const u32 first_block = static_cast<u32>(begin >> 3), last_block = static_cast<u32>((end - 1) >> 3);
-  const u64 in_first = 0xFFu << (begin & 7) & 0xFF, in_last = 0xFFu >> (7 - ((end - 1) & 7));
-  const bool is_whole_row = task.column_end - task.column_begin == task.columns;
-  Queue<Apply> queue(apply);
-  apply.move(task.row_begin * task.columns + task.column_begin);
-  u64 row = task.first_row + task.row_begin;
-  const u64 end_row = task.first_row + task.row_end;
-  u32 block = first_block;
-  while (row != end_row) {
-    u32 blocks[8], lows[8], highs[8];
-    u64 rows[8], chosen = 0;
-    int used = 0;
-    for (; used < 8 && row != end_row; ++used) {
-      u64 columns = 0xFF;
-      if (block == first_block) columns &= in_first;
-      if (block == last_block) columns &= in_last;
-      blocks[used] = block;
-      rows[used] = row;
-      lows[used] = static_cast<u32>(row);
-      highs[used] = static_cast<u32>(row >> 32);
-      chosen |= columns << (8 * used);
-      if (block++ == last_block) {
-        block = first_block;
-        ++row;
-        if (!is_whole_row) {  // the next row is elsewhere in memory
-          ++used;
-          break;
-        }
-      }
+  const int blocks_a_row = static_cast<int>(((end - 1) >> 3) - (begin >> 3) + 1);
+  const int rows_a_vector = 8 / blocks_a_row;
+  u32 blocks[8];
+  u64 rows_on[8], chosen = 0;  // how many rows after the first; which of the 64 places have a column
+  for (int i = 0; i < 8; ++i) {
+    blocks[i] = static_cast<u32>(begin >> 3) + i % blocks_a_row;
+    rows_on[i] = i / blocks_a_row;
+    for (u64 lane = 0; lane < 8; ++lane) {
+      const u64 column = u64{blocks[i]} * 8 + lane;
+      if (column >= begin && column < end) chosen |= u64{1} << (8 * i + lane);
     }
-    for (int i = used; i < 8; ++i) blocks[i] = lows[i] = highs[i] = 0, rows[i] = 0;
+  }
+  Queue<Apply> queue(apply);
+  apply.move(task.row_begin * task.columns);
+  for (i64 r = task.row_begin; r < task.row_end; r += rows_a_vector) {
+    u32 lows[8], highs[8];
+    for (int i = 0; i < 8; ++i) {
+      const u64 row = task.first_row + r + rows_on[i];
+      lows[i] = static_cast<u32>(row);
+      highs[i] = static_cast<u32>(row >> 32);
+    }
     const auto words_of = [&](int v, typename Isa::Vector* c) {
       const int at = v * Isa::kBlocks;
       c[0] = Isa::load(blocks + at);
@@ -201,15 +191,13 @@ void narrow_rows(const Task& task, const Key& key, Threshold threshold, Apply& a
       rounds<Isa>(c, key, 0);
     };
     const auto is_kept = [&](int i) {
-      const u64 column = u64{blocks[i >> 3]} << 3 | (i & 7);
-      return half_at(key, rows[i >> 3], column, 1) >= threshold.low;
+      const u64 row = task.first_row + r + rows_on[i >> 3], column = u64{blocks[i >> 3]} * 8 + (i & 7);
+      return half_at(key, row, column, 1) >= threshold.low;
     };
+    const i64 rows = task.row_end - r < rows_a_vector ? task.row_end - r : rows_a_vector;
+    const u64 places = chosen & ones(static_cast<int>(rows) * blocks_a_row * 8);
     const u64 bits = keep_word<Isa, kTies>(threshold, words_of, is_kept);
-    queue.put(Isa::extract(bits, chosen), __builtin_popcountll(chosen));
-    if (!is_whole_row && block == first_block) {
-      queue.flush();
-      apply.move(static_cast<i64>(row - task.first_row) * task.columns + task.column_begin);
-    }
+    queue.put(Isa::extract(bits, places), __builtin_popcountll(places));
   }
   queue.flush();
 }
@@ -234,8 +222,7 @@ void drawn(const Task& task, Apply& apply) {
   const Key key(task.key, static_cast<u32>(task.stream));
   const Threshold threshold(task.threshold);
   const u64 begin = task.first_column + task.column_begin, end = task.first_column + task.column_end;
-  const u64 lanes = ((end - 1) / kGroup - begin / kGroup + 1) * kGroup;
-  if (5 * lanes > 7 * (end - begin)) {  // a row of its own to each vector would idle for more than two sevenths
+  if (((end - 1) >> 3) - (begin >> 3) < 4) {  // two rows or more to a vector of eight blocks
     narrow_rows<Isa, kTies>(task, key, threshold, apply);
   } else {
     wide_rows<Isa, kTies>(task, key, threshold, apply);

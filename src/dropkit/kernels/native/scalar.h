@@ -106,7 +106,8 @@ struct Isa {
     low = static_cast<u32>(product);
   }
 
-  // Which of the halves of four words a block reach a threshold, and which equal it; a bit an element, in their order.
+  // Which of the halves of four words a block reach a threshold, and if asked which equal it; a bit an element, in order.
+  template <bool kTies>
   static void compare(const Vector* words, u16 threshold, u64& reach, u64& equal) {
     reach = equal = 0;
     for (int lane = 0; lane < 8; ++lane) {
