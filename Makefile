@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt --build-constraint constraints.txt
 
+KERNELS := CMakeLists.txt $(wildcard src/dropkit/kernels/native/*.cpp src/dropkit/kernels/native/*.h)
+
 .DEFAULT_GOAL := help
 .PHONY: help study test test-slow lint format docs bench clean
 
@@ -46,12 +48,12 @@ clean: ## Remove the environment and everything that was built
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip
 	@touch $@
 
-.venv/.study: .venv/.pip pyproject.toml
-	@echo "Installing PyTorch and the study's packages into .venv: a minute or more, once."
+.venv/.study: .venv/.pip pyproject.toml $(KERNELS)
+	@echo "Building dropkit's kernels; installing PyTorch and the study's packages into .venv: a minute or more."
 	$(PIP) --editable '.[study]'
 	@touch $@
 
-.venv/.dev: .venv/.pip pyproject.toml
-	@echo "Installing PyTorch and the development tools into .venv: a minute or more, once."
+.venv/.dev: .venv/.pip pyproject.toml $(KERNELS)
+	@echo "Building dropkit's kernels; installing PyTorch and the development tools into .venv: a minute or more."
 	$(PIP) --editable '.[study]' --group dev
 	@touch $@

@@ -1,5 +1,6 @@
 """What the tests, the examples of docstrings and the examples of README and docs share."""
 
+import os
 import random
 
 import hypothesis
@@ -8,6 +9,12 @@ import pytest
 import torch
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+
+from dropkit import kernels
+from dropkit.kernels.native import library
+
+if library._find() is None:  # portable operations are tested as if they were wanted: warnings are errors
+    os.environ.setdefault(library.ENVIRONMENT, "portable")
 
 hypothesis.settings.register_profile("dropkit", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("dropkit")
@@ -28,9 +35,18 @@ def seeded() -> None:
 pytest_collect_file = Sybil(parsers=[PythonCodeBlockParser(), SkipParser()], pattern="*.md", setup=_seed).pytest()
 
 
+def pytest_report_header() -> list[str]:
+    """Show which kernels are tested."""
+    return str(kernels.info()).splitlines()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none."""
+    """Skip what needs a GPU, or the compiled kernels, where there are none."""
+    lacking = {}
     if not torch.cuda.is_available():
-        for item in items:
-            if "gpu" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        lacking["gpu"] = "needs a CUDA device"
+    if kernels.info().library is None:
+        lacking["native"] = f"needs the compiled kernels: {kernels.info().reason}"
+    for item in items:
+        for marker in lacking.keys() & item.keywords:
+            item.add_marker(pytest.mark.skip(reason=lacking[marker]))

@@ -1,6 +1,7 @@
 """The compiled library: where it is, which instruction set serves, and why it may be missing."""
 
 import ctypes
+import inspect
 import os
 import sys
 import warnings
@@ -102,7 +103,7 @@ def _state() -> tuple[Library | None, Info]:
         return None, Info(_PORTABLE, asked, None, "PyTorch")
     path = _find()
     if path is None:
-        reason = "no compiled library: it was installed without a C++ compiler"
+        reason = "it was installed without a C++ compiler"
         return None, Info(_PORTABLE, reason, None, "PyTorch")
     try:
         found = Library(path)
@@ -111,7 +112,7 @@ def _state() -> tuple[Library | None, Info]:
     reason = "the best that this processor has"
     if wanted != "auto":
         if not found.use(wanted.encode()):
-            warnings.warn(f"{asked}: this processor or build lacks it; {_kernel(found)} serves.", stacklevel=2)
+            _warn(f"{asked}: this processor or build lacks it; {_kernel(found)} serves.")
         else:
             reason = asked
     return found, Info(_kernel(found), reason, path, found.threads)
@@ -126,13 +127,20 @@ def library() -> Library | None:
     """Return the compiled library, or None where portable operations serve; say once that they do, if unasked."""
     found, about = _state()
     if found is None and not about.reason.startswith(ENVIRONMENT):
-        remedy = "Install a C++ compiler and reinstall dropkit for dropout at memory speed"
-        warnings.warn(
-            f"dropkit runs on portable PyTorch operations ({about.reason}). {remedy}, or set {ENVIRONMENT}={_PORTABLE} "
-            "to silence this.",
-            stacklevel=2,
+        _warn(
+            f"dropkit runs on portable PyTorch operations, slower than its compiled kernels: {about.reason}. Install "
+            "GCC or Clang, then dropkit again with pip install --force-reinstall --no-deps --no-cache-dir, or set "
+            f"{ENVIRONMENT}={_PORTABLE} to silence this."
         )
     return found
+
+
+def _warn(message: str) -> None:
+    """Warn at the line that called dropkit, be it through PyTorch."""
+    level, frame = 1, inspect.currentframe()
+    while frame and frame.f_globals.get("__name__", "").partition(".")[0] in ("dropkit", "torch"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 def info() -> Info:

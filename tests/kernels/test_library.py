@@ -1,0 +1,143 @@
+"""Which kernels serve, what chooses them, and what is said where they cannot: each in a fresh interpreter."""
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import dropkit
+from dropkit import kernels, random
+from dropkit.kernels.native import library
+from tests.helpers.compiler import needs_compiler
+
+KEY = 7
+SAMPLE = f"""\
+import json, sys, warnings
+sys.path[:0] = json.loads(sys.argv[1])
+import torch
+from dropkit import functional, kernels, nn
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    torch.nn.Sequential(nn.Dropout(0.5))(torch.ones(4))  # line 7
+    output = functional.dropout(torch.ones(100), 0.5, key={KEY})
+about = kernels.info()
+print(json.dumps({{
+    "kernel": about.kernel,
+    "reason": about.reason,
+    "library": about.library and str(about.library),
+    "kept": output.bool().tolist(),
+    "said": [(str(warning.message), warning.filename, warning.lineno) for warning in caught],
+}}))
+"""
+PRESENT = [  # as PyTorch sees the processor, best first
+    *(["avx512"] if torch.backends.cpu.get_cpu_capability() == "AVX512" else []),
+    *(["avx2"] if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") else []),
+    *(["neon"] if platform.machine() in ("aarch64", "arm64") else []),
+    "scalar",
+]
+ABSENT = sorted({"avx512", "avx2", "neon"} - set(PRESENT))
+
+
+def start(choice: str = "", folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the sample with DROPKIT_KERNEL = `choice`, with the package in `folder` rather than the installed one."""
+    environment = os.environ | {library.ENVIRONMENT: choice}
+    options = ["-S"] if folder else []  # leaves the import hook of an editable install out
+    paths = [str(folder), *sys.path] if folder else []
+    command = [sys.executable, *options, "-c", SAMPLE, json.dumps(paths)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def outcome(choice: str = "", folder: Path | None = None) -> dict[str, Any]:
+    """What the sample says; its mask must be right whatever serves."""
+    result = start(choice, folder)
+    assert (result.returncode, result.stderr) == (0, "")
+    found = json.loads(result.stdout)
+    assert found.pop("kept") == random.keep_mask(KEY, (100,), 0.5).tolist()
+    return found
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A folder with dropkit as it is installed where there was no compiler."""
+    leave = shutil.ignore_patterns("__pycache__", library._NAME)
+    shutil.copytree(Path(dropkit.__file__).parent, tmp_path / "dropkit", ignore=leave)
+    return tmp_path
+
+
+@needs_compiler
+def test_the_kernels_are_compiled_where_they_can_be() -> None:
+    assert library._find() is not None, "`pip install --verbose --editable .` shows what the compiler said"
+
+
+@pytest.mark.native
+def test_the_best_instruction_set_serves() -> None:
+    about = outcome()
+    assert (about["kernel"], about["reason"]) == (PRESENT[0], "the best that this processor has")
+    assert (about["library"], about["said"]) == (str(kernels.info().library), [])
+
+
+@pytest.mark.slow
+@pytest.mark.native
+@pytest.mark.parametrize("name", PRESENT)
+def test_an_instruction_set_can_be_chosen(name: str) -> None:
+    about = outcome(name)
+    assert (about["kernel"], about["reason"], about["said"]) == (name, f"DROPKIT_KERNEL={name}", [])
+
+
+@pytest.mark.slow
+@pytest.mark.native
+@pytest.mark.parametrize("name", ABSENT)
+def test_an_instruction_set_that_is_lacking_is_named_once_and_the_best_one_serves(name: str) -> None:
+    about = outcome(name)
+    message = f"DROPKIT_KERNEL={name}: this processor or build lacks it; {PRESENT[0]} serves."
+    assert about["kernel"] == PRESENT[0]
+    assert about["said"] == [[message, "<string>", 7]]
+
+
+def test_portable_operations_can_be_chosen_and_say_nothing() -> None:
+    about = outcome("portable")
+    assert about == {"kernel": "portable", "reason": "DROPKIT_KERNEL=portable", "library": None, "said": []}
+
+
+def test_an_unknown_choice_is_refused() -> None:
+    result = start("fast")
+    assert result.returncode == 1
+    known = "'auto', 'portable', 'avx512', 'avx2', 'neon', 'scalar'"
+    message = f"dropkit.kernels: `DROPKIT_KERNEL` must be one of {known}, got 'fast' (str)."
+    assert result.stderr.splitlines()[-1] == f"dropkit.errors.ArgumentError: {message}"
+
+
+def test_without_the_library_portable_operations_serve_and_say_once_how_to_get_it(package: Path) -> None:
+    about = outcome(folder=package)
+    assert (about["kernel"], about["library"]) == ("portable", None)
+    [(message, file, line)] = about["said"]
+    assert (file, line) == ("<string>", 7)  # the user's line, past the layers of PyTorch and dropkit
+    assert message == (
+        "dropkit runs on portable PyTorch operations, slower than its compiled kernels: it was installed without a C++ "
+        "compiler. Install GCC or Clang, then dropkit again with pip install --force-reinstall --no-deps "
+        "--no-cache-dir, or set DROPKIT_KERNEL=portable to silence this."
+    )
+
+
+@pytest.mark.slow
+def test_without_the_library_a_chosen_instruction_set_is_no_reason_for_silence(package: Path) -> None:
+    about = outcome("scalar", package)
+    assert about["kernel"] == "portable"
+    assert len(about["said"]) == 1
+
+
+def test_a_library_that_does_not_load_is_as_none_and_named(package: Path) -> None:
+    broken = package / "dropkit" / "kernels" / "native" / library._NAME
+    broken.touch()
+    about = outcome(folder=package)
+    assert (about["kernel"], about["library"]) == ("portable", str(broken))
+    [(message, *_)] = about["said"]
+    assert re.search(rf"the compiled library does not load: .*{re.escape(library._NAME)}", message)
