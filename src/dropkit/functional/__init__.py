@@ -1,5 +1,6 @@
 """Stateless dropout operations for PyTorch, with autograd, `vmap`, `torch.compile` and fake-tensor support."""
 
 from dropkit.functional.dropout import dropout
+from dropkit.functional.fused import activation_dropout, dropout_add
 
-__all__ = ["dropout"]
+__all__ = ["activation_dropout", "dropout", "dropout_add"]

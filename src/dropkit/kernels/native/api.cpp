@@ -51,7 +51,7 @@ void for_each(int64_t units, int64_t elements, Body body, void* context) {
 
 // One call: slices of rows of columns, contiguous in memory, each slice with a key, a stream and a threshold.
 struct Call {
-  const void* input;
+  const void *input, *other, *bias;
   void* output;
   int64_t slices, rows, columns;
   uint64_t first_row, row_step, first_column;  // row_step: from one slice to the next
@@ -84,6 +84,8 @@ void run(int64_t begin, int64_t end, void* context) {
     Task task{};
     task.input = call.input;
     task.output = call.output;
+    task.other = call.other;
+    task.bias = call.bias;
     task.key = call.keys[slice * call.key_step];
     task.stream = call.streams[slice * call.stream_step];
     task.threshold = call.thresholds[slice * call.threshold_step];
@@ -178,7 +180,7 @@ DROPKIT_EXPORT void dropkit_set_parallel_for(void* loop) { parallel_for.store(re
 // Dropout of a contiguous tensor.
 DROPKIT_EXPORT void dropkit_dropout(int type, const void* input, void* output, const int64_t* packed) {
   Call call = unpacked(input, output, packed);
-  call.kernel = chosen.load()->dropout[type];
+  call.kernel = chosen.load()->dropout.of[type];
   run_all(call);
 }
 
@@ -195,7 +197,32 @@ DROPKIT_EXPORT void dropkit_dropout_plain(int type, const void* input, void* out
   call.streams = &stream;
   call.thresholds = &threshold;
   call.is_scaled = true;
-  call.kernel = chosen.load()->dropout[type];
+  call.kernel = chosen.load()->dropout.of[type];
+  run_all(call);
+}
+
+// A residual plus dropout of a contiguous tensor.
+DROPKIT_EXPORT void dropkit_add(int type, const void* input, const void* residual, void* output, const int64_t* packed) {
+  Call call = unpacked(input, output, packed);
+  call.other = residual;
+  call.kernel = chosen.load()->add.of[type];
+  run_all(call);
+}
+
+// Dropout of activation(input + bias); `bias` may be null.
+DROPKIT_EXPORT void dropkit_activate(int type, int activation, const void* input, const void* bias, void* output, const int64_t* packed) {
+  Call call = unpacked(input, output, packed);
+  call.bias = bias;
+  call.kernel = chosen.load()->activate[activation].of[type];
+  run_all(call);
+}
+
+// Its gradient with respect to the input, from that of the result.
+DROPKIT_EXPORT void dropkit_activate_gradient(int type, int activation, const void* gradient, const void* input, const void* bias, void* output, const int64_t* packed) {
+  Call call = unpacked(gradient, output, packed);
+  call.other = input;
+  call.bias = bias;
+  call.kernel = chosen.load()->activate_gradient[activation].of[type];
   run_all(call);
 }
 
@@ -221,6 +248,6 @@ DROPKIT_EXPORT void dropkit_apply_bits(int type, const void* input, void* output
   call.task.key = reinterpret_cast<uint64_t>(words);
   call.task.columns = elements;
   call.task.scale = is_scaled ? scale_of(threshold) : 1.0;
-  call.kernel = chosen.load()->apply_bits[type];
+  call.kernel = chosen.load()->apply_bits.of[type];
   for_each((elements + kGrain - 1) / kGrain, kGrain, run_bits, &call);
 }

@@ -3,6 +3,7 @@
 // A source walks over places in the order of the tensor's memory and gives up to 64 bits at a time to a sink.
 #pragma once
 
+#include "activation.h"
 #include "scalar.h"
 #include "task.h"
 
@@ -275,19 +276,105 @@ struct Scale {
   }
 };
 
+// A sink behind a call: the loops are compiled once for all such sinks, which is most of what there is to compile.
+struct AnySink {
+  virtual void move(i64 at) = 0;
+  virtual void partial(u64 keep, int count) = 0;
+  void full(u64 keep) { partial(keep, kGroup); }
+
+ protected:
+  ~AnySink() = default;
+};
+
+// A sink for whatever is computed of each element before it is kept or dropped, or after: in float32 or wider, and
+// rounded once. `Step::run` maps 64 places; arrays of the computing type hold them, so that compilers vectorise.
+template <class Isa, class T, class Step>
+struct Map final : AnySink {
+  using F = compute_t<T>;
+  const T *input, *other, *bias;
+  T* output;
+  i64 at = 0, column = 0, columns;
+  F scale;
+
+  explicit Map(const Task& task)
+      : input(static_cast<const T*>(task.input) + task.offset),
+        other(task.other ? static_cast<const T*>(task.other) + task.offset : nullptr),
+        bias(static_cast<const T*>(task.bias)),
+        output(static_cast<T*>(task.output) + task.offset),
+        columns(task.columns),
+        scale(static_cast<F>(task.scale)) {}
+  void move(i64 element) override {
+    at = element;
+    column = element % columns;
+  }
+  void partial(u64 keep, int count) override {
+    alignas(64) F values[kGroup] = {}, others[kGroup] = {}, found[kGroup];
+    for (int i = 0; i < count; ++i) values[i] = to_float(input[at + i]);
+    if (other) {
+      for (int i = 0; i < count; ++i) others[i] = to_float(other[at + i]);
+    }
+    if (bias) add_bias(other && Step::kBiasOnOther ? others : values, count);
+    Step::template run<Isa>(values, others, keep, scale, found);
+    for (int i = 0; i < count; ++i) output[at + i] = from_compute<T>(found[i]);
+    at += count;
+  }
+  void add_bias(F* values, int count) {
+    if (column + count <= columns) {
+      for (int i = 0; i < count; ++i) values[i] += to_float(bias[column + i]);
+      column += count;
+      if (column == columns) column = 0;
+    } else {
+      for (int i = 0; i < count; ++i) {
+        values[i] += to_float(bias[column]);
+        if (++column == columns) column = 0;
+      }
+    }
+  }
+};
+
+struct AddStep {
+  static constexpr bool kBiasOnOther = false;
+  template <class Isa, class F>
+  static void run(const F* values, const F* others, u64 keep, F scale, F* found) {
+    Isa::scale64(values, found, keep, scale);
+    for (int i = 0; i < kGroup; ++i) found[i] += others[i];
+  }
+};
+
+template <class Activation>
+struct ActivateStep {
+  static constexpr bool kBiasOnOther = false;
+  template <class Isa, class F>
+  static void run(const F* values, const F*, u64 keep, F scale, F* found) {
+    for (int i = 0; i < kGroup; ++i) found[i] = Activation::value(values[i]);
+    Isa::scale64(found, found, keep, scale);
+  }
+};
+
+// The gradient of the above: `values` is the gradient of its result, `others` what it was computed of.
+template <class Activation>
+struct GradientStep {
+  static constexpr bool kBiasOnOther = true;
+  template <class Isa, class F>
+  static void run(const F* values, const F* others, u64 keep, F scale, F* found) {
+    for (int i = 0; i < kGroup; ++i) found[i] = values[i] * Activation::derivative(others[i]);
+    Isa::scale64(found, found, keep, scale);
+  }
+};
+
 // A sink that stores bits, from any bit on. Words at the edge of two tasks may be written by two threads.
-struct StoreBits {
+struct StoreBits final : AnySink {
   u64* words;
   i64 offset, at;
 
   explicit StoreBits(const Task& task) : words(static_cast<u64*>(task.output)), offset(task.offset), at(task.offset) {}
-  void move(i64 element) { at = offset + element; }
-  void full(u64 keep) {
-    if (at % kGroup) return partial(keep, kGroup);
-    words[at / kGroup] = keep;
-    at += kGroup;
-  }
-  void partial(u64 keep, int count) {
+  void move(i64 element) override { at = offset + element; }
+  void partial(u64 keep, int count) override {
+    if (count == kGroup && at % kGroup == 0) {
+      words[at / kGroup] = keep;
+      at += kGroup;
+      return;
+    }
     const int skipped = static_cast<int>(at % kGroup);
     __atomic_fetch_or(words + at / kGroup, keep << skipped, __ATOMIC_RELAXED);
     if (skipped + count > kGroup) __atomic_fetch_or(words + at / kGroup + 1, keep >> (kGroup - skipped), __ATOMIC_RELAXED);
@@ -297,17 +384,17 @@ struct StoreBits {
 
 // A sink that stores a byte an element, as PyTorch stores a bool.
 template <class Isa>
-struct StoreBytes {
+struct StoreBytes final : AnySink {
   unsigned char *base, *output;
 
   explicit StoreBytes(const Task& task) : base(static_cast<unsigned char*>(task.output) + task.offset), output(base) {}
-  void move(i64 at) { output = base + at; }
-  void full(u64 keep) {
-    Isa::spread64(keep, output);
-    output += kGroup;
-  }
-  void partial(u64 keep, int count) {
-    for (int i = 0; i < count; ++i) output[i] = keep >> i & 1;
+  void move(i64 at) override { output = base + at; }
+  void partial(u64 keep, int count) override {
+    if (count == kGroup) {
+      Isa::spread64(keep, output);
+    } else {
+      for (int i = 0; i < count; ++i) output[i] = keep >> i & 1;
+    }
     output += count;
   }
 };
@@ -316,6 +403,12 @@ template <class Isa, class T>
 void dropout(const Task& task) {
   Scale<Isa, T> sink(task);
   walk<Isa>(task, sink);
+}
+
+template <class Isa, class T, class Step>
+void mapped(const Task& task) {
+  Map<Isa, T, Step> sink(task);
+  walk<Isa, AnySink>(task, sink);
 }
 
 // Here a task is a run of elements: one row, whose columns are numbered from 0.
@@ -336,13 +429,18 @@ void apply_bits(const Task& task) {
 template <class Isa>
 void keep_bits(const Task& task) {
   StoreBits sink(task);
-  walk<Isa>(task, sink);
+  walk<Isa, AnySink>(task, sink);
 }
 
 template <class Isa>
 void keep_bytes(const Task& task) {
   StoreBytes<Isa> sink(task);
-  walk<Isa>(task, sink);
+  walk<Isa, AnySink>(task, sink);
+}
+
+template <class Isa, class Step>
+constexpr Kernels typed() {
+  return {{mapped<Isa, float, Step>, mapped<Isa, double, Step>, mapped<Isa, Float16, Step>, mapped<Isa, BFloat16, Step>}};
 }
 
 template <class Isa>
@@ -350,8 +448,11 @@ constexpr Table table(const char* name, bool (*is_supported)()) {
   return {
       name,
       is_supported,
-      {dropout<Isa, float>, dropout<Isa, double>, dropout<Isa, Float16>, dropout<Isa, BFloat16>},
-      {apply_bits<Isa, float>, apply_bits<Isa, double>, apply_bits<Isa, Float16>, apply_bits<Isa, BFloat16>},
+      {{dropout<Isa, float>, dropout<Isa, double>, dropout<Isa, Float16>, dropout<Isa, BFloat16>}},
+      {{apply_bits<Isa, float>, apply_bits<Isa, double>, apply_bits<Isa, Float16>, apply_bits<Isa, BFloat16>}},
+      typed<Isa, AddStep>(),
+      {typed<Isa, ActivateStep<Relu>>(), typed<Isa, ActivateStep<Gelu>>(), typed<Isa, ActivateStep<GeluTanh>>(), typed<Isa, ActivateStep<Silu>>()},
+      {typed<Isa, GradientStep<Relu>>(), typed<Isa, GradientStep<Gelu>>(), typed<Isa, GradientStep<GeluTanh>>(), typed<Isa, GradientStep<Silu>>()},
       keep_bits<Isa>,
       keep_bytes<Isa>,
   };

@@ -1,8 +1,9 @@
 """The operators' work on CPU tensors by the compiled kernels; what these do not take is left to the portable ones."""
 
+import ctypes
 import itertools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,8 +12,20 @@ from dropkit.kernels import portable
 from dropkit.kernels.native.library import Library, library
 from dropkit.random.layout import Layout, check_addressable
 
-__all__ = ["TYPES", "dropout", "dropout_plain", "keep_mask", "takes"]
+__all__ = [
+    "ACTIVATIONS",
+    "TYPES",
+    "activate_gradient_plain",
+    "activate_plain",
+    "add_plain",
+    "dropout",
+    "dropout_plain",
+    "keep_mask",
+    "takes",
+]
 
+ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
+_PACKED = ctypes.c_int64 * 16
 TYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
 
@@ -35,10 +48,52 @@ def dropout_plain(input: Tensor, key: int, threshold: int) -> Tensor:
     output = torch.empty_like(input)
     columns = input.shape[-1] if input.dim() else 1
     rows = input.numel() // columns if columns else 0
+    _library().dropout_plain(TYPES[input.dtype], input.data_ptr(), output.data_ptr(), rows, columns, key, threshold)
+    return output
+
+
+def add_plain(input: Tensor, residual: Tensor, key: int, threshold: int) -> Tensor:
+    """Add dropout of a tensor to another of its shape and type; the kernels take both."""
+    output = torch.empty_like(input)
+    packed = _packed(input, key, threshold)
+    _library().add(TYPES[input.dtype], input.data_ptr(), residual.data_ptr(), output.data_ptr(), packed)
+    return output
+
+
+def activate_plain(input: Tensor, bias: Tensor | None, activation: int, key: int, threshold: int) -> Tensor:
+    """Apply dropout to an activation, by its place in `ACTIVATIONS`, of a tensor plus a number a column."""
+    output = torch.empty_like(input)
+    shift = None if bias is None else bias.data_ptr()
+    packed = _packed(input, key, threshold)
+    _library().activate(TYPES[input.dtype], activation, input.data_ptr(), shift, output.data_ptr(), packed)
+    return output
+
+
+def activate_gradient_plain(
+    grad: Tensor, input: Tensor, bias: Tensor | None, activation: int, key: int, threshold: int
+) -> Tensor:
+    """Return the gradient of `activate_plain` with respect to its input."""
+    output = torch.empty_like(input)
+    shift = None if bias is None else bias.data_ptr()
+    packed, places = _packed(input, key, threshold), (grad.data_ptr(), input.data_ptr(), shift, output.data_ptr())
+    _library().activate_gradient(TYPES[input.dtype], activation, *places, packed)
+    return output
+
+
+def _library() -> Library:
     found = library()
     assert found is not None  # noqa: S101  # `takes` asked
-    found.dropout_plain(TYPES[input.dtype], input.data_ptr(), output.data_ptr(), rows, columns, key, threshold)
-    return output
+    return found
+
+
+def _packed(input: Tensor, key: int, threshold: int) -> Any:
+    """Return what the library reads of one slice: numbers, and pointers to the last three of them."""
+    columns = input.shape[-1] if input.dim() else 1
+    rows = input.numel() // columns if columns else 0
+    packed = _PACKED(1, 1, rows, columns)
+    packed[13], packed[15] = _int64(key), threshold
+    packed[7:10] = [ctypes.addressof(packed) + 8 * place for place in (13, 14, 15)]
+    return packed
 
 
 def dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, scaled: bool) -> Tensor:

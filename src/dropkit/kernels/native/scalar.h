@@ -78,15 +78,20 @@ struct Compute<double> {
 template <class T>
 using compute_t = typename Compute<T>::type;
 
+template <class T>
+inline T from_compute(compute_t<T> value) {
+  if constexpr (sizeof(T) == sizeof(double)) {
+    return value;
+  } else {
+    return from_float<T>(value);
+  }
+}
+
 // Multiply what is kept, in float32 or wider, and round once; what is dropped, NaN too, becomes +0.
 template <class T>
 inline T scaled(T value, bool keep, compute_t<T> scale) {
   if (!keep) return T{};
-  if constexpr (sizeof(compute_t<T>) == sizeof(double)) {
-    return value * scale;
-  } else {
-    return from_float<T>(to_float(value) * scale);
-  }
+  return from_compute<T>(to_float(value) * scale);
 }
 
 namespace scalar {

@@ -9,6 +9,8 @@ namespace dropkit {
 struct Task {
   const void* input;
   void* output;
+  const void* other;  // a residual of the input's shape, or the input where that is a gradient
+  const void* bias;   // one number a column, or null
   std::uint64_t key, stream, threshold, first_row, first_column;
   std::int64_t offset;  // elements of the tensor before the slice
   std::int64_t columns, row_begin, row_end, column_begin, column_end;
@@ -16,14 +18,23 @@ struct Task {
 };
 
 enum Type { kFloat32, kFloat64, kFloat16, kBFloat16, kTypes };
+enum Activation { kRelu, kGelu, kGeluTanh, kSilu, kActivations };
+
+using Kernel = void (*)(const Task&);
+struct Kernels {
+  Kernel of[kTypes];
+};
 
 struct Table {
   const char* name;
   bool (*is_supported)();
-  void (*dropout[kTypes])(const Task&);     // input to output
-  void (*apply_bits[kTypes])(const Task&);  // the same with the mask of `key`, a pointer to packed bits
-  void (*keep_bits)(const Task&);           // to packed bits, which must be zero before
-  void (*keep_bytes)(const Task&);          // to a byte an element
+  Kernels dropout;                            // of the input
+  Kernels apply_bits;                         // the same with the mask of `key`, a pointer to packed bits
+  Kernels add;                                // the residual added to it
+  Kernels activate[kActivations];             // of the activation of input + bias
+  Kernels activate_gradient[kActivations];    // the gradient of that, with respect to its input
+  Kernel keep_bits;                           // the mask to packed bits, which must be zero before
+  Kernel keep_bytes;                          // the mask to a byte an element
 };
 
 extern const Table kScalar, kAvx2, kAvx512, kNeon;
