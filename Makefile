@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt --build
 KERNELS := CMakeLists.txt $(wildcard src/dropkit/kernels/native/*.cpp src/dropkit/kernels/native/*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help study test test-slow lint format docs bench clean
+.PHONY: help study test test-slow native-arm sanitize lint format docs bench clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -22,6 +22,12 @@ test: .venv/.dev ## Run the fast tests, with the examples of docstrings, README 
 
 test-slow: .venv/.dev ## Run the slow tests
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+native-arm: .venv/.dev ## Compare the NEON kernels with the mask definition, under emulation
+	$(BIN)/python -m pytest -m slow tests/native -k emulation
+
+sanitize: .venv/.dev ## The same for this processor's kernels, under the sanitizers of addresses, undefined behaviour and threads
+	$(BIN)/python -m pytest -m slow tests/native -k sanitizer
 
 lint: .venv/.dev ## Check style, format, types and import directions
 	$(BIN)/ruff check .

@@ -158,7 +158,7 @@ void wide_rows(const Task& task, const Key& key, Threshold threshold, Apply& app
   }
 }
 
-// Rows of at most 32 columns: several fill a vector, and the bits that no column has are left out.
+// Whole rows of at most 32 columns: several fill a vector, and the bits that no column has are left out.
 template <class Isa, bool kTies, class Apply>
 void narrow_rows(const Task& task, const Key& key, Threshold threshold, Apply& apply) {
   const u64 begin = task.first_column + task.column_begin, end = task.first_column + task.column_end;
@@ -223,7 +223,8 @@ void drawn(const Task& task, Apply& apply) {
   const Key key(task.key, static_cast<u32>(task.stream));
   const Threshold threshold(task.threshold);
   const u64 begin = task.first_column + task.column_begin, end = task.first_column + task.column_end;
-  if (((end - 1) >> 3) - (begin >> 3) < 4) {  // two rows or more to a vector of eight blocks
+  const bool is_whole_row = task.column_end - task.column_begin == task.columns;
+  if (is_whole_row && ((end - 1) >> 3) - (begin >> 3) < 4) {  // two rows or more to a vector of eight blocks
     narrow_rows<Isa, kTies>(task, key, threshold, apply);
   } else {
     wide_rows<Isa, kTies>(task, key, threshold, apply);

@@ -1,0 +1,6 @@
+#include "engine.h"
+#include "neon.h"
+
+namespace dropkit {
+extern const Table kNeon = table<neon::Isa>("neon", [] { return true; });
+}

@@ -1,0 +1,113 @@
+"""Compiled kernels in use: any number of threads, callers and processes, and tensors of any memory format."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor
+
+from dropkit import functional, random
+from dropkit.kernels import portable
+from dropkit.kernels.native.operations import TYPES
+from tests.helpers.native import Address, bits, dropped, keep_mask, reference
+
+pytestmark = pytest.mark.usefixtures("instruction_set")
+
+KEY = random.call_key(17, "native", step=4)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Put the number of threads back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("shape", [(100_003,), (70_001, 3), (5, 7, 1000), (300, 301), (3, 40_001)])
+@pytest.mark.usefixtures("threads")
+def test_the_number_of_threads_changes_nothing(shape: tuple[int, ...]) -> None:
+    x, address, t = torch.randn(shape), Address(KEY, shape), random.threshold(1 / 3)
+    found = []
+    for number in (1, 2, 3):
+        torch.set_num_threads(number)
+        found.append((dropped(x, address, t), torch.from_numpy(keep_mask(address, t))))
+    assert torch.equal(found[0][1], torch.from_numpy(reference(address, 1 / 3)))
+    for out, keep in found[1:]:
+        assert torch.equal(out, found[0][0])
+        assert torch.equal(keep, found[0][1])
+
+
+def test_several_callers_at_once() -> None:
+    x = torch.randn(200, 301)
+    want = {key: dropped(x, Address(key, (200, 301)), random.threshold(0.4)) for key in range(40)}
+
+    def holds(key: int) -> bool:
+        return torch.equal(dropped(x, Address(key, (200, 301)), random.threshold(0.4)), want[key])
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(holds, [*want] * 5))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_child_draws_the_same_masks() -> None:
+    """As a worker of PyTorch's data loader does, on one thread, after its parent has worked on several."""
+    x, address, t = torch.randn(300, 301), Address(KEY, (300, 301)), random.threshold(0.4)
+    want = dropped(x, address, t)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(120)  # ends a child that hangs
+        torch.set_num_threads(1)
+        os._exit(0 if torch.equal(dropped(x, address, t), want) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.slow
+def test_the_environment_chooses_the_instruction_set(instruction_set: str) -> None:
+    code = "from dropkit import kernels; print(kernels.info().kernel, kernels.info().reason)"
+    environment = os.environ | {"DROPKIT_KERNEL": instruction_set}
+    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout.split() == [instruction_set, f"DROPKIT_KERNEL={instruction_set}"]
+
+
+def arrangements(x: Tensor) -> dict[str, Tensor]:
+    """Tensors equal to a four-axis one that lie otherwise in memory."""
+    wide = torch.zeros(*x.shape[:-1], 2 * x.shape[-1], dtype=x.dtype)
+    wide[..., ::2] = x
+    return {
+        "contiguous": x,
+        "channels last": x.contiguous(memory_format=torch.channels_last),
+        "transposed": x.transpose(0, 3).contiguous().transpose(0, 3),
+        "every other column": wide[..., ::2],
+        "inside a larger tensor": torch.nn.functional.pad(x, (1, 2, 3, 4))[..., 3:-4, 1:-2],
+        "begins within its storage": torch.cat([x.new_zeros(3), x.reshape(-1)])[3:].view(x.shape),
+        "expanded": x[:, :, :1].expand(x.shape),
+        "expanded from one number": x[:1, :1, :1, :1].expand(x.shape),
+    }
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("shared", [(), (2, 3), (0,), (1,)])
+def test_the_functional_and_its_gradient_in_any_memory_format(dtype: torch.dtype, shared: tuple[int, ...]) -> None:
+    shape = (3, 4, 7, 9)
+    keep = torch.from_numpy(random.keep_mask(KEY, shape, 0.4, broadcast_dims=shared)).expand(shape)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    scale = portable.survivor_scale(torch.tensor(random.threshold(0.4))).to(wide)
+
+    def want(values: Tensor) -> Tensor:
+        return torch.where(keep, (values.to(wide) * scale).to(dtype), 0)
+
+    for name, values in arrangements(torch.randn(shape).to(dtype)).items():
+        x = values.detach().requires_grad_()
+        out = functional.dropout(x, 0.4, key=KEY, broadcast_dims=shared)
+        assert torch.equal(bits(out.detach()), bits(want(values))), name
+        assert out.stride() == torch.empty_like(x).stride(), name
+        for gradient in arrangements(torch.randn(shape).to(dtype)).values():
+            (found,) = torch.autograd.grad(out, x, gradient, retain_graph=True)
+            assert torch.equal(bits(found), bits(want(gradient))), name

@@ -1,0 +1,366 @@
+// Compares every instruction set of a build with the mask definition, an element at a time, over random cases.
+//
+// It stands alone, so that it runs where Python does not: under sanitizers and under emulation. Buffers have exactly the
+// size that a case needs, and outputs start as a pattern that shows what was written without being asked for.
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "scalar.h"
+#include "task.h"
+
+extern "C" {
+const char* dropkit_kernel();
+int dropkit_use(const char* name);
+void dropkit_set_parallel_for(void* loop);
+void dropkit_dropout(int type, const void* input, void* output, const std::int64_t* packed);
+void dropkit_dropout_plain(int type, const void* input, void* output, std::int64_t rows, std::int64_t columns, std::uint64_t key,
+                           std::uint64_t threshold);
+void dropkit_keep_bits(std::uint64_t* words, const std::int64_t* packed);
+void dropkit_keep_bytes(void* bytes, const std::int64_t* packed);
+void dropkit_apply_bits(int type, const void* input, void* output, const std::uint64_t* words, std::int64_t elements,
+                        std::uint64_t threshold, int is_scaled);
+}
+
+namespace dropkit {
+namespace {
+
+constexpr unsigned char kPattern = 0xA5;
+constexpr u64 kOne = u64{1} << 32;
+constexpr u64 kLastColumn = (u64{1} << 34) - 1;
+const char* const kTypeNames[kTypes] = {"float32", "float64", "float16", "bfloat16"};
+
+const Table* const kPaths[] = {
+    &kScalar,
+#if defined(DROPKIT_X86)
+    &kAvx2,
+    &kAvx512,
+#elif defined(DROPKIT_ARM)
+    &kNeon,
+#endif
+};
+
+std::mt19937_64 generator;
+int failures = 0;
+
+u64 below(u64 end) { return generator() % end; }
+
+template <class Values>
+auto any_of(const Values& values) {
+  return values[below(std::size(values))];
+}
+
+void expect(bool holds, const char* path, const std::string& what) {
+  if (holds || ++failures > 5) return;
+  std::fprintf(stderr, "%s differs: %s\n", path, what.c_str());
+}
+
+// Where one slice stands.
+struct Place {
+  u64 key, stream, threshold, first_row, first_column;
+};
+
+// The definition itself, without a shortcut.
+bool is_kept(const Place& place, i64 row, i64 column) {
+  const Key key(place.key, static_cast<u32>(place.stream));
+  const u64 at_row = place.first_row + static_cast<u64>(row), at_column = place.first_column + static_cast<u64>(column);
+  const u64 draw = u64{half_at(key, at_row, at_column, 0)} << 16 | half_at(key, at_row, at_column, 1);
+  return draw >= place.threshold;
+}
+
+i64 any_width() {
+  static const int widths[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 13, 31, 32, 33, 63, 64, 65, 66, 100, 127, 128, 129, 130, 257, 512, 1000};
+  return below(4) ? any_of(widths) : 1 + static_cast<i64>(below(5000));
+}
+
+// A threshold that is often an end of the range, and more often the very draw of an element or next to it: a tie.
+u64 any_threshold(Place place, i64 rows, i64 columns) {
+  static const u64 common[] = {0, 1, 4295, 429496730, 1431655765, u64{1} << 31, 3865470566, kOne - 1, kOne, 0x55550000};
+  if (below(2)) return any_of(common);
+  const Key key(place.key, static_cast<u32>(place.stream));
+  const u64 row = place.first_row + below(rows), column = place.first_column + below(columns);
+  return (u64{half_at(key, row, column, 0)} << 16 | half_at(key, row, column, 1)) + below(2);
+}
+
+Place any_place(i64 rows, i64 columns) {
+  static const u64 starts[] = {0, 1, kOne - 3, (u64{1} << 63) - 2, u64{1} << 63, ~u64{0} - 40};
+  Place place{};
+  place.key = generator();
+  place.stream = below(3) ? below(2) : below(u64{1} << 30);
+  place.first_row = any_of(starts) + (below(2) ? 0 : below(100));
+  switch (below(4)) {
+    case 0: place.first_column = below(200); break;
+    case 1: place.first_column = kLastColumn + 1 - static_cast<u64>(columns); break;
+    case 2: place.first_column = below(kLastColumn + 2 - static_cast<u64>(columns)); break;
+    default: break;
+  }
+  place.threshold = any_threshold(place, rows, columns);
+  return place;
+}
+
+template <class T>
+std::vector<T> any_values(i64 count) {
+  static const float special[] = {0.0f, -0.0f, 1e-45f, -1e-40f, 6e-8f, 6e-5f, 65504.0f, 65520.0f, 3.4e38f, 1.0f / 0.0f, -1.0f / 0.0f, 0.0f / 0.0f};
+  std::vector<T> values(static_cast<std::size_t>(count));
+  for (T& value : values) {
+    const u64 bits = generator();
+    std::memcpy(&value, &bits, sizeof value);  // NaN of every kind among them
+    if (below(4) == 0) value = from_float<T>(any_of(special));
+  }
+  return values;
+}
+
+template <>
+std::vector<double> any_values<double>(i64 count) {
+  std::vector<double> values(static_cast<std::size_t>(count));
+  for (double& value : values) {
+    const u64 bits = below(8) ? generator() : generator() & ~(u64{0x7FF} << 52);  // one in eight is subnormal
+    std::memcpy(&value, &bits, sizeof value);
+  }
+  return values;
+}
+
+template <class T>
+std::vector<T> untouched(i64 count) {
+  std::vector<T> values(static_cast<std::size_t>(count));
+  if (count) std::memset(static_cast<void*>(values.data()), kPattern, values.size() * sizeof(T));
+  return values;
+}
+
+template <class T>
+bool are_equal(const std::vector<T>& first, const std::vector<T>& second) {
+  return first.empty() || std::memcmp(first.data(), second.data(), first.size() * sizeof(T)) == 0;
+}
+
+std::string text(const Place& place, const Task& task) {
+  char line[400];
+  std::snprintf(line, sizeof line, "key %llu stream %llu threshold %llu row %llu column %llu, %lld columns, rows %lld..%lld, columns %lld..%lld",
+                static_cast<unsigned long long>(place.key), static_cast<unsigned long long>(place.stream),
+                static_cast<unsigned long long>(place.threshold), static_cast<unsigned long long>(place.first_row),
+                static_cast<unsigned long long>(place.first_column), static_cast<long long>(task.columns),
+                static_cast<long long>(task.row_begin), static_cast<long long>(task.row_end),
+                static_cast<long long>(task.column_begin), static_cast<long long>(task.column_end));
+  return line;
+}
+
+// One task: a part of a slice, at an offset in its tensor.
+template <class T>
+void check_task(Type type) {
+  Task task{};
+  task.columns = any_width();
+  const i64 rows = 1 + static_cast<i64>(below(static_cast<u64>(task.columns < 100 ? 60 : 5)));
+  const Place place = any_place(rows, task.columns);
+  task.key = place.key;
+  task.stream = place.stream;
+  task.threshold = place.threshold;
+  task.first_row = place.first_row;
+  task.first_column = place.first_column;
+  task.offset = below(2) ? 0 : static_cast<i64>(below(150));
+  task.row_end = rows;
+  task.column_end = task.columns;
+  if (below(2)) {
+    task.row_begin = static_cast<i64>(below(static_cast<u64>(rows)));
+    task.row_end = task.row_begin + static_cast<i64>(below(static_cast<u64>(rows - task.row_begin + 1)));
+  }
+  if (below(2)) {
+    task.column_begin = static_cast<i64>(below(static_cast<u64>(task.columns)));
+    task.column_end = task.column_begin + static_cast<i64>(below(static_cast<u64>(task.columns - task.column_begin + 1)));
+  }
+  task.scale = below(3) ? 4294967296.0 / static_cast<double>(place.threshold < kOne ? kOne - place.threshold : kOne) : 1.0;
+
+  const i64 elements = task.offset + rows * task.columns;
+  const std::vector<T> input = any_values<T>(elements);
+  std::vector<T> values = untouched<T>(elements);
+  std::vector<unsigned char> bytes = untouched<unsigned char>(elements);
+  std::vector<u64> words(static_cast<std::size_t>((elements + 63) / 64));
+  for (i64 row = task.row_begin; row < task.row_end; ++row) {
+    for (i64 column = task.column_begin; column < task.column_end; ++column) {
+      const auto at = static_cast<std::size_t>(task.offset + row * task.columns + column);
+      const bool keep = is_kept(place, row, column);
+      values[at] = scaled(input[at], keep, static_cast<compute_t<T>>(task.scale));
+      bytes[at] = keep;
+      words[at / 64] |= u64{keep} << (at % 64);
+    }
+  }
+
+  for (const Table* path : kPaths) {
+    if (!path->is_supported()) continue;
+    std::vector<T> found = untouched<T>(elements);
+    task.input = input.data();
+    task.output = found.data();
+    path->dropout[type](task);
+    expect(are_equal(found, values), path->name, std::string("dropout, ") + kTypeNames[type] + ", " + text(place, task));
+
+    std::vector<T> in_place = input, wanted = input;
+    for (std::size_t at = 0; at < wanted.size(); ++at) {
+      if (bytes[at] != kPattern) wanted[at] = values[at];
+    }
+    task.input = task.output = in_place.data();
+    path->dropout[type](task);
+    expect(are_equal(in_place, wanted), path->name, std::string("dropout in place, ") + kTypeNames[type] + ", " + text(place, task));
+
+    std::vector<u64> found_words(words.size());
+    task.output = found_words.data();
+    path->keep_bits(task);
+    expect(found_words == words, path->name, "bits, " + text(place, task));
+
+    std::vector<unsigned char> found_bytes = untouched<unsigned char>(elements);
+    task.output = found_bytes.data();
+    path->keep_bytes(task);
+    expect(found_bytes == bytes, path->name, "bytes, " + text(place, task));
+  }
+}
+
+// Every number of a half type under several scales, where all are kept and where every other one is.
+template <class T>
+void check_all_halves(Type type) {
+  std::vector<T> input(1 << 16);
+  for (std::size_t i = 0; i < input.size(); ++i) input[i].bits = static_cast<u16>(i);
+  std::vector<u64> words(input.size() / 64);
+  for (const float scale : {1.0f, 4294967296.0f / 3865470566.0f, 1.5f, 2.0f, 10.0f, 4294967296.0f}) {
+    for (const u64 pattern : {~u64{0}, u64{0x5555555555555555}, u64{0}}) {
+      words.assign(words.size(), pattern);
+      std::vector<T> values(input.size());
+      for (std::size_t i = 0; i < input.size(); ++i) values[i] = scaled(input[i], pattern >> (i % 64) & 1, scale);
+      for (const Table* path : kPaths) {
+        if (!path->is_supported()) continue;
+        std::vector<T> found = untouched<T>(static_cast<i64>(input.size()));
+        Task task{};
+        task.input = input.data();
+        task.output = found.data();
+        task.key = reinterpret_cast<u64>(words.data());
+        task.columns = task.column_end = static_cast<i64>(input.size());
+        task.row_end = 1;
+        task.scale = scale;
+        path->apply_bits[type](task);
+        expect(are_equal(found, values), path->name, std::string("all numbers of ") + kTypeNames[type] + " times " + std::to_string(scale));
+      }
+    }
+  }
+}
+
+using Body = void (*)(std::int64_t begin, std::int64_t end, void* context);
+
+// A loop over threads with the signature of PyTorch's.
+int in_threads(std::int64_t begin, std::int64_t end, std::int64_t grain, Body body, void* context) {
+  const std::int64_t parts = 3, at_least = (end - begin + parts - 1) / parts, step = at_least > grain ? at_least : grain;
+  std::vector<std::thread> threads;
+  for (std::int64_t at = begin; at < end; at += step) threads.emplace_back(body, at, at + step < end ? at + step : end, context);
+  for (std::thread& thread : threads) thread.join();
+  return 0;
+}
+
+// A loop that could not start its threads.
+int in_vain(std::int64_t, std::int64_t, std::int64_t, Body, void*) { return 1; }
+
+// A call from Python: slices with addresses of their own, divided among threads.
+template <class T>
+void check_call(Type type) {
+  const bool is_long = below(4) == 0;
+  const i64 columns = is_long ? 30'000 + static_cast<i64>(below(20'000)) : any_width();
+  const i64 rows = is_long ? static_cast<i64>(below(3)) : static_cast<i64>(below(static_cast<u64>(40'000 / columns + 1)));
+  const bool is_plain = below(4) == 0;
+  const i64 slices = is_plain ? 1 : static_cast<i64>(below(4));
+  const bool has_rows = rows > 0 && slices > 0;
+  std::vector<u64> keys, streams, thresholds;
+  std::vector<Place> places;
+  Place first = any_place(has_rows ? rows : 1, columns);
+  if (is_plain) first.stream = first.first_row = first.first_column = 0;
+  const u64 row_step = any_of(std::vector<u64>{0, 1, static_cast<u64>(rows), u64{1} << 32, u64{1} << 63});
+  i64 steps[3];
+  for (i64& step : steps) step = is_plain ? 0 : static_cast<i64>(below(2));
+  for (i64 slice = 0; slice < (slices ? slices : 1); ++slice) {
+    Place place = any_place(has_rows ? rows : 1, columns);
+    place.first_row = first.first_row + static_cast<u64>(slice) * row_step;
+    place.first_column = first.first_column;
+    if (steps[0] == 0) place.key = first.key;
+    if (steps[1] == 0) place.stream = first.stream;
+    place.threshold = steps[2] == 0 ? first.threshold : any_threshold(place, has_rows ? rows : 1, columns);
+    keys.push_back(place.key);
+    streams.push_back(place.stream);
+    thresholds.push_back(place.threshold);
+    places.push_back(place);
+  }
+  const bool is_scaled = is_plain || below(4) != 0;
+  const i64 packed[] = {
+      is_scaled, slices, rows, columns, static_cast<i64>(first.first_row), static_cast<i64>(row_step), static_cast<i64>(first.first_column),
+      reinterpret_cast<i64>(keys.data()), reinterpret_cast<i64>(streams.data()), reinterpret_cast<i64>(thresholds.data()),
+      steps[0], steps[1], steps[2],
+  };
+  const i64 elements = slices * rows * columns;
+  const std::vector<T> input = any_values<T>(elements);
+  std::vector<T> values = untouched<T>(elements);
+  std::vector<unsigned char> bytes(static_cast<std::size_t>(elements));
+  std::vector<u64> words(static_cast<std::size_t>((elements + 63) / 64));
+  for (i64 at = 0; at < elements; ++at) {
+    const Place& place = places[static_cast<std::size_t>(at / (rows * columns))];
+    const bool keep = is_kept(place, at / columns % rows, at % columns);
+    const u64 kept = kOne - place.threshold;
+    const double scale = is_scaled && kept ? 4294967296.0 / static_cast<double>(kept) : 1.0;
+    const auto i = static_cast<std::size_t>(at);
+    values[i] = scaled(input[i], keep, static_cast<compute_t<T>>(scale));
+    bytes[i] = keep;
+    words[i / 64] |= u64{keep} << (at % 64);
+  }
+  const Place& only = places[0];
+
+  char what[200];
+  std::snprintf(what, sizeof what, "call, %s, %lld slices of %lld rows of %lld columns", kTypeNames[type], static_cast<long long>(slices),
+                static_cast<long long>(rows), static_cast<long long>(columns));
+  for (const Table* path : kPaths) {
+    if (!path->is_supported()) continue;
+    expect(dropkit_use(path->name) && path->name == std::string(dropkit_kernel()), path->name, "it does not serve when asked to");
+    for (const auto loop : {static_cast<decltype(&in_threads)>(nullptr), &in_threads, &in_vain}) {
+      dropkit_set_parallel_for(reinterpret_cast<void*>(loop));
+      std::vector<T> found = untouched<T>(elements);
+      dropkit_dropout(type, input.data(), found.data(), packed);
+      expect(are_equal(found, values), path->name, what);
+      if (is_plain) {
+        found = untouched<T>(elements);
+        dropkit_dropout_plain(type, input.data(), found.data(), rows, columns, only.key, only.threshold);
+        expect(are_equal(found, values), path->name, std::string("plain ") + what);
+      }
+      std::vector<u64> found_words(words.size());
+      dropkit_keep_bits(found_words.data(), packed);
+      expect(found_words == words, path->name, std::string("bits of a ") + what);
+      std::vector<unsigned char> found_bytes = untouched<unsigned char>(elements);
+      dropkit_keep_bytes(found_bytes.data(), packed);
+      expect(found_bytes == bytes, path->name, std::string("bytes of a ") + what);
+      if (steps[2] == 0) {
+        found = untouched<T>(elements);
+        dropkit_apply_bits(type, input.data(), found.data(), words.data(), elements, only.threshold, is_scaled);
+        expect(are_equal(found, values), path->name, std::string("bits applied in a ") + what);
+      }
+    }
+  }
+}
+
+template <class T>
+void check_type(Type type, int cases) {
+  for (int i = 0; i < cases; ++i) check_task<T>(type);
+  for (int i = 0; i < cases / 4; ++i) check_call<T>(type);
+}
+
+}  // namespace
+}  // namespace dropkit
+
+// check_paths [CASES [SEED]]
+int main(int count, char** arguments) {
+  using namespace dropkit;
+  const int cases = count > 1 ? std::atoi(arguments[1]) : 400;
+  const int seed = count > 2 ? std::atoi(arguments[2]) : 1;
+  generator.seed(static_cast<u64>(seed));
+  check_type<float>(kFloat32, cases);
+  check_type<double>(kFloat64, cases);
+  check_type<Float16>(kFloat16, cases);
+  check_type<BFloat16>(kBFloat16, cases);
+  check_all_halves<Float16>(kFloat16);
+  check_all_halves<BFloat16>(kBFloat16);
+  std::printf("seed %d, %d cases a type:", seed, cases);
+  for (const Table* path : kPaths) std::printf(" %s%s", path->name, path->is_supported() ? "" : " (not on this processor)");
+  std::printf("; %d differences\n", failures);
+  return failures ? 1 : 0;
+}
