@@ -26,7 +26,7 @@ test-slow: .venv/.dev ## Run the slow tests
 native-arm: .venv/.dev ## Compare the NEON kernels with the mask definition, under emulation
 	$(BIN)/python -m pytest -m slow tests/native -k emulation
 
-sanitize: .venv/.dev ## The same for this processor's kernels, under the sanitizers of addresses, undefined behaviour and threads
+sanitize: .venv/.dev ## Compare this processor's kernels with it, under sanitizers
 	$(BIN)/python -m pytest -m slow tests/native -k sanitizer
 
 lint: .venv/.dev ## Check style, format, types and import directions

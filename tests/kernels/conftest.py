@@ -4,13 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from dropkit import kernels
 from tests.helpers.native import available, using
 
-NONE = pytest.param("none", marks=pytest.mark.skip(reason=f"no compiled kernels: {kernels.info().reason}"))
 
-
-@pytest.fixture(params=available() or [NONE], scope="module")
+@pytest.fixture(params=available() or ["none"], scope="module")
 def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
     """Let each instruction set that this processor and build have serve in turn."""
     with using(request.param):

@@ -18,7 +18,7 @@ from dropkit.kernels.native.library import library
 from dropkit.random.layout import layout
 from tests.helpers.native import CPU, RATES, Address, bits, dropped, keep_mask, reference, signed, using
 
-pytestmark = pytest.mark.usefixtures("instruction_set")
+pytestmark = [pytest.mark.native, pytest.mark.usefixtures("instruction_set")]
 
 VECTORS = json.loads((Path(__file__).parents[1] / "data" / "mask_vectors.json").read_text())
 KEY = random.call_key(17, "native", step=4)

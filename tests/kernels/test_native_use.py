@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,7 +14,7 @@ from dropkit.kernels import portable
 from dropkit.kernels.native.operations import TYPES
 from tests.helpers.native import Address, bits, dropped, keep_mask, reference
 
-pytestmark = pytest.mark.usefixtures("instruction_set")
+pytestmark = [pytest.mark.native, pytest.mark.usefixtures("instruction_set")]
 
 KEY = random.call_key(17, "native", step=4)
 
@@ -66,14 +64,6 @@ def test_a_forked_child_draws_the_same_masks() -> None:
         torch.set_num_threads(1)
         os._exit(0 if torch.equal(dropped(x, address, t), want) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-@pytest.mark.slow
-def test_the_environment_chooses_the_instruction_set(instruction_set: str) -> None:
-    code = "from dropkit import kernels; print(kernels.info().kernel, kernels.info().reason)"
-    environment = os.environ | {"DROPKIT_KERNEL": instruction_set}
-    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert said.stdout.split() == [instruction_set, f"DROPKIT_KERNEL={instruction_set}"]
 
 
 def arrangements(x: Tensor) -> dict[str, Tensor]:

@@ -4,12 +4,12 @@
 // size that a case needs, and outputs start as a pattern that shows what was written without being asked for.
 #include <cstdio>
 #include <cstdlib>
-#include <random>
 #include <string>
 #include <thread>
 #include <vector>
 
-#include "scalar.h"
+#include "activation.h"
+#include "cases.h"
 #include "task.h"
 
 extern "C" {
@@ -28,9 +28,6 @@ void dropkit_apply_bits(int type, const void* input, void* output, const std::ui
 namespace dropkit {
 namespace {
 
-constexpr unsigned char kPattern = 0xA5;
-constexpr u64 kOne = u64{1} << 32;
-constexpr u64 kLastColumn = (u64{1} << 34) - 1;
 const char* const kTypeNames[kTypes] = {"float32", "float64", "float16", "bfloat16"};
 
 const Table* const kPaths[] = {
@@ -43,96 +40,11 @@ const Table* const kPaths[] = {
 #endif
 };
 
-std::mt19937_64 generator;
 int failures = 0;
-
-u64 below(u64 end) { return generator() % end; }
-
-template <class Values>
-auto any_of(const Values& values) {
-  return values[below(std::size(values))];
-}
 
 void expect(bool holds, const char* path, const std::string& what) {
   if (holds || ++failures > 5) return;
   std::fprintf(stderr, "%s differs: %s\n", path, what.c_str());
-}
-
-// Where one slice stands.
-struct Place {
-  u64 key, stream, threshold, first_row, first_column;
-};
-
-// The definition itself, without a shortcut.
-bool is_kept(const Place& place, i64 row, i64 column) {
-  const Key key(place.key, static_cast<u32>(place.stream));
-  const u64 at_row = place.first_row + static_cast<u64>(row), at_column = place.first_column + static_cast<u64>(column);
-  const u64 draw = u64{half_at(key, at_row, at_column, 0)} << 16 | half_at(key, at_row, at_column, 1);
-  return draw >= place.threshold;
-}
-
-i64 any_width() {
-  static const int widths[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 13, 31, 32, 33, 63, 64, 65, 66, 100, 127, 128, 129, 130, 257, 512, 1000};
-  return below(4) ? any_of(widths) : 1 + static_cast<i64>(below(5000));
-}
-
-// A threshold that is often an end of the range, and more often the very draw of an element or next to it: a tie.
-u64 any_threshold(Place place, i64 rows, i64 columns) {
-  static const u64 common[] = {0, 1, 4295, 429496730, 1431655765, u64{1} << 31, 3865470566, kOne - 1, kOne, 0x55550000};
-  if (below(2)) return any_of(common);
-  const Key key(place.key, static_cast<u32>(place.stream));
-  const u64 row = place.first_row + below(rows), column = place.first_column + below(columns);
-  return (u64{half_at(key, row, column, 0)} << 16 | half_at(key, row, column, 1)) + below(2);
-}
-
-Place any_place(i64 rows, i64 columns) {
-  static const u64 starts[] = {0, 1, kOne - 3, (u64{1} << 63) - 2, u64{1} << 63, ~u64{0} - 40};
-  Place place{};
-  place.key = generator();
-  place.stream = below(3) ? below(2) : below(u64{1} << 30);
-  place.first_row = any_of(starts) + (below(2) ? 0 : below(100));
-  switch (below(4)) {
-    case 0: place.first_column = below(200); break;
-    case 1: place.first_column = kLastColumn + 1 - static_cast<u64>(columns); break;
-    case 2: place.first_column = below(kLastColumn + 2 - static_cast<u64>(columns)); break;
-    default: break;
-  }
-  place.threshold = any_threshold(place, rows, columns);
-  return place;
-}
-
-template <class T>
-std::vector<T> any_values(i64 count) {
-  static const float special[] = {0.0f, -0.0f, 1e-45f, -1e-40f, 6e-8f, 6e-5f, 65504.0f, 65520.0f, 3.4e38f, 1.0f / 0.0f, -1.0f / 0.0f, 0.0f / 0.0f};
-  std::vector<T> values(static_cast<std::size_t>(count));
-  for (T& value : values) {
-    const u64 bits = generator();
-    std::memcpy(&value, &bits, sizeof value);  // NaN of every kind among them
-    if (below(4) == 0) value = from_float<T>(any_of(special));
-  }
-  return values;
-}
-
-template <>
-std::vector<double> any_values<double>(i64 count) {
-  std::vector<double> values(static_cast<std::size_t>(count));
-  for (double& value : values) {
-    const u64 bits = below(8) ? generator() : generator() & ~(u64{0x7FF} << 52);  // one in eight is subnormal
-    std::memcpy(&value, &bits, sizeof value);
-  }
-  return values;
-}
-
-template <class T>
-std::vector<T> untouched(i64 count) {
-  std::vector<T> values(static_cast<std::size_t>(count));
-  if (count) std::memset(static_cast<void*>(values.data()), kPattern, values.size() * sizeof(T));
-  return values;
-}
-
-template <class T>
-bool are_equal(const std::vector<T>& first, const std::vector<T>& second) {
-  return first.empty() || std::memcmp(first.data(), second.data(), first.size() * sizeof(T)) == 0;
 }
 
 std::string text(const Place& place, const Task& task) {
@@ -144,6 +56,45 @@ std::string text(const Place& place, const Task& task) {
                 static_cast<long long>(task.row_begin), static_cast<long long>(task.row_end),
                 static_cast<long long>(task.column_begin), static_cast<long long>(task.column_end));
   return line;
+}
+
+// The operations that combine dropout with another, from the mask as bytes.
+template <class T, class Function>
+void check_fused(Type type, Activation activation, Task task, const std::vector<unsigned char>& bytes, const std::string& what) {
+  using F = compute_t<T>;
+  const i64 elements = static_cast<i64>(bytes.size());
+  const std::vector<T> input = any_values<T>(elements), other = any_values<T>(elements), bias = any_values<T>(task.columns);
+  const bool has_bias = below(2);
+  const F scale = static_cast<F>(task.scale);
+  std::vector<T> added = untouched<T>(elements), activated = added, gradient = added;
+  for (std::size_t at = 0; at < bytes.size(); ++at) {
+    if (bytes[at] == kPattern) continue;
+    const auto column = static_cast<std::size_t>((static_cast<i64>(at) - task.offset) % task.columns);
+    const F value = to_float(input[at]), with = to_float(other[at]), shift = has_bias ? to_float(bias[column]) : 0;
+    added[at] = from_compute<T>((bytes[at] ? value * scale : 0) + with);
+    activated[at] = from_compute<T>(bytes[at] ? Function::value(has_bias ? value + shift : value) * scale : 0);
+    gradient[at] = from_compute<T>(bytes[at] ? value * Function::derivative(has_bias ? with + shift : with) * scale : 0);
+  }
+  task.input = input.data();
+  for (const Table* path : kPaths) {
+    if (!path->is_supported()) continue;
+    std::vector<T> found = untouched<T>(elements);
+    task.output = found.data();
+    task.bias = nullptr;
+    task.other = other.data();
+    path->add.of[type](task);
+    expect(are_same_numbers(found, added), path->name, "add, " + what);
+    task.bias = has_bias ? bias.data() : nullptr;
+    found = untouched<T>(elements);
+    task.output = found.data();
+    path->activate_gradient[activation].of[type](task);
+    expect(are_same_numbers(found, gradient), path->name, "gradient of activation " + std::to_string(activation) + ", " + what);
+    task.other = nullptr;
+    found = untouched<T>(elements);
+    task.output = found.data();
+    path->activate[activation].of[type](task);
+    expect(are_same_numbers(found, activated), path->name, "activation " + std::to_string(activation) + ", " + what);
+  }
 }
 
 // One task: a part of a slice, at an offset in its tensor.
@@ -191,7 +142,7 @@ void check_task(Type type) {
     std::vector<T> found = untouched<T>(elements);
     task.input = input.data();
     task.output = found.data();
-    path->dropout[type](task);
+    path->dropout.of[type](task);
     expect(are_equal(found, values), path->name, std::string("dropout, ") + kTypeNames[type] + ", " + text(place, task));
 
     std::vector<T> in_place = input, wanted = input;
@@ -199,7 +150,7 @@ void check_task(Type type) {
       if (bytes[at] != kPattern) wanted[at] = values[at];
     }
     task.input = task.output = in_place.data();
-    path->dropout[type](task);
+    path->dropout.of[type](task);
     expect(are_equal(in_place, wanted), path->name, std::string("dropout in place, ") + kTypeNames[type] + ", " + text(place, task));
 
     std::vector<u64> found_words(words.size());
@@ -211,6 +162,14 @@ void check_task(Type type) {
     task.output = found_bytes.data();
     path->keep_bytes(task);
     expect(found_bytes == bytes, path->name, "bytes, " + text(place, task));
+  }
+
+  const std::string what = std::string(kTypeNames[type]) + ", " + text(place, task);
+  switch (below(kActivations)) {
+    case kRelu: return check_fused<T, Relu>(type, kRelu, task, bytes, what);
+    case kGelu: return check_fused<T, Gelu>(type, kGelu, task, bytes, what);
+    case kGeluTanh: return check_fused<T, GeluTanh>(type, kGeluTanh, task, bytes, what);
+    default: return check_fused<T, Silu>(type, kSilu, task, bytes, what);
   }
 }
 
@@ -235,7 +194,7 @@ void check_all_halves(Type type) {
         task.columns = task.column_end = static_cast<i64>(input.size());
         task.row_end = 1;
         task.scale = scale;
-        path->apply_bits[type](task);
+        path->apply_bits.of[type](task);
         expect(are_equal(found, values), path->name, std::string("all numbers of ") + kTypeNames[type] + " times " + std::to_string(scale));
       }
     }
