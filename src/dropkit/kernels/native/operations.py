@@ -18,8 +18,10 @@ __all__ = [
     "activate_gradient_plain",
     "activate_plain",
     "add_plain",
+    "apply_bits_",
     "dropout",
     "dropout_plain",
+    "keep_bits_plain",
     "keep_mask",
     "takes",
 ]
@@ -80,6 +82,29 @@ def activate_gradient_plain(
     return output
 
 
+def keep_bits_plain(place: tuple[int, int, int], first_row: int, row_step: int, key: int, threshold: int) -> Tensor:
+    """Return the mask of slices of rows of columns, a bit an element, in words of 64.
+
+    Args:
+        place: Number of slices, of rows in each, and of columns.
+        first_row: Number of the first row.
+        row_step: How many rows a slice is after the one before it.
+        key: The key of all slices, at stream 0.
+        threshold: Of the rate.
+    """
+    words = torch.zeros(math.prod(place) + 63 >> 6, dtype=torch.int64)
+    packed = _packed_place(*place, key, threshold)
+    packed[4], packed[5] = _int64(first_row), _int64(row_step)
+    _library().keep_bits(words.data_ptr(), packed)
+    return words
+
+
+def apply_bits_(input: Tensor, words: Tensor, threshold: int) -> None:
+    """Apply dropout in place to a tensor that the kernels take, by the bits of its mask."""
+    place = input.data_ptr()
+    _library().apply_bits(TYPES[input.dtype], place, place, words.data_ptr(), input.numel(), threshold, 1)
+
+
 def _library() -> Library:
     found = library()
     assert found is not None  # noqa: S101  # `takes` asked
@@ -89,8 +114,11 @@ def _library() -> Library:
 def _packed(input: Tensor, key: int, threshold: int) -> Any:
     """Return what the library reads of one slice: numbers, and pointers to the last three of them."""
     columns = input.shape[-1] if input.dim() else 1
-    rows = input.numel() // columns if columns else 0
-    packed = _PACKED(1, 1, rows, columns)
+    return _packed_place(1, input.numel() // columns if columns else 0, columns, key, threshold)
+
+
+def _packed_place(slices: int, rows: int, columns: int, key: int, threshold: int) -> Any:
+    packed = _PACKED(1, slices, rows, columns)
     packed[13], packed[15] = _int64(key), threshold
     packed[7:10] = [ctypes.addressof(packed) + 8 * place for place in (13, 14, 15)]
     return packed

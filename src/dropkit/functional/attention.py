@@ -1,0 +1,268 @@
+"""Attention whose dropout mask is addressed by query and key, and never stored."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+
+from dropkit._checks import PROBABILITY, argument_error, argument_type_error
+from dropkit.functional.address import draw_key
+from dropkit.functional.dropout import dropout
+from dropkit.functional.eager import is_plain
+from dropkit.functional.inputs import check_input
+from dropkit.kernels.native import operations as native
+
+__all__ = ["scaled_dot_product_attention"]
+
+_WHERE = "scaled_dot_product_attention"
+_WEIGHTS_AT_ONCE = 2**19  # of heads and queries together: what is computed at a time, few enough for a cache
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float | Tensor = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    training: bool = True,
+    generator: torch.Generator | None = None,
+    dropout_key: int | Tensor | None = None,
+    stream: int | Tensor = 0,
+) -> Tensor:
+    """Attend, with dropout of the attention weights in training.
+
+    It takes the arguments of `torch.nn.functional.scaled_dot_product_attention`, and draws nothing where `training` is
+    False. The weight of a query and a key has the place (..., head, query, key) in the mask, whatever is computed
+    together. On a CPU, in eager code and for one dropout key, weights are computed some queries at a time, for the
+    backward pass again, so that memory grows with the number of keys and not with its square.
+
+    Args:
+        query: Tensor of shape (..., heads, queries, width).
+        key: Tensor of shape (..., heads, keys, width).
+        value: Tensor of shape (..., heads, keys, columns).
+        attn_mask: A bool tensor, True = takes part, or numbers to add to the scores; broadcasts to
+            (..., heads, queries, keys). Default: none.
+        dropout_p: Probability of dropping a weight, in ``[0, 1]``, or a tensor as for `dropout`. Default: 0.
+        is_causal: Whether query i attends to keys 0 .. i alone; without `attn_mask`. Default: False.
+        scale: What scores are multiplied by. Default: ``1 / sqrt(width)``.
+        enable_gqa: Whether `key` and `value` may have fewer heads, each serving as many consecutive heads of `query`.
+            Default: False.
+        training: Whether to drop. Default: True.
+        generator: Where to draw the dropout key. Default: PyTorch's own generator.
+        dropout_key: The key of the mask, as `key` for `dropout`. Default: drawn.
+        stream: Number of the pass, as for `dropout`. Default: 0.
+
+    Returns:
+        A tensor of shape (..., heads, queries, columns).
+
+    Raises:
+        ArgumentError: If a value is out of range, sources of noise are mixed, or heads do not fit.
+        ArgumentTypeError: If an argument has a wrong type.
+
+    Examples:
+        >>> import torch, dropkit
+        >>> from dropkit.functional import scaled_dot_product_attention
+        >>> query, key, value = (torch.randn(2, 4, 10, 8) for _ in range(3))
+        >>> scaled_dot_product_attention(query, key, value, dropout_p=0.1, is_causal=True).shape
+        torch.Size([2, 4, 10, 8])
+
+    References:
+        Vaswani et al. (2017), "Attention is all you need", sections 3.2.1 and 5.4. Rabe and Staats (2021),
+        "Self-attention does not need O(n^2) memory", for computing it in parts.
+    """
+    tensors = (query, key, value, attn_mask, dropout_p, dropout_key, stream)
+    if has_torch_function(tensors):
+        return handle_torch_function(
+            scaled_dot_product_attention, tensors, query, key, value, attn_mask, dropout_p, is_causal, scale,
+            enable_gqa, training=training, generator=generator, dropout_key=dropout_key, stream=stream,
+        )  # fmt: skip
+    _check(query, key, value, attn_mask, is_causal, training)
+    if not isinstance(dropout_p, Tensor):
+        PROBABILITY.check(_WHERE, "dropout_p", dropout_p)
+    if not training or (not isinstance(dropout_p, Tensor) and dropout_p == 0):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask, 0.0, is_causal, scale, enable_gqa)
+    key, value = (_repeated(tensor, query, enable_gqa) for tensor in (key, value))
+    factor = 1 / math.sqrt(query.size(-1)) if scale is None else scale
+    one_key = dropout_key is None or (type(dropout_key) is int and 0 <= dropout_key < 2**64)
+    plain = type(dropout_p) is float and generator is None and type(stream) is int and stream == 0 and one_key
+    if plain and _is_plain(query, key, value, attn_mask):
+        drawn = int(draw_key("dropout", None, query)) % 2**64 if dropout_key is None else dropout_key
+        threshold = math.floor(dropout_p * 2.0**32 + 0.5)  # type: ignore[operator]  # it is a float
+        return _Attention.apply(query, key, value, attn_mask, is_causal, factor, drawn, threshold)
+    noise = {"generator": generator, "key": dropout_key, "stream": stream}
+    return _attend(query, key, value, attn_mask, is_causal, factor, dropout_p, noise)
+
+
+def _check(query: Any, key: Any, value: Any, attn_mask: Any, is_causal: Any, training: Any) -> None:
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(tensor, Tensor):
+            raise argument_type_error(_WHERE, name, "a torch.Tensor", tensor)
+        if tensor.dim() < 2:
+            raise argument_error(_WHERE, name, "of two axes or more", tuple(tensor.shape))
+        if tensor.dtype != query.dtype:
+            raise argument_type_error(_WHERE, name, f"of the query's type {query.dtype}", tensor.dtype)
+    check_input(_WHERE, query, training=training, is_causal=is_causal)
+    if attn_mask is not None:
+        if not isinstance(attn_mask, Tensor):
+            raise argument_type_error(_WHERE, "attn_mask", "a torch.Tensor", attn_mask)
+        if is_causal:
+            raise argument_error(_WHERE, "attn_mask", "None where is_causal is True", tuple(attn_mask.shape))
+        if attn_mask.dtype not in (torch.bool, query.dtype):
+            raise argument_type_error(_WHERE, "attn_mask", f"bool or {query.dtype}", attn_mask.dtype)
+
+
+def _repeated(tensor: Tensor, query: Tensor, enable_gqa: bool) -> Tensor:
+    """Give every head of the query its keys or values."""
+    if not enable_gqa or query.dim() < 3:
+        return tensor
+    heads, own = query.size(-3), tensor.size(-3)
+    if own == 0 or heads % own:
+        raise argument_error(_WHERE, "key", f"of a number of heads that divides the query's {heads}", own)
+    return tensor.repeat_interleave(heads // own, -3) if own != heads else tensor
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    is_causal: bool,
+    factor: float,
+    p: float | Tensor,
+    noise: dict[str, Any],
+) -> Tensor:
+    """Attend with all weights at once, by operations that PyTorch differentiates, maps and compiles."""
+    scores = (query * factor) @ key.transpose(-2, -1)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    weights = torch._safe_softmax(_masked(scores, attn_mask), -1)
+    return dropout(weights, p, **noise) @ value
+
+
+def _masked(scores: Tensor, attn_mask: Tensor | None) -> Tensor:
+    if attn_mask is None:
+        return scores
+    return scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+
+
+def _is_plain(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> bool:
+    """Tell whether the parts can be computed here: plain tensors with the same leading axes, and a mask of constants."""
+    same = query.dim() >= 3 and query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
+    constant = attn_mask is None or not attn_mask.requires_grad
+    wide = query.dtype in (torch.float32, torch.float64)
+    return same and constant and wide and all(_is_dense(tensor) for tensor in (query, key, value))
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Tell whether a tensor is plain once its elements lie in order."""
+    return is_plain(tensor) or (not tensor.is_contiguous() and is_plain(tensor[..., :1, :1].detach().contiguous()))
+
+
+def _per_head(attn_mask: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
+    """Return a mask of shape (heads, queries, keys), with one head where all share it."""
+    if attn_mask is None:
+        return None
+    if math.prod(attn_mask.shape[:-2]) == 1:
+        return attn_mask.expand(*attn_mask.shape[:-2], *shape[-2:]).reshape(1, *shape[-2:])
+    return attn_mask.expand(shape).reshape(-1, *shape[-2:])
+
+
+class _Parts:
+    """The weights of one call, a part of heads and queries at a time."""
+
+    def __init__(self, query: Tensor, key: Tensor, attn_mask: Tensor | None, is_causal: bool, factor: float) -> None:
+        self.shape = (*query.shape[:-1], key.size(-2))
+        self.queries, self.keys = self.shape[-2:]
+        self.query, self.key = query.reshape(-1, *query.shape[-2:]) * factor, key.reshape(-1, *key.shape[-2:])
+        self.attn_mask = _per_head(attn_mask, self.shape)
+        self.is_causal = is_causal
+        self.heads = len(self.query)
+        self.most_queries = min(self.queries, max(_WEIGHTS_AT_ONCE // max(self.keys, 1), 1))
+        self.most_heads = max(_WEIGHTS_AT_ONCE // max(self.keys * self.most_queries, 1), 1)
+        if self.most_heads > 1 or self.heads == 1:
+            return
+        # Heads together and fewer queries: larger products serve several threads better.
+        self.most_heads = self.heads
+        self.most_queries = max(_WEIGHTS_AT_ONCE // max(self.keys * self.heads, 1), 64)
+
+    def __iter__(self) -> Iterator[tuple[slice, slice, slice]]:
+        """Yield heads, queries and the keys that these queries may attend to."""
+        for head in range(0, self.heads, self.most_heads):
+            for first in range(0, self.queries, self.most_queries):
+                end = min(first + self.most_queries, self.queries)
+                keys = min(end, self.keys) if self.is_causal else self.keys
+                yield slice(head, min(head + self.most_heads, self.heads)), slice(first, end), slice(0, keys)
+
+    def weights(self, heads: slice, queries: slice, keys: slice) -> Tensor:
+        """Return the attention weights of a part, before dropout."""
+        scores = torch.bmm(self.query[heads, queries], self.key[heads, keys].transpose(1, 2))
+        if self.is_causal:
+            rows = torch.arange(queries.start, queries.stop)[:, None]
+            scores.masked_fill_(torch.arange(keys.stop) > rows, -math.inf)
+            return torch.softmax(scores, -1)  # every query attends to the first key
+        if self.attn_mask is None:
+            return torch.softmax(scores, -1)
+        part = self.attn_mask[heads if len(self.attn_mask) > 1 else slice(None), queries]
+        return torch._safe_softmax(_masked(scores, part), -1)
+
+    def bits(self, heads: slice, queries: slice, keys: slice, key: int, threshold: int) -> Tensor:
+        """Return the mask of a part, a bit a weight."""
+        place = (heads.stop - heads.start, queries.stop - queries.start, keys.stop - keys.start)
+        first_row = heads.start * self.queries + queries.start
+        return native.keep_bits_plain(place, first_row, self.queries, key, threshold)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, *rest: Any) -> Tensor:
+        is_causal, factor, dropout_key, threshold = rest
+        ctx.rest = rest
+        parts = _Parts(query, key, attn_mask, is_causal, factor)
+        values = value.reshape(-1, *value.shape[-2:])
+        output = query.new_empty(parts.heads, parts.queries, value.size(-1))
+        for heads, queries, keys in parts:
+            weights = parts.weights(heads, queries, keys)
+            bits = parts.bits(heads, queries, keys, dropout_key, threshold)
+            native.apply_bits_(weights, bits, threshold)
+            output[heads, queries] = torch.bmm(weights, values[heads, keys])
+        output = output.view(*query.shape[:-1], value.size(-1))
+        ctx.save_for_backward(query, key, value, attn_mask, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, attn_mask, output = ctx.saved_tensors
+        is_causal, factor, dropout_key, threshold = ctx.rest
+        none = (None,) * 5
+        if torch.is_grad_enabled() or not _is_dense(grad):  # a second derivative, or a batch of gradients
+            with torch.enable_grad():
+                inputs = [tensor.view_as(tensor) for tensor in (query, key, value)]
+                noise = {"key": dropout_key}
+                found = _attend(*inputs, attn_mask, is_causal, factor, threshold / 2.0**32, noise)
+                return *torch.autograd.grad(found, inputs, grad, create_graph=True), *none
+        parts = _Parts(query, key, attn_mask, is_causal, factor)
+        of_query, of_key = torch.zeros_like(parts.query), torch.zeros_like(parts.key)
+        flat = [tensor.reshape(-1, *tensor.shape[-2:]) for tensor in (value, grad, output)]
+        values, grads, _ = flat
+        of_value = torch.zeros_like(values)
+        delta = (flat[1] * flat[2]).sum(-1, keepdim=True)
+        for heads, queries, keys in parts:
+            weights = parts.weights(heads, queries, keys)
+            bits = parts.bits(heads, queries, keys, dropout_key, threshold)
+            of_weights = torch.bmm(grads[heads, queries], values[heads, keys].transpose(1, 2))
+            native.apply_bits_(of_weights, bits, threshold)
+            of_scores = of_weights.sub_(delta[heads, queries]).mul_(weights)
+            native.apply_bits_(weights, bits, threshold)
+            of_value[heads, keys] += torch.bmm(weights.transpose(1, 2), grads[heads, queries])
+            of_query[heads, queries] = torch.bmm(of_scores, parts.key[heads, keys])
+            of_key[heads, keys] += torch.bmm(of_scores.transpose(1, 2), parts.query[heads, queries])
+        of_query *= factor
+        return of_query.view(query.shape), of_key.view(key.shape), of_value.view(value.shape), *none
