@@ -88,14 +88,16 @@ def scaled_dot_product_attention(
     if not isinstance(dropout_p, Tensor):
         PROBABILITY.check(_WHERE, "dropout_p", dropout_p)
     if not training or (not isinstance(dropout_p, Tensor) and dropout_p == 0):
-        return F.scaled_dot_product_attention(query, key, value, attn_mask, 0.0, is_causal, scale, enable_gqa)
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
     key, value = (_repeated(tensor, query, enable_gqa) for tensor in (key, value))
     factor = 1 / math.sqrt(query.size(-1)) if scale is None else scale
     one_key = dropout_key is None or (type(dropout_key) is int and 0 <= dropout_key < 2**64)
     plain = type(dropout_p) is float and generator is None and type(stream) is int and stream == 0 and one_key
     if plain and _is_plain(query, key, value, attn_mask):
         drawn = int(draw_key("dropout", None, query)) % 2**64 if dropout_key is None else dropout_key
-        threshold = math.floor(dropout_p * 2.0**32 + 0.5)  # type: ignore[operator]  # it is a float
+        threshold = math.floor(dropout_p * 2.0**32 + 0.5)
         return _Attention.apply(query, key, value, attn_mask, is_causal, factor, drawn, threshold)
     noise = {"generator": generator, "key": dropout_key, "stream": stream}
     return _attend(query, key, value, attn_mask, is_causal, factor, dropout_p, noise)
@@ -143,18 +145,20 @@ def _attend(
     scores = (query * factor) @ key.transpose(-2, -1)
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    weights = torch._safe_softmax(_masked(scores, attn_mask), -1)
-    return dropout(weights, p, **noise) @ value
+    return dropout(_weights(scores, attn_mask), p, **noise) @ value
 
 
-def _masked(scores: Tensor, attn_mask: Tensor | None) -> Tensor:
+def _weights(scores: Tensor, attn_mask: Tensor | None) -> Tensor:
+    """Return the weights of every query; one that may attend to nothing has weights of zero, and no gradient."""
     if attn_mask is None:
-        return scores
-    return scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+        return torch.softmax(scores, -1)
+    scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+    nothing = (scores == -math.inf).all(-1, keepdim=True)
+    return torch.softmax(scores.masked_fill(nothing, 0.0), -1).masked_fill(nothing, 0.0)
 
 
 def _is_plain(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> bool:
-    """Tell whether the parts can be computed here: plain tensors with the same leading axes, and a mask of constants."""
+    """Tell whether the parts can be computed here: plain tensors with the same leading axes, a constant mask."""
     same = query.dim() >= 3 and query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
     constant = attn_mask is None or not attn_mask.requires_grad
     wide = query.dtype in (torch.float32, torch.float64)
@@ -210,8 +214,7 @@ class _Parts:
             return torch.softmax(scores, -1)  # every query attends to the first key
         if self.attn_mask is None:
             return torch.softmax(scores, -1)
-        part = self.attn_mask[heads if len(self.attn_mask) > 1 else slice(None), queries]
-        return torch._safe_softmax(_masked(scores, part), -1)
+        return _weights(scores, self.attn_mask[heads if len(self.attn_mask) > 1 else slice(None), queries])
 
     def bits(self, heads: slice, queries: slice, keys: slice, key: int, threshold: int) -> Tensor:
         """Return the mask of a part, a bit a weight."""
@@ -244,10 +247,10 @@ class _Attention(torch.autograd.Function):
         none = (None,) * 5
         if torch.is_grad_enabled() or not _is_dense(grad):  # a second derivative, or a batch of gradients
             with torch.enable_grad():
-                inputs = [tensor.view_as(tensor) for tensor in (query, key, value)]
+                query, key, value = (tensor.view_as(tensor) for tensor in (query, key, value))
                 noise = {"key": dropout_key}
-                found = _attend(*inputs, attn_mask, is_causal, factor, threshold / 2.0**32, noise)
-                return *torch.autograd.grad(found, inputs, grad, create_graph=True), *none
+                found = _attend(query, key, value, attn_mask, is_causal, factor, threshold / 2.0**32, noise)
+                return *torch.autograd.grad(found, (query, key, value), grad, create_graph=True), *none
         parts = _Parts(query, key, attn_mask, is_causal, factor)
         of_query, of_key = torch.zeros_like(parts.query), torch.zeros_like(parts.key)
         flat = [tensor.reshape(-1, *tensor.shape[-2:]) for tensor in (value, grad, output)]

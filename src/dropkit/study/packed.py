@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from dropkit.functional import dropout
-from dropkit.random import call_key, keep_mask, normal, uniform32
+from dropkit.functional.address import signed
+from dropkit.random import call_key, normal, uniform32
 from dropkit.study.augmentation import augmented, drawn, mixed, padded_windows
 from dropkit.study.budgets import Budget
 from dropkit.study.checkpoint import Checkpoint
@@ -239,12 +240,8 @@ class _Pack:
                 weight.mul_((self.longest / weight.norm(dim=1, keepdim=True)).clamp(max=1))
 
     def _drop(self, hidden: Tensor, layer: int) -> Tensor:
-        # NumPy draws masks of this size twice as fast as PyTorch does operation by operation; they are the same masks.
-        masks = [
-            keep_mask(dropout_key(model.key, layer, self.step), hidden.shape[1:], model.recipe.dropout)
-            for model in self.models
-        ]
-        return dropout(hidden, self.rates, mask=torch.from_numpy(np.stack(masks)))
+        keys = [signed(dropout_key(model.key, layer, self.step)) for model in self.models]
+        return dropout(hidden, self.rates, key=torch.tensor(keys))
 
     def score(self, epoch: int) -> None:
         """Score every model on its own rows, and keep the parameters where the inner rows like them best so far."""

@@ -1,0 +1,182 @@
+"""Attention with dropout: PyTorch's numbers where nothing is dropped, one mask however it is computed."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dropkit import kernels
+from dropkit.errors import ArgumentError, ArgumentTypeError
+from dropkit.functional import attention, scaled_dot_product_attention
+from dropkit.random import keep_mask
+
+KEY = 9
+
+
+def inputs(*shape: int, keys: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value of shape (..., heads, queries, width)."""
+    *heads, queries, width = shape
+    keys = keys or queries
+    return (
+        torch.randn(*heads, queries, width, dtype=dtype, requires_grad=True),
+        torch.randn(*heads, keys, width, dtype=dtype, requires_grad=True),
+        torch.randn(*heads, keys, width + 1, dtype=dtype, requires_grad=True),
+    )
+
+
+def by_hand(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, p: float, is_causal: bool) -> Tensor:
+    """Attention by its formula, with the mask of `dropkit.random`."""
+    scores = query @ key.transpose(-2, -1) / math.sqrt(query.size(-1))
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+    weights = torch.softmax(scores, -1).nan_to_num(0.0)  # a query that may attend to nothing has no weights
+    keep = torch.from_numpy(keep_mask(KEY, tuple(weights.shape), p))
+    return (weights * keep / (1 - math.floor(p * 2**32 + 0.5) / 2**32)) @ value
+
+
+MASKS: dict[str, Callable[..., Tensor | None]] = {
+    "none": lambda *_: None,
+    "causal": lambda *_: None,
+    "bool": lambda heads, queries, keys: (torch.rand(queries, keys) > 0.3).index_fill_(0, torch.tensor([0]), False),
+    "numbers": lambda heads, queries, keys: torch.randn(queries, keys, dtype=torch.float64),
+    "a head": lambda heads, queries, keys: torch.randn(*heads, queries, keys, dtype=torch.float64),
+    "padding": lambda heads, queries, keys: torch.rand(*heads[:-1], *(1,) * bool(heads), 1, keys) > 0.2,
+}
+
+
+@pytest.mark.parametrize("at_once", [2**19, 700, 60])
+@pytest.mark.parametrize("shape", [(2, 3, 17, 8), (3, 20, 8), (1, 2, 70, 16), (2, 1, 1, 4)])
+@pytest.mark.parametrize("mask", MASKS)
+def test_it_is_the_formula_with_the_mask_of_its_key(
+    mask: str, shape: tuple[int, ...], at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(attention, "_WEIGHTS_AT_ONCE", at_once)
+    tensors = inputs(*shape, keys=shape[-2] + 5)
+    attn_mask = MASKS[mask](shape[:-2], shape[-2], shape[-2] + 5)
+    is_causal = mask == "causal"
+    found = scaled_dot_product_attention(*tensors, attn_mask, 0.3, is_causal, dropout_key=KEY)
+    wanted = by_hand(*tensors, attn_mask, 0.3, is_causal)
+    torch.testing.assert_close(found, wanted, atol=1e-12, rtol=1e-12)
+    grad = torch.randn_like(wanted)
+    for one, other in zip(*(torch.autograd.grad(result, tensors, grad) for result in (found, wanted)), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-11, rtol=1e-11)
+
+
+def test_the_parts_serve_where_kernels_are_compiled() -> None:
+    found = scaled_dot_product_attention(*inputs(2, 3, 17, 8), dropout_p=0.3, dropout_key=KEY)
+    name = found.grad_fn.name()
+    assert ("Attention" in name) == (kernels.info().kernel != "portable")
+
+
+@pytest.mark.parametrize("options", [{"training": False, "dropout_p": 0.5}, {"dropout_p": 0.0}])
+def test_without_dropout_it_is_pytorchs(options: dict[str, Any]) -> None:
+    tensors = inputs(2, 4, 10, 8, dtype=torch.float32)
+    state = torch.get_rng_state()
+    found = scaled_dot_product_attention(*tensors, is_causal=True, scale=0.3, **options)
+    assert torch.equal(found, F.scaled_dot_product_attention(*tensors, is_causal=True, scale=0.3))
+    assert torch.equal(torch.get_rng_state(), state)  # nothing is drawn
+
+
+def test_a_rate_of_one_leaves_zeros_without_a_nan() -> None:
+    tensors = inputs(2, 4, 10, 8)
+    found = scaled_dot_product_attention(*tensors, dropout_p=1.0)
+    assert (found == 0).all()
+    assert all((grad == 0).all() for grad in torch.autograd.grad(found.sum(), tensors))
+
+
+def test_fewer_heads_of_keys_serve_consecutive_heads_of_queries() -> None:
+    query, _, _ = inputs(2, 6, 10, 8)
+    _, key, value = inputs(2, 2, 10, 8)
+    found = scaled_dot_product_attention(query, key, value, dropout_p=0.3, enable_gqa=True, dropout_key=KEY)
+    repeated = (tensor.repeat_interleave(3, 1) for tensor in (key, value))
+    wanted = by_hand(query, *repeated, None, 0.3, False)
+    torch.testing.assert_close(found, wanted, atol=1e-12, rtol=1e-12)
+    undropped = scaled_dot_product_attention(query, key, value, enable_gqa=True)
+    torch.testing.assert_close(undropped, F.scaled_dot_product_attention(query, key, value, enable_gqa=True))
+    with pytest.raises(ArgumentError, match="divides the query's 6"):
+        scaled_dot_product_attention(query, *inputs(2, 4, 10, 8)[1:], dropout_p=0.3, enable_gqa=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_types(dtype: torch.dtype) -> None:
+    tensors = inputs(2, 4, 30, 8, dtype=dtype)
+    found = scaled_dot_product_attention(*tensors, dropout_p=0.3, dropout_key=KEY)
+    assert found.dtype == dtype
+    exact = by_hand(*(tensor.double() for tensor in tensors), None, 0.3, False)
+    torch.testing.assert_close(found.double(), exact, atol=40 * torch.finfo(dtype).eps, rtol=0)
+    assert all(grad.dtype == dtype for grad in torch.autograd.grad(found.sum(), tensors))
+
+
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
+def test_layouts_and_ways_give_the_same() -> None:
+    query, key, value = (tensor.detach() for tensor in inputs(2, 4, 10, 8))
+    wanted = by_hand(query, key, value, None, 0.3, False)
+    call: Callable[..., Tensor] = lambda *tensors, **options: scaled_dot_product_attention(  # noqa: E731
+        *tensors, dropout_p=0.3, **{"dropout_key": KEY, **options}
+    )
+    turned = [tensor.transpose(1, 2).contiguous().transpose(1, 2) for tensor in (query, key, value)]
+    for found in (
+        call(*turned),
+        call(query, key, value, dropout_key=torch.tensor(KEY)),
+        torch.compile(call, backend="eager", fullgraph=True)(query, key, value, dropout_key=torch.tensor(KEY)),
+    ):
+        torch.testing.assert_close(found, wanted, atol=1e-12, rtol=1e-12)
+    mapped = torch.func.vmap(lambda q: call(q, key[0], value[0]))(query[:1])  # an explicit key: the same mask for all
+    torch.testing.assert_close(mapped[0], by_hand(query[0], key[0], value[0], None, 0.3, False))
+
+
+def test_derivatives_of_both_orders() -> None:
+    tensors = inputs(2, 5, 3)
+    call: Callable[..., Tensor] = lambda *t: scaled_dot_product_attention(*t, dropout_p=0.4, dropout_key=KEY)  # noqa: E731
+    assert torch.autograd.gradcheck(call, tensors, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(call, tensors)
+
+
+def test_drawn_masks_follow_the_seed_and_differ() -> None:
+    tensors = inputs(2, 4, 10, 8)
+    torch.manual_seed(0)
+    first, second = (scaled_dot_product_attention(*tensors, dropout_p=0.5) for _ in range(2))
+    torch.manual_seed(0)
+    assert torch.equal(scaled_dot_product_attention(*tensors, dropout_p=0.5), first)
+    assert not torch.equal(first, second)
+
+
+def test_no_weights_are_kept_for_the_backward_pass() -> None:
+    if kernels.info().kernel == "portable":
+        pytest.skip("portable operations keep the weights, as PyTorch does")
+    tensors = inputs(1, 2, 300, 8)
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        scaled_dot_product_attention(*tensors, dropout_p=0.5)
+    assert max(kept) == 2 * 300 * 9
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"dropout_p": 1.5}, ArgumentError, "`dropout_p`"),
+        ({"dropout_p": math.nan}, ArgumentError, "`dropout_p`"),
+        ({"dropout_p": "0.1"}, ArgumentError, "`dropout_p`"),
+        ({"dropout_key": -1}, ArgumentError, "`key`"),
+        ({"query": "x"}, ArgumentTypeError, "`query` must be a torch.Tensor"),
+        ({"key": torch.ones(2, 3, 4)}, ArgumentTypeError, "`key` must be of the query's type"),
+        ({"value": torch.ones(4, dtype=torch.float64)}, ArgumentError, "`value` must be of two axes"),
+        ({"attn_mask": 3}, ArgumentTypeError, "`attn_mask`"),
+        ({"attn_mask": torch.ones(10, 10, dtype=torch.bool), "is_causal": True}, ArgumentError, "is_causal"),
+        ({"attn_mask": torch.ones(10, 10)}, ArgumentTypeError, "`attn_mask` must be bool"),
+        ({"training": 1}, ArgumentTypeError, "`training`"),
+        ({"is_causal": None}, ArgumentTypeError, "`is_causal`"),
+    ],
+    ids=map(str, range(12)),
+)
+def test_bad_arguments(change: dict[str, Any], error: type[Exception], words: str) -> None:
+    query, key, value = inputs(2, 4, 10, 8)
+    with pytest.raises(error, match=words):
+        scaled_dot_product_attention(**{"query": query, "key": key, "value": value, "dropout_p": 0.1, **change})
