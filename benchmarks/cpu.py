@@ -1,0 +1,242 @@
+"""What dropout costs on a CPU, against PyTorch's and against a multiplication.
+
+    python benchmarks/cpu.py [--quick]
+
+Every row is measured in one process, its sides interleaved; the minimum of many repeats is taken. Both sides allocate
+their output, unless "into" says that memory is there already. A bar stands beside each ratio that has one.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dropkit import kernels
+from dropkit.functional import activation_dropout, dropout, dropout_add, scaled_dot_product_attention
+from dropkit.kernels.native.operations import TYPES, library
+from dropkit.random import threshold
+
+Call = Callable[[], object]
+SECONDS = 0.3 if "--quick" in sys.argv else 2.0  # for each row
+TYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A row of the table: how many times as long one side takes as the other."""
+
+    name: str
+    ours: float
+    other: float
+    bar: float | None = None
+    is_faster: bool = False  # whether the bar is on how much faster ours is, not on how much slower
+
+    def __str__(self) -> str:
+        ratio = self.other / self.ours if self.is_faster else self.ours / self.other
+        words = "x faster" if self.is_faster else "x as long"
+        found = f"{self.name:66} {1e6 * self.ours:10.1f} {1e6 * self.other:10.1f} {ratio:7.2f} {words}"
+        if self.bar is None:
+            return found
+        met = ratio >= self.bar if self.is_faster else ratio <= self.bar
+        return f"{found:110} bar {'>=' if self.is_faster else '<='} {self.bar:<5} {'met' if met else 'MISSED'}"
+
+
+def minima(*calls: Call) -> list[float]:
+    """Return the shortest time of each call in seconds; short calls are repeated, and all take turns."""
+    repeats = []
+    for call in calls:
+        call()
+        start = time.perf_counter()
+        call()
+        repeats.append(max(1, int(2e-4 / max(time.perf_counter() - start, 1e-9))))
+    best = [float("inf")] * len(calls)
+    end, rounds = time.perf_counter() + SECONDS * len(calls) / 2, 0
+    while time.perf_counter() < end or rounds < 3:
+        for i, (call, count) in enumerate(zip(calls, repeats, strict=True)):
+            start = time.perf_counter()
+            for _ in range(count):
+                call()
+            best[i] = min(best[i], (time.perf_counter() - start) / count)
+        rounds += 1
+    return best
+
+
+def report(*ratios: Ratio) -> None:
+    """Print rows."""
+    for ratio in ratios:
+        print(ratio, flush=True)
+
+
+def with_backward(call: Callable[[Tensor], Tensor], x: Tensor, grad: Tensor) -> Call:
+    """Return forward and backward of a call."""
+
+    def run() -> None:
+        x.grad = None
+        call(x).backward(grad)
+
+    return run
+
+
+def forward_and_backward(shape: tuple[int, ...], dtype: torch.dtype, p: float) -> None:
+    """Compare dropout with a multiplication and with PyTorch's dropout."""
+    x = torch.randn(shape).to(dtype)
+    trained, grad, out = x.clone().requires_grad_(), torch.randn(shape).to(dtype), torch.empty_like(x)
+    name = f"{'x'.join(map(str, shape))} {TYPE_NAMES[dtype]} p = {p:.3g}"
+    huge, small = x.numel() >= 2**24, shape in ((512, 1024), (128, 1024))
+    native, address = library(), (TYPES[dtype], x.data_ptr(), out.data_ptr(), x.numel() // shape[-1], shape[-1], 7)
+    torches = minima(lambda: dropout(x, p, key=7), lambda: x * 1.25, lambda: F.dropout(x, p))
+    report(
+        Ratio(
+            f"forward {name}: multiplication", *torches[:2], (1.15 if dtype == torch.float32 else 1.2) if huge else None
+        ),
+        Ratio(f"forward {name}: F.dropout", torches[0], torches[2], {0.1: 15, 0.5: 30}.get(p) if small else None, True),
+    )
+    if native is not None:
+        into = minima(lambda: native.dropout_plain(*address, threshold(p)), lambda: torch.mul(x, 1.25, out=out))
+        bar = ((1.25 if dtype == torch.float32 else 2.2) if huge else 2.4) if huge or small else None
+        report(Ratio(f"forward {name}, into: multiplication", *into, bar))
+    both = minima(
+        with_backward(lambda x: dropout(x, p, key=7), trained, grad),
+        with_backward(lambda x: x * 1.25, trained, grad),
+        with_backward(lambda x: F.dropout(x, p), trained, grad),
+    )
+    report(
+        Ratio(f"forward + backward {name}: multiplication", *both[:2], 1.2 if huge else None),
+        Ratio(
+            f"forward + backward {name}: F.dropout", both[0], both[2], {0.1: 7, 0.5: 12}.get(p) if small else None, True
+        ),
+    )
+
+
+def tiny_layer(p: float) -> None:
+    """Compare a layer that is all overhead."""
+    x, grad = torch.randn(32, 128, requires_grad=True), torch.randn(32, 128)
+    given, drawn, torches = minima(
+        with_backward(lambda x: dropout(x, p, key=7), x, grad),
+        with_backward(lambda x: dropout(x, p), x, grad),
+        with_backward(lambda x: F.dropout(x, p), x, grad),
+    )
+    report(
+        Ratio(
+            f"forward + backward 32x128 p = {p}, key given: F.dropout", given, torches, {0.1: 1.5, 0.5: 2.2}[p], True
+        ),
+        Ratio(
+            f"forward + backward 32x128 p = {p}, key drawn: F.dropout", drawn, torches, {0.1: 1.2, 0.5: 1.8}[p], True
+        ),
+    )
+
+
+def narrow(shape: tuple[int, ...]) -> None:
+    """Compare rows that are shorter than a vector."""
+    x = torch.randn(shape)
+    ours, torches = minima(lambda: dropout(x, 0.5, key=7), lambda: F.dropout(x, 0.5))
+    report(Ratio(f"forward {'x'.join(map(str, shape))} p = 0.5: F.dropout", ours, torches, 10, True))
+
+
+def channels_last() -> None:
+    """Compare images whose channels lie side by side."""
+    x = torch.randn(32, 64, 56, 56).to(memory_format=torch.channels_last)
+    ours, torches, product = minima(lambda: dropout(x, 0.5, key=7), lambda: F.dropout(x, 0.5), lambda: x * 1.25)
+    report(
+        Ratio("forward 32x64x56x56 channels-last p = 0.5: F.dropout", ours, torches, None, True),
+        Ratio("forward 32x64x56x56 channels-last p = 0.5: multiplication", ours, product),
+    )
+
+
+def fused(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    """Compare one pass with several."""
+    x, residual, bias = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype), torch.randn(shape[1]).to(dtype)
+    bar, name = 1.6 if shape[0] >= 4096 else 1.2, f"{shape[0]}x{shape[1]} {TYPE_NAMES[dtype]} p = 0.1"
+    add = minima(lambda: dropout_add(x, residual, 0.1, key=7), lambda: residual + dropout(x, 0.1, key=7))
+    gelu = minima(
+        lambda: activation_dropout(x, "gelu", 0.1, bias=bias, key=7), lambda: dropout(F.gelu(x + bias), 0.1, key=7)
+    )
+    report(
+        Ratio(f"dropout + residual {name}: unfused", *add, bar, True),
+        Ratio(f"bias + GELU + dropout {name}: unfused", *gelu, bar, True),
+    )
+
+
+def attention(tokens: int, p: float, threads: int) -> None:
+    """Compare attention, forward and backward."""
+    query, key, value = (torch.randn(1, 8, tokens, 64, requires_grad=True) for _ in range(3))
+    grad = torch.randn(1, 8, tokens, 64)
+    ours, torches = minima(
+        lambda: scaled_dot_product_attention(query, key, value, dropout_p=p, dropout_key=7).backward(grad),
+        lambda: F.scaled_dot_product_attention(query, key, value, dropout_p=p).backward(grad),
+    )
+    bars = {(1, 0.1): 1.5, (1, 0.5): 1.9, (2, 0.1): 2.0, (2, 0.5): 2.8}
+    bar = bars.get((threads, p)) if tokens == 512 else None
+    report(Ratio(f"attention 1x8x{tokens}x64 forward + backward p = {p}: PyTorch's", ours, torches, bar, True))
+
+
+def perceptron(layer: Callable[[], torch.nn.Module]) -> torch.nn.Sequential:
+    """Return 784-1024-1024-10 with a layer behind each rectifier."""
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Linear(784, 1024), torch.nn.ReLU(), layer(), torch.nn.Linear(1024, 1024), torch.nn.ReLU(), layer(),
+        torch.nn.Linear(1024, 10),
+    )  # fmt: skip
+
+
+def training_step() -> None:
+    """Compare steps of training, eager and compiled."""
+    import dropkit
+
+    x, target = torch.randn(128, 784), torch.randint(10, (128,))
+    layers: Sequence[Callable[[], torch.nn.Module]] = (
+        lambda: dropkit.nn.Dropout(0.5), torch.nn.Identity, lambda: torch.nn.Dropout(0.5)
+    )  # fmt: skip
+
+    def step(model: torch.nn.Module) -> Call:
+        optimizer = torch.optim.Adam(model.parameters(), fused=True)
+
+        def run() -> None:
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), target).backward()
+            optimizer.step()
+
+        return run
+
+    ours, without, torches = minima(*(step(perceptron(layer)) for layer in layers))
+    report(
+        Ratio("step of 784-1024-1024-10 p = 0.5: without dropout", ours, without, 1.10),
+        Ratio("step of 784-1024-1024-10 p = 0.5: torch.nn.Dropout", ours, torches, None, True),
+    )
+    compiled = minima(*(step(torch.compile(perceptron(layer))) for layer in layers))
+    report(
+        Ratio("compiled step p = 0.5: compiled torch.nn.Dropout", compiled[0], compiled[2], 1.0, True),
+        Ratio("compiled step p = 0.5: our eager step", compiled[0], ours, 1.0),
+    )
+
+
+def main() -> None:
+    """Print the table, for one thread and for two."""
+    print(f"torch {torch.__version__}\n{kernels.info()}")
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        print(f"\n{threads} thread{'s' * (threads > 1)}: microseconds of ours, of the other, and their ratio")
+        for dtype in TYPE_NAMES:
+            for shape in ((4096, 4096), (4097, 4095), (512, 1024), (128, 1024)):
+                for p in (0.1, 0.5, 1 / 3) if shape == (4096, 4096) else (0.1, 0.5):
+                    forward_and_backward(shape, dtype, p)
+        for p in (0.1, 0.5):
+            tiny_layer(p)
+        narrow((64, 128, 7, 7))
+        narrow((65536, 10))
+        channels_last()
+        for shape in ((128, 1024), (4096, 4096)):
+            for dtype in TYPE_NAMES:
+                fused(shape, dtype)
+        for tokens in (512, 2048):
+            for p in (0.1, 0.5):
+                attention(tokens, p, threads)
+        training_step()
+
+
+if __name__ == "__main__":
+    main()
