@@ -44,6 +44,9 @@ GOOD: dict[str, dict[str, Any]] = {
     "dropkit.random.uniform": {"key": 1, "shape": (2, 3)},
     "dropkit.random.normal": {"key": 1, "shape": (2, 3)},
     "dropkit.functional.dropout": {"input": X},
+    "dropkit.functional.dropout_add": {"input": X, "residual": X},
+    "dropkit.functional.activation_dropout": {"input": X},
+    "dropkit.functional.scaled_dot_product_attention": {"query": X, "key": X, "value": X},
     "dropkit.nn.Dropout": {},
     "dropkit.nn.Dropout.forward": {"self": dropkit.nn.Dropout(), "input": X},
 }
@@ -191,6 +194,58 @@ def function() -> Iterator[Wrong]:
     yield Wrong("generator", own, ArgumentError, "on the input's device meta", beside=on_meta)
 
 
+def source(prefix: str = "") -> Iterator[Wrong]:
+    """What every function around dropout asks of its rate, key, stream and generator."""
+    named = {"p": f"{prefix}p", "key": f"{prefix}key"}
+    yield from by_constraint(named["p"], PROBABILITY)
+    yield from by_constraint(named["key"], KEY)
+    yield from by_constraint("stream", STREAM)
+    yield from (wrong._replace(name=named.get(wrong.name, wrong.name)) for wrong in tensors())
+    yield from by_type("training", FLAGS, "True or False")
+    yield from by_type("generator", (3, "cpu", torch.default_generator.get_state()), "a torch.Generator")
+
+
+def other(name: str, shape: tuple[int, ...], **beside: Any) -> Iterator[Wrong]:
+    """A second tensor that does not fit the input."""
+    yield from (wrong._replace(beside=beside) for wrong in by_type(name, (1.0, [1.0], "x"), "a torch.Tensor"))
+    half = torch.ones(shape, dtype=torch.float16)
+    rule = "of the input's type torch.float32"
+    yield Wrong(name, half, ArgumentTypeError, rule, shown=(half.dtype,), beside=beside)
+    for unfit in ((5,), (2, 3, 1), (3, 2)):
+        yield Wrong(name, torch.ones(unfit), ArgumentError, f"of shape {shape}", shown=(unfit,), beside=beside)
+
+
+def addition() -> Iterator[Wrong]:
+    yield from inputs()
+    yield from source()
+    yield from other("residual", (2, 3))
+
+
+def activation() -> Iterator[Wrong]:
+    yield from inputs()
+    yield from source()
+    yield from other("bias", (3,))
+    yield from by_constraint("activation", Choice(("relu", "gelu", "gelu_tanh", "silu")))
+
+
+def attention() -> Iterator[Wrong]:
+    for name in ("query", "key", "value"):
+        yield from by_type(name, (None, 1.0, [1.0], "x"), "a torch.Tensor")
+        yield Wrong(name, torch.ones(3), ArgumentError, "of two axes or more", shown=((3,),))
+    for name in ("key", "value"):
+        rule = "of the query's type torch.float32"
+        yield Wrong(name, X.double(), ArgumentTypeError, rule, shown=(torch.float64,))
+    yield from by_type("attn_mask", (3, [True]), "a torch.Tensor")
+    yield Wrong("attn_mask", X.int(), ArgumentTypeError, "bool or torch.float32", shown=(torch.int32,))
+    yield from by_type("is_causal", FLAGS, "True or False")
+    yield from by_type("enable_gqa", FLAGS, "True or False")
+    for value in ("x", [1.0], True):
+        yield Wrong("scale", value, ArgumentTypeError, "a finite number, or None")
+    for value in (math.nan, math.inf):
+        yield Wrong("scale", value, ArgumentError, "a finite number, or None")
+    yield from source("dropout_")
+
+
 def layer() -> Iterator[Wrong]:
     yield from by_constraint("p", PROBABILITY)
     yield from by_type("inplace", FLAGS, "True or False")
@@ -248,6 +303,9 @@ CASES: dict[str, list[Wrong]] = {
     **{f"dropkit.random.{name}": list(numbers(name)) for name in ("keep_mask", "uniform32", "uniform", "normal")},
     "dropkit.random.philox4x32": list(words()),
     "dropkit.functional.dropout": list(function()),
+    "dropkit.functional.dropout_add": list(addition()),
+    "dropkit.functional.activation_dropout": list(activation()),
+    "dropkit.functional.scaled_dot_product_attention": list(attention()),
     "dropkit.nn.Dropout": list(layer()),
     "dropkit.nn.Dropout.forward": list(called()),
 }

@@ -164,7 +164,7 @@ def test_no_weights_are_kept_for_the_backward_pass() -> None:
         ({"dropout_p": 1.5}, ArgumentError, "`dropout_p`"),
         ({"dropout_p": math.nan}, ArgumentError, "`dropout_p`"),
         ({"dropout_p": "0.1"}, ArgumentError, "`dropout_p`"),
-        ({"dropout_key": -1}, ArgumentError, "`key`"),
+        ({"dropout_key": -1}, ArgumentError, "`dropout_key`"),
         ({"query": "x"}, ArgumentTypeError, "`query` must be a torch.Tensor"),
         ({"key": torch.ones(2, 3, 4)}, ArgumentTypeError, "`key` must be of the query's type"),
         ({"value": torch.ones(4, dtype=torch.float64)}, ArgumentError, "`value` must be of two axes"),

@@ -13,6 +13,7 @@ from dropkit.random import threshold
 __all__ = [
     "check_generator",
     "check_not_traced",
+    "check_source",
     "draw_key",
     "key_tensor",
     "signed",
@@ -26,27 +27,55 @@ def signed(value: int) -> int:
     return value if value < 2**63 else value - 2**64
 
 
-def threshold_tensor(where: str, p: float | Tensor, input: Tensor) -> Tensor:
+def check_source(
+    where: str,
+    input: Tensor,
+    p: float | Tensor,
+    key: int | Tensor | None,
+    generator: torch.Generator | None,
+    stream: int | Tensor,
+    prefix: str = "",
+) -> None:
+    """Raise unless rate, key, generator and stream are what `dropkit.functional.dropout` takes.
+
+    Args:
+        where: The function on whose behalf to check.
+        input: The checked input.
+        p: The rate.
+        key: The key.
+        generator: Where to draw the key.
+        stream: Number of the pass.
+        prefix: Of the names that rate and key have in the function.
+    """
+    threshold_tensor(where, p, input, f"{prefix}p")
+    stream_tensor(where, stream, input)
+    if key is not None:
+        key_tensor(where, key, input, f"{prefix}key")
+    if generator is not None:
+        check_generator(where, generator, key, input)
+
+
+def threshold_tensor(where: str, p: float | Tensor, input: Tensor, name: str = "p") -> Tensor:
     """Return the threshold T of a rate, or of one rate a slice of axis 0."""
     if not isinstance(p, Tensor):
-        return _constant(threshold(PROBABILITY.check(where, "p", p)))
-    _check_tensor(where, "p", p, torch.float64, input)
+        return _constant(threshold(PROBABILITY.check(where, name, p)))
+    _check_tensor(where, name, p, torch.float64, input)
     if p.requires_grad:
         remedy = "Dropout has no gradient with respect to its rate; pass p.detach()."
-        raise argument_error(where, "p", "a tensor that requires no gradient", p, remedy)
+        raise argument_error(where, name, "a tensor that requires no gradient", p, remedy)
     if _readable(p) and not bool(((p >= 0) & (p <= 1)).all()):
-        raise argument_error(where, "p", "a number in [0, 1]", p, PROBABILITY.remedy)
+        raise argument_error(where, name, "a number in [0, 1]", p, PROBABILITY.remedy)
     # Where the values cannot be read without waiting, what is out of range counts as the nearest end and NaN as 1.
     rate = p.nan_to_num(1.0).clamp(0.0, 1.0)
     return torch.floor(rate * 2.0**32 + 0.5).to(torch.int64)
 
 
-def key_tensor(where: str, key: int | Tensor, input: Tensor) -> Tensor:
+def key_tensor(where: str, key: int | Tensor, input: Tensor, name: str = "key") -> Tensor:
     """Return a given key, or one key a slice of axis 0."""
     if isinstance(key, Tensor):
-        _check_tensor(where, "key", key, torch.int64, input)
+        _check_tensor(where, name, key, torch.int64, input)
         return key
-    return _constant(signed(KEY.check(where, "key", key)))
+    return _constant(signed(KEY.check(where, name, key)))
 
 
 def draw_key(where: str, generator: torch.Generator | None, input: Tensor) -> Tensor:

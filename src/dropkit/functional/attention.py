@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from dropkit._checks import PROBABILITY, argument_error, argument_type_error
-from dropkit.functional.address import draw_key
+from dropkit._checks import argument_error, argument_type_error
+from dropkit.functional.address import check_source, draw_key
 from dropkit.functional.dropout import dropout
 from dropkit.functional.eager import is_plain
 from dropkit.functional.inputs import check_input
@@ -84,9 +84,9 @@ def scaled_dot_product_attention(
             scaled_dot_product_attention, tensors, query, key, value, attn_mask, dropout_p, is_causal, scale,
             enable_gqa, training=training, generator=generator, dropout_key=dropout_key, stream=stream,
         )  # fmt: skip
-    _check(query, key, value, attn_mask, is_causal, training)
-    if not isinstance(dropout_p, Tensor):
-        PROBABILITY.check(_WHERE, "dropout_p", dropout_p)
+    _check_tensors(query, key, value)
+    _check_options(query, attn_mask, scale, is_causal=is_causal, enable_gqa=enable_gqa, training=training)
+    check_source(_WHERE, query, dropout_p, dropout_key, generator, stream, "dropout_")
     if not training or (not isinstance(dropout_p, Tensor) and dropout_p == 0):
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
@@ -103,7 +103,7 @@ def scaled_dot_product_attention(
     return _attend(query, key, value, attn_mask, is_causal, factor, dropout_p, noise)
 
 
-def _check(query: Any, key: Any, value: Any, attn_mask: Any, is_causal: Any, training: Any) -> None:
+def _check_tensors(query: Any, key: Any, value: Any) -> None:
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if not isinstance(tensor, Tensor):
             raise argument_type_error(_WHERE, name, "a torch.Tensor", tensor)
@@ -111,14 +111,22 @@ def _check(query: Any, key: Any, value: Any, attn_mask: Any, is_causal: Any, tra
             raise argument_error(_WHERE, name, "of two axes or more", tuple(tensor.shape))
         if tensor.dtype != query.dtype:
             raise argument_type_error(_WHERE, name, f"of the query's type {query.dtype}", tensor.dtype)
-    check_input(_WHERE, query, training=training, is_causal=is_causal)
-    if attn_mask is not None:
-        if not isinstance(attn_mask, Tensor):
-            raise argument_type_error(_WHERE, "attn_mask", "a torch.Tensor", attn_mask)
-        if is_causal:
-            raise argument_error(_WHERE, "attn_mask", "None where is_causal is True", tuple(attn_mask.shape))
-        if attn_mask.dtype not in (torch.bool, query.dtype):
-            raise argument_type_error(_WHERE, "attn_mask", f"bool or {query.dtype}", attn_mask.dtype)
+
+
+def _check_options(query: Tensor, attn_mask: Any, scale: Any, **flags: Any) -> None:
+    check_input(_WHERE, query, **flags)
+    if scale is not None and (isinstance(scale, bool) or not isinstance(scale, int | float)):
+        raise argument_type_error(_WHERE, "scale", "a finite number, or None", scale)
+    if scale is not None and not math.isfinite(scale):
+        raise argument_error(_WHERE, "scale", "a finite number, or None", scale)
+    if attn_mask is None:
+        return
+    if not isinstance(attn_mask, Tensor):
+        raise argument_type_error(_WHERE, "attn_mask", "a torch.Tensor", attn_mask)
+    if flags["is_causal"]:
+        raise argument_error(_WHERE, "attn_mask", "None where is_causal is True", tuple(attn_mask.shape))
+    if attn_mask.dtype not in (torch.bool, query.dtype):
+        raise argument_type_error(_WHERE, "attn_mask", f"bool or {query.dtype}", attn_mask.dtype)
 
 
 def _repeated(tensor: Tensor, query: Tensor, enable_gqa: bool) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from dropkit._checks import PROBABILITY, Choice, argument_error, argument_type_error
-from dropkit.functional.address import draw_key
+from dropkit.functional.address import check_source, draw_key
 from dropkit.functional.dropout import dropout
 from dropkit.functional.eager import is_plain
 from dropkit.functional.inputs import check_input
@@ -72,10 +72,11 @@ def dropout_add(
         return handle_torch_function(
             dropout_add, tensors, input, residual, p, training, generator=generator, key=key, stream=stream
         )
-    check_input("dropout_add", input)
+    check_input("dropout_add", input, training=training)
     _check_other("dropout_add", "residual", residual, input, input.shape)
     if _is_fused(input, p, training, generator, key, stream) and is_plain(residual):
         return _DropoutAdd.apply(input, residual, *_address(input, p, key))
+    check_source("dropout_add", input, p, key, generator, stream)
     return residual + dropout(input, p, training, generator=generator, key=key, stream=stream)
 
 
@@ -129,7 +130,7 @@ def activation_dropout(
             activation_dropout, tensors, input, activation, p, training, bias=bias, generator=generator, key=key,
             stream=stream,
         )  # fmt: skip
-    check_input("activation_dropout", input)
+    check_input("activation_dropout", input, training=training)
     _ACTIVATION.check("activation_dropout", "activation", activation)
     if bias is not None:
         _check_other("activation_dropout", "bias", bias, input, input.shape[-1:])
@@ -137,6 +138,7 @@ def activation_dropout(
     if fused:
         place = native.ACTIVATIONS.index(activation)
         return _ActivationDropout.apply(input, bias, place, *_address(input, p, key))
+    check_source("activation_dropout", input, p, key, generator, stream)
     activated = _UNFUSED[activation](input if bias is None else input + bias)
     return dropout(activated, p, training, generator=generator, key=key, stream=stream)
 
