@@ -46,7 +46,10 @@ class Ratio:
 
 
 def minima(*calls: Call) -> list[float]:
-    """Return the shortest time of each call in seconds; short calls are repeated, and all take turns."""
+    """Return the shortest time of each call in seconds; short calls are repeated, and all take turns.
+
+    Each is called once before it is timed, so that none pays for the memory that another gave back to the system.
+    """
     repeats = []
     for call in calls:
         call()
@@ -57,6 +60,7 @@ def minima(*calls: Call) -> list[float]:
     end, rounds = time.perf_counter() + SECONDS * len(calls) / 2, 0
     while time.perf_counter() < end or rounds < 3:
         for i, (call, count) in enumerate(zip(calls, repeats, strict=True)):
+            call()
             start = time.perf_counter()
             for _ in range(count):
                 call()

@@ -75,7 +75,10 @@ def dropout_add(
     check_input("dropout_add", input, training=training)
     _check_other("dropout_add", "residual", residual, input, input.shape)
     if _is_fused(input, p, training, generator, key, stream) and is_plain(residual):
-        return _DropoutAdd.apply(input, residual, *_address(input, p, key))
+        address = _address(input, p, key)
+        if torch.is_grad_enabled() and (input.requires_grad or residual.requires_grad):
+            return _apply_dropout_add(input, residual, *address)
+        return native.add_plain(input, residual, *address)
     check_source("dropout_add", input, p, key, generator, stream)
     return residual + dropout(input, p, training, generator=generator, key=key, stream=stream)
 
@@ -137,7 +140,10 @@ def activation_dropout(
     fused = _is_fused(input, p, training, generator, key, stream) and (bias is None or is_plain(bias))
     if fused:
         place = native.ACTIVATIONS.index(activation)
-        return _ActivationDropout.apply(input, bias, place, *_address(input, p, key))
+        address = _address(input, p, key)
+        if torch.is_grad_enabled() and (input.requires_grad or (bias is not None and bias.requires_grad)):
+            return _apply_activation_dropout(input, bias, place, *address)
+        return native.activate_plain(input, bias, place, *address)
     check_source("activation_dropout", input, p, key, generator, stream)
     activated = _UNFUSED[activation](input if bias is None else input + bias)
     return dropout(activated, p, training, generator=generator, key=key, stream=stream)
@@ -198,3 +204,8 @@ class _ActivationDropout(torch.autograd.Function):
             of_input = native.activate_gradient_plain(grad, x, bias, activation, key, threshold)
         of_bias = None if bias is None else of_input.sum_to_size(bias.shape)
         return of_input, of_bias, None, None, None
+
+
+# Past what `Function.apply` does for transforms, which a plain call has none of.
+_apply_dropout_add = super(torch.autograd.Function, _DropoutAdd).apply
+_apply_activation_dropout = super(torch.autograd.Function, _ActivationDropout).apply

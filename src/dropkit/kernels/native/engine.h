@@ -309,17 +309,32 @@ struct Map final : AnySink {
     column = element % columns;
   }
   void partial(u64 keep, int count) override {
-    alignas(64) F values[kGroup] = {}, others[kGroup] = {}, found[kGroup];
+    if (count == kGroup) {
+      run<kGroup>(keep, kGroup);
+    } else {
+      run<0>(keep, count);
+    }
+  }
+  // A count that the compiler knows lets it vectorise what reads and writes.
+  template <int kCount>
+  void run(u64 keep, int some) {
+    const int count = kCount ? kCount : some;
+    alignas(64) F values[kGroup], others[kGroup], found[kGroup];
+    if (!kCount) {
+      for (int i = 0; i < kGroup; ++i) values[i] = others[i] = 0;
+    }
     for (int i = 0; i < count; ++i) values[i] = to_float(input[at + i]);
     if (other) {
       for (int i = 0; i < count; ++i) others[i] = to_float(other[at + i]);
     }
-    if (bias) add_bias(other && Step::kBiasOnOther ? others : values, count);
+    if (bias) add_bias<kCount>(other && Step::kBiasOnOther ? others : values, count);
     Step::template run<Isa>(values, others, keep, scale, found);
     for (int i = 0; i < count; ++i) output[at + i] = from_compute<T>(found[i]);
     at += count;
   }
-  void add_bias(F* values, int count) {
+  template <int kCount>
+  void add_bias(F* values, int some) {
+    const int count = kCount ? kCount : some;
     if (column + count <= columns) {
       for (int i = 0; i < count; ++i) values[i] += to_float(bias[column + i]);
       column += count;
