@@ -116,6 +116,27 @@ def forward_and_backward(shape: tuple[int, ...], dtype: torch.dtype, p: float) -
     )
 
 
+def kept(call: Callable[[Tensor], Tensor], x: Tensor) -> int:
+    """Return how many bytes an operation keeps for the backward pass."""
+    found: dict[int, int] = {}
+
+    def pack(saved: Tensor) -> Tensor:
+        found[saved.untyped_storage().data_ptr()] = saved.untyped_storage().nbytes()
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+        output = call(x)
+    del output
+    return sum(found.values())
+
+
+def memory() -> None:
+    """Print what is kept for the backward pass, in bytes an element."""
+    x = torch.randn(4096, 4096, requires_grad=True)
+    for name, call in (("dropkit", lambda x: dropout(x, 0.5)), ("PyTorch", lambda x: F.dropout(x, 0.5))):
+        print(f"kept for the backward pass of 4096x4096, {name}: {kept(call, x) / x.numel():.6g} bytes an element")
+
+
 def tiny_layer(p: float) -> None:
     """Compare a layer that is all overhead."""
     x, grad = torch.randn(32, 128, requires_grad=True), torch.randn(32, 128)
@@ -221,6 +242,7 @@ def training_step() -> None:
 def main() -> None:
     """Print the table, for one thread and for two."""
     print(f"torch {torch.__version__}\n{kernels.info()}")
+    memory()
     for threads in (1, 2):
         torch.set_num_threads(threads)
         print(f"\n{threads} thread{'s' * (threads > 1)}: microseconds of ours, of the other, and their ratio")
