@@ -21,13 +21,13 @@ test: .venv/.dev ## Run the fast tests, with the examples of docstrings, README 
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 test-slow: .venv/.dev ## Run the slow tests
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m "slow and not exhaustive" $(ARGS)
 
 native-arm: .venv/.dev ## Compare the NEON kernels with the mask definition, under emulation
-	$(BIN)/python -m pytest -m slow tests/native -k emulation
+	$(BIN)/python -m pytest -m exhaustive -k emulation
 
 sanitize: .venv/.dev ## Compare this processor's kernels with it, under sanitizers
-	$(BIN)/python -m pytest -m slow tests/native -k sanitizer
+	$(BIN)/python -m pytest -m exhaustive -k sanitizer
 
 stats: .venv/.dev ## Run a battery of statistical tests on masks (ARGS="--bits 28 --seeds 2" for longer ones)
 	$(BIN)/python -m tests.statistics.battery $(ARGS)

@@ -20,7 +20,7 @@ ENGINES = {"x86": {name: options.split(";") for name, options in OPTIONS}, "arm"
 HERE_IS = {"x86_64": "x86", "AMD64": "x86", "aarch64": "arm", "arm64": "arm"}.get(platform.machine(), "other")
 ARM_TOOLS = {"aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu", "qemu-aarch64": "qemu-user"}
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
 
 
 def run_all(commands: Sequence[Sequence[object]]) -> None:
