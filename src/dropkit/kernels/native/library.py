@@ -125,9 +125,17 @@ def _kernel(found: Library) -> str:
     return found.kernel().decode()
 
 
-@cache
+_served: list[Library | None] = []  # what `library` found; Dynamo would look behind `functools.cache`, and warn
+
+
 def library() -> Library | None:
     """Return the compiled library, or None where portable operations serve; say once that they do, if unasked."""
+    if not _served:
+        _served.append(_find_and_say())
+    return _served[0]
+
+
+def _find_and_say() -> Library | None:
     found, about = _state()
     if found is None and not about.reason.startswith(ENVIRONMENT):
         _warn(
