@@ -14,6 +14,7 @@ from torch.nn import Parameter
 from dropkit.functional.address import draw_key, signed
 from dropkit.functional.autograd import apply_dropout
 from dropkit.kernels.native.operations import dropout_plain, takes
+from dropkit.random.layout import layout
 
 __all__ = ["drop", "is_plain"]
 
@@ -70,9 +71,5 @@ _apply = super(torch.autograd.Function, _Plain).apply
 
 def _long_way(grad: Tensor, key: int, threshold: int) -> Tensor:
     """Gate any gradient, differentiably."""
-    shape = tuple(grad.shape)
-    strides: list[int] = []
-    for length in reversed([*shape[1:-1], 1] if len(shape) > 1 else []):
-        strides.insert(0, length * (strides[0] if strides else 1))
     address = (torch.tensor(signed(key)), torch.tensor(0), torch.tensor(threshold))
-    return apply_dropout(grad, *address, shape, strides, 0, 0, scaled=True)
+    return apply_dropout(grad, *address, *layout("dropout", grad.shape), scaled=True)
