@@ -12,6 +12,7 @@ from torch import Tensor
 from dropkit import functional, random
 from dropkit.kernels import portable
 from dropkit.kernels.native.operations import TYPES
+from tests.helpers.arrangements import arrangements
 from tests.helpers.native import Address, bits, dropped, keep_mask, reference
 
 pytestmark = [pytest.mark.native, pytest.mark.usefixtures("instruction_set")]
@@ -64,22 +65,6 @@ def test_a_forked_child_draws_the_same_masks() -> None:
         torch.set_num_threads(1)
         os._exit(0 if torch.equal(dropped(x, address, t), want) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-def arrangements(x: Tensor) -> dict[str, Tensor]:
-    """Tensors equal to a four-axis one that lie otherwise in memory."""
-    wide = torch.zeros(*x.shape[:-1], 2 * x.shape[-1], dtype=x.dtype)
-    wide[..., ::2] = x
-    return {
-        "contiguous": x,
-        "channels last": x.contiguous(memory_format=torch.channels_last),
-        "transposed": x.transpose(0, 3).contiguous().transpose(0, 3),
-        "every other column": wide[..., ::2],
-        "inside a larger tensor": torch.nn.functional.pad(x, (1, 2, 3, 4))[..., 3:-4, 1:-2],
-        "begins within its storage": torch.cat([x.new_zeros(3), x.reshape(-1)])[3:].view(x.shape),
-        "expanded": x[:, :, :1].expand(x.shape),
-        "expanded from one number": x[:1, :1, :1, :1].expand(x.shape),
-    }
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)

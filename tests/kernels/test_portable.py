@@ -13,6 +13,7 @@ from dropkit import kernels, random
 from dropkit.kernels import portable
 from dropkit.random.layout import Layout, layout
 from tests.helpers import slow_masks
+from tests.helpers.arrangements import arrangements
 
 CPU = torch.device("cpu")
 KEY = random.call_key(9, "kernel", step=3)
@@ -159,20 +160,6 @@ def test_keys_fold_as_in_numpy(keys: list[int], b: int, c: int) -> None:
     folded = kernels.fold(signed(*keys), b, c)
     assert folded.dtype == torch.int64
     assert [int(key) % 2**64 for key in folded] == [random.fold(key, b, c) for key in keys]
-
-
-def arrangements(x: Tensor) -> dict[str, Tensor]:
-    """Tensors equal to a four-axis one that lie otherwise in memory."""
-    wide = torch.zeros(*x.shape[:-1], 2 * x.shape[-1], dtype=x.dtype)
-    wide[..., ::2] = x
-    return {
-        "contiguous": x,
-        "channels last": x.contiguous(memory_format=torch.channels_last),
-        "transposed": x.transpose(0, 3).contiguous().transpose(0, 3),
-        "every other column": wide[..., ::2],
-        "inside a larger tensor": torch.nn.functional.pad(x, (1, 2, 3, 4))[..., 3:-4, 1:-2],
-        "expanded": x[:, :, :1].expand(x.shape),
-    }
 
 
 @pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
