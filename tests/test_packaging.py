@@ -74,12 +74,14 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         dropkit.droput  # noqa: B018  # reading it is the test
 
 
-@pytest.mark.parametrize("module", ["dropkit", "dropkit.cli", "dropkit.errors", "dropkit.numpy", "dropkit.random"])
+@pytest.mark.parametrize(
+    "module", ["dropkit", "dropkit.cli", "dropkit.errors", "dropkit.kernels", "dropkit.numpy", "dropkit.random"]
+)
 def test_light_modules_import_neither_torch_nor_anything_optional(module: str) -> None:
     assert imported_by(f"import {module}") & {"torch", *OPTIONAL} == set()
 
 
-@pytest.mark.parametrize("module", ["dropkit.functional", "dropkit.kernels", "dropkit.nn"])
+@pytest.mark.parametrize("module", ["dropkit.functional", "dropkit.kernels.operators", "dropkit.nn"])
 def test_torch_modules_import_nothing_optional(module: str) -> None:
     assert (imported_by(f"import {module}") - imported_by("import torch")) & set(OPTIONAL) == set()
 

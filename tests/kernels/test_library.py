@@ -37,6 +37,29 @@ print(json.dumps({{
     "said": [(str(warning.message), warning.filename, warning.lineno) for warning in caught],
 }}))
 """
+NUMPY_SAMPLE = f"""\
+import json, sys, warnings
+sys.path[:0] = json.loads(sys.argv[1])
+import numpy as np
+from dropkit import kernels
+from dropkit.numpy import dropout_backward, dropout_forward
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    output, mask = dropout_forward(np.ones(100), 0.5, rng={KEY})  # line 8
+    dropout_backward(output, mask, 0.5)
+    first, had_torch = kernels.info(), "torch" in sys.modules
+    import torch
+    from dropkit import functional
+    same = bool((functional.dropout(torch.ones(100), 0.5, key={KEY}).numpy() == output).all())
+print(json.dumps({{
+    "kernels": [first.kernel, kernels.info().kernel],
+    "threads": [first.threads, kernels.info().threads],
+    "had_torch": had_torch,
+    "kept": mask.tolist(),
+    "same": same,
+    "said": [(str(warning.message), warning.filename, warning.lineno) for warning in caught],
+}}))
+"""
 PRESENT = [  # as PyTorch sees the processor, best first
     *(["avx512"] if torch.backends.cpu.get_cpu_capability() == "AVX512" else []),
     *(["avx2"] if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") else []),
@@ -46,18 +69,18 @@ PRESENT = [  # as PyTorch sees the processor, best first
 ABSENT = sorted({"avx512", "avx2", "neon"} - set(PRESENT))
 
 
-def start(choice: str = "", folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the sample with DROPKIT_KERNEL = `choice`, with the package in `folder` rather than the installed one."""
+def start(choice: str = "", folder: Path | None = None, sample: str = SAMPLE) -> subprocess.CompletedProcess[str]:
+    """Run a sample with DROPKIT_KERNEL = `choice`, with the package in `folder` rather than the installed one."""
     environment = os.environ | {library.ENVIRONMENT: choice}
     options = ["-S"] if folder else []  # leaves the import hook of an editable install out
     paths = [str(folder), *sys.path] if folder else []
-    command = [sys.executable, *options, "-c", SAMPLE, json.dumps(paths)]
+    command = [sys.executable, *options, "-c", sample, json.dumps(paths)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-def outcome(choice: str = "", folder: Path | None = None) -> dict[str, Any]:
-    """What the sample says; its mask must be right whatever serves."""
-    result = start(choice, folder)
+def outcome(choice: str = "", folder: Path | None = None, sample: str = SAMPLE) -> dict[str, Any]:
+    """What a sample says; its mask must be right whatever serves."""
+    result = start(choice, folder, sample)
     assert (result.returncode, result.stderr) == (0, "")
     found = json.loads(result.stdout)
     assert found.pop("kept") == random.keep_mask(KEY, (100,), 0.5).tolist()
@@ -102,6 +125,33 @@ def test_an_instruction_set_that_is_lacking_is_named_once_and_the_best_one_serve
     assert about["said"] == [[message, "<string>", 7]]
 
 
+@pytest.mark.native
+@pytest.mark.parametrize("choice", ["", "scalar"])
+def test_numpy_runs_on_the_kernels_without_torch_and_shares_its_threads_from_when_it_is_imported(choice: str) -> None:
+    about = outcome(choice, sample=NUMPY_SAMPLE)
+    assert about == {
+        "kernels": [choice or PRESENT[0]] * 2,
+        "threads": ["one", kernels.info().threads],
+        "had_torch": False,
+        "same": True,
+        "said": [],
+    }
+
+
+def test_numpy_without_the_kernels_needs_no_torch_either() -> None:
+    about = outcome("portable", sample=NUMPY_SAMPLE)
+    assert about["kernels"] == ["portable", "portable"]
+    assert (about["had_torch"], about["same"], about["said"]) == (False, True, [])
+
+
+def test_without_the_library_numpy_says_once_how_to_get_it_and_torch_after_it_nothing(package: Path) -> None:
+    about = outcome(folder=package, sample=NUMPY_SAMPLE)
+    assert (about["kernels"], about["had_torch"]) == (["portable", "portable"], False)
+    [(message, file, line)] = about["said"]
+    assert (file, line) == ("<string>", 8)
+    assert message.startswith("dropkit runs on portable operations of PyTorch and NumPy, slower")
+
+
 def test_portable_operations_can_be_chosen_and_say_nothing() -> None:
     about = outcome("portable")
     assert about == {"kernel": "portable", "reason": "DROPKIT_KERNEL=portable", "library": None, "said": []}
@@ -121,8 +171,8 @@ def test_without_the_library_portable_operations_serve_and_say_once_how_to_get_i
     [(message, file, line)] = about["said"]
     assert (file, line) == ("<string>", 7)  # the user's line, past the layers of PyTorch and dropkit
     assert message == (
-        "dropkit runs on portable PyTorch operations, slower than its compiled kernels: it was installed without a C++ "
-        "compiler. Install GCC or Clang, then dropkit again with pip install --force-reinstall --no-deps "
+        "dropkit runs on portable operations of PyTorch and NumPy, slower than its compiled kernels: it was installed "
+        "without a C++ compiler. Install GCC or Clang, then dropkit again with pip install --force-reinstall --no-deps "
         "--no-cache-dir, or set DROPKIT_KERNEL=portable to silence this."
     )
 

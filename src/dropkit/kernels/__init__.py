@@ -1,10 +1,27 @@
-"""The ways to apply a mask in PyTorch.
+"""The ways to apply a mask in PyTorch, and in NumPy on a CPU.
 
 `portable` states every operation in plain PyTorch operations, `native` has them compiled for CPUs; `operators` is the
-point through which `dropkit.functional` reaches whichever kernel runs, and `info` says which.
+point through which `dropkit.functional` reaches whichever kernel runs, and `info` says which. What needs PyTorch is
+imported when it is used, for `dropkit.numpy` needs none.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from dropkit.kernels.native.library import Info, info
-from dropkit.kernels.portable import fold, integers, keep_mask, normal, uniform
+
+if TYPE_CHECKING:
+    from dropkit.kernels.portable import fold, integers, keep_mask, normal, uniform
 
 __all__ = ["Info", "fold", "info", "integers", "keep_mask", "normal", "uniform"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(importlib.import_module(f"{__name__}.portable"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dropkit._checks import KEY, PROBABILITY, Integer, argument_error, argument_type_error
-from dropkit.random import keep_mask, threshold
+from dropkit.kernels.native.arrays import apply_mask, keep_mask
+from dropkit.random import threshold
 
 __all__ = ["dropout_backward", "dropout_forward"]
 
@@ -41,7 +42,8 @@ def dropout_forward(
 
     Returns:
         The result, of the shape and type of ``h``, and the mask, True where an element was kept (all True in
-        evaluation). Dropped elements are +0 whatever they were, NaN and infinities too. At ``p = 1`` all are.
+        evaluation). Dropped elements are +0 whatever they were, NaN and infinities too. At ``p = 1`` all are. What
+        overflows becomes infinity, without NumPy's warning.
 
     Raises:
         ArgumentError: If ``p`` or the key is out of range, the mask has another shape, or both ``rng`` and ``mask``
@@ -76,7 +78,7 @@ def dropout_forward(
     if not training or (dropped == 0 and mask is None):
         return h, np.ones(h.shape, np.bool_)
     if mask is None:
-        mask = keep_mask(_key(rng), h.shape, p)
+        mask = keep_mask(_key(rng), h.shape, dropped)
     if dropped == _ALL:  # nothing survives, whatever the mask
         mask = np.zeros(h.shape, np.bool_)
     return _apply(h, mask, dropped), mask
@@ -121,14 +123,21 @@ def dropout_backward(
 
 
 def _apply(values: Array, mask: Mask, dropped: int) -> Array:
-    """Scale what the mask keeps and leave the rest at +0; dropped values are never read, so NaN cannot leak."""
+    """Scale what the mask keeps and leave the rest at +0, by the compiled kernels where these take the array."""
+    out = apply_mask(values, mask, dropped) if dropped < _ALL else None
+    return _apply_by_numpy(values, mask, dropped) if out is None else out
+
+
+def _apply_by_numpy(values: Array, mask: Mask, dropped: int) -> Array:
+    """Do the same in NumPy alone; dropped values are never read, so NaN cannot leak."""
     out = np.zeros_like(values, dtype=np.result_type(values.dtype, np.float32), subok=False)
-    if dropped < _ALL:
-        scale = out.real.dtype.type(_ALL / (_ALL - dropped))
-        np.multiply(values.real, scale, out=out.real, where=mask)
-        if np.iscomplexobj(values):  # part by part: a complex product would turn infinity into NaN
-            np.multiply(values.imag, scale, out=out.imag, where=mask)
-    return out.astype(values.dtype, copy=False)
+    with np.errstate(over="ignore", invalid="ignore"):  # of which the kernels say nothing either
+        if dropped < _ALL:
+            scale = out.real.dtype.type(_ALL / (_ALL - dropped))
+            np.multiply(values.real, scale, out=out.real, where=mask)
+            if np.iscomplexobj(values):  # part by part: a complex product would turn infinity into NaN
+                np.multiply(values.imag, scale, out=out.imag, where=mask)
+        return out.astype(values.dtype, copy=False)
 
 
 def _key(rng: int | np.random.Generator | None) -> int:

@@ -1,4 +1,7 @@
-"""The compiled library: where it is, which instruction set serves, and why it may be missing."""
+"""The compiled library: where it is, which instruction set serves, and why it may be missing.
+
+It serves NumPy as well, so nothing here imports PyTorch.
+"""
 
 import ctypes
 import inspect
@@ -6,17 +9,15 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dropkit._checks import Choice
 
-__all__ = ["Info", "Library", "info", "library"]
+__all__ = ["Info", "Library", "info", "library", "share_threads"]
 
 ENVIRONMENT = "DROPKIT_KERNEL"
 _PORTABLE = "portable"
@@ -44,13 +45,14 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
 
 @dataclass(frozen=True)
 class Info:
-    """Which kernels serve CPU tensors.
+    """Which kernels serve CPU tensors and NumPy arrays.
 
     Args:
-        kernel: ``"avx512"``, ``"avx2"``, ``"neon"``, ``"scalar"`` (compiled) or ``"portable"`` (PyTorch operations).
+        kernel: ``"avx512"``, ``"avx2"``, ``"neon"``, ``"scalar"`` (compiled) or ``"portable"`` (PyTorch's operations,
+            and NumPy's on its arrays).
         reason: Why this one.
         library: The compiled library; None where there is none.
-        threads: Whose threads it works on: ``"PyTorch"``, or ``"one"``.
+        threads: Whose threads it works on: ``"PyTorch"``, once PyTorch 2.10 or newer is imported, or ``"one"``.
     """
 
     kernel: str
@@ -73,19 +75,28 @@ class Library:
             function = getattr(self._loaded, name)
             function.restype, function.argtypes = result, arguments
             setattr(self, name.removeprefix("dropkit_"), function)
-        loop = _parallel_for()
-        self.threads = "PyTorch" if loop else "one"
-        self.set_parallel_for(loop)
+        self.threads = "one"
+        self._has_asked = False
+
+    def share_threads(self) -> None:
+        """Work on PyTorch's threads, from when it is imported: a second pool would fight with it for the cores."""
+        torch = sys.modules.get("torch")
+        if self._has_asked or not hasattr(torch, "get_num_threads"):  # as it lacks while it is being imported
+            return
+        self._has_asked = True
+        loop = _parallel_for(Path(str(getattr(torch, "__file__", None))).parent / "lib")
+        if loop:
+            self.set_parallel_for(loop)
+            self.threads = "PyTorch"
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         raise AttributeError(f"{_NAME} has no function {name!r}")
 
 
-def _parallel_for() -> int | None:
-    """Return the address of PyTorch's own loop over its threads: a second pool would fight with it for the cores."""
+def _parallel_for(folder: Path) -> int | None:
+    """Return the address of the loop over threads of the PyTorch whose libraries are in a folder."""
+    names = {"win32": "torch_cpu.dll", "darwin": "libtorch_cpu.dylib"}
     try:
-        folder = Path(torch.__file__).parent / "lib"
-        names = {"win32": "torch_cpu.dll", "darwin": "libtorch_cpu.dylib"}
         loaded = ctypes.CDLL(str(folder / names.get(sys.platform, "libtorch_cpu.so")))
         return ctypes.cast(loaded.torch_parallel_for, ctypes.c_void_p).value  # from PyTorch 2.10 on
     except (OSError, AttributeError):
@@ -137,13 +148,22 @@ def library() -> Library | None:
 
 def _find_and_say() -> Library | None:
     found, about = _state()
-    if found is None and not about.reason.startswith(ENVIRONMENT):
+    if found is not None:
+        found.share_threads()
+    elif not about.reason.startswith(ENVIRONMENT):
         _warn(
-            f"dropkit runs on portable PyTorch operations, slower than its compiled kernels: {about.reason}. Install "
-            "GCC or Clang, then dropkit again with pip install --force-reinstall --no-deps --no-cache-dir, or set "
-            f"{ENVIRONMENT}={_PORTABLE} to silence this."
+            "dropkit runs on portable operations of PyTorch and NumPy, slower than its compiled kernels: "
+            f"{about.reason}. Install GCC or Clang, then dropkit again with pip install --force-reinstall --no-deps "
+            f"--no-cache-dir, or set {ENVIRONMENT}={_PORTABLE} to silence this."
         )
     return found
+
+
+def share_threads() -> None:
+    """Let a library that was loaded before PyTorch was imported work on PyTorch's threads."""
+    for found in _served:
+        if found is not None:
+            found.share_threads()
 
 
 def _warn(message: str) -> None:
@@ -155,7 +175,7 @@ def _warn(message: str) -> None:
 
 
 def info() -> Info:
-    """Say which kernels serve CPU tensors, and why.
+    """Say which kernels serve CPU tensors and NumPy arrays, and why. PyTorch is not imported for it.
 
     Returns:
         An `Info`, which prints as text.
@@ -165,4 +185,8 @@ def info() -> Info:
         >>> kernels.info().kernel in ("avx512", "avx2", "neon", "scalar", "portable")
         True
     """
-    return _state()[1]
+    found, about = _state()
+    if found is None:
+        return about
+    found.share_threads()
+    return replace(about, threads=found.threads)

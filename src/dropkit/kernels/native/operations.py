@@ -1,6 +1,5 @@
 """The operators' work on CPU tensors by the compiled kernels; what these do not take is left to the portable ones."""
 
-import ctypes
 import itertools
 import math
 from typing import Any, NamedTuple
@@ -9,7 +8,8 @@ import torch
 from torch import Tensor
 
 from dropkit.kernels import portable
-from dropkit.kernels.native.library import Library, library
+from dropkit.kernels.native.library import Library, library, share_threads
+from dropkit.kernels.native.packing import int64, packed_place
 from dropkit.random.layout import Layout, check_addressable
 
 __all__ = [
@@ -27,8 +27,9 @@ __all__ = [
 ]
 
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
-_PACKED = ctypes.c_int64 * 16
 TYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+
+share_threads()  # NumPy may have loaded the library before
 
 
 def takes(input: Tensor) -> bool:
@@ -93,8 +94,8 @@ def keep_bits_plain(place: tuple[int, int, int], first_row: int, row_step: int, 
         threshold: Of the rate.
     """
     words = torch.zeros(math.prod(place) + 63 >> 6, dtype=torch.int64)
-    packed = _packed_place(*place, key, threshold)
-    packed[4], packed[5] = _int64(first_row), _int64(row_step)
+    packed = packed_place(*place, key, threshold)
+    packed[4], packed[5] = int64(first_row), int64(row_step)
     _library().keep_bits(words.data_ptr(), packed)
     return words
 
@@ -114,14 +115,7 @@ def _library() -> Library:
 def _packed(input: Tensor, key: int, threshold: int) -> Any:
     """Return what the library reads of one slice: numbers, and pointers to the last three of them."""
     columns = input.shape[-1] if input.dim() else 1
-    return _packed_place(1, input.numel() // columns if columns else 0, columns, key, threshold)
-
-
-def _packed_place(slices: int, rows: int, columns: int, key: int, threshold: int) -> Any:
-    packed = _PACKED(1, slices, rows, columns)
-    packed[13], packed[15] = _int64(key), threshold
-    packed[7:10] = [ctypes.addressof(packed) + 8 * place for place in (13, 14, 15)]
-    return packed
+    return packed_place(1, input.numel() // columns if columns else 0, columns, key, threshold)
 
 
 def dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, scaled: bool) -> Tensor:
@@ -204,12 +198,7 @@ def _calls(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, scaled
     for index in itertools.product(*map(range, outer)):
         found = tuple(value[index].contiguous() for value in address)
         first_row = place.first_row + sum(i * step for i, step in zip(index, steps, strict=False))
-        sizes = [scaled, count, rows, columns, _int64(first_row), _int64(row_step), place.first_column]
+        sizes = [scaled, count, rows, columns, int64(first_row), int64(row_step), place.first_column]
         packed = torch.tensor([*sizes, *(value.data_ptr() for value in found), 1, 1, 1], dtype=torch.int64)
         calls.append(_Call(len(calls) * count * rows * columns, packed, found))
     return calls
-
-
-def _int64(value: int) -> int:
-    """Return the int64 of the same low 64 bits."""
-    return (value + 2**63) % 2**64 - 2**63

@@ -1,0 +1,29 @@
+"""Calls of the library, packed: the numbers that it reads of one slice, for PyTorch and NumPy alike."""
+
+import ctypes
+from typing import Any
+
+__all__ = ["int64", "packed_place"]
+
+_PACKED = ctypes.c_int64 * 16
+
+
+def packed_place(slices: int, rows: int, columns: int, key: int, threshold: int) -> Any:
+    """Return what the library reads of slices that share a key, at stream 0: numbers, and pointers to the last three.
+
+    Args:
+        slices: Number of slices.
+        rows: Number of rows in each.
+        columns: Number of columns.
+        key: The key of all slices, with 64 bits.
+        threshold: Of the rate.
+    """
+    packed = _PACKED(1, slices, rows, columns)
+    packed[13], packed[15] = int64(key), threshold
+    packed[7:10] = [ctypes.addressof(packed) + 8 * place for place in (13, 14, 15)]
+    return packed
+
+
+def int64(value: int) -> int:
+    """Return the int64 of the same low 64 bits."""
+    return (value + 2**63) % 2**64 - 2**63
