@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dropkit.kernels import portable
 from dropkit.kernels.native.library import Library, library, share_threads
-from dropkit.kernels.native.packing import int64, packed_place
+from dropkit.kernels.native.packing import PACKED, int64, packed_place
 from dropkit.random.layout import Layout, check_addressable
 
 __all__ = [
@@ -127,9 +127,7 @@ def dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, place
         output = torch.empty_like(input)
         for call in _calls(key, stream, threshold, place, scaled):
             size = call.offset * input.element_size()
-            native.dropout(
-                TYPES[input.dtype], input.data_ptr() + size, output.data_ptr() + size, call.packed.data_ptr()
-            )
+            native.dropout(TYPES[input.dtype], input.data_ptr() + size, output.data_ptr() + size, call.packed)
         return output
     keep = _keep_mask(native, key, stream, threshold, place)
     return portable.select(input, keep, portable.survivor_scale(threshold) if scaled else None)
@@ -146,24 +144,28 @@ def keep_mask(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, dev
 def _keep_mask(native: Library, key: Tensor, stream: Tensor, threshold: Tensor, place: Layout) -> Tensor:
     keep = torch.empty(_mask_shape(key, stream, place), dtype=torch.bool)
     for call in _calls(key, stream, threshold, place, scaled=False):
-        native.keep_bytes(keep.data_ptr() + call.offset, call.packed.data_ptr())
+        native.keep_bytes(keep.data_ptr() + call.offset, call.packed)
     return keep
 
 
 def _mask_shape(key: Tensor, stream: Tensor, place: Layout) -> torch.Size:
-    return torch.Size((*torch.broadcast_shapes(key.shape, stream.shape), *place.shape))
+    return torch.Size((*_slices(key, stream), *place.shape))
+
+
+def _slices(key: Tensor, stream: Tensor) -> torch.Size:
+    return key.shape if key.shape == stream.shape else torch.broadcast_shapes(key.shape, stream.shape)
 
 
 def _is_too_fine(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout) -> bool:
     """Tell whether rates differ within a row, or where the draws are shared, which the kernels do not take."""
-    mask = (*torch.broadcast_shapes(key.shape, stream.shape), *place.shape)
+    mask = _mask_shape(key, stream, place)
     rates = threshold.shape
     return len(rates) >= max(len(mask), 1) or any(rates[axis] > mask[axis] for axis in range(len(rates)))
 
 
 class _Call(NamedTuple):
     offset: int  # elements before
-    packed: Tensor
+    packed: Any
     kept: tuple[Tensor, ...]  # the tensors that `packed` points into
 
 
@@ -175,7 +177,7 @@ def _calls(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, scaled
     place on the axes before that is a call of its own.
     """
     check_addressable("dropout", "input", place.shape)
-    slices = torch.broadcast_shapes(key.shape, stream.shape)
+    slices = _slices(key, stream)
     columns = place.shape[-1] if place.shape else 1
     lengths = (*slices, *place.shape[:-1])
     steps = (*(0,) * len(slices), *place.row_strides)
@@ -188,8 +190,12 @@ def _calls(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, scaled
             break
         inner -= 1
     rows = math.prod(lengths[inner:])
-    *outer, count = lengths[:inner] or (1,)
-    row_step = steps[inner - 1] if inner else 0
+    if not inner:  # one call, as is most common: the tensors of the address have one value each
+        found: tuple[Tensor, ...] = (key, stream, threshold)
+        sizes = [scaled, 1, rows, columns, int64(place.first_row), 0, place.first_column]
+        return [_Call(0, PACKED(*sizes, *(value.data_ptr() for value in found)), found)]
+    *outer, count = lengths[:inner]
+    row_step = steps[inner - 1]
     address = [
         value.reshape(value.shape + (1,) * (inner - value.dim())).expand(lengths[:inner]).reshape(*outer, count)
         for value in (key, stream, threshold)
@@ -199,6 +205,6 @@ def _calls(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, scaled
         found = tuple(value[index].contiguous() for value in address)
         first_row = place.first_row + sum(i * step for i, step in zip(index, steps, strict=False))
         sizes = [scaled, count, rows, columns, int64(first_row), int64(row_step), place.first_column]
-        packed = torch.tensor([*sizes, *(value.data_ptr() for value in found), 1, 1, 1], dtype=torch.int64)
+        packed = PACKED(*sizes, *(value.data_ptr() for value in found), 1, 1, 1)
         calls.append(_Call(len(calls) * count * rows * columns, packed, found))
     return calls

@@ -3,9 +3,9 @@
 import ctypes
 from typing import Any
 
-__all__ = ["int64", "packed_place"]
+__all__ = ["PACKED", "int64", "packed_place"]
 
-_PACKED = ctypes.c_int64 * 16
+PACKED = ctypes.c_int64 * 16
 
 
 def packed_place(slices: int, rows: int, columns: int, key: int, threshold: int) -> Any:
@@ -18,7 +18,7 @@ def packed_place(slices: int, rows: int, columns: int, key: int, threshold: int)
         key: The key of all slices, with 64 bits.
         threshold: Of the rate.
     """
-    packed = _PACKED(1, slices, rows, columns)
+    packed = PACKED(1, slices, rows, columns)
     packed[13], packed[15] = int64(key), threshold
     packed[7:10] = [ctypes.addressof(packed) + 8 * place for place in (13, 14, 15)]
     return packed
