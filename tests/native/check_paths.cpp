@@ -58,6 +58,20 @@ std::string text(const Place& place, const Task& task) {
   return line;
 }
 
+// Of one number, as the scalar path computes them.
+template <class Function, class F>
+F value_of(F number) {
+  VectorOf<F, 16> z{};
+  z[0] = number;
+  return Function::template value<scalar::Isa>(z)[0];
+}
+template <class Function, class F>
+F derivative_of(F number) {
+  VectorOf<F, 16> z{};
+  z[0] = number;
+  return Function::template derivative<scalar::Isa>(z)[0];
+}
+
 // The operations that combine dropout with another, from the mask as bytes.
 template <class T, class Function>
 void check_fused(Type type, Activation activation, Task task, const std::vector<unsigned char>& bytes, const std::string& what) {
@@ -72,8 +86,8 @@ void check_fused(Type type, Activation activation, Task task, const std::vector<
     const auto column = static_cast<std::size_t>((static_cast<i64>(at) - task.offset) % task.columns);
     const F value = to_float(input[at]), with = to_float(other[at]), shift = has_bias ? to_float(bias[column]) : 0;
     added[at] = from_compute<T>((bytes[at] ? value * scale : 0) + with);
-    activated[at] = from_compute<T>(bytes[at] ? Function::value(has_bias ? value + shift : value) * scale : 0);
-    gradient[at] = from_compute<T>(bytes[at] ? value * Function::derivative(has_bias ? with + shift : with) * scale : 0);
+    activated[at] = from_compute<T>(bytes[at] ? value_of<Function>(has_bias ? value + shift : value) * scale : 0);
+    gradient[at] = from_compute<T>(bytes[at] ? value * derivative_of<Function>(has_bias ? with + shift : with) * scale : 0);
   }
   task.input = input.data();
   for (const Table* path : kPaths) {

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import Parameter
 from torch.overrides import handle_torch_function, has_torch_function
 
 from dropkit._checks import PROBABILITY, Choice, argument_error, argument_type_error
@@ -72,13 +73,13 @@ def dropout_add(
         return handle_torch_function(
             dropout_add, tensors, input, residual, p, training, generator=generator, key=key, stream=stream
         )
-    check_input("dropout_add", input, training=training)
-    _check_other("dropout_add", "residual", residual, input, input.shape)
-    if _is_fused(input, p, training, generator, key, stream) and is_plain(residual):
+    if _is_fused(input, p, training, generator, key, stream) and _is_alike(residual, input, input.shape):
         address = _address(input, p, key)
         if torch.is_grad_enabled() and (input.requires_grad or residual.requires_grad):
             return _apply_dropout_add(input, residual, *address)
         return native.add_plain(input, residual, *address)
+    check_input("dropout_add", input, training=training)
+    _check_other("dropout_add", "residual", residual, input, input.shape)
     check_source("dropout_add", input, p, key, generator, stream)
     return residual + dropout(input, p, training, generator=generator, key=key, stream=stream)
 
@@ -96,9 +97,9 @@ def activation_dropout(
 ) -> Tensor:
     """Apply dropout to an activation of a tensor, to which a bias may be added first.
 
-    On a CPU, in eager code and for one key, it is one pass over memory, computed in float32 or wider and rounded once,
-    and nothing but the input is kept for the backward pass; elsewhere it is ``dropout(activation(input + bias))``. The
-    mask is the same.
+    On a CPU with vector instructions, in eager code and for one key, it is one pass over memory, computed in float32 or
+    wider and rounded once, and nothing but the input is kept for the backward pass; elsewhere it is
+    ``dropout(activation(input + bias))``. The mask is the same.
 
     Args:
         input: Tensor of any shape, of a floating type.
@@ -133,17 +134,21 @@ def activation_dropout(
             activation_dropout, tensors, input, activation, p, training, bias=bias, generator=generator, key=key,
             stream=stream,
         )  # fmt: skip
-    check_input("activation_dropout", input, training=training)
-    _ACTIVATION.check("activation_dropout", "activation", activation)
-    if bias is not None:
-        _check_other("activation_dropout", "bias", bias, input, input.shape[-1:])
-    fused = _is_fused(input, p, training, generator, key, stream) and (bias is None or is_plain(bias))
-    if fused:
+    if (
+        _is_fused(input, p, training, generator, key, stream)
+        and (bias is None or _is_alike(bias, input, input.shape[-1:]))
+        and activation in native.ACTIVATIONS
+        and native.activates()
+    ):
         place = native.ACTIVATIONS.index(activation)
         address = _address(input, p, key)
         if torch.is_grad_enabled() and (input.requires_grad or (bias is not None and bias.requires_grad)):
             return _apply_activation_dropout(input, bias, place, *address)
         return native.activate_plain(input, bias, place, *address)
+    check_input("activation_dropout", input, training=training)
+    _ACTIVATION.check("activation_dropout", "activation", activation)
+    if bias is not None:
+        _check_other("activation_dropout", "bias", bias, input, input.shape[-1:])
     check_source("activation_dropout", input, p, key, generator, stream)
     activated = _UNFUSED[activation](input if bias is None else input + bias)
     return dropout(activated, p, training, generator=generator, key=key, stream=stream)
@@ -164,6 +169,17 @@ def _is_fused(input: Tensor, p: object, training: bool, generator: object, key: 
     rate = type(p) is float and PROBABILITY.contains(p) and p > 0
     options = training is True and generator is None and type(stream) is int and stream == 0
     return one_key and rate and options and is_plain(input)
+
+
+def _is_alike(other: Any, input: Tensor, shape: Any) -> bool:
+    """Tell whether a second tensor, of a given shape, is as plain as the first."""
+    return (
+        (type(other) is Tensor or type(other) is Parameter)
+        and other.dtype == input.dtype
+        and other.shape == shape
+        and torch._C._has_storage(other)
+        and native.takes(other)
+    )
 
 
 def _address(input: Tensor, p: Any, key: Any) -> tuple[int, int]:

@@ -1,82 +1,137 @@
-// Activations and their derivatives, free of branches so that compilers vectorise loops over them.
+// Activations and their derivatives, written once for the vectors of every instruction set.
 #pragma once
 
-#include <cmath>
-
-#include "scalar.h"
+#include "vector.h"
 
 namespace dropkit {
 namespace {
 
-// e to the power x, to 2 units in the last place; x is cut off where the result would be no normal number.
-inline float exponential(float x) {
-  x = x < -87.0f ? -87.0f : x;
-  x = x > 88.0f ? 88.0f : x;
-  const float shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2**23: rounds to an integer, which its low bits hold
-  const float n = shifted - 12582912.0f;
-  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  const float p = 1 + r * (1 + r * (0.5f + r * (1.0f / 6 + r * (1.0f / 24 + r * (1.0f / 120 + r * (1.0f / 720))))));
-  return p * bits_to_float((float_to_bits(shifted) << 23) + 0x3F800000);
-}
-inline double exponential(double x) { return std::exp(x); }
+// Minimax polynomials and fractions, coefficients in rising order; their errors are relative.
+template <class F>
+struct Fit;
 
-// The normal distribution function and its density. In float32 by Abramowitz and Stegun (1964), 7.1.26.
-inline void normal(float z, float& probability, float& density) {
-  const float a = z < 0 ? -z : z;
-  const float t = 1 / (1 + 0.3275911f * 0.70710678f * a);
-  const float e = exponential(-0.5f * a * a);
-  const float tail = 0.5f * e * t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
-  probability = z < 0 ? tail : 1 - tail;
-  density = 0.398942280f * e;
+template <>
+struct Fit<float> {
+  static constexpr int kMantissaBits = 23;
+  static constexpr float kExponentRange = 87;
+  static constexpr float kExponential[] = {1, 1, 0.4999999f, 0.1666642f, 0.041668225f, 0.008374824f, 0.0013836833f};  // 2e-9
+  static constexpr float kFar = 12;
+  static constexpr float kMillsAbove[] = {0.5f, 0.432356278f, 0.178863124f, 0.0391663038f, 0.0039001918f};  // 4e-9
+  static constexpr float kMillsBelow[] = {1, 1.66259741f, 1.18428364f, 0.45793277f, 0.0981840736f, 0.009776153f};
+};
+
+template <>
+struct Fit<double> {
+  static constexpr int kMantissaBits = 52;
+  static constexpr double kExponentRange = 708;
+  static constexpr double kExponential[] = {  // 3e-18
+      1, 1, 0.5000000000000018, 0.1666666666666617, 0.04166666666649264, 0.00833333333355947, 0.0013888888951260317,
+      0.00019841269432418349, 2.4801486481631263e-05, 2.7557622652163222e-06, 2.763230823211427e-07, 2.4994296472958336e-08};
+  static constexpr double kFar = 37;
+  static constexpr double kMillsAbove[] = {  // 5e-17
+      0.5, 0.77354308036940267, 0.59211957363842834, 0.28795742054344544, 0.097082545970218753, 0.023434125360174571,
+      0.0040493522906199146, 0.0004846438430349964, 3.6730361080747704e-5, 1.3624077497094033e-6};
+  static constexpr double kMillsBelow[] = {
+      1, 2.3449707215416616, 2.555255081529995, 1.7081895790458837, 0.77814762132880076, 0.25331592419996923,
+      0.05994863354931461, 0.010242290294640683, 0.0012182370100936086, 9.2069361619891134e-5, 3.4150497870104813e-6};
+};
+
+template <class Isa, class V, int n>
+inline V polynomial(V x, const lane_t<V> (&coefficients)[n]) {
+  V found = all<V>(coefficients[n - 1]);
+  for (int i = n - 2; i >= 0; --i) found = Isa::multiply_add(found, x, all<V>(coefficients[i]));
+  return found;
 }
-inline void normal(double z, double& probability, double& density) {
-  probability = 0.5 * std::erfc(-z * 0.70710678118654752440);
-  density = 0.39894228040143267794 * std::exp(-0.5 * z * z);
+
+// e to the power x, to 2 units in the last place, for x within the range of the exponent.
+template <class Isa, class V>
+inline V exponential(V x) {
+  using F = lane_t<V>;
+  using I = integers_t<V>;
+  constexpr int kBits = Fit<F>::kMantissaBits;
+  const V rounder = all<V>(F(3ll << (kBits - 1)));  // what is added to it becomes an integer, which its low bits hold
+  const V shifted = Isa::multiply_add(x, all<V>(F(1.44269504088896340736)), rounder);
+  const V n = shifted - rounder;
+  constexpr F kLog2 = F(0.69314718055994530942), kRest = F(0.693147180559945309417232121458L - kLog2);
+  const V r = Isa::multiply_add(n, all<V>(-kRest), Isa::multiply_add(n, all<V>(-kLog2), x));
+  return (V)((I)polynomial<Isa>(r, Fit<F>::kExponential) + ((I)shifted << kBits));
 }
 
 struct Relu {
-  template <class F>
-  static F value(F z) { return z < 0 ? F(0) : z; }  // NaN stays
-  template <class F>
-  static F derivative(F z) { return z <= 0 ? F(0) : F(1); }
+  template <class Isa, class V>
+  static V value(V z) { return at_least(z, 0); }
+  template <class Isa, class V>
+  static V derivative(V z) { return z <= 0 ? V{} : all<V>(1); }
 };
 
+// z times the normal distribution function of z, whose tail is a fraction (Mills' ratio) times the density.
 struct Gelu {
-  template <class F>
-  static F value(F z) {
-    F probability, density;
-    normal(z, probability, density);
-    return z * probability;
+  template <class Isa, class V>
+  struct Normal {
+    using F = lane_t<V>;
+    V distance, tail, density;  // beyond `distance` from 0
+
+    explicit Normal(V z) : distance(at_most(absolute(z), Fit<F>::kFar)) {
+      const V e = exponential<Isa>(distance * distance * F(-0.5));
+      tail = e * (polynomial<Isa>(distance, Fit<F>::kMillsAbove) / polynomial<Isa>(distance, Fit<F>::kMillsBelow));
+      density = e * F(0.39894228040143267794);
+    }
+  };
+  template <class Isa, class V>
+  static V value(V z) {
+    const Normal<Isa, V> normal(z);
+    return Isa::multiply_add(-normal.distance, normal.tail, at_least(z, 0));
   }
-  template <class F>
-  static F derivative(F z) {
-    F probability, density;
-    normal(z, probability, density);
-    return probability + z * density;
+  template <class Isa, class V>
+  static V derivative(V z) {
+    const Normal<Isa, V> normal(z);
+    const V below = Isa::multiply_add(-normal.distance, normal.density, normal.tail);
+    return z < 0 ? below : 1 - below;
   }
 };
 
-// GELU by the hyperbolic tangent: z * s(2u), with s the logistic function and u = sqrt(2/pi) (z + 0.044715 z**3).
+template <class Isa, class V>
+inline V logistic(V z) {
+  return 1 / (1 + exponential<Isa>(-z));
+}
+
+// GELU by the hyperbolic tangent: z times the logistic function of 2 sqrt(2 / pi) (z + 0.044715 z**3).
 struct GeluTanh {
-  static constexpr double kRoot = 0.79788456080286535588, kCubic = 0.044715;
-  template <class F>
-  static F logistic(F z) { return 1 / (1 + exponential(-2 * F(kRoot) * (z + F(kCubic) * z * z * z))); }
-  template <class F>
-  static F value(F z) { return z * logistic(z); }
-  template <class F>
-  static F derivative(F z) {
-    const F s = logistic(z);
-    return s + z * s * (1 - s) * 2 * F(kRoot) * (1 + 3 * F(kCubic) * z * z);
+  static constexpr double kLinear = 1.59576912160573071176, kCubic = 0.044715 * kLinear;
+  static constexpr int kFar = 10;  // beyond, it is z, or less than 1e-36
+
+  template <class Isa, class V>
+  static V gate(V z) {
+    using F = lane_t<V>;
+    return logistic<Isa>(z * Isa::multiply_add(z * z, all<V>(F(kCubic)), all<V>(F(kLinear))));
+  }
+  template <class Isa, class V>
+  static V value(V z) {
+    z = at_least(z, -kFar);
+    return z * gate<Isa>(at_most(z, kFar));
+  }
+  template <class Isa, class V>
+  static V derivative(V z) {
+    using F = lane_t<V>;
+    z = at_most(at_least(z, -kFar), kFar);
+    const V s = gate<Isa>(z), slope = Isa::multiply_add(z * z, all<V>(F(3 * kCubic)), all<V>(F(kLinear)));
+    return s + z * slope * s * (1 - s);
   }
 };
 
 struct Silu {
-  template <class F>
-  static F value(F z) { return z / (1 + exponential(-z)); }
-  template <class F>
-  static F derivative(F z) {
-    const F s = 1 / (1 + exponential(-z));
-    return s * (1 + z * (1 - s));
+  template <class Isa, class V>
+  static V value(V z) {
+    constexpr auto kFar = Fit<lane_t<V>>::kExponentRange;
+    z = at_least(z, -kFar);
+    return z * logistic<Isa>(at_most(z, kFar));
+  }
+  template <class Isa, class V>
+  static V derivative(V z) {
+    constexpr auto kFar = Fit<lane_t<V>>::kExponentRange;
+    z = at_most(at_least(z, -kFar), kFar);
+    const V s = logistic<Isa>(z);
+    return s + z * s * (1 - s);
   }
 };
 

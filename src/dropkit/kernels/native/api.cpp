@@ -137,6 +137,25 @@ Call unpacked(const void* input, void* output, const int64_t* packed) {
   return call;
 }
 
+// The address of the masks that are drawn most: one key, at stream 0.
+struct OneKey {
+  uint64_t key, threshold, stream = 0;
+};
+
+Call under(const OneKey& address, const void* input, void* output, int64_t rows, int64_t columns) {
+  Call call{};
+  call.input = input;
+  call.output = output;
+  call.slices = 1;
+  call.rows = rows;
+  call.columns = columns;
+  call.keys = &address.key;
+  call.streams = &address.stream;
+  call.thresholds = &address.threshold;
+  call.is_scaled = true;
+  return call;
+}
+
 struct BitsCall {
   Task task;
   void (*kernel)(const Task&);
@@ -184,42 +203,36 @@ DROPKIT_EXPORT void dropkit_dropout(int type, const void* input, void* output, c
   run_all(call);
 }
 
-// The same for one key, with the first arguments alone: it is called so often that each argument counts.
+// The same for one key. It is called so often that each argument counts.
 DROPKIT_EXPORT void dropkit_dropout_plain(int type, const void* input, void* output, int64_t rows, int64_t columns, uint64_t key, uint64_t threshold) {
-  const uint64_t stream = 0;
-  Call call{};
-  call.input = input;
-  call.output = output;
-  call.slices = 1;
-  call.rows = rows;
-  call.columns = columns;
-  call.keys = &key;
-  call.streams = &stream;
-  call.thresholds = &threshold;
-  call.is_scaled = true;
+  const OneKey address{key, threshold};
+  Call call = under(address, input, output, rows, columns);
   call.kernel = chosen.load()->dropout.of[type];
   run_all(call);
 }
 
 // A residual plus dropout of a contiguous tensor.
-DROPKIT_EXPORT void dropkit_add(int type, const void* input, const void* residual, void* output, const int64_t* packed) {
-  Call call = unpacked(input, output, packed);
+DROPKIT_EXPORT void dropkit_add(int type, const void* input, const void* residual, void* output, int64_t rows, int64_t columns, uint64_t key, uint64_t threshold) {
+  const OneKey address{key, threshold};
+  Call call = under(address, input, output, rows, columns);
   call.other = residual;
   call.kernel = chosen.load()->add.of[type];
   run_all(call);
 }
 
 // Dropout of activation(input + bias); `bias` may be null.
-DROPKIT_EXPORT void dropkit_activate(int type, int activation, const void* input, const void* bias, void* output, const int64_t* packed) {
-  Call call = unpacked(input, output, packed);
+DROPKIT_EXPORT void dropkit_activate(int type, int activation, const void* input, const void* bias, void* output, int64_t rows, int64_t columns, uint64_t key, uint64_t threshold) {
+  const OneKey address{key, threshold};
+  Call call = under(address, input, output, rows, columns);
   call.bias = bias;
   call.kernel = chosen.load()->activate[activation].of[type];
   run_all(call);
 }
 
 // Its gradient with respect to the input, from that of the result.
-DROPKIT_EXPORT void dropkit_activate_gradient(int type, int activation, const void* gradient, const void* input, const void* bias, void* output, const int64_t* packed) {
-  Call call = unpacked(gradient, output, packed);
+DROPKIT_EXPORT void dropkit_activate_gradient(int type, int activation, const void* gradient, const void* input, const void* bias, void* output, int64_t rows, int64_t columns, uint64_t key, uint64_t threshold) {
+  const OneKey address{key, threshold};
+  Call call = under(address, gradient, output, rows, columns);
   call.other = input;
   call.bias = bias;
   call.kernel = chosen.load()->activate_gradient[activation].of[type];

@@ -1,4 +1,4 @@
-// AVX2 (with BMI2 and F16C): four blocks, thirty-two elements, to a vector.
+// AVX2 (with BMI2, F16C and FMA): four blocks, thirty-two elements, to a vector.
 #pragma once
 
 #include <immintrin.h>
@@ -111,6 +111,18 @@ struct Isa : scalar::Isa {
     const __m256i bits = _mm256_castps_si256(_mm256_mul_ps(_mm256_castsi256_ps(value), _mm256_set1_ps(scale)));
     const __m256i even = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     return _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7FFF)), even);
+  }
+
+  using Floats = VectorOf<float, 32>;
+  using Doubles = VectorOf<double, 32>;
+
+  static Floats multiply_add(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+  static Doubles multiply_add(Doubles a, Doubles b, Doubles c) { return _mm256_fmadd_pd(a, b, c); }
+  static Floats widen(const Float16* values) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values)));
+  }
+  static void narrow(Floats values, Float16* to) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT));
   }
 };
 

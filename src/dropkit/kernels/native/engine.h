@@ -242,16 +242,17 @@ void walk(const Task& task, Apply& apply) {
   }
 }
 
-template <class Isa, class T>
-void dropout(const Task& task) {
-  Scale<Isa, T> sink(task);
+template <class Isa, class Sink>
+void fill(const Task& task) {
+  Sink sink(task);
   walk<Isa>(task, sink);
 }
 
-template <class Isa, class T, class Step>
-void mapped(const Task& task) {
-  Map<Isa, T, Step> sink(task);
+template <class Isa, class Sink>
+void fill_behind(const Task& task) {
+  Behind<Sink> sink(task);
   walk<Isa, AnySink>(task, sink);
+  sink.flush();
 }
 
 // Here a task is a run of elements: one row, whose columns are numbered from 0.
@@ -269,21 +270,9 @@ void apply_bits(const Task& task) {
   }
 }
 
-template <class Isa>
-void keep_bits(const Task& task) {
-  StoreBits sink(task);
-  walk<Isa, AnySink>(task, sink);
-}
-
-template <class Isa>
-void keep_bytes(const Task& task) {
-  StoreBytes<Isa> sink(task);
-  walk<Isa, AnySink>(task, sink);
-}
-
 template <class Isa, class Step>
-constexpr Kernels typed() {
-  return {{mapped<Isa, float, Step>, mapped<Isa, double, Step>, mapped<Isa, Float16, Step>, mapped<Isa, BFloat16, Step>}};
+constexpr Kernels mapped() {
+  return {{fill_behind<Isa, Map<Isa, float, Step>>, fill_behind<Isa, Map<Isa, double, Step>>, fill_behind<Isa, Map<Isa, Float16, Step>>, fill_behind<Isa, Map<Isa, BFloat16, Step>>}};
 }
 
 template <class Isa>
@@ -291,13 +280,13 @@ constexpr Table table(const char* name, bool (*is_supported)()) {
   return {
       name,
       is_supported,
-      {{dropout<Isa, float>, dropout<Isa, double>, dropout<Isa, Float16>, dropout<Isa, BFloat16>}},
+      {{fill<Isa, Scale<Isa, float>>, fill<Isa, Scale<Isa, double>>, fill<Isa, Scale<Isa, Float16>>, fill<Isa, Scale<Isa, BFloat16>>}},
       {{apply_bits<Isa, float>, apply_bits<Isa, double>, apply_bits<Isa, Float16>, apply_bits<Isa, BFloat16>}},
-      typed<Isa, AddStep>(),
-      {typed<Isa, ActivateStep<Relu>>(), typed<Isa, ActivateStep<Gelu>>(), typed<Isa, ActivateStep<GeluTanh>>(), typed<Isa, ActivateStep<Silu>>()},
-      {typed<Isa, GradientStep<Relu>>(), typed<Isa, GradientStep<Gelu>>(), typed<Isa, GradientStep<GeluTanh>>(), typed<Isa, GradientStep<Silu>>()},
-      keep_bits<Isa>,
-      keep_bytes<Isa>,
+      mapped<Isa, AddStep>(),
+      {mapped<Isa, ActivateStep<Relu>>(), mapped<Isa, ActivateStep<Gelu>>(), mapped<Isa, ActivateStep<GeluTanh>>(), mapped<Isa, ActivateStep<Silu>>()},
+      {mapped<Isa, GradientStep<Relu>>(), mapped<Isa, GradientStep<Gelu>>(), mapped<Isa, GradientStep<GeluTanh>>(), mapped<Isa, GradientStep<Silu>>()},
+      fill_behind<Isa, StoreBits>,
+      fill_behind<Isa, StoreBytes<Isa>>,
   };
 }
 

@@ -3,6 +3,7 @@
 
 namespace dropkit {
 extern const Table kAvx2 = table<avx2::Isa>("avx2", [] {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c");
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c") &&
+         __builtin_cpu_supports("fma");
 });
 }

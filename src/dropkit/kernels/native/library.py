@@ -28,15 +28,16 @@ _NAME = f"dropkit_kernels.{_SUFFIX}"
 
 _VOID, _POINTER, _INT = None, ctypes.c_void_p, ctypes.c_int
 _I64, _U64 = ctypes.c_int64, ctypes.c_uint64
+_ONE_KEY = (_I64, _I64, _U64, _U64)  # rows, columns, key, threshold
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "dropkit_kernel": (ctypes.c_char_p, ()),
     "dropkit_use": (_INT, (ctypes.c_char_p,)),
     "dropkit_set_parallel_for": (_VOID, (_POINTER,)),
     "dropkit_dropout": (_VOID, (_INT, _POINTER, _POINTER, _POINTER)),
-    "dropkit_dropout_plain": (_VOID, (_INT, _POINTER, _POINTER, _I64, _I64, _U64, _U64)),
-    "dropkit_add": (_VOID, (_INT, _POINTER, _POINTER, _POINTER, _POINTER)),
-    "dropkit_activate": (_VOID, (_INT, _INT, _POINTER, _POINTER, _POINTER, _POINTER)),
-    "dropkit_activate_gradient": (_VOID, (_INT, _INT, *(_POINTER,) * 5)),
+    "dropkit_dropout_plain": (_VOID, (_INT, _POINTER, _POINTER, *_ONE_KEY)),
+    "dropkit_add": (_VOID, (_INT, *(_POINTER,) * 3, *_ONE_KEY)),
+    "dropkit_activate": (_VOID, (_INT, _INT, *(_POINTER,) * 3, *_ONE_KEY)),
+    "dropkit_activate_gradient": (_VOID, (_INT, _INT, *(_POINTER,) * 4, *_ONE_KEY)),
     "dropkit_keep_bits": (_VOID, (_POINTER, _POINTER)),
     "dropkit_keep_bytes": (_VOID, (_POINTER, _POINTER)),
     "dropkit_apply_bits": (_VOID, (_INT, _POINTER, _POINTER, _POINTER, _I64, _U64, _INT)),

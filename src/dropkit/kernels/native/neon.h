@@ -117,6 +117,14 @@ struct Isa : scalar::Isa {
     const uint32x4_t even = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
     return vaddq_u32(vaddq_u32(bits, vdupq_n_u32(0x7FFF)), even);
   }
+
+  using Floats = VectorOf<float, 16>;
+  using Doubles = VectorOf<double, 16>;
+
+  static Floats multiply_add(Floats a, Floats b, Floats c) { return vfmaq_f32(c, a, b); }
+  static Doubles multiply_add(Doubles a, Doubles b, Doubles c) { return vfmaq_f64(c, a, b); }
+  static Floats widen(const Float16* values) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&values->bits))); }
+  static void narrow(Floats values, Float16* to) { vst1_u16(&to->bits, vreinterpret_u16_f16(vcvt_f16_f32(values))); }
 };
 
 }  // namespace neon

@@ -17,6 +17,7 @@ __all__ = [
     "TYPES",
     "activate_gradient_plain",
     "activate_plain",
+    "activates",
     "add_plain",
     "apply_bits_",
     "dropout",
@@ -49,26 +50,30 @@ def takes(input: Tensor) -> bool:
 def dropout_plain(input: Tensor, key: int, threshold: int) -> Tensor:
     """Apply dropout to a tensor that the kernels take, under one key at stream 0, with scaling."""
     output = torch.empty_like(input)
-    columns = input.shape[-1] if input.dim() else 1
-    rows = input.numel() // columns if columns else 0
-    _library().dropout_plain(TYPES[input.dtype], input.data_ptr(), output.data_ptr(), rows, columns, key, threshold)
+    places = input.data_ptr(), output.data_ptr()
+    _library().dropout_plain(TYPES[input.dtype], *places, *_rows_and_columns(input), key, threshold)
     return output
 
 
 def add_plain(input: Tensor, residual: Tensor, key: int, threshold: int) -> Tensor:
     """Add dropout of a tensor to another of its shape and type; the kernels take both."""
     output = torch.empty_like(input)
-    packed = _packed(input, key, threshold)
-    _library().add(TYPES[input.dtype], input.data_ptr(), residual.data_ptr(), output.data_ptr(), packed)
+    places = input.data_ptr(), residual.data_ptr(), output.data_ptr()
+    _library().add(TYPES[input.dtype], *places, *_rows_and_columns(input), key, threshold)
     return output
+
+
+def activates() -> bool:
+    """Tell whether activations are served: plain C++ takes longer for them than PyTorch's operations."""
+    found = library()
+    return found is not None and found.kernel() != b"scalar"
 
 
 def activate_plain(input: Tensor, bias: Tensor | None, activation: int, key: int, threshold: int) -> Tensor:
     """Apply dropout to an activation, by its place in `ACTIVATIONS`, of a tensor plus a number a column."""
     output = torch.empty_like(input)
-    shift = None if bias is None else bias.data_ptr()
-    packed = _packed(input, key, threshold)
-    _library().activate(TYPES[input.dtype], activation, input.data_ptr(), shift, output.data_ptr(), packed)
+    places = input.data_ptr(), None if bias is None else bias.data_ptr(), output.data_ptr()
+    _library().activate(TYPES[input.dtype], activation, *places, *_rows_and_columns(input), key, threshold)
     return output
 
 
@@ -77,9 +82,8 @@ def activate_gradient_plain(
 ) -> Tensor:
     """Return the gradient of `activate_plain` with respect to its input."""
     output = torch.empty_like(input)
-    shift = None if bias is None else bias.data_ptr()
-    packed, places = _packed(input, key, threshold), (grad.data_ptr(), input.data_ptr(), shift, output.data_ptr())
-    _library().activate_gradient(TYPES[input.dtype], activation, *places, packed)
+    places = grad.data_ptr(), input.data_ptr(), None if bias is None else bias.data_ptr(), output.data_ptr()
+    _library().activate_gradient(TYPES[input.dtype], activation, *places, *_rows_and_columns(input), key, threshold)
     return output
 
 
@@ -112,10 +116,9 @@ def _library() -> Library:
     return found
 
 
-def _packed(input: Tensor, key: int, threshold: int) -> Any:
-    """Return what the library reads of one slice: numbers, and pointers to the last three of them."""
+def _rows_and_columns(input: Tensor) -> tuple[int, int]:
     columns = input.shape[-1] if input.dim() else 1
-    return packed_place(1, input.numel() // columns if columns else 0, columns, key, threshold)
+    return input.numel() // columns if columns else 0, columns
 
 
 def dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, scaled: bool) -> Tensor:

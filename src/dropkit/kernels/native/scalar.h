@@ -1,9 +1,11 @@
 // Plain C++: one block at a time. It states what every other instruction set must give, bit for bit.
 #pragma once
 
+#include <cmath>
 #include <cstring>
 
 #include "philox.h"
+#include "vector.h"
 
 namespace dropkit {
 namespace {
@@ -141,6 +143,25 @@ struct Isa {
       filled += __builtin_popcount(mask);
     }
     return found;
+  }
+
+  // What activations are computed in.
+  using Floats = VectorOf<float, 16>;
+  using Doubles = VectorOf<double, 16>;
+
+  // a * b + c, rounded once.
+  template <class V>
+  static V multiply_add(V a, V b, V c) {
+    for (int i = 0; i < kLanes<V>; ++i) c[i] = std::fma(a[i], b[i], c[i]);
+    return c;
+  }
+  static Floats widen(const Float16* values) {
+    Floats found{};
+    for (int i = 0; i < kLanes<Floats>; ++i) found[i] = to_float(values[i]);
+    return found;
+  }
+  static void narrow(Floats values, Float16* to) {
+    for (int i = 0; i < kLanes<Floats>; ++i) to[i] = from_float<Float16>(values[i]);
   }
 };
 

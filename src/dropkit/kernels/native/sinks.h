@@ -2,6 +2,7 @@
 #pragma once
 
 #include "activation.h"
+#include "block.h"
 #include "scalar.h"
 #include "task.h"
 
@@ -44,25 +45,14 @@ struct Scale {
   }
 };
 
-// A sink behind a call: the loops are compiled once for all such sinks, which is most of what there is to compile.
-struct AnySink {
-  virtual void move(i64 at) = 0;
-  virtual void partial(u64 keep, int count) = 0;
-  void full(u64 keep) { partial(keep, kGroup); }
-
- protected:
-  ~AnySink() = default;
-};
-
 // A sink for whatever is computed of each element before it is kept or dropped, or after: in float32 or wider, and
-// rounded once. `Step::run` maps 64 places; arrays of the computing type hold them, so that compilers vectorise.
+// rounded once. `Step::run` maps a vector.
 template <class Isa, class T, class Step>
-struct Map final : AnySink {
-  using F = compute_t<T>;
+struct Map {
   const T *input, *other, *bias;
   T* output;
   i64 at = 0, column = 0, columns;
-  F scale;
+  compute_t<T> scale;
 
   explicit Map(const Task& task)
       : input(static_cast<const T*>(task.input) + task.offset),
@@ -70,115 +60,160 @@ struct Map final : AnySink {
         bias(static_cast<const T*>(task.bias)),
         output(static_cast<T*>(task.output) + task.offset),
         columns(task.columns),
-        scale(static_cast<F>(task.scale)) {}
-  void move(i64 element) override {
+        scale(static_cast<compute_t<T>>(task.scale)) {}
+  void move(i64 element) {
     at = element;
     column = element % columns;
   }
-  void partial(u64 keep, int count) override {
-    if (count == kGroup) {
-      run<kGroup>(keep, kGroup);
-    } else {
-      run<0>(keep, count);
+  void put(u64 keep, int count) {
+    T copied[4][kGroup];
+    const T* values = input + at;
+    const T* others = Step::kTakesOther ? other + at : nullptr;
+    const T* shifts = bias ? next_bias(copied[0], count) : nullptr;
+    T* found = output + at;
+    if (count < kGroup) {
+      values = copy(values, copied[1], count);
+      if (Step::kTakesOther) others = copy(others, copied[2], count);
+      found = copied[3];
     }
-  }
-  // A count that the compiler knows lets it vectorise what reads and writes.
-  template <int kCount>
-  void run(u64 keep, int some) {
-    const int count = kCount ? kCount : some;
-    alignas(64) F values[kGroup], others[kGroup], found[kGroup];
-    if (!kCount) {
-      for (int i = 0; i < kGroup; ++i) values[i] = others[i] = 0;
+    Block<Isa, T> value, with{}, shift, result;
+    for (int i = 0; i < kGroup; i += value.kCount) {
+      value.load(values + i);
+      if (shifts) shift.load(shifts + i);
+      if (Step::kTakesOther) with.load(others + i);
+      for (int part = 0; part < value.kParts; ++part) {
+        if (shifts) (Step::kTakesOther ? with : value).part[part] += shift.part[part];
+        const auto chosen = value.chosen(keep >> i, part);
+        result.part[part] = Step::template run<Isa>(value.part[part], with.part[part], chosen, scale);
+      }
+      result.store(found + i);
     }
-    for (int i = 0; i < count; ++i) values[i] = to_float(input[at + i]);
-    if (other) {
-      for (int i = 0; i < count; ++i) others[i] = to_float(other[at + i]);
-    }
-    if (bias) add_bias<kCount>(other && Step::kBiasOnOther ? others : values, count);
-    Step::template run<Isa>(values, others, keep, scale, found);
-    for (int i = 0; i < count; ++i) output[at + i] = from_compute<T>(found[i]);
+    if (count < kGroup) std::memcpy(output + at, found, count * sizeof(T));
     at += count;
   }
-  template <int kCount>
-  void add_bias(F* values, int some) {
-    const int count = kCount ? kCount : some;
-    if (column + count <= columns) {
-      for (int i = 0; i < count; ++i) values[i] += to_float(bias[column + i]);
-      column += count;
-      if (column == columns) column = 0;
-    } else {
-      for (int i = 0; i < count; ++i) {
-        values[i] += to_float(bias[column]);
-        if (++column == columns) column = 0;
-      }
+  static const T* copy(const T* from, T* to, int count) {
+    std::memset(static_cast<void*>(to), 0, kGroup * sizeof(T));
+    std::memcpy(to, from, count * sizeof(T));
+    return to;
+  }
+  // The bias of the next elements: where it lies, or, at the end of a row, copied.
+  const T* next_bias(T* copied, int count) {
+    const i64 first = column;
+    if (first + kGroup <= columns) {
+      column = first + count < columns ? first + count : 0;
+      return bias + first;
     }
+    for (int i = 0; i < kGroup; ++i) {
+      copied[i] = bias[column];
+      if (++column == columns) column = 0;
+    }
+    return copied;
   }
 };
 
 struct AddStep {
-  static constexpr bool kBiasOnOther = false;
-  template <class Isa, class F>
-  static void run(const F* values, const F* others, u64 keep, F scale, F* found) {
-    Isa::scale64(values, found, keep, scale);
-    for (int i = 0; i < kGroup; ++i) found[i] += others[i];
+  static constexpr bool kTakesOther = true;
+  template <class Isa, class V, class Chosen>
+  static V run(V value, V other, Chosen chosen, lane_t<V> scale) {
+    return kept(value * scale, chosen) + other;
   }
 };
 
 template <class Activation>
 struct ActivateStep {
-  static constexpr bool kBiasOnOther = false;
-  template <class Isa, class F>
-  static void run(const F* values, const F*, u64 keep, F scale, F* found) {
-    for (int i = 0; i < kGroup; ++i) found[i] = Activation::value(values[i]);
-    Isa::scale64(found, found, keep, scale);
+  static constexpr bool kTakesOther = false;
+  template <class Isa, class V, class Chosen>
+  static V run(V value, V, Chosen chosen, lane_t<V> scale) {
+    return kept(Activation::template value<Isa>(value) * scale, chosen);
   }
 };
 
-// The gradient of the above: `values` is the gradient of its result, `others` what it was computed of.
+// The gradient of the above: `value` is the gradient of its result, `other` what it was computed of.
 template <class Activation>
 struct GradientStep {
-  static constexpr bool kBiasOnOther = true;
-  template <class Isa, class F>
-  static void run(const F* values, const F* others, u64 keep, F scale, F* found) {
-    for (int i = 0; i < kGroup; ++i) found[i] = values[i] * Activation::derivative(others[i]);
-    Isa::scale64(found, found, keep, scale);
+  static constexpr bool kTakesOther = true;
+  template <class Isa, class V, class Chosen>
+  static V run(V value, V other, Chosen chosen, lane_t<V> scale) {
+    return kept(value * Activation::template derivative<Isa>(other) * scale, chosen);
   }
 };
 
 // A sink that stores bits, from any bit on. Words at the edge of two tasks may be written by two threads.
-struct StoreBits final : AnySink {
+struct StoreBits {
   u64* words;
   i64 offset, at;
 
   explicit StoreBits(const Task& task) : words(static_cast<u64*>(task.output)), offset(task.offset), at(task.offset) {}
-  void move(i64 element) override { at = offset + element; }
-  void partial(u64 keep, int count) override {
-    if (count == kGroup && at % kGroup == 0) {
-      words[at / kGroup] = keep;
-      at += kGroup;
-      return;
-    }
+  void move(i64 element) { at = offset + element; }
+  void put(u64 keep, int count) {
     const int skipped = static_cast<int>(at % kGroup);
-    __atomic_fetch_or(words + at / kGroup, keep << skipped, __ATOMIC_RELAXED);
-    if (skipped + count > kGroup) __atomic_fetch_or(words + at / kGroup + 1, keep >> (kGroup - skipped), __ATOMIC_RELAXED);
+    if (count == kGroup && skipped == 0) {
+      words[at / kGroup] = keep;
+    } else {
+      __atomic_fetch_or(words + at / kGroup, keep << skipped, __ATOMIC_RELAXED);
+      if (skipped + count > kGroup) __atomic_fetch_or(words + at / kGroup + 1, keep >> (kGroup - skipped), __ATOMIC_RELAXED);
+    }
     at += count;
   }
 };
 
 // A sink that stores a byte an element, as PyTorch stores a bool.
 template <class Isa>
-struct StoreBytes final : AnySink {
+struct StoreBytes {
   unsigned char *base, *output;
 
   explicit StoreBytes(const Task& task) : base(static_cast<unsigned char*>(task.output) + task.offset), output(base) {}
-  void move(i64 at) override { output = base + at; }
-  void partial(u64 keep, int count) override {
+  void move(i64 at) { output = base + at; }
+  void put(u64 keep, int count) {
     if (count == kGroup) {
       Isa::spread64(keep, output);
     } else {
       for (int i = 0; i < count; ++i) output[i] = keep >> i & 1;
     }
     output += count;
+  }
+};
+
+// A sink behind a call: the loops are compiled once for all of them, which is most of what there is to compile. A call is
+// for many words, for neither side keeps what it has in registers over one.
+class AnySink {
+ public:
+  void move(i64 element) {
+    flush();
+    begin(element);
+  }
+  void full(u64 keep) {
+    words_[filled_++] = keep;
+    if (filled_ == kWords) flush();
+  }
+  void partial(u64 keep, int count) {  // the last before a move
+    words_[filled_++] = keep;
+    flush(count);
+  }
+  void flush(int last = kGroup) {
+    if (filled_) take(words_, filled_, last);
+    filled_ = 0;
+  }
+
+ protected:
+  ~AnySink() = default;
+  virtual void begin(i64 element) = 0;
+  virtual void take(const u64* words, int count, int last) = 0;  // `last` of the bits of the last word
+
+ private:
+  static constexpr int kWords = 16;
+  u64 words_[kWords];
+  int filled_ = 0;
+};
+
+template <class Sink>
+struct Behind final : AnySink {
+  Sink sink;
+
+  explicit Behind(const Task& task) : sink(task) {}
+  void begin(i64 element) override { sink.move(element); }
+  [[gnu::flatten]] void take(const u64* words, int count, int last) override {
+    for (int i = 0; i < count; ++i) sink.put(words[i], i + 1 < count ? kGroup : last);
   }
 };
 
