@@ -5,6 +5,10 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "task.h"
 
 namespace dropkit {
@@ -49,6 +53,22 @@ void for_each(int64_t units, int64_t elements, Body body, void* context) {
   }
 }
 
+// Memory of this size is always new to the process, which then gets it page by page, by an interrupt each. To ask for the
+// pages of a part at once, just before it is written, takes a fifth off what a copy to new memory costs.
+constexpr uint64_t kNewMemory = uint64_t{1} << 25;
+
+void ask_for_pages(char* memory, uint64_t bytes) {
+#if defined(__linux__)
+  constexpr uint64_t kPage = 4096;
+  constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE of Linux 5.14; older ones refuse, which does no harm
+  const uint64_t begin = (reinterpret_cast<uint64_t>(memory) + kPage - 1) / kPage * kPage;
+  const uint64_t end = (reinterpret_cast<uint64_t>(memory) + bytes) / kPage * kPage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, kPopulateWrite);
+#else
+  static_cast<void>(memory), static_cast<void>(bytes);
+#endif
+}
+
 // One call: slices of rows of columns, contiguous in memory, each slice with a key, a stream and a threshold.
 struct Call {
   const void *input, *other, *bias;
@@ -59,6 +79,7 @@ struct Call {
   int64_t key_step, stream_step, threshold_step;  // 0 where all slices share one
   bool is_scaled;
   void (*kernel)(const Task&);
+  int64_t element_size = 0;  // of the output; 0 where its pages are no matter
 
   // A slice is divided into groups of rows, and rows into segments where they are long.
   int64_t rows_a_group = 0, columns_a_segment = 0, groups = 0, segments = 0;
@@ -98,6 +119,11 @@ void run(int64_t begin, int64_t end, void* context) {
     task.row_end = std::min(task.row_begin + call.rows_a_group, call.rows);
     task.column_begin = segment * call.columns_a_segment;
     task.column_end = std::min(task.column_begin + call.columns_a_segment, call.columns);
+    if (call.element_size) {
+      const int64_t first = task.offset + task.row_begin * task.columns + task.column_begin;
+      const int64_t end = task.offset + (task.row_end - 1) * task.columns + task.column_end;
+      ask_for_pages(static_cast<char*>(call.output) + first * call.element_size, (end - first) * call.element_size);
+    }
     call.kernel(task);
   }
 }
@@ -105,9 +131,12 @@ void run(int64_t begin, int64_t end, void* context) {
 void run_all(Call& call) {
   if (call.slices <= 0 || call.rows <= 0 || call.columns <= 0) return;
   call.divide();
-  const int64_t units = call.slices * call.groups * call.segments;
-  for_each(units, call.slices * call.rows * call.columns / units, run, &call);
+  const int64_t units = call.slices * call.groups * call.segments, elements = call.slices * call.rows * call.columns;
+  if (static_cast<uint64_t>(elements * call.element_size) < kNewMemory) call.element_size = 0;
+  for_each(units, elements / units, run, &call);
 }
+
+constexpr int64_t kElementSize[kTypes] = {4, 8, 2, 2};
 
 // What Python packs into an array of int64, in this order.
 enum Packed {
@@ -200,6 +229,7 @@ DROPKIT_EXPORT void dropkit_set_parallel_for(void* loop) { parallel_for.store(re
 DROPKIT_EXPORT void dropkit_dropout(int type, const void* input, void* output, const int64_t* packed) {
   Call call = unpacked(input, output, packed);
   call.kernel = chosen.load()->dropout.of[type];
+  call.element_size = kElementSize[type];
   run_all(call);
 }
 
@@ -208,6 +238,7 @@ DROPKIT_EXPORT void dropkit_dropout_plain(int type, const void* input, void* out
   const OneKey address{key, threshold};
   Call call = under(address, input, output, rows, columns);
   call.kernel = chosen.load()->dropout.of[type];
+  call.element_size = kElementSize[type];
   run_all(call);
 }
 
@@ -217,6 +248,7 @@ DROPKIT_EXPORT void dropkit_add(int type, const void* input, const void* residua
   Call call = under(address, input, output, rows, columns);
   call.other = residual;
   call.kernel = chosen.load()->add.of[type];
+  call.element_size = kElementSize[type];
   run_all(call);
 }
 
@@ -226,6 +258,7 @@ DROPKIT_EXPORT void dropkit_activate(int type, int activation, const void* input
   Call call = under(address, input, output, rows, columns);
   call.bias = bias;
   call.kernel = chosen.load()->activate[activation].of[type];
+  call.element_size = kElementSize[type];
   run_all(call);
 }
 
@@ -236,6 +269,7 @@ DROPKIT_EXPORT void dropkit_activate_gradient(int type, int activation, const vo
   call.other = input;
   call.bias = bias;
   call.kernel = chosen.load()->activate_gradient[activation].of[type];
+  call.element_size = kElementSize[type];
   run_all(call);
 }
 

@@ -11,6 +11,7 @@ namespace avx2 {
 
 struct Isa : scalar::Isa {
   static constexpr int kBlocks = 4;
+  static constexpr int kGroupsAtOnce = 2;
   // As for AVX-512; blocks stand in the order 0 2 1 3.
   using Vector = __m256i;
 

@@ -11,6 +11,7 @@ namespace avx512 {
 
 struct Isa : scalar::Isa {
   static constexpr int kBlocks = 8;
+  static constexpr int kGroupsAtOnce = 4;
   // A word sits in the low half of each 64-bit lane; what is above it is of no meaning, for a product reads it not.
   // Blocks stand in the order 0 4 1 5 2 6 3 7, from which two unpacks give the order of the elements.
   using Vector = __m512i;

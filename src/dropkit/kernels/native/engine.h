@@ -65,55 +65,80 @@ struct ColumnPart {
   }
 };
 
+// The round keys of all blocks of a vector, kept from group to group.
 template <class Isa>
-inline void rounds(typename Isa::Vector* c, const Key& key, int from) {
-  for (int round = from; round < kRounds; ++round) {
-    typename Isa::Vector a_high, a_low, b_high, b_low;
-    Isa::multiply(c[0], kMultiplier0, a_high, a_low);
-    Isa::multiply(c[2], kMultiplier1, b_high, b_low);
-    c[0] = Isa::xor3(b_high, c[1], Isa::broadcast(key.first[round]));
-    c[1] = b_low;
-    c[2] = Isa::xor3(a_high, c[3], Isa::broadcast(key.second[round]));
-    c[3] = a_low;
-  }
-}
+struct RoundKeys {
+  typename Isa::Vector first[kRounds], second[kRounds];
 
-// The mask bits of eight blocks; `is_kept(i)` settles element i, whose high half equals the threshold's.
-template <class Isa, bool kTies, class Words, class IsKept>
-inline u64 keep_word(Threshold threshold, const Words& words_of, const IsKept& is_kept) {
-  u64 keep = 0, ties = 0;
-  for (int v = 0; v < 8 / Isa::kBlocks; ++v) {
-    typename Isa::Vector words[4];
-    u64 reach, equal;
-    words_of(v, words);
-    Isa::template compare<kTies>(words, threshold.high, reach, equal);
-    keep |= reach << (v * Isa::kBlocks * 8);
-    ties |= equal << (v * Isa::kBlocks * 8);
-  }
-  if constexpr (kTies) {
-    for (; ties; ties &= ties - 1) {  // one element in 65,536
-      const int i = __builtin_ctzll(ties);
-      if (!is_kept(i)) keep &= ~(u64{1} << i);
+  explicit RoundKeys(const Key& key) {
+    for (int round = 0; round < kRounds; ++round) {
+      first[round] = Isa::broadcast(key.first[round]);
+      second[round] = Isa::broadcast(key.second[round]);
     }
   }
-  return keep;
+};
+
+template <class Isa, int kVectors>
+inline void rounds(typename Isa::Vector (*counters)[4], const RoundKeys<Isa>& keys, int from) {
+  for (int round = from; round < kRounds; ++round) {
+    for (int v = 0; v < kVectors; ++v) {
+      auto* c = counters[v];
+      typename Isa::Vector a_high, a_low, b_high, b_low;
+      Isa::multiply(c[0], kMultiplier0, a_high, a_low);
+      Isa::multiply(c[2], kMultiplier1, b_high, b_low);
+      c[0] = Isa::xor3(b_high, c[1], keys.first[round]);
+      c[1] = b_low;
+      c[2] = Isa::xor3(a_high, c[3], keys.second[round]);
+      c[3] = a_low;
+    }
+  }
 }
 
-template <class Isa, bool kTies>
-inline u64 keep_word(const ColumnPart<Isa>& column, u64 first_column, u64 row, const RowPart& part, const Key& key, Threshold threshold) {
-  const auto words_of = [&](int v, typename Isa::Vector* c) {
-    typename Isa::Vector high, low;
-    c[0] = Isa::xor2(column.first[v], Isa::broadcast(part.first));
-    c[2] = Isa::xor2(column.third[v], Isa::broadcast(part.third));
-    Isa::multiply(c[2], kMultiplier1, high, low);
-    Isa::multiply(c[0], kMultiplier0, c[2], c[3]);
-    c[0] = Isa::xor2(high, column.second[v]);
-    c[1] = low;
-    c[2] = Isa::xor2(c[2], Isa::broadcast(part.fourth));
-    rounds<Isa>(c, key, 3);
+// The mask bits of `kGroups` groups of eight blocks, whose chains of operations run side by side: one alone would wait for
+// its own results. `is_kept(g, i)` settles element i of a group, whose high half equals the threshold's.
+template <class Isa, bool kTies, int kGroups, class Words, class IsKept>
+inline void keep_words(Threshold threshold, u64* keep, const Words& words, const IsKept& is_kept) {
+  constexpr int kVectors = 8 / Isa::kBlocks;
+  typename Isa::Vector c[kGroups * kVectors][4];
+  words(c);
+  for (int g = 0; g < kGroups; ++g) {
+    u64 ties = 0;
+    keep[g] = 0;
+    for (int v = 0; v < kVectors; ++v) {
+      u64 reach, equal;
+      Isa::template compare<kTies>(c[g * kVectors + v], threshold.high, reach, equal);
+      keep[g] |= reach << (v * Isa::kBlocks * 8);
+      ties |= equal << (v * Isa::kBlocks * 8);
+    }
+    if constexpr (kTies) {
+      for (; ties; ties &= ties - 1) {  // one element in 65,536
+        const int i = __builtin_ctzll(ties);
+        if (!is_kept(g, i)) keep[g] &= ~(u64{1} << i);
+      }
+    }
+  }
+}
+
+template <class Isa, bool kTies, int kGroups>
+inline void keep_words(const ColumnPart<Isa>* columns, u64 first_column, u64 row, const RowPart& part, const Key& key, const RoundKeys<Isa>& keys, Threshold threshold, u64* keep) {
+  constexpr int kVectors = 8 / Isa::kBlocks;
+  const auto words = [&](typename Isa::Vector (*all)[4]) {
+    for (int v = 0; v < kGroups * kVectors; ++v) {
+      const ColumnPart<Isa>& column = columns[v / kVectors];
+      auto* c = all[v];
+      typename Isa::Vector high, low;
+      c[0] = Isa::xor2(column.first[v % kVectors], Isa::broadcast(part.first));
+      c[2] = Isa::xor2(column.third[v % kVectors], Isa::broadcast(part.third));
+      Isa::multiply(c[2], kMultiplier1, high, low);
+      Isa::multiply(c[0], kMultiplier0, c[2], c[3]);
+      c[0] = Isa::xor2(high, column.second[v % kVectors]);
+      c[1] = low;
+      c[2] = Isa::xor2(c[2], Isa::broadcast(part.fourth));
+    }
+    rounds<Isa, kGroups * kVectors>(all, keys, 3);
   };
-  const auto is_kept = [&](int i) { return half_at(key, row, first_column + i, 1) >= threshold.low; };
-  return keep_word<Isa, kTies>(threshold, words_of, is_kept);
+  const auto is_kept = [&](int g, int i) { return half_at(key, row, first_column + g * kGroup + i, 1) >= threshold.low; };
+  keep_words<Isa, kTies, kGroups>(threshold, keep, words, is_kept);
 }
 
 // Rows of many columns: the part of the columns is computed once a tile of them and serves every row.
@@ -122,6 +147,7 @@ void wide_rows(const Task& task, const Key& key, Threshold threshold, Apply& app
   const u64 begin = task.first_column + task.column_begin, end = task.first_column + task.column_end;
   const bool is_contiguous = task.column_end - task.column_begin == task.columns;
   const u64 last_group = (end - 1) / kGroup;
+  const RoundKeys<Isa> keys(key);
   Queue<Apply> queue(apply);
   ColumnPart<Isa> parts[kTileGroups];
   for (u64 tile = begin / kGroup; tile <= last_group; tile += kTileGroups) {
@@ -138,9 +164,8 @@ void wide_rows(const Task& task, const Key& key, Threshold threshold, Apply& app
       }
       const u64 row = task.first_row + r;
       const RowPart part(key, row);
-      for (int g = 0; g < groups; ++g) {
+      const auto give = [&](int g, u64 bits) {
         const u64 column = (tile + g) * kGroup;
-        u64 bits = keep_word<Isa, kTies>(parts[g], column, row, part, key, threshold);
         int count = kGroup;
         if (column < tile_begin) {
           bits >>= tile_begin - column;
@@ -151,6 +176,16 @@ void wide_rows(const Task& task, const Key& key, Threshold threshold, Apply& app
           bits &= ones(count);
         }
         queue.put(bits, count);
+      };
+      int g = 0;
+      u64 keep[Isa::kGroupsAtOnce];
+      for (; g + Isa::kGroupsAtOnce <= groups; g += Isa::kGroupsAtOnce) {
+        keep_words<Isa, kTies, Isa::kGroupsAtOnce>(parts + g, (tile + g) * kGroup, row, part, key, keys, threshold, keep);
+        for (int i = 0; i < Isa::kGroupsAtOnce; ++i) give(g + i, keep[i]);
+      }
+      for (; g < groups; ++g) {
+        keep_words<Isa, kTies, 1>(parts + g, (tile + g) * kGroup, row, part, key, keys, threshold, keep);
+        give(g, keep[0]);
       }
     }
     queue.flush();
@@ -173,6 +208,7 @@ void narrow_rows(const Task& task, const Key& key, Threshold threshold, Apply& a
       if (column >= begin && column < end) chosen |= u64{1} << (8 * i + lane);
     }
   }
+  const RoundKeys<Isa> keys(key);
   Queue<Apply> queue(apply);
   apply.move(task.row_begin * task.columns);
   for (i64 r = task.row_begin; r < task.row_end; r += rows_a_vector) {
@@ -182,21 +218,24 @@ void narrow_rows(const Task& task, const Key& key, Threshold threshold, Apply& a
       lows[i] = static_cast<u32>(row);
       highs[i] = static_cast<u32>(row >> 32);
     }
-    const auto words_of = [&](int v, typename Isa::Vector* c) {
-      const int at = v * Isa::kBlocks;
-      c[0] = Isa::load(blocks + at);
-      c[1] = Isa::load(lows + at);
-      c[2] = Isa::load(highs + at);
-      c[3] = Isa::broadcast(key.stream);
-      rounds<Isa>(c, key, 0);
+    const auto words = [&](typename Isa::Vector (*all)[4]) {
+      for (int v = 0; v < 8 / Isa::kBlocks; ++v) {
+        const int at = v * Isa::kBlocks;
+        all[v][0] = Isa::load(blocks + at);
+        all[v][1] = Isa::load(lows + at);
+        all[v][2] = Isa::load(highs + at);
+        all[v][3] = Isa::broadcast(key.stream);
+      }
+      rounds<Isa, 8 / Isa::kBlocks>(all, keys, 0);
     };
-    const auto is_kept = [&](int i) {
+    const auto is_kept = [&](int, int i) {
       const u64 row = task.first_row + r + rows_on[i >> 3], column = u64{blocks[i >> 3]} * 8 + (i & 7);
       return half_at(key, row, column, 1) >= threshold.low;
     };
     const i64 rows = task.row_end - r < rows_a_vector ? task.row_end - r : rows_a_vector;
     const u64 places = chosen & ones(static_cast<int>(rows) * blocks_a_row * 8);
-    const u64 bits = keep_word<Isa, kTies>(threshold, words_of, is_kept);
+    u64 bits;
+    keep_words<Isa, kTies, 1>(threshold, &bits, words, is_kept);
     queue.put(Isa::extract(bits, places), __builtin_popcountll(places));
   }
   queue.flush();

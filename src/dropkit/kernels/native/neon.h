@@ -11,6 +11,7 @@ namespace neon {
 
 struct Isa : scalar::Isa {
   static constexpr int kBlocks = 4;
+  static constexpr int kGroupsAtOnce = 1;
   using Vector = uint32x4_t;
 
   static Vector load(const u32* values) { return vld1q_u32(values); }

@@ -101,6 +101,7 @@ namespace scalar {
 // A vector of one block.
 struct Isa {
   static constexpr int kBlocks = 1;
+  static constexpr int kGroupsAtOnce = 1;  // groups of eight blocks in flight, as many as registers allow
   using Vector = u32;
 
   static Vector load(const u32* values) { return *values; }
