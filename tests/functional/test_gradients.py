@@ -100,6 +100,19 @@ def test_the_address_is_all_that_is_saved(size: int) -> None:
     assert saved_bytes(lambda: torch.nn.functional.dropout(x, 0.5)) >= 8 * size  # what the count would show
 
 
+@pytest.mark.native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rows", [64, 512, 1024, 2048])
+def test_a_mask_that_a_cache_holds_may_be_saved_at_a_bit_an_element(rows: int, dtype: torch.dtype) -> None:
+    x = torch.ones(rows, 1024, dtype=dtype, requires_grad=True)
+    saved = saved_bytes(lambda: dropout(x, 0.5, key=3))
+    assert saved in ((x.numel() // 8,) if 2**16 <= x.numel() <= 2**20 else (0,))
+    out = dropout(x, 0.1, key=3)
+    (gradient,) = torch.autograd.grad(out, x, torch.ones_like(x))
+    assert torch.equal(gradient, out)
+    assert torch.equal(out != 0, torch.from_numpy(random.keep_mask(3, x.shape, 0.1)))
+
+
 def test_an_injected_mask_is_saved_as_bool_only() -> None:
     x, mask = torch.ones(8, 100, requires_grad=True), torch.ones(8, 100, dtype=torch.bool)
     assert saved_bytes(lambda: dropout(x, 0.5, mask=mask)) <= 8 * 100 + 8

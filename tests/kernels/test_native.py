@@ -243,7 +243,7 @@ def test_bits_and_bytes_of_a_mask_agree_and_bits_apply_it(shape: tuple[int, int,
     as_bytes, words = np.full(elements, 9, np.uint8), np.zeros((elements + 63) // 64, np.uint64)
     native.dropout(TYPES[dtype], x.data_ptr(), out.data_ptr(), packed.ctypes.data)
     native.keep_bytes(as_bytes.ctypes.data, packed.ctypes.data)
-    native.keep_bits(words.ctypes.data, packed.ctypes.data)
+    native.keep_bits(words.ctypes.data, 0, packed.ctypes.data)
     native.apply_bits(TYPES[dtype], x.data_ptr(), by_bits.data_ptr(), words.ctypes.data, elements, t, True)
     addresses = [Address(KEY + i, shape[1:], 0, (2**31 - 5 + 2**40 * i, 13), WHOLE) for i in range(shape[0])]
     want = np.stack([reference(address, 0.3) for address in addresses])
@@ -263,7 +263,7 @@ def test_a_mask_of_more_than_two_to_the_31_elements() -> None:
     numbers = [np.array([value], np.uint64) for value in (KEY, 0, random.threshold(0.5))]
     packed = np.array([0, 1, rows, columns, 0, 0, 0, *(number.ctypes.data for number in numbers), 0, 0, 0])
     assert rows * columns > 2**31
-    library().keep_bits(words.ctypes.data, packed.ctypes.data)
+    library().keep_bits(words.ctypes.data, 0, packed.ctypes.data)
     for row in (0, 19_999, 39_990, rows - 1):
         begin = row * columns
         found = np.unpackbits(words[begin // 64 : (begin + columns) // 64 + 1].view(np.uint8), bitorder="little")

@@ -2,6 +2,7 @@
 //
 // It stands alone, so that it runs where Python does not: under sanitizers and under emulation. Buffers have exactly the
 // size that a case needs, and outputs start as a pattern that shows what was written without being asked for.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
@@ -17,12 +18,14 @@ const char* dropkit_kernel();
 int dropkit_use(const char* name);
 void dropkit_set_parallel_for(void* loop);
 void dropkit_dropout(int type, const void* input, void* output, const std::int64_t* packed);
-void dropkit_dropout_plain(int type, const void* input, void* output, std::int64_t rows, std::int64_t columns, std::uint64_t key,
-                           std::uint64_t threshold);
-void dropkit_keep_bits(std::uint64_t* words, const std::int64_t* packed);
+void dropkit_dropout_plain(int type, const void* input, void* output, std::uint64_t* words, std::int64_t rows, std::int64_t columns,
+                           std::uint64_t key, std::uint64_t threshold);
+void dropkit_keep_bits(std::uint64_t* words, std::int64_t first, const std::int64_t* packed);
 void dropkit_keep_bytes(void* bytes, const std::int64_t* packed);
 void dropkit_apply_bits(int type, const void* input, void* output, const std::uint64_t* words, std::int64_t elements,
                         std::uint64_t threshold, int is_scaled);
+void dropkit_apply_bits_strided(int type, const void* input, void* output, const std::uint64_t* words, std::int64_t first_bit,
+                                std::uint64_t threshold, int is_scaled, int rank, const std::int64_t* lengths, const std::int64_t* bit_steps);
 }
 
 namespace dropkit {
@@ -201,13 +204,16 @@ void check_all_halves(Type type) {
       for (const Table* path : kPaths) {
         if (!path->is_supported()) continue;
         std::vector<T> found = untouched<T>(static_cast<i64>(input.size()));
-        Task task{};
+        StoredTask task{};
         task.input = input.data();
         task.output = found.data();
-        task.key = reinterpret_cast<u64>(words.data());
-        task.columns = task.column_end = static_cast<i64>(input.size());
-        task.row_end = 1;
+        task.words = words.data();
         task.scale = scale;
+        task.rank = 1;
+        task.axes[0] = {1, 0, 0};
+        task.inner = {static_cast<i64>(input.size()), 1, 1};
+        task.segment = task.inner.length;
+        task.end = 1;
         path->apply_bits.of[type](task);
         expect(are_equal(found, values), path->name, std::string("all numbers of ") + kTypeNames[type] + " times " + std::to_string(scale));
       }
@@ -293,12 +299,20 @@ void check_call(Type type) {
       expect(are_equal(found, values), path->name, what);
       if (is_plain) {
         found = untouched<T>(elements);
-        dropkit_dropout_plain(type, input.data(), found.data(), rows, columns, only.key, only.threshold);
+        std::vector<u64> kept(words.size());
+        const bool keeps = columns % 64 == 0;
+        dropkit_dropout_plain(type, input.data(), found.data(), keeps ? kept.data() : nullptr, rows, columns, only.key, only.threshold);
         expect(are_equal(found, values), path->name, std::string("plain ") + what);
+        expect(!keeps || kept == words, path->name, std::string("bits kept of a plain ") + what);
       }
       std::vector<u64> found_words(words.size());
-      dropkit_keep_bits(found_words.data(), packed);
+      dropkit_keep_bits(found_words.data(), 0, packed);
       expect(found_words == words, path->name, std::string("bits of a ") + what);
+      const i64 first = static_cast<i64>(below(200));
+      std::vector<u64> shifted(static_cast<std::size_t>((first + elements + 63) / 64)), wanted(shifted.size());
+      dropkit_keep_bits(shifted.data(), first, packed);
+      for (i64 at = 0; at < elements; ++at) wanted[static_cast<std::size_t>((first + at) / 64)] |= u64{bytes[static_cast<std::size_t>(at)]} << ((first + at) % 64);
+      expect(shifted == wanted, path->name, std::string("bits from any bit on of a ") + what);
       std::vector<unsigned char> found_bytes = untouched<unsigned char>(elements);
       dropkit_keep_bytes(found_bytes.data(), packed);
       expect(found_bytes == bytes, path->name, std::string("bytes of a ") + what);
@@ -311,9 +325,68 @@ void check_call(Type type) {
   }
 }
 
+// A mask of random bits, applied to a tensor whose axes lie in memory in any order, and some of which share draws.
+template <class T>
+void check_strided(Type type) {
+  const int rank = 1 + static_cast<int>(below(4));
+  std::vector<i64> lengths, mask_steps(static_cast<std::size_t>(rank)), order;
+  i64 elements = 1, places = 1;
+  for (int axis = 0; axis < rank; ++axis) {
+    lengths.push_back(any_of(std::vector<i64>{1, 2, 3, 7, 63, 64, 65, 130, 600}));
+    if (elements * lengths.back() > 60'000) lengths.back() = 2;
+    elements *= lengths.back();
+    order.push_back(axis);
+  }
+  for (int axis = rank; axis-- > 0;) {  // in a mask, the last axis has neighbouring bits
+    const auto a = static_cast<std::size_t>(axis);
+    const bool is_shared = lengths[a] == 1 || below(3) == 0;
+    mask_steps[a] = is_shared ? 0 : places;
+    if (!is_shared) places *= lengths[a];
+  }
+  std::shuffle(order.begin(), order.end(), generator);
+  std::vector<i64> in_memory, steps;
+  for (const i64 axis : order) {
+    in_memory.push_back(lengths[static_cast<std::size_t>(axis)]);
+    steps.push_back(mask_steps[static_cast<std::size_t>(axis)]);
+  }
+  const i64 first = static_cast<i64>(below(130));
+  std::vector<u64> words(static_cast<std::size_t>((first + places + 63) / 64));
+  for (u64& word : words) word = generator();
+  const u64 threshold = below(kOne);
+  const auto scale = static_cast<compute_t<T>>(4294967296.0 / static_cast<double>(kOne - threshold));
+  const std::vector<T> input = any_values<T>(elements);
+  std::vector<T> values(input.size());
+  for (i64 at = 0; at < elements; ++at) {
+    i64 left = at, bit = first;
+    for (int axis = rank; axis-- > 0;) {
+      const auto a = static_cast<std::size_t>(axis);
+      bit += left % in_memory[a] * steps[a];
+      left /= in_memory[a];
+    }
+    const auto i = static_cast<std::size_t>(at);
+    values[i] = scaled(input[i], words[static_cast<std::size_t>(bit / 64)] >> (bit % 64) & 1, scale);
+  }
+  std::string what = std::string("bits applied along axes, ") + kTypeNames[type];
+  for (int axis = 0; axis < rank; ++axis) {
+    const auto a = static_cast<std::size_t>(axis);
+    what += " " + std::to_string(in_memory[a]) + "/" + std::to_string(steps[a]);
+  }
+  for (const Table* path : kPaths) {
+    if (!path->is_supported()) continue;
+    expect(dropkit_use(path->name), path->name, "it does not serve when asked to");
+    for (const auto loop : {static_cast<decltype(&in_threads)>(nullptr), &in_threads}) {
+      dropkit_set_parallel_for(reinterpret_cast<void*>(loop));
+      std::vector<T> found = untouched<T>(elements);
+      dropkit_apply_bits_strided(type, input.data(), found.data(), words.data(), first, threshold, 1, rank, in_memory.data(), steps.data());
+      expect(are_equal(found, values), path->name, what);
+    }
+  }
+}
+
 template <class T>
 void check_type(Type type, int cases) {
   for (int i = 0; i < cases; ++i) check_task<T>(type);
+  for (int i = 0; i < cases / 2; ++i) check_strided<T>(type);
   for (int i = 0; i < cases / 4; ++i) check_call<T>(type);
 }
 

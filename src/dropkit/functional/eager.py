@@ -13,7 +13,7 @@ from torch.nn import Parameter
 
 from dropkit.functional.address import draw_key, signed
 from dropkit.functional.autograd import apply_dropout
-from dropkit.kernels.native.operations import dropout_plain, takes
+from dropkit.kernels.native.operations import apply_bits, dropout_plain, takes
 from dropkit.random.layout import layout
 
 __all__ = ["drop", "is_plain"]
@@ -51,18 +51,30 @@ def drop(input: Tensor, key: int | None, threshold: int) -> Tensor:
     return dropout_plain(input, key, threshold)
 
 
+# Sizes, in elements, at which the mask is kept for the backward pass, a bit an element: there the bits are still in a
+# cache, and faster read than drawn again. Below, to keep them costs as much as it spares; above, memory sets the pace.
+_BITS_SPARE_TIME = range(2**16, 2**20 + 1)
+
+
 class _Plain(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, key: int, threshold: int) -> Tensor:
+        elements, words = input.numel(), None
         ctx.address = key, threshold
-        return dropout_plain(input, key, threshold)
+        ctx.has_bits = elements in _BITS_SPARE_TIME and input.shape[-1] % 64 == 0
+        if ctx.has_bits:
+            words = torch.empty(elements // 64, dtype=torch.int64)
+            ctx.save_for_backward(words)
+        return dropout_plain(input, key, threshold, words)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         key, threshold = ctx.address
-        if not torch.is_grad_enabled() and is_plain(grad):
-            return dropout_plain(grad, key, threshold), None, None
-        return _long_way(grad, key, threshold), None, None
+        if torch.is_grad_enabled() or not is_plain(grad):
+            return _long_way(grad, key, threshold), None, None
+        if ctx.has_bits:
+            return apply_bits(grad, *ctx.saved_tensors, threshold), None, None
+        return dropout_plain(grad, key, threshold), None, None
 
 
 # Without what `Function.apply` does for transforms and for arguments by name, half the time of a small layer.

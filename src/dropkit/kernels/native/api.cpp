@@ -53,33 +53,42 @@ void for_each(int64_t units, int64_t elements, Body body, void* context) {
   }
 }
 
-// Memory of this size is always new to the process, which then gets it page by page, by an interrupt each. To ask for the
-// pages of a part at once, just before it is written, takes a fifth off what a copy to new memory costs.
-constexpr uint64_t kNewMemory = uint64_t{1} << 25;
+// A process gets new memory page by page, by an interrupt each. To ask for the pages of a part at once, just before it is
+// written, takes a fifth off what a copy to new memory costs.
+struct Pages {
+  static constexpr uint64_t kSize = 4096, kWorthwhile = uint64_t{1} << 20;  // bytes
 
-void ask_for_pages(char* memory, uint64_t bytes) {
 #if defined(__linux__)
-  constexpr uint64_t kPage = 4096;
-  constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE of Linux 5.14; older ones refuse, which does no harm
-  const uint64_t begin = (reinterpret_cast<uint64_t>(memory) + kPage - 1) / kPage * kPage;
-  const uint64_t end = (reinterpret_cast<uint64_t>(memory) + bytes) / kPage * kPage;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, kPopulateWrite);
+  static bool are_new(char* memory, uint64_t bytes) {
+    unsigned char is_there = 1;
+    char* last = reinterpret_cast<char*>((reinterpret_cast<uint64_t>(memory) + bytes) / kSize * kSize - kSize);
+    return bytes >= kWorthwhile && mincore(last, kSize, &is_there) == 0 && !(is_there & 1);
+  }
+  static void ask_for(char* memory, uint64_t bytes) {
+    constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE of Linux 5.14; older ones refuse, which does no harm
+    const uint64_t begin = (reinterpret_cast<uint64_t>(memory) + kSize - 1) / kSize * kSize;
+    const uint64_t end = (reinterpret_cast<uint64_t>(memory) + bytes) / kSize * kSize;
+    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, kPopulateWrite);
+  }
 #else
-  static_cast<void>(memory), static_cast<void>(bytes);
+  static bool are_new(char*, uint64_t) { return false; }
+  static void ask_for(char*, uint64_t) {}
 #endif
-}
+};
 
 // One call: slices of rows of columns, contiguous in memory, each slice with a key, a stream and a threshold.
 struct Call {
   const void *input, *other, *bias;
   void* output;
+  uint64_t* words;
   int64_t slices, rows, columns;
   uint64_t first_row, row_step, first_column;  // row_step: from one slice to the next
   const uint64_t *keys, *streams, *thresholds;
   int64_t key_step, stream_step, threshold_step;  // 0 where all slices share one
   bool is_scaled;
   void (*kernel)(const Task&);
-  int64_t element_size = 0;  // of the output; 0 where its pages are no matter
+  int64_t element_size = 0;  // of the output; 0 where its pages are no matter, or there already
+  int64_t offset = 0;        // elements before the first slice
 
   // A slice is divided into groups of rows, and rows into segments where they are long.
   int64_t rows_a_group = 0, columns_a_segment = 0, groups = 0, segments = 0;
@@ -107,13 +116,14 @@ void run(int64_t begin, int64_t end, void* context) {
     task.output = call.output;
     task.other = call.other;
     task.bias = call.bias;
+    task.words = call.words;
     task.key = call.keys[slice * call.key_step];
     task.stream = call.streams[slice * call.stream_step];
     task.threshold = call.thresholds[slice * call.threshold_step];
     task.scale = call.is_scaled ? scale_of(task.threshold) : 1.0;
     task.first_row = call.first_row + static_cast<uint64_t>(slice) * call.row_step;
     task.first_column = call.first_column;
-    task.offset = slice * call.rows * call.columns;
+    task.offset = call.offset + slice * call.rows * call.columns;
     task.columns = call.columns;
     task.row_begin = group * call.rows_a_group;
     task.row_end = std::min(task.row_begin + call.rows_a_group, call.rows);
@@ -122,7 +132,7 @@ void run(int64_t begin, int64_t end, void* context) {
     if (call.element_size) {
       const int64_t first = task.offset + task.row_begin * task.columns + task.column_begin;
       const int64_t end = task.offset + (task.row_end - 1) * task.columns + task.column_end;
-      ask_for_pages(static_cast<char*>(call.output) + first * call.element_size, (end - first) * call.element_size);
+      Pages::ask_for(static_cast<char*>(call.output) + first * call.element_size, (end - first) * call.element_size);
     }
     call.kernel(task);
   }
@@ -132,7 +142,7 @@ void run_all(Call& call) {
   if (call.slices <= 0 || call.rows <= 0 || call.columns <= 0) return;
   call.divide();
   const int64_t units = call.slices * call.groups * call.segments, elements = call.slices * call.rows * call.columns;
-  if (static_cast<uint64_t>(elements * call.element_size) < kNewMemory) call.element_size = 0;
+  if (!Pages::are_new(static_cast<char*>(call.output), elements * call.element_size)) call.element_size = 0;
   for_each(units, elements / units, run, &call);
 }
 
@@ -185,17 +195,59 @@ Call under(const OneKey& address, const void* input, void* output, int64_t rows,
   return call;
 }
 
-struct BitsCall {
-  Task task;
-  void (*kernel)(const Task&);
+// A mask drawn before, and a tensor's axes as they lie in memory, from the outermost to the innermost.
+struct StoredCall {
+  StoredTask task;
+  StoredKernel kernel;
+
+  // Divide the axes into units of work. Returns how many elements there are.
+  int64_t divide(int rank, const int64_t* lengths, const int64_t* bit_steps) {
+    int64_t elements = 1;
+    Axis axes[kMaxRank];
+    for (int a = rank - 1; a >= 0; --a) {
+      axes[a] = {lengths[a], bit_steps[a], elements};
+      elements *= lengths[a];
+    }
+    task.inner = axes[rank - 1];
+    int divided = rank - 1;  // the axis of segments
+    if (task.inner.bit_step > 1 && rank > 1) {
+      for (divided = rank - 2; divided > 0 && axes[divided].bit_step != 1;) --divided;
+      task.across = axes[divided];
+    }
+    task.segment = divided == rank - 1 ? kGrain : 64;
+    for (int a = 0; a < rank - 1; ++a) {
+      if (a != divided) task.axes[task.rank++] = axes[a];
+    }
+    const Axis& axis = axes[divided];
+    task.axes[task.rank++] = {(axis.length + task.segment - 1) / task.segment, axis.bit_step * task.segment, axis.stride * task.segment};
+    return elements;
+  }
+
+  int64_t units() const {
+    int64_t count = 1;
+    for (int a = 0; a < task.rank; ++a) count *= task.axes[a].length;
+    return count;
+  }
 };
 
-void run_bits(int64_t begin, int64_t end, void* context) {
-  const BitsCall& call = *static_cast<const BitsCall*>(context);
-  Task task = call.task;
-  task.column_begin = begin * kGrain;
-  task.column_end = std::min(end * kGrain, call.task.columns);
+void run_stored(int64_t begin, int64_t end, void* context) {
+  const StoredCall& call = *static_cast<const StoredCall*>(context);
+  StoredTask task = call.task;
+  task.begin = begin;
+  task.end = end;
   call.kernel(task);
+}
+
+void apply_bits(int type, const void* input, void* output, const uint64_t* words, int64_t first_bit, uint64_t threshold, int is_scaled, int rank, const int64_t* lengths, const int64_t* bit_steps) {
+  StoredCall call{};
+  call.task.input = input;
+  call.task.output = output;
+  call.task.words = words;
+  call.task.first_bit = first_bit;
+  call.task.scale = is_scaled ? scale_of(threshold) : 1.0;
+  call.kernel = chosen.load()->apply_bits.of[type];
+  const int64_t elements = call.divide(rank, lengths, bit_steps), units = call.units();
+  if (elements > 0) for_each(units, elements / units, run_stored, &call);
 }
 
 }  // namespace
@@ -233,10 +285,12 @@ DROPKIT_EXPORT void dropkit_dropout(int type, const void* input, void* output, c
   run_all(call);
 }
 
-// The same for one key. It is called so often that each argument counts.
-DROPKIT_EXPORT void dropkit_dropout_plain(int type, const void* input, void* output, int64_t rows, int64_t columns, uint64_t key, uint64_t threshold) {
+// The same for one key. It is called so often that each argument counts. `words` may be null; else it takes the mask, a
+// bit an element, of rows that are whole words.
+DROPKIT_EXPORT void dropkit_dropout_plain(int type, const void* input, void* output, uint64_t* words, int64_t rows, int64_t columns, uint64_t key, uint64_t threshold) {
   const OneKey address{key, threshold};
   Call call = under(address, input, output, rows, columns);
+  call.words = words;
   call.kernel = chosen.load()->dropout.of[type];
   call.element_size = kElementSize[type];
   run_all(call);
@@ -273,9 +327,10 @@ DROPKIT_EXPORT void dropkit_activate_gradient(int type, int activation, const vo
   run_all(call);
 }
 
-// The mask alone, a bit an element in the order of memory; `words` must be zero before.
-DROPKIT_EXPORT void dropkit_keep_bits(uint64_t* words, const int64_t* packed) {
+// The mask alone, a bit an element in the order of memory, from a bit on; `words` must be zero before.
+DROPKIT_EXPORT void dropkit_keep_bits(uint64_t* words, int64_t first, const int64_t* packed) {
   Call call = unpacked(nullptr, words, packed);
+  call.offset = first;
   call.kernel = chosen.load()->keep_bits;
   run_all(call);
 }
@@ -289,12 +344,12 @@ DROPKIT_EXPORT void dropkit_keep_bytes(void* bytes, const int64_t* packed) {
 
 // Dropout of a contiguous tensor by the bits of its mask.
 DROPKIT_EXPORT void dropkit_apply_bits(int type, const void* input, void* output, const uint64_t* words, int64_t elements, uint64_t threshold, int is_scaled) {
-  BitsCall call{};
-  call.task.input = input;
-  call.task.output = output;
-  call.task.key = reinterpret_cast<uint64_t>(words);
-  call.task.columns = elements;
-  call.task.scale = is_scaled ? scale_of(threshold) : 1.0;
-  call.kernel = chosen.load()->apply_bits.of[type];
-  for_each((elements + kGrain - 1) / kGrain, kGrain, run_bits, &call);
+  const int64_t bit_step = 1;
+  apply_bits(type, input, output, words, 0, threshold, is_scaled, 1, &elements, &bit_step);
+}
+
+// The same of a tensor that is dense in memory: its axes as they lie there, from the outermost to the innermost, and how
+// many bits apart neighbours are, 0 where they share one. One axis at least has a step of 1, or all have 0.
+DROPKIT_EXPORT void dropkit_apply_bits_strided(int type, const void* input, void* output, const uint64_t* words, int64_t first_bit, uint64_t threshold, int is_scaled, int rank, const int64_t* lengths, const int64_t* bit_steps) {
+  apply_bits(type, input, output, words, first_bit, threshold, is_scaled, rank, lengths, bit_steps);
 }

@@ -3,47 +3,18 @@
 // A source walks over places in the order of the tensor's memory and gives up to 64 bits at a time to a sink.
 #pragma once
 
+#include <type_traits>
+
+#include "queue.h"
 #include "scalar.h"
 #include "sinks.h"
+#include "stored.h"
 #include "task.h"
 
 namespace dropkit {
 namespace {
 
 constexpr int kTileGroups = 64;  // groups of columns whose part of the rounds is kept, 12 KB with AVX-512
-
-inline u64 ones(int count) { return count == kGroup ? ~u64{0} : (u64{1} << count) - 1; }
-
-// Collects bits and hands them on 64 at a time, so that the ends of rows cost nothing.
-template <class Apply>
-class Queue {
- public:
-  explicit Queue(Apply& apply) : apply_(apply) {}
-
-  void put(u64 bits, int count) {
-    if (filled_ == 0 && count == kGroup) return apply_.full(bits);
-    pending_ |= bits << filled_;
-    const int room = kGroup - filled_;
-    if (count < room) {
-      filled_ += count;
-    } else {
-      apply_.full(pending_);
-      pending_ = room < kGroup ? bits >> room : 0;
-      filled_ = count - room;
-    }
-  }
-
-  void flush() {
-    if (filled_) apply_.partial(pending_, filled_);
-    pending_ = 0;
-    filled_ = 0;
-  }
-
- private:
-  Apply& apply_;
-  u64 pending_ = 0;
-  int filled_ = 0;
-};
 
 // The counters of eight blocks, as they stand after two rounds without what depends on the row.
 template <class Isa>
@@ -178,15 +149,16 @@ void wide_rows(const Task& task, const Key& key, Threshold threshold, Apply& app
         queue.put(bits, count);
       };
       int g = 0;
-      u64 keep[Isa::kGroupsAtOnce];
-      for (; g + Isa::kGroupsAtOnce <= groups; g += Isa::kGroupsAtOnce) {
-        keep_words<Isa, kTies, Isa::kGroupsAtOnce>(parts + g, (tile + g) * kGroup, row, part, key, keys, threshold, keep);
-        for (int i = 0; i < Isa::kGroupsAtOnce; ++i) give(g + i, keep[i]);
-      }
-      for (; g < groups; ++g) {
-        keep_words<Isa, kTies, 1>(parts + g, (tile + g) * kGroup, row, part, key, keys, threshold, keep);
-        give(g, keep[0]);
-      }
+      const auto draw = [&](auto at_once) {
+        constexpr int kAtOnce = decltype(at_once)::value;
+        for (u64 keep[kAtOnce]; g + kAtOnce <= groups; g += kAtOnce) {
+          keep_words<Isa, kTies, kAtOnce>(parts + g, (tile + g) * kGroup, row, part, key, keys, threshold, keep);
+          for (int i = 0; i < kAtOnce; ++i) give(g + i, keep[i]);
+        }
+      };
+      if constexpr (Isa::kGroupsAtOnce > 2) draw(std::integral_constant<int, Isa::kGroupsAtOnce>());
+      if constexpr (Isa::kGroupsAtOnce > 1) draw(std::integral_constant<int, 2>());
+      draw(std::integral_constant<int, 1>());
     }
     queue.flush();
   }
@@ -292,21 +264,6 @@ void fill_behind(const Task& task) {
   Behind<Sink> sink(task);
   walk<Isa, AnySink>(task, sink);
   sink.flush();
-}
-
-// Here a task is a run of elements: one row, whose columns are numbered from 0.
-template <class Isa, class T>
-void apply_bits(const Task& task) {
-  Scale<Isa, T> sink(task);
-  sink.move(task.column_begin);
-  const u64* words = reinterpret_cast<const u64*>(task.key) + task.column_begin / kGroup;
-  for (i64 left = task.column_end - task.column_begin; left > 0; left -= kGroup, ++words) {
-    if (left >= kGroup) {
-      sink.full(*words);
-    } else {
-      sink.partial(*words, static_cast<int>(left));
-    }
-  }
 }
 
 template <class Isa, class Step>

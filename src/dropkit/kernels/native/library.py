@@ -34,13 +34,14 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "dropkit_use": (_INT, (ctypes.c_char_p,)),
     "dropkit_set_parallel_for": (_VOID, (_POINTER,)),
     "dropkit_dropout": (_VOID, (_INT, _POINTER, _POINTER, _POINTER)),
-    "dropkit_dropout_plain": (_VOID, (_INT, _POINTER, _POINTER, *_ONE_KEY)),
+    "dropkit_dropout_plain": (_VOID, (_INT, *(_POINTER,) * 3, *_ONE_KEY)),
     "dropkit_add": (_VOID, (_INT, *(_POINTER,) * 3, *_ONE_KEY)),
     "dropkit_activate": (_VOID, (_INT, _INT, *(_POINTER,) * 3, *_ONE_KEY)),
     "dropkit_activate_gradient": (_VOID, (_INT, _INT, *(_POINTER,) * 4, *_ONE_KEY)),
-    "dropkit_keep_bits": (_VOID, (_POINTER, _POINTER)),
+    "dropkit_keep_bits": (_VOID, (_POINTER, _I64, _POINTER)),
     "dropkit_keep_bytes": (_VOID, (_POINTER, _POINTER)),
     "dropkit_apply_bits": (_VOID, (_INT, _POINTER, _POINTER, _POINTER, _I64, _U64, _INT)),
+    "dropkit_apply_bits_strided": (_VOID, (_INT, *(_POINTER,) * 3, _I64, _U64, _INT, _INT, _POINTER, _POINTER)),
 }
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from dropkit.kernels import portable
 from dropkit.kernels.native.library import Library, library, share_threads
 from dropkit.kernels.native.packing import PACKED, int64, packed_place
+from dropkit.kernels.native.strided import bit_steps, is_laid_out_like, memory_axes
 from dropkit.random.layout import Layout, check_addressable
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "activate_plain",
     "activates",
     "add_plain",
+    "apply_bits",
     "apply_bits_",
     "dropout",
     "dropout_plain",
@@ -47,10 +49,17 @@ def takes(input: Tensor) -> bool:
     )
 
 
-def dropout_plain(input: Tensor, key: int, threshold: int) -> Tensor:
-    """Apply dropout to a tensor that the kernels take, under one key at stream 0, with scaling."""
+def dropout_plain(input: Tensor, key: int, threshold: int, words: Tensor | None = None) -> Tensor:
+    """Apply dropout to a tensor that the kernels take, under one key at stream 0, with scaling.
+
+    Args:
+        input: The tensor.
+        key: The key in ``[0, 2**64)``.
+        threshold: Of the rate.
+        words: Where to keep the mask, a bit an element; only where columns are a multiple of 64. Default: nowhere.
+    """
     output = torch.empty_like(input)
-    places = input.data_ptr(), output.data_ptr()
+    places = input.data_ptr(), output.data_ptr(), None if words is None else words.data_ptr()
     _library().dropout_plain(TYPES[input.dtype], *places, *_rows_and_columns(input), key, threshold)
     return output
 
@@ -100,12 +109,20 @@ def keep_bits_plain(place: tuple[int, int, int], first_row: int, row_step: int, 
     words = torch.zeros(math.prod(place) + 63 >> 6, dtype=torch.int64)
     packed = packed_place(*place, key, threshold)
     packed[4], packed[5] = int64(first_row), int64(row_step)
-    _library().keep_bits(words.data_ptr(), packed)
+    _library().keep_bits(words.data_ptr(), 0, packed)
     return words
 
 
+def apply_bits(input: Tensor, words: Tensor, threshold: int) -> Tensor:
+    """Apply dropout to a tensor that the kernels take, by the bits of its mask."""
+    output = torch.empty_like(input)
+    places = input.data_ptr(), output.data_ptr(), words.data_ptr()
+    _library().apply_bits(TYPES[input.dtype], *places, input.numel(), threshold, 1)
+    return output
+
+
 def apply_bits_(input: Tensor, words: Tensor, threshold: int) -> None:
-    """Apply dropout in place to a tensor that the kernels take, by the bits of its mask."""
+    """Do the same in place."""
     place = input.data_ptr()
     _library().apply_bits(TYPES[input.dtype], place, place, words.data_ptr(), input.numel(), threshold, 1)
 
@@ -132,8 +149,39 @@ def dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, place
             size = call.offset * input.element_size()
             native.dropout(TYPES[input.dtype], input.data_ptr() + size, output.data_ptr() + size, call.packed)
         return output
+    output = _dropout_by_bits(native, input, key, stream, threshold, place, scaled)
+    if output is not None:
+        return output
     keep = _keep_mask(native, key, stream, threshold, place)
     return portable.select(input, keep, portable.survivor_scale(threshold) if scaled else None)
+
+
+def _dropout_by_bits(
+    native: Library, input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, scaled: bool
+) -> Tensor | None:
+    """Apply dropout where elements share places of the mask or lie in another order, if the kernels can.
+
+    The mask is drawn at its own size, a bit a place, and spread over the elements as these lie in memory.
+    """
+    if input.dtype not in TYPES:
+        return None
+    check_addressable("dropout", "input", place.shape)
+    output = torch.empty_like(input)  # dense, even if the input is not
+    mask = _mask_shape(key, stream, place)
+    steps = bit_steps(mask)
+    rates = threshold.expand(input.shape[: threshold.dim()]) if threshold.numel() > 1 else threshold.reshape(())
+    axes = memory_axes(output[(0,) * rates.dim()], steps[rates.dim() :]) if output.numel() else None
+    if axes is None:
+        return output if not output.numel() else None
+    source = input if is_laid_out_like(input, output) else output.copy_(input)
+    words = torch.zeros(math.prod(mask) + 63 >> 6, dtype=torch.int64)
+    for call in _calls(key, stream, threshold, place, scaled=False):
+        native.keep_bits(words.data_ptr(), call.offset, call.packed)
+    for index in itertools.product(*map(range, rates.shape)):
+        first = sum(i * step for i, step in zip(index, steps, strict=False))
+        places = source[index].data_ptr(), output[index].data_ptr(), words.data_ptr(), first
+        native.apply_bits_strided(TYPES[input.dtype], *places, int(rates[index]), scaled, len(axes), *axes)
+    return output
 
 
 def keep_mask(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, device: torch.device) -> Tensor:

@@ -3,13 +3,12 @@
 
 #include "activation.h"
 #include "block.h"
+#include "queue.h"
 #include "scalar.h"
 #include "task.h"
 
 namespace dropkit {
 namespace {
-
-constexpr int kGroup = 64;  // elements to a word of bits
 
 // Bytes: a line of a cache, and how far ahead lines are asked for. Processors look ahead too, but not beyond a page, and
 // the arithmetic of the mask hides what memory takes only if it is asked early.
@@ -23,18 +22,24 @@ struct Scale {
   const T* input_base;
   T* output_base;
   compute_t<T> scale;
+  u64 *words, *words_base = nullptr;  // where the mask is kept as well, or null; rows are whole words then
 
+  Scale(const void* from, void* to, double factor)
+      : input_base(static_cast<const T*>(from)), output_base(static_cast<T*>(to)), scale(static_cast<compute_t<T>>(factor)) {
+    move(0);
+  }
   explicit Scale(const Task& task)
-      : input_base(static_cast<const T*>(task.input) + task.offset),
-        output_base(static_cast<T*>(task.output) + task.offset),
-        scale(static_cast<compute_t<T>>(task.scale)) {
+      : Scale(static_cast<const T*>(task.input) + task.offset, static_cast<T*>(task.output) + task.offset, task.scale) {
+    if (task.words) words_base = task.words + task.offset / kGroup;
     move(0);
   }
   void move(i64 at) {
     input = input_base + at;
     output = output_base + at;
+    if (words_base) words = words_base + at / kGroup;
   }
   void full(u64 keep) {
+    if (words_base) *words++ = keep;
     for (int i = 0; i < kGroup; i += kLine / static_cast<int>(sizeof(T))) {
       __builtin_prefetch(input + kAhead / sizeof(T) + i, 0);
       __builtin_prefetch(output + kAhead / sizeof(T) + i, 1);

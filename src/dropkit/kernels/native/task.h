@@ -11,10 +11,32 @@ struct Task {
   void* output;
   const void* other;  // a residual of the input's shape, or the input where that is a gradient
   const void* bias;   // one number a column, or null
+  std::uint64_t* words;  // where to keep the mask as bits, or null
   std::uint64_t key, stream, threshold, first_row, first_column;
   std::int64_t offset;  // elements of the tensor before the slice
   std::int64_t columns, row_begin, row_end, column_begin, column_end;
   double scale;
+};
+
+// An axis of a tensor that is dense in memory: how far apart the bits and the elements of neighbours are.
+struct Axis {
+  std::int64_t length, bit_step, stride;
+};
+constexpr int kMaxRank = 32;
+
+// A part of a tensor to which a mask drawn before applies. Its units, begin .. end, are numbered along `axes`, the last of
+// which counts the segments of an axis: of `inner`, or where that one has no neighbouring bits of `across`, which has.
+struct StoredTask {
+  const void* input;
+  void* output;
+  const std::uint64_t* words;
+  std::int64_t first_bit;
+  double scale;
+  Axis axes[kMaxRank];
+  int rank;
+  Axis inner, across;
+  std::int64_t segment;
+  std::int64_t begin, end;
 };
 
 enum Type { kFloat32, kFloat64, kFloat16, kBFloat16, kTypes };
@@ -24,12 +46,16 @@ using Kernel = void (*)(const Task&);
 struct Kernels {
   Kernel of[kTypes];
 };
+using StoredKernel = void (*)(const StoredTask&);
+struct StoredKernels {
+  StoredKernel of[kTypes];
+};
 
 struct Table {
   const char* name;
   bool (*is_supported)();
   Kernels dropout;                            // of the input
-  Kernels apply_bits;                         // the same with the mask of `key`, a pointer to packed bits
+  StoredKernels apply_bits;                   // the same by a mask drawn before
   Kernels add;                                // the residual added to it
   Kernels activate[kActivations];             // of the activation of input + bias
   Kernels activate_gradient[kActivations];    // the gradient of that, with respect to its input
