@@ -73,7 +73,8 @@ class _Plain(torch.autograd.Function):
         if torch.is_grad_enabled() or not is_plain(grad):
             return _long_way(grad, key, threshold), None, None
         if ctx.has_bits:
-            return apply_bits(grad, *ctx.saved_tensors, threshold), None, None
+            (words,) = ctx.saved_tensors
+            return apply_bits(grad, words, threshold), None, None
         return dropout_plain(grad, key, threshold), None, None
 
 

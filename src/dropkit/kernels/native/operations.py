@@ -149,9 +149,9 @@ def dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, place
             size = call.offset * input.element_size()
             native.dropout(TYPES[input.dtype], input.data_ptr() + size, output.data_ptr() + size, call.packed)
         return output
-    output = _dropout_by_bits(native, input, key, stream, threshold, place, scaled)
-    if output is not None:
-        return output
+    spread = _dropout_by_bits(native, input, key, stream, threshold, place, scaled)
+    if spread is not None:
+        return spread
     keep = _keep_mask(native, key, stream, threshold, place)
     return portable.select(input, keep, portable.survivor_scale(threshold) if scaled else None)
 
