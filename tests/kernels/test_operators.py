@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dropkit import random
-from dropkit.kernels import operators
+from dropkit import kernels, random
+from dropkit.kernels import fields, operators
 from dropkit.random.layout import layout
 
 KEY, STREAM, RATE = torch.tensor(77), torch.tensor(0), torch.tensor(random.threshold(0.4))
@@ -66,7 +66,24 @@ def mask_samples() -> dict[str, tuple[Any, ...]]:
     }
 
 
-SAMPLES = {"dropkit::dropout": dropout_samples(), "dropkit::keep_mask": mask_samples()}
+def field_samples(*options: Any) -> dict[str, tuple[Any, ...]]:
+    return {
+        "plain": (KEY, STREAM, *place((3, 4, 5)), CPU, *options),
+        "scalar": (KEY, STREAM, *place(()), CPU, *options),
+        "empty": (KEY, STREAM, *place((0, 5)), CPU, *options),
+        "shared": (KEY, STREAM, *place((3, 4, 5), (0, 2)), CPU, *options),
+        "shard": (KEY, STREAM, *place((3, 4, 5), (), (1, 2, 3), (9, 9, 9)), CPU, *options),
+        "slices": (torch.arange(3), torch.tensor([0]), *place((4, 5)), CPU, *options),
+    }
+
+
+SAMPLES = {
+    "dropkit::dropout": dropout_samples(),
+    "dropkit::keep_mask": mask_samples(),
+    "dropkit::integers": field_samples(),
+    "dropkit::uniform": field_samples(torch.float32) | {"half": field_samples(torch.float16)["plain"]},
+    "dropkit::normal": field_samples(torch.float64) | {"half": field_samples(torch.bfloat16)["plain"]},
+}
 CASES = [(operator, name) for operator, samples in SAMPLES.items() for name in samples]
 
 
@@ -104,8 +121,8 @@ def test_shape_only_versions_tell_the_truth(operator: str, name: str) -> None:
 @pytest.mark.parametrize(("operator", "name"), CASES)
 def test_meta_tensors_get_the_same_answer(operator: str, name: str) -> None:
     arguments = SAMPLES[operator][name]
-    if operator == "dropkit::keep_mask":
-        meta = resolve(operator)(*arguments[:-1], torch.device("meta"))
+    if any(isinstance(argument, torch.device) for argument in arguments):
+        meta = resolve(operator)(*(torch.device("meta") if isinstance(a, torch.device) else a for a in arguments))
     else:
         meta = resolve(operator)(arguments[0].to("meta"), *arguments[1:])
     real = resolve(operator)(*arguments)
@@ -148,3 +165,35 @@ def test_batching_rules_equal_a_loop(batched: tuple[bool, ...]) -> None:
         want = run(*(value[i] if b else value for value, b in zip(arguments, batched, strict=True)))
         assert torch.equal(out[i], want[0])
         assert torch.equal(keep[i] if keep.dim() == 3 else keep, want[1])
+
+
+@pytest.mark.parametrize("batched", [(True, False), (False, True), (True, True)])
+def test_batching_rules_of_fields_equal_a_loop(batched: tuple[bool, bool]) -> None:
+    full, at = (torch.arange(4), torch.arange(4) + 9), layout("test", (3, 5))
+    arguments = [value if b else value[1] for value, b in zip(full, batched, strict=True)]
+
+    def run(*address: Tensor) -> tuple[Tensor, ...]:
+        return (
+            kernels.integers(*address, at, CPU),
+            kernels.uniform(*address, at, CPU, torch.float32),
+            kernels.normal(*address, at, CPU, torch.float16),
+        )
+
+    found = torch.vmap(run, in_dims=tuple(0 if b else None for b in batched))(*arguments)
+    for i in range(4):
+        want = run(*(value[i] if b else value for value, b in zip(arguments, batched, strict=True)))
+        for several, one in zip(found, want, strict=True):
+            assert torch.equal(several[i], one)
+
+
+def test_fields_compile_without_a_break_and_are_those_of_eager_code() -> None:
+    def run(key: Tensor, x: Tensor) -> Tensor:
+        at = layout("test", x.shape)
+        drawn = fields.uniform(key, STREAM, at, CPU, x.dtype) + fields.normal(key, STREAM, at, CPU, x.dtype)
+        return x * drawn * fields.keep_mask(key, STREAM, RATE, at, CPU) + fields.integers(key, STREAM, at, CPU)
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager", dynamic=True)
+    for shape in ((3, 5), (4, 7)):
+        for key in (KEY, torch.tensor(-5)):
+            x = torch.randn(shape)
+            assert torch.equal(compiled(key, x), run(key, x))

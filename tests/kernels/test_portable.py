@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dropkit import kernels, random
+from dropkit import random
 from dropkit.kernels import portable
 from dropkit.random.layout import Layout, layout
 from tests.helpers import slow_masks
@@ -51,16 +51,16 @@ def addresses(draw: st.DrawFn) -> dict[str, Any]:
 def test_masks_and_integers_equal_numpy(address: dict[str, Any], key: int, stream: int, t: int) -> None:
     place = in_int64(layout("test", **address))
     fields = {"key": key, "stream": stream, **address}
-    keep = kernels.keep_mask(signed(key), torch.tensor(stream), torch.tensor(t), place, CPU)
+    keep = portable.keep_mask(signed(key), torch.tensor(stream), torch.tensor(t), place, CPU)
     np.testing.assert_array_equal(keep, random.keep_mask(p=t / 2**32, **fields), strict=True)
-    drawn = kernels.integers(signed(key), torch.tensor(stream), place, CPU)
+    drawn = portable.integers(signed(key), torch.tensor(stream), place, CPU)
     np.testing.assert_array_equal(drawn, random.uniform32(**fields).astype(np.int64), strict=True)
 
 
 @pytest.mark.parametrize("shape", [(1,), (7,), (8,), (9,), (3, 16385), (16385, 3), (5, 7, 11, 13), (2, 1, 300, 100)])
 @pytest.mark.parametrize("p", [0.0, 2.0**-32, 0.1, 0.5, 1 - 2.0**-32, 1.0])
 def test_shapes_that_span_tiles_equal_numpy(shape: tuple[int, ...], p: float) -> None:
-    keep = kernels.keep_mask(
+    keep = portable.keep_mask(
         signed(KEY), torch.tensor(0), torch.tensor(random.threshold(p)), layout("test", shape), CPU
     )
     np.testing.assert_array_equal(keep, random.keep_mask(KEY, shape, p), strict=True)
@@ -74,7 +74,7 @@ def test_slices_are_drawn_under_their_own_keys_streams_and_rates(
     keys, rates = (KEY, 2**64 - 1, 0), (0.1, 0.5, 1.0)
     thresholds = torch.tensor([random.threshold(p) for p in rates])
     stream = torch.tensor(streams).reshape(-1)
-    keep = kernels.keep_mask(signed(*keys), stream, thresholds, layout("test", rest), CPU)
+    keep = portable.keep_mask(signed(*keys), stream, thresholds, layout("test", rest), CPU)
     assert keep.shape == (3, *rest)
     for i, (key, p) in enumerate(zip(keys, rates, strict=True)):
         want = random.keep_mask(key, rest, p, stream=streams[i % len(streams)])
@@ -84,7 +84,7 @@ def test_slices_are_drawn_under_their_own_keys_streams_and_rates(
 def test_two_axes_of_slices() -> None:
     keys, streams = signed(KEY, 8, 9).reshape(3, 1), torch.tensor([[0, 4]])
     threshold = torch.tensor(random.threshold(0.3))
-    keep = kernels.keep_mask(keys, streams, threshold, layout("test", (5, 20)), CPU)
+    keep = portable.keep_mask(keys, streams, threshold, layout("test", (5, 20)), CPU)
     assert keep.shape == (3, 2, 5, 20)
     for i, key in enumerate((KEY, 8, 9)):
         for j, stream in enumerate((0, 4)):
@@ -93,7 +93,7 @@ def test_two_axes_of_slices() -> None:
 
 def test_one_draw_under_several_rates() -> None:
     rates = torch.tensor([random.threshold(p) for p in (0.1, 0.10001, 0.9)])
-    keep = kernels.keep_mask(signed(KEY).reshape(1), torch.tensor([0]), rates, layout("test", (200, 100)), CPU)
+    keep = portable.keep_mask(signed(KEY).reshape(1), torch.tensor([0]), rates, layout("test", (200, 100)), CPU)
     for i, p in enumerate((0.1, 0.10001, 0.9)):
         np.testing.assert_array_equal(keep[i], random.keep_mask(KEY, (200, 100), p), strict=True)
 
@@ -108,7 +108,7 @@ def test_ties_are_decided_by_the_low_halves(several: bool) -> None:
     key = signed(4, KEY, 5) if several else signed(KEY)
     stream = torch.zeros_like(key)
     for t in (u - 1, u, u + 1):
-        keep = kernels.keep_mask(key, stream, torch.tensor(t), place, CPU)
+        keep = portable.keep_mask(key, stream, torch.tensor(t), place, CPU)
         assert (keep[1, 0, 1] if several else keep[0, 1]).item() == (u >= t)
 
 
@@ -118,7 +118,7 @@ def test_ties_where_rates_share_a_draw() -> None:
     u = slow_masks.draw(KEY, 0, column)
     place = layout("test", (1, 2), (), (0, column), (1, 2**34))
     thresholds = torch.tensor([u - 1, u, u + 1])
-    keep = kernels.keep_mask(signed(KEY).reshape(1), torch.tensor([0]), thresholds, place, CPU)
+    keep = portable.keep_mask(signed(KEY).reshape(1), torch.tensor([0]), thresholds, place, CPU)
     assert keep[:, 0, 0].tolist() == [True, True, False]
 
 
@@ -128,10 +128,10 @@ def test_ties_where_slices_of_their_own_keys_share_draws_among_rates() -> None:
     u = slow_masks.draw(KEY, 0, column)
     place = layout("test", (1, 2), (), (0, column), (1, 2**34))
     thresholds = torch.tensor([u - 1, u, u + 1]).expand(2, 3)
-    keep = kernels.keep_mask(signed(3, KEY), torch.tensor([0]), thresholds, place, CPU)
+    keep = portable.keep_mask(signed(3, KEY), torch.tensor([0]), thresholds, place, CPU)
     assert keep.shape == (2, 3, 2)
     assert keep[1, :, 0].tolist() == [True, True, False]
-    several = kernels.keep_mask(signed(3, KEY).reshape(1, 2), torch.tensor([[0]]), thresholds.T, place, CPU)
+    several = portable.keep_mask(signed(3, KEY).reshape(1, 2), torch.tensor([[0]]), thresholds.T, place, CPU)
     assert several.shape == (3, 2, 1, 2)
     assert several[:, 1, 0, 0].tolist() == [True, True, False]
 
@@ -141,9 +141,9 @@ def test_floats_equal_numpy(address: dict[str, Any], key: int) -> None:
     place, stream = in_int64(layout("test", **address)), torch.tensor(3)
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 4e-6)):
         fields = {"key": key, "stream": 3, "dtype": str(dtype).removeprefix("torch."), **address}
-        uniform = kernels.uniform(signed(key), stream, place, CPU, dtype)
+        uniform = portable.uniform(signed(key), stream, place, CPU, dtype)
         np.testing.assert_array_equal(uniform, random.uniform(**fields), strict=True)
-        normal = kernels.normal(signed(key), stream, place, CPU, dtype)
+        normal = portable.normal(signed(key), stream, place, CPU, dtype)
         assert normal.dtype == dtype
         np.testing.assert_allclose(normal, random.normal(**fields), rtol=0, atol=tolerance)
 
@@ -151,13 +151,13 @@ def test_floats_equal_numpy(address: dict[str, Any], key: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_floats_are_single_precision_rounded(dtype: torch.dtype) -> None:
     address = (signed(KEY), torch.tensor(0), layout("test", (40, 50)), CPU)
-    for draw in (kernels.uniform, kernels.normal):
+    for draw in (portable.uniform, portable.normal):
         assert torch.equal(draw(*address, dtype), draw(*address, torch.float32).to(dtype))
 
 
 @given(st.lists(st.integers(0, 2**64 - 1), min_size=2), st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1))
 def test_keys_fold_as_in_numpy(keys: list[int], b: int, c: int) -> None:
-    folded = kernels.fold(signed(*keys), b, c)
+    folded = portable.fold(signed(*keys), b, c)
     assert folded.dtype == torch.int64
     assert [int(key) % 2**64 for key in folded] == [random.fold(key, b, c) for key in keys]
 

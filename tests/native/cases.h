@@ -27,12 +27,13 @@ struct Place {
 };
 
 // The definition itself, without a shortcut.
-bool is_kept(const Place& place, i64 row, i64 column) {
+u32 draw_at(const Place& place, i64 row, i64 column) {
   const Key key(place.key, static_cast<u32>(place.stream));
   const u64 at_row = place.first_row + static_cast<u64>(row), at_column = place.first_column + static_cast<u64>(column);
-  const u64 draw = u64{half_at(key, at_row, at_column, 0)} << 16 | half_at(key, at_row, at_column, 1);
-  return draw >= place.threshold;
+  return half_at(key, at_row, at_column, 0) << 16 | half_at(key, at_row, at_column, 1);
 }
+
+bool is_kept(const Place& place, i64 row, i64 column) { return draw_at(place, row, column) >= place.threshold; }
 
 i64 any_width() {
   static const int widths[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 13, 31, 32, 33, 63, 64, 65, 66, 100, 127, 128, 129, 130, 257, 512, 1000};

@@ -11,6 +11,7 @@
 
 #include "activation.h"
 #include "cases.h"
+#include "fields.h"
 #include "task.h"
 
 extern "C" {
@@ -22,6 +23,9 @@ void dropkit_dropout_plain(int type, const void* input, void* output, std::uint6
                            std::uint64_t key, std::uint64_t threshold);
 void dropkit_keep_bits(std::uint64_t* words, std::int64_t first, const std::int64_t* packed);
 void dropkit_keep_bytes(void* bytes, const std::int64_t* packed);
+void dropkit_integers(void* output, const std::int64_t* packed);
+void dropkit_uniform(int type, void* output, const std::int64_t* packed);
+void dropkit_normal(int type, void* output, const std::int64_t* packed);
 void dropkit_apply_bits(int type, const void* input, void* output, const std::uint64_t* words, std::int64_t elements,
                         std::uint64_t threshold, int is_scaled);
 void dropkit_apply_bits_strided(int type, const void* input, void* output, const std::uint64_t* words, std::int64_t first_bit,
@@ -114,6 +118,39 @@ void check_fused(Type type, Activation activation, Task task, const std::vector<
   }
 }
 
+// Fields of numbers, from both planes of every draw and from the second key's.
+template <class T>
+void check_fields(Type type, const Place& place, Task task, const std::vector<unsigned char>& bytes) {
+  const i64 elements = static_cast<i64>(bytes.size());
+  std::vector<i64> integers = untouched<i64>(elements);
+  std::vector<T> uniforms = untouched<T>(elements), normals = uniforms;
+  Place second = place;
+  second.key = second_key(place.key);
+  for (std::size_t at = 0; at < bytes.size(); ++at) {
+    if (bytes[at] == kPattern) continue;
+    const i64 element = static_cast<i64>(at) - task.offset;
+    const u32 draw = draw_at(place, element / task.columns, element % task.columns);
+    integers[at] = draw;
+    uniforms[at] = Uniform<T>::of(draw, 0);
+    normals[at] = Normal<T>::of(draw, draw_at(second, element / task.columns, element % task.columns));
+  }
+  for (const Table* path : kPaths) {
+    if (!path->is_supported()) continue;
+    std::vector<i64> found_integers = untouched<i64>(elements);
+    task.output = found_integers.data();
+    path->fields.integers(task);
+    expect(are_equal(found_integers, integers), path->name, "integers, " + text(place, task));
+    std::vector<T> found = untouched<T>(elements);
+    task.output = found.data();
+    path->fields.uniform.of[type](task);
+    expect(are_equal(found, uniforms), path->name, std::string("uniforms, ") + kTypeNames[type] + ", " + text(place, task));
+    found = untouched<T>(elements);
+    task.output = found.data();
+    path->fields.normal.of[type](task);
+    expect(are_equal(found, normals), path->name, std::string("normals, ") + kTypeNames[type] + ", " + text(place, task));
+  }
+}
+
 // One task: a part of a slice, at an offset in its tensor.
 template <class T>
 void check_task(Type type) {
@@ -181,6 +218,7 @@ void check_task(Type type) {
     expect(found_bytes == bytes, path->name, "bytes, " + text(place, task));
   }
 
+  check_fields<T>(type, place, task, bytes);
   const std::string what = std::string(kTypeNames[type]) + ", " + text(place, task);
   switch (below(kActivations)) {
     case kRelu: return check_fused<T, Relu>(type, kRelu, task, bytes, what);
@@ -219,6 +257,24 @@ void check_all_halves(Type type) {
       }
     }
   }
+}
+
+// Every uniform of float32, and as many of float64, against the standard library: an error of the radius and one of the
+// cosine make up that of a normal.
+template <class F>
+void check_normals(double allowed) {
+  double radius_error = 0, cosine_error = 0, longest = 0;
+  for (u64 i = 0; i < u64{1} << 32; i += 512) {
+    F x;
+    uniform(static_cast<u32>(i + below(512)), x);
+    const double radius = std::sqrt(-2 * std::log(static_cast<double>(x)));
+    const double cosine = std::cos(6.28318530717958647692 * static_cast<double>(x));
+    longest = std::max(longest, radius);
+    radius_error = std::max(radius_error, std::fabs(static_cast<double>(std::sqrt(-2 * logarithm(x))) - radius));
+    cosine_error = std::max(cosine_error, std::fabs(static_cast<double>(cosine_of_turns(x)) - cosine));
+  }
+  const double error = radius_error + longest * cosine_error;
+  expect(error < allowed, "every path", "normals may be wrong by " + std::to_string(error / allowed) + " of what is allowed");
 }
 
 using Body = void (*)(std::int64_t begin, std::int64_t end, void* context);
@@ -274,15 +330,23 @@ void check_call(Type type) {
   std::vector<T> values = untouched<T>(elements);
   std::vector<unsigned char> bytes(static_cast<std::size_t>(elements));
   std::vector<u64> words(static_cast<std::size_t>((elements + 63) / 64));
+  std::vector<i64> integers(static_cast<std::size_t>(elements));
+  std::vector<T> uniforms = values, normals = values;
   for (i64 at = 0; at < elements; ++at) {
     const Place& place = places[static_cast<std::size_t>(at / (rows * columns))];
-    const bool keep = is_kept(place, at / columns % rows, at % columns);
+    Place second = place;
+    second.key = second_key(place.key);
+    const u32 draw = draw_at(place, at / columns % rows, at % columns);
+    const bool keep = draw >= place.threshold;
     const u64 kept = kOne - place.threshold;
     const double scale = is_scaled && kept ? 4294967296.0 / static_cast<double>(kept) : 1.0;
     const auto i = static_cast<std::size_t>(at);
     values[i] = scaled(input[i], keep, static_cast<compute_t<T>>(scale));
     bytes[i] = keep;
     words[i / 64] |= u64{keep} << (at % 64);
+    integers[i] = draw;
+    uniforms[i] = Uniform<T>::of(draw, 0);
+    normals[i] = Normal<T>::of(draw, draw_at(second, at / columns % rows, at % columns));
   }
   const Place& only = places[0];
 
@@ -316,6 +380,15 @@ void check_call(Type type) {
       std::vector<unsigned char> found_bytes = untouched<unsigned char>(elements);
       dropkit_keep_bytes(found_bytes.data(), packed);
       expect(found_bytes == bytes, path->name, std::string("bytes of a ") + what);
+      std::vector<i64> found_integers = untouched<i64>(elements);
+      dropkit_integers(found_integers.data(), packed);
+      expect(found_integers == integers, path->name, std::string("integers of a ") + what);
+      found = untouched<T>(elements);
+      dropkit_uniform(type, found.data(), packed);
+      expect(are_equal(found, uniforms), path->name, std::string("uniforms of a ") + what);
+      found = untouched<T>(elements);
+      dropkit_normal(type, found.data(), packed);
+      expect(are_equal(found, normals), path->name, std::string("normals of a ") + what);
       if (steps[2] == 0) {
         found = untouched<T>(elements);
         dropkit_apply_bits(type, input.data(), found.data(), words.data(), elements, only.threshold, is_scaled);
@@ -405,6 +478,8 @@ int main(int count, char** arguments) {
   check_type<BFloat16>(kBFloat16, cases);
   check_all_halves<Float16>(kFloat16);
   check_all_halves<BFloat16>(kBFloat16);
+  check_normals<float>(1.5e-6);
+  check_normals<double>(2e-14);
   std::printf("seed %d, %d cases a type:", seed, cases);
   for (const Table* path : kPaths) std::printf(" %s%s", path->name, path->is_supported() ? "" : " (not on this processor)");
   std::printf("; %d differences\n", failures);

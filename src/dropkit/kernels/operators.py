@@ -13,7 +13,7 @@ from dropkit.kernels import portable
 from dropkit.kernels.native import operations as native
 from dropkit.random.layout import Layout
 
-__all__ = ["batch_first", "dropout", "keep_mask"]
+__all__ = ["batch_first", "dropout", "keep_mask", "slices_first"]
 
 _LIBRARY = torch.library.Library("dropkit", "DEF")
 _PLACE = "SymInt[] shape, SymInt[] row_strides, SymInt first_row, SymInt first_column"
@@ -69,10 +69,11 @@ def batch_first(info: Any, in_dims: tuple[Any, ...], tensor: Tensor, *address: A
     The address gets a leading axis of slices: with keys of their own if it is batched, of length 1 if it is not.
     """
     tensor = tensor.expand(info.batch_size, *tensor.shape) if in_dims[0] is None else tensor.movedim(in_dims[0], 0)
-    return tensor, *_slices_first(in_dims[1:4], address[:3]), *address[3:]
+    return tensor, *slices_first(in_dims[1:4], address[:3]), *address[3:]
 
 
-def _slices_first(in_dims: tuple[int | None, ...], address: tuple[Tensor, ...]) -> list[Tensor]:
+def slices_first(in_dims: tuple[int | None, ...], address: tuple[Tensor, ...]) -> list[Tensor]:
+    """Move the axes that `vmap` batches to the front of the tensors of an address."""
     pairs = zip(address, in_dims, strict=True)
     return [value.unsqueeze(0) if dim is None else value.movedim(dim, 0) for value, dim in pairs]
 
@@ -82,7 +83,7 @@ def _batch_dropout(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tupl
 
 
 def _batch_keep_mask(info: Any, in_dims: tuple[Any, ...], *address: Any) -> tuple[Tensor, int]:
-    return keep_mask(*_slices_first(in_dims[:3], address[:3]), *address[3:]), 0
+    return keep_mask(*slices_first(in_dims[:3], address[:3]), *address[3:]), 0
 
 
 for _name, _kernel, _cpu_kernel, _fake, _batch in (

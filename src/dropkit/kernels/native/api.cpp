@@ -342,6 +342,28 @@ DROPKIT_EXPORT void dropkit_keep_bytes(void* bytes, const int64_t* packed) {
   run_all(call);
 }
 
+// Fields of numbers: uniform integers as int64, uniforms and normals.
+DROPKIT_EXPORT void dropkit_integers(void* output, const int64_t* packed) {
+  Call call = unpacked(nullptr, output, packed);
+  call.kernel = chosen.load()->fields.integers;
+  call.element_size = sizeof(int64_t);
+  run_all(call);
+}
+
+DROPKIT_EXPORT void dropkit_uniform(int type, void* output, const int64_t* packed) {
+  Call call = unpacked(nullptr, output, packed);
+  call.kernel = chosen.load()->fields.uniform.of[type];
+  call.element_size = kElementSize[type];
+  run_all(call);
+}
+
+DROPKIT_EXPORT void dropkit_normal(int type, void* output, const int64_t* packed) {
+  Call call = unpacked(nullptr, output, packed);
+  call.kernel = chosen.load()->fields.normal.of[type];
+  call.element_size = kElementSize[type];
+  run_all(call);
+}
+
 // Dropout of a contiguous tensor by the bits of its mask.
 DROPKIT_EXPORT void dropkit_apply_bits(int type, const void* input, void* output, const uint64_t* words, int64_t elements, uint64_t threshold, int is_scaled) {
   const int64_t bit_step = 1;

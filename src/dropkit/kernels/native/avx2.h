@@ -42,6 +42,21 @@ struct Isa : scalar::Isa {
     }
   }
 
+  static void merge(const Vector* high, const Vector* low, u32* draws) {
+    const __m256i order = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15));
+    __m256i pairs[4];  // two draws to each block
+    for (int word = 0; word < 4; ++word) {
+      pairs[word] = _mm256_shuffle_epi8(_mm256_blend_epi32(low[word], _mm256_slli_epi64(high[word], 32), 0xAA), order);
+    }
+    __m256i* to = reinterpret_cast<__m256i*>(draws);
+    const __m256i a = _mm256_unpacklo_epi64(pairs[0], pairs[1]), b = _mm256_unpacklo_epi64(pairs[2], pairs[3]);
+    const __m256i c = _mm256_unpackhi_epi64(pairs[0], pairs[1]), d = _mm256_unpackhi_epi64(pairs[2], pairs[3]);
+    _mm256_storeu_si256(to, _mm256_permute2x128_si256(a, b, 0x20));
+    _mm256_storeu_si256(to + 1, _mm256_permute2x128_si256(a, b, 0x31));
+    _mm256_storeu_si256(to + 2, _mm256_permute2x128_si256(c, d, 0x20));
+    _mm256_storeu_si256(to + 3, _mm256_permute2x128_si256(c, d, 0x31));
+  }
+
   static u64 packed(__m256i first, __m256i second) {
     const __m256i bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(first, second), _MM_SHUFFLE(3, 1, 2, 0));
     return static_cast<u32>(_mm256_movemask_epi8(bytes));

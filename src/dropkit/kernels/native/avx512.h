@@ -43,6 +43,21 @@ struct Isa : scalar::Isa {
     }
   }
 
+  static void merge(const Vector* high, const Vector* low, u32* draws) {
+    const __m512i order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15));
+    const __m512i front = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), back = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+    __m512i pairs[4];  // two draws to each block
+    for (int word = 0; word < 4; ++word) {
+      pairs[word] = _mm512_shuffle_epi8(_mm512_mask_shuffle_epi32(low[word], 0xAAAA, high[word], _MM_PERM_CCAA), order);
+    }
+    const __m512i a = _mm512_unpacklo_epi64(pairs[0], pairs[1]), b = _mm512_unpacklo_epi64(pairs[2], pairs[3]);
+    const __m512i c = _mm512_unpackhi_epi64(pairs[0], pairs[1]), d = _mm512_unpackhi_epi64(pairs[2], pairs[3]);
+    _mm512_storeu_si512(draws, _mm512_permutex2var_epi64(a, front, b));
+    _mm512_storeu_si512(draws + 16, _mm512_permutex2var_epi64(a, back, b));
+    _mm512_storeu_si512(draws + 32, _mm512_permutex2var_epi64(c, front, d));
+    _mm512_storeu_si512(draws + 48, _mm512_permutex2var_epi64(c, back, d));
+  }
+
   static u64 extract(u64 bits, u64 chosen) { return _pext_u64(bits, chosen); }
 
   static void spread64(u64 keep, unsigned char* output) {

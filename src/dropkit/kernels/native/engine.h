@@ -272,7 +272,7 @@ constexpr Kernels mapped() {
 }
 
 template <class Isa>
-constexpr Table table(const char* name, bool (*is_supported)()) {
+constexpr Table table(const char* name, bool (*is_supported)(), Fields fields) {
   return {
       name,
       is_supported,
@@ -283,6 +283,7 @@ constexpr Table table(const char* name, bool (*is_supported)()) {
       {mapped<Isa, GradientStep<Relu>>(), mapped<Isa, GradientStep<Gelu>>(), mapped<Isa, GradientStep<GeluTanh>>(), mapped<Isa, GradientStep<Silu>>()},
       fill_behind<Isa, StoreBits>,
       fill_behind<Isa, StoreBytes<Isa>>,
+      fields,
   };
 }
 

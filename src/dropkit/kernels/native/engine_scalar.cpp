@@ -1,5 +1,6 @@
 #include "engine.h"
+#include "fields.h"
 
 namespace dropkit {
-extern const Table kScalar = table<scalar::Isa>("scalar", [] { return true; });
+extern const Table kScalar = table<scalar::Isa>("scalar", [] { return true; }, fields<scalar::Isa>());
 }

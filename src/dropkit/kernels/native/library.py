@@ -40,6 +40,9 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "dropkit_activate_gradient": (_VOID, (_INT, _INT, *(_POINTER,) * 4, *_ONE_KEY)),
     "dropkit_keep_bits": (_VOID, (_POINTER, _I64, _POINTER)),
     "dropkit_keep_bytes": (_VOID, (_POINTER, _POINTER)),
+    "dropkit_integers": (_VOID, (_POINTER, _POINTER)),
+    "dropkit_uniform": (_VOID, (_INT, _POINTER, _POINTER)),
+    "dropkit_normal": (_VOID, (_INT, _POINTER, _POINTER)),
     "dropkit_apply_bits": (_VOID, (_INT, _POINTER, _POINTER, _POINTER, _I64, _U64, _INT)),
     "dropkit_apply_bits_strided": (_VOID, (_INT, *(_POINTER,) * 3, _I64, _U64, _INT, _INT, _POINTER, _POINTER)),
 }

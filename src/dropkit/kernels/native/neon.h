@@ -43,6 +43,17 @@ struct Isa : scalar::Isa {
     }
   }
 
+  static void merge(const Vector* high, const Vector* low, u32* draws) {
+    uint64x2x4_t front, back;  // two draws to each block
+    for (int word = 0; word < 4; ++word) {
+      const uint32x4_t even = vsliq_n_u32(low[word], high[word], 16), odd = vsriq_n_u32(high[word], low[word], 16);
+      front.val[word] = vreinterpretq_u64_u32(vzip1q_u32(even, odd));
+      back.val[word] = vreinterpretq_u64_u32(vzip2q_u32(even, odd));
+    }
+    vst4q_u64(reinterpret_cast<uint64_t*>(draws), front);
+    vst4q_u64(reinterpret_cast<uint64_t*>(draws) + 8, back);
+  }
+
   // The halves of a block lie side by side in four vectors: each is given its own bit of a byte, and the bits are added.
   static u64 packed(const uint16x8_t* found) {
     static constexpr u16 kPlaces[8] = {1, 2, 1, 2, 1, 2, 1, 2};

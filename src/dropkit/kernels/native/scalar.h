@@ -57,16 +57,14 @@ inline BFloat16 from_float<BFloat16>(float value) {
 
 template <>
 inline Float16 from_float<Float16>(float value) {
-  const u32 bits = float_to_bits(value);
-  const u16 sign = static_cast<u16>(bits >> 16 & 0x8000);
-  const u32 rest = bits & 0x7FFFFFFF;
-  if (rest > 0x7F800000) return {static_cast<u16>(sign | 0x7E00 | (rest >> 13 & 0x3FF))};
-  if (rest >= 0x477FF000) return {static_cast<u16>(sign | 0x7C00)};  // rounds to 65,536 or more
-  if (rest < 0x38800000) {  // a subnormal: adding one half aligns the mantissa and rounds it
-    const float aligned = bits_to_float(rest) + 0.5f;
-    return {static_cast<u16>(sign | (float_to_bits(aligned) - 0x3F000000))};
-  }
-  return {static_cast<u16>(sign | ((rest + 0xFFF + (rest >> 13 & 1) - 0x38000000) >> 13))};
+  const u32 bits = float_to_bits(value), sign = bits >> 16 & 0x8000, rest = bits & 0x7FFFFFFF;
+  // To a subnormal, adding one half aligns the mantissa and rounds it.
+  const u32 subnormal = float_to_bits(bits_to_float(rest) + 0.5f) - 0x3F000000;
+  const u32 normal = (rest + 0xFFF + (rest >> 13 & 1) - 0x38000000) >> 13;
+  u32 found = rest < 0x38800000 ? subnormal : normal;
+  found = rest >= 0x477FF000 ? 0x7C00 : found;  // rounds to 65,536 or more
+  found = rest > 0x7F800000 ? 0x7E00 | (rest >> 13 & 0x3FF) : found;
+  return {static_cast<u16>(sign | found)};
 }
 
 template <class T>
@@ -122,6 +120,14 @@ struct Isa {
       const u32 half = words[lane >> 1] >> (16 * (lane & 1)) & 0xFFFF;
       reach |= u64{half >= threshold} << lane;
       equal |= u64{half == threshold} << lane;
+    }
+  }
+
+  // The draws of the vector's elements in order, from the words of their high and of their low halves.
+  static void merge(const Vector* high, const Vector* low, u32* draws) {
+    for (int word = 0; word < 4; ++word) {
+      draws[2 * word] = high[word] << 16 | (low[word] & 0xFFFF);
+      draws[2 * word + 1] = (high[word] & 0xFFFF0000) | low[word] >> 16;
     }
   }
 

@@ -51,6 +51,11 @@ struct StoredKernels {
   StoredKernel of[kTypes];
 };
 
+struct Fields {
+  Kernel integers;          // to int64
+  Kernels uniform, normal;
+};
+
 struct Table {
   const char* name;
   bool (*is_supported)();
@@ -61,6 +66,7 @@ struct Table {
   Kernels activate_gradient[kActivations];    // the gradient of that, with respect to its input
   Kernel keep_bits;                           // the mask to packed bits, which must be zero before
   Kernel keep_bytes;                          // the mask to a byte an element
+  Fields fields;
 };
 
 extern const Table kScalar, kAvx2, kAvx512, kNeon;
