@@ -42,7 +42,8 @@ def scaled_dot_product_attention(
     It takes the arguments of `torch.nn.functional.scaled_dot_product_attention`, and draws nothing where `training` is
     False. The weight of a query and a key has the place (..., head, query, key) in the mask, whatever is computed
     together. On a CPU, in eager code and for one dropout key, weights are computed some queries at a time, for the
-    backward pass again, so that memory grows with the number of keys and not with its square.
+    backward pass again, so that memory grows with the number of keys and not with its square. Half types are computed
+    in float32 there, and rounded once.
 
     Args:
         query: Tensor of shape (..., heads, queries, width).
@@ -150,10 +151,18 @@ def _attend(
     noise: dict[str, Any],
 ) -> Tensor:
     """Attend with all weights at once, by operations that PyTorch differentiates, maps and compiles."""
+    dtype = query.dtype
+    query, key, value = _widened(query, key, value)
     scores = (query * factor) @ key.transpose(-2, -1)
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    return dropout(_weights(scores, attn_mask), p, **noise) @ value
+    return (dropout(_weights(scores, attn_mask), p, **noise) @ value).to(dtype)
+
+
+def _widened(*tensors: Tensor) -> list[Tensor]:
+    """Return tensors in the type to compute in: on a CPU, as PyTorch does there, weights of half types are float32."""
+    is_half = tensors[0].is_cpu and tensors[0].dtype in (torch.float16, torch.bfloat16)
+    return [tensor.to(torch.float32) if is_half else tensor for tensor in tensors]
 
 
 def _weights(scores: Tensor, attn_mask: Tensor | None) -> Tensor:
@@ -169,8 +178,7 @@ def _is_plain(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | Non
     """Tell whether the parts can be computed here: plain tensors with the same leading axes, a constant mask."""
     same = query.dim() >= 3 and query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
     constant = attn_mask is None or not attn_mask.requires_grad
-    wide = query.dtype in (torch.float32, torch.float64)
-    return same and constant and wide and all(_is_dense(tensor) for tensor in (query, key, value))
+    return same and constant and all(_is_dense(tensor) for tensor in (query, key, value))
 
 
 def _is_dense(tensor: Tensor) -> bool:
@@ -236,9 +244,10 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, *rest: Any) -> Tensor:
         is_causal, factor, dropout_key, threshold = rest
         ctx.rest = rest
-        parts = _Parts(query, key, attn_mask, is_causal, factor)
-        values = value.reshape(-1, *value.shape[-2:])
-        output = query.new_empty(parts.heads, parts.queries, value.size(-1))
+        wide_query, wide_key, wide_value = _widened(query, key, value)
+        parts = _Parts(wide_query, wide_key, attn_mask, is_causal, factor)
+        values = wide_value.reshape(-1, *value.shape[-2:])
+        output = values.new_empty(parts.heads, parts.queries, value.size(-1))
         for heads, queries, keys in parts:
             weights = parts.weights(heads, queries, keys)
             bits = parts.bits(heads, queries, keys, dropout_key, threshold)
@@ -246,7 +255,7 @@ class _Attention(torch.autograd.Function):
             output[heads, queries] = torch.bmm(weights, values[heads, keys])
         output = output.view(*query.shape[:-1], value.size(-1))
         ctx.save_for_backward(query, key, value, attn_mask, output)
-        return output
+        return output.to(query.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -259,12 +268,12 @@ class _Attention(torch.autograd.Function):
                 noise = {"key": dropout_key}
                 found = _attend(query, key, value, attn_mask, is_causal, factor, threshold / 2.0**32, noise)
                 return *torch.autograd.grad(found, (query, key, value), grad, create_graph=True), *none
+        shapes, dtype = (query.shape, key.shape, value.shape), query.dtype
+        query, key, value, grad = _widened(query, key, value, grad)
         parts = _Parts(query, key, attn_mask, is_causal, factor)
-        of_query, of_key = torch.zeros_like(parts.query), torch.zeros_like(parts.key)
-        flat = [tensor.reshape(-1, *tensor.shape[-2:]) for tensor in (value, grad, output)]
-        values, grads, _ = flat
-        of_value = torch.zeros_like(values)
-        delta = (flat[1] * flat[2]).sum(-1, keepdim=True)
+        values, grads, outputs = (tensor.reshape(-1, *tensor.shape[-2:]) for tensor in (value, grad, output))
+        found = of_query, of_key, of_value = [torch.zeros_like(tensor) for tensor in (parts.query, parts.key, values)]
+        delta = (grads * outputs).sum(-1, keepdim=True)
         for heads, queries, keys in parts:
             weights = parts.weights(heads, queries, keys)
             bits = parts.bits(heads, queries, keys, dropout_key, threshold)
@@ -276,4 +285,4 @@ class _Attention(torch.autograd.Function):
             of_query[heads, queries] = torch.bmm(of_scores, parts.key[heads, keys])
             of_key[heads, keys] += torch.bmm(of_scores.transpose(1, 2), parts.query[heads, queries])
         of_query *= factor
-        return of_query.view(query.shape), of_key.view(key.shape), of_value.view(value.shape), *none
+        return *(tensor.view(shape).to(dtype) for tensor, shape in zip(found, shapes, strict=True)), *none
