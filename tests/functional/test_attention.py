@@ -105,6 +105,30 @@ def test_fewer_heads_of_keys_serve_consecutive_heads_of_queries() -> None:
         scaled_dot_product_attention(query, *inputs(2, 4, 10, 8)[1:], dropout_p=0.3, enable_gqa=True)
 
 
+@pytest.mark.parametrize(
+    ("queries", "keys", "values", "in_parts"),
+    [
+        ((2, 3, 17, 8), (1, 3, 20, 8), (2, 1, 20, 5), True),
+        ((3, 17, 8), (2, 1, 20, 8), (20, 5), True),
+        ((17, 8), (4, 20, 8), (4, 20, 5), True),
+        ((17, 8), (20, 8), (20, 5), True),
+        ((17, 8), (20, 8), (4, 20, 5), False),  # one mask for all values
+    ],
+)
+def test_leading_axes_broadcast(
+    queries: tuple[int, ...], keys: tuple[int, ...], values: tuple[int, ...], in_parts: bool
+) -> None:
+    tensors = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in (queries, keys, values)]
+    found = scaled_dot_product_attention(*tensors, dropout_p=0.3, dropout_key=KEY)
+    wanted = by_hand(*tensors, None, 0.3, False)
+    torch.testing.assert_close(found, wanted, atol=1e-12, rtol=1e-12)
+    grad = torch.randn_like(wanted)
+    for one, other in zip(*(torch.autograd.grad(result, tensors, grad) for result in (found, wanted)), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-11, rtol=1e-11)
+    if kernels.info().kernel != "portable":
+        assert ("Attention" in found.grad_fn.name()) == in_parts
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("mask", ["none", "causal", "numbers", "padding"])
 def test_half_types_lose_what_rounding_the_result_loses(dtype: torch.dtype, mask: str) -> None:
@@ -143,9 +167,14 @@ def test_layouts_and_ways_give_the_same() -> None:
     torch.testing.assert_close(mapped[0], by_hand(query[0], key[0], value[0], None, 0.3, False))
 
 
-def test_derivatives_of_both_orders() -> None:
-    tensors = inputs(2, 5, 3)
-    call: Callable[..., Tensor] = lambda *t: scaled_dot_product_attention(*t, dropout_p=0.4, dropout_key=KEY)  # noqa: E731
+@pytest.mark.parametrize("mask", ["none", "causal", "numbers", "padding"])
+def test_derivatives_of_both_orders(mask: str) -> None:
+    query, key, value = inputs(4, 5, 3)
+    tensors = (query, key[:2].detach().requires_grad_(), value[:2].detach().requires_grad_())
+    options: dict[str, Any] = {"attn_mask": MASKS[mask]((4,), 5, 5), "is_causal": mask == "causal", "enable_gqa": True}
+    call: Callable[..., Tensor] = lambda *t: scaled_dot_product_attention(  # noqa: E731
+        *t, dropout_p=0.4, dropout_key=KEY, **options
+    )
     assert torch.autograd.gradcheck(call, tensors, check_batched_grad=True)
     assert torch.autograd.gradgradcheck(call, tensors)
 
@@ -180,13 +209,16 @@ def peak(call: Callable[[], Tensor], grad: Tensor) -> int:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_at_2048_tokens_it_takes_a_fifth_of_pytorchs_memory_at_most(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("mask", ["none", "padding", "numbers"])
+def test_at_2048_tokens_it_takes_a_fifth_of_pytorchs_memory_at_most(dtype: torch.dtype, mask: str) -> None:
     if kernels.info().kernel == "portable":
         pytest.skip("portable operations keep the weights, as PyTorch does")
-    query, key, value = (torch.randn(1, 2, 2048, 64).to(dtype).requires_grad_() for _ in range(3))
-    grad = torch.randn(1, 2, 2048, 64).to(dtype)
-    ours = peak(lambda: scaled_dot_product_attention(query, key, value, dropout_p=0.1), grad)
-    pytorchs = peak(lambda: F.scaled_dot_product_attention(query, key, value, dropout_p=0.1), grad)
+    query, key, value = (torch.randn(2, 1, 2048, 64).to(dtype).requires_grad_() for _ in range(3))
+    grad = torch.randn(2, 1, 2048, 64).to(dtype)
+    padding = torch.arange(2048) < torch.tensor([2000, 1500]).reshape(2, 1, 1, 1)
+    attn_mask = {"none": None, "padding": padding, "numbers": torch.randn(2, 1, 1, 2048).to(dtype)}[mask]
+    ours = peak(lambda: scaled_dot_product_attention(query, key, value, attn_mask, dropout_p=0.1), grad)
+    pytorchs = peak(lambda: F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p=0.1), grad)
     assert 5 * ours <= pytorchs
 
 
@@ -203,10 +235,16 @@ def test_at_2048_tokens_it_takes_a_fifth_of_pytorchs_memory_at_most(dtype: torch
         ({"attn_mask": 3}, ArgumentTypeError, "`attn_mask`"),
         ({"attn_mask": torch.ones(10, 10, dtype=torch.bool), "is_causal": True}, ArgumentError, "is_causal"),
         ({"attn_mask": torch.ones(10, 10)}, ArgumentTypeError, "`attn_mask` must be bool"),
+        ({"attn_mask": torch.ones(10, 9, dtype=torch.bool)}, ArgumentError, "`attn_mask` must be of a shape"),
+        ({"attn_mask": torch.ones(3, 1, 1, 1, 10, dtype=torch.bool)}, ArgumentError, "`attn_mask` must be of a shape"),
+        ({"key": torch.ones(2, 4, 10, 7, dtype=torch.float64)}, ArgumentError, "`key` must be of the query's width 8"),
+        ({"key": torch.ones(3, 4, 10, 8, dtype=torch.float64)}, ArgumentError, "`key` must be of leading axes"),
+        ({"value": torch.ones(2, 4, 9, 8, dtype=torch.float64)}, ArgumentError, "`value` must be of as many rows"),
+        ({"value": torch.ones(2, 3, 10, 8, dtype=torch.float64)}, ArgumentError, "`value` must be of leading axes"),
         ({"training": 1}, ArgumentTypeError, "`training`"),
         ({"is_causal": None}, ArgumentTypeError, "`is_causal`"),
     ],
-    ids=map(str, range(12)),
+    ids=map(str, range(18)),
 )
 def test_bad_arguments(change: dict[str, Any], error: type[Exception], words: str) -> None:
     query, key, value = inputs(2, 4, 10, 8)

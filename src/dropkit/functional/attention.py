@@ -46,7 +46,7 @@ def scaled_dot_product_attention(
     in float32 there, and rounded once.
 
     Args:
-        query: Tensor of shape (..., heads, queries, width).
+        query: Tensor of shape (..., heads, queries, width). The leading axes of all three broadcast.
         key: Tensor of shape (..., heads, keys, width).
         value: Tensor of shape (..., heads, keys, columns).
         attn_mask: A bool tensor, True = takes part, or numbers to add to the scores; broadcasts to
@@ -93,6 +93,7 @@ def scaled_dot_product_attention(
             query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
         )
     key, value = (_repeated(tensor, query, enable_gqa) for tensor in (key, value))
+    query, key, value = _broadcast(query, key, value, attn_mask)
     factor = 1 / math.sqrt(query.size(-1)) if scale is None else scale
     one_key = dropout_key is None or (type(dropout_key) is int and 0 <= dropout_key < 2**64)
     plain = type(dropout_p) is float and generator is None and type(stream) is int and stream == 0 and one_key
@@ -112,6 +113,10 @@ def _check_tensors(query: Any, key: Any, value: Any) -> None:
             raise argument_error(_WHERE, name, "of two axes or more", tuple(tensor.shape))
         if tensor.dtype != query.dtype:
             raise argument_type_error(_WHERE, name, f"of the query's type {query.dtype}", tensor.dtype)
+    if key.size(-1) != query.size(-1):
+        raise argument_error(_WHERE, "key", f"of the query's width {query.size(-1)}", tuple(key.shape))
+    if value.size(-2) != key.size(-2):
+        raise argument_error(_WHERE, "value", f"of as many rows as there are keys, {key.size(-2)}", tuple(value.shape))
 
 
 def _check_options(query: Tensor, attn_mask: Any, scale: Any, **flags: Any) -> None:
@@ -138,6 +143,29 @@ def _repeated(tensor: Tensor, query: Tensor, enable_gqa: bool) -> Tensor:
     if own == 0 or heads % own:
         raise argument_error(_WHERE, "key", f"of a number of heads that divides the query's {heads}", own)
     return tensor.repeat_interleave(heads // own, -3) if own != heads else tensor
+
+
+def _broadcast(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Give query, key and value the leading axes of the weights; a value may have more."""
+    leading = _common(query.shape[:-2], key.shape[:-2])
+    if leading is None:
+        rule = f"of leading axes that broadcast with {tuple(query.shape[:-2])}"
+        raise argument_error(_WHERE, "key", rule, tuple(key.shape))
+    weights = (*leading, query.size(-2), key.size(-2))
+    if attn_mask is not None and _common(weights, attn_mask.shape) != weights:
+        raise argument_error(_WHERE, "attn_mask", f"of a shape that broadcasts to {weights}", tuple(attn_mask.shape))
+    of_output = _common(leading, value.shape[:-2])
+    if of_output is None:
+        raise argument_error(_WHERE, "value", f"of leading axes that broadcast with {leading}", tuple(value.shape))
+    query, key = (tensor.expand(*leading, *tensor.shape[-2:]) for tensor in (query, key))
+    return query, key, value.expand(*leading, *value.shape[-2:]) if of_output == leading else value
+
+
+def _common(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...] | None:
+    try:
+        return tuple(torch.broadcast_shapes(one, other))
+    except RuntimeError:
+        return None
 
 
 def _attend(
@@ -176,7 +204,7 @@ def _weights(scores: Tensor, attn_mask: Tensor | None) -> Tensor:
 
 def _is_plain(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> bool:
     """Tell whether the parts can be computed here: plain tensors with the same leading axes, a constant mask."""
-    same = query.dim() >= 3 and query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
+    same = query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
     constant = attn_mask is None or not attn_mask.requires_grad
     return same and constant and all(_is_dense(tensor) for tensor in (query, key, value))
 
@@ -186,15 +214,6 @@ def _is_dense(tensor: Tensor) -> bool:
     return is_plain(tensor) or (not tensor.is_contiguous() and is_plain(tensor[..., :1, :1].detach().contiguous()))
 
 
-def _per_head(attn_mask: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
-    """Return a mask of shape (heads, queries, keys), with one head where all share it."""
-    if attn_mask is None:
-        return None
-    if math.prod(attn_mask.shape[:-2]) == 1:
-        return attn_mask.expand(*attn_mask.shape[:-2], *shape[-2:]).reshape(1, *shape[-2:])
-    return attn_mask.expand(shape).reshape(-1, *shape[-2:])
-
-
 class _Parts:
     """The weights of one call, a part of heads and queries at a time."""
 
@@ -202,7 +221,7 @@ class _Parts:
         self.shape = (*query.shape[:-1], key.size(-2))
         self.queries, self.keys = self.shape[-2:]
         self.query, self.key = query.reshape(-1, *query.shape[-2:]) * factor, key.reshape(-1, *key.shape[-2:])
-        self.attn_mask = _per_head(attn_mask, self.shape)
+        self.attn_mask = attn_mask
         self.is_causal = is_causal
         self.heads = len(self.query)
         self.most_queries = min(self.queries, max(_WEIGHTS_AT_ONCE // max(self.keys, 1), 1))
@@ -230,7 +249,16 @@ class _Parts:
             return torch.softmax(scores, -1)  # every query attends to the first key
         if self.attn_mask is None:
             return torch.softmax(scores, -1)
-        return _weights(scores, self.attn_mask[heads if len(self.attn_mask) > 1 else slice(None), queries])
+        return _weights(scores, self._attn_mask(self.attn_mask, heads, queries))
+
+    def _attn_mask(self, attn_mask: Tensor, heads: slice, queries: slice) -> Tensor:
+        """Return a part of the mask: what heads or queries share is not repeated for all of them."""
+        part = attn_mask.expand(*attn_mask.shape[:-2], *self.shape[-2:])[..., queries, :]
+        if math.prod(part.shape[:-2]) == 1:
+            return part.reshape(1, *part.shape[-2:])
+        leading = self.shape[:-2]
+        index = torch.unravel_index(torch.arange(heads.start, heads.stop), leading)
+        return part.expand(*leading, *part.shape[-2:])[index]
 
     def bits(self, heads: slice, queries: slice, keys: slice, key: int, threshold: int) -> Tensor:
         """Return the mask of a part, a bit a weight."""
@@ -272,7 +300,8 @@ class _Attention(torch.autograd.Function):
         query, key, value, grad = _widened(query, key, value, grad)
         parts = _Parts(query, key, attn_mask, is_causal, factor)
         values, grads, outputs = (tensor.reshape(-1, *tensor.shape[-2:]) for tensor in (value, grad, output))
-        found = of_query, of_key, of_value = [torch.zeros_like(tensor) for tensor in (parts.query, parts.key, values)]
+        gradients = [torch.zeros_like(tensor) for tensor in (parts.query, parts.key, values)]
+        of_query, of_key, of_value = gradients
         delta = (grads * outputs).sum(-1, keepdim=True)
         for heads, queries, keys in parts:
             weights = parts.weights(heads, queries, keys)
@@ -285,4 +314,4 @@ class _Attention(torch.autograd.Function):
             of_query[heads, queries] = torch.bmm(of_scores, parts.key[heads, keys])
             of_key[heads, keys] += torch.bmm(of_scores.transpose(1, 2), parts.query[heads, queries])
         of_query *= factor
-        return *(tensor.view(shape).to(dtype) for tensor, shape in zip(found, shapes, strict=True)), *none
+        return *(tensor.view(shape).to(dtype) for tensor, shape in zip(gradients, shapes, strict=True)), *none
