@@ -29,7 +29,6 @@ def is_plain(input: Tensor) -> bool:
     return (
         not _compiling()
         and (type(input) is Tensor or type(input) is Parameter)
-        and torch._C._has_storage(input)  # gradients that the older `vmap` of torch.autograd batches have none
         and takes(input)
         and not (_transforming() or _dispatch_modes() or _traced() is not None)
         and forward_ad._current_level < 0

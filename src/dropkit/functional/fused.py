@@ -177,7 +177,6 @@ def _is_alike(other: Any, input: Tensor, shape: Any) -> bool:
         (type(other) is Tensor or type(other) is Parameter)
         and other.dtype == input.dtype
         and other.shape == shape
-        and torch._C._has_storage(other)
         and native.takes(other)
     )
 

@@ -35,16 +35,22 @@ TYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3
 share_threads()  # NumPy may have loaded the library before
 
 
+_keys_of = torch._C._dispatch_keys
+_PLAIN_KEYS = _keys_of(torch.empty(0, device="cpu"))
+with torch.inference_mode():
+    _INFERENCE_KEYS = _keys_of(torch.empty(0, device="cpu"))
+
+
 def takes(input: Tensor) -> bool:
-    """Tell whether `dropout_plain` takes a tensor: dense, contiguous, on a CPU, of a type that the kernels know."""
+    """Tell whether `dropout_plain` takes a tensor: dense, contiguous, on a CPU, of a type that the kernels know.
+
+    PyTorch's own marks of a tensor tell in one look what it is not: on a device, sparse, nested, negated, batched.
+    """
+    keys = _keys_of(input)
     return (
-        input.is_cpu
+        (keys == _PLAIN_KEYS or keys == _INFERENCE_KEYS)
         and input.dtype in TYPES
-        and input.layout is torch.strided
-        and not input.is_nested
         and input.is_contiguous()
-        and not input.is_neg()
-        and not input._is_zerotensor()
         and library() is not None
     )
 
@@ -58,9 +64,12 @@ def dropout_plain(input: Tensor, key: int, threshold: int, words: Tensor | None 
         threshold: Of the rate.
         words: Where to keep the mask, a bit an element; only where columns are a multiple of 64. Default: nowhere.
     """
-    output = torch.empty_like(input)
-    places = input.data_ptr(), output.data_ptr(), None if words is None else words.data_ptr()
-    _library().dropout_plain(TYPES[input.dtype], *places, *_rows_and_columns(input), key, threshold)
+    output, shape = torch.empty_like(input), input.shape
+    columns = shape[-1] if shape else 1
+    rows = input.numel() // columns if columns else 0
+    kept = None if words is None else words.data_ptr()
+    native: Any = library()  # there is one: `takes` asked
+    native.dropout_plain(TYPES[input.dtype], input.data_ptr(), output.data_ptr(), kept, rows, columns, key, threshold)
     return output
 
 
