@@ -48,7 +48,7 @@ def takes(input: Tensor) -> bool:
     """
     keys = _keys_of(input)
     return (
-        (keys == _PLAIN_KEYS or keys == _INFERENCE_KEYS)
+        keys in (_PLAIN_KEYS, _INFERENCE_KEYS)
         and input.dtype in TYPES
         and input.is_contiguous()
         and library() is not None
