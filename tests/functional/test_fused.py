@@ -1,11 +1,13 @@
 """Dropout with what stands around it: the same numbers as the operations one after another."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from dropkit.errors import ArgumentError, ArgumentTypeError
 from dropkit.functional import activation_dropout, dropout, dropout_add
@@ -76,15 +78,29 @@ def test_extreme_inputs() -> None:
         assert (found[keep & (x == torch.inf)] == torch.inf).all()
 
 
+@pytest.mark.parametrize("key", [5, torch.tensor(5)], ids=["number", "tensor"])
+def test_relu_keeps_no_tensor_but_its_result(key: int | Tensor) -> None:
+    x, bias, kept = torch.randn(20, 50, requires_grad=True), torch.randn(50), []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        found = activation_dropout(x, "relu", 0.3, key=key, bias=bias)
+    assert [tensor.data_ptr() for tensor in kept if tensor.dim()] == [found.data_ptr()]
+
+
+@pytest.mark.parametrize("key", [3, torch.tensor(3)], ids=["number", "tensor"])
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_derivatives_of_both_orders(name: str) -> None:
+def test_derivatives_of_both_orders(name: str, key: int | Tensor) -> None:
     x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(5, dtype=torch.float64, requires_grad=True)
-    call = lambda x, b: activation_dropout(x, name, 0.4, bias=b, key=3)  # noqa: E731
+    call = lambda x, b: activation_dropout(x, name, 0.4, bias=b, key=key)  # noqa: E731
     assert torch.autograd.gradcheck(call, (x, bias), check_batched_grad=True)
     assert torch.autograd.gradgradcheck(call, (x, bias))
     residual = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
-    add = lambda x, r: dropout_add(x, r, 0.4, key=3)  # noqa: E731
+    add = lambda x, r: dropout_add(x, r, 0.4, key=key)  # noqa: E731
     assert torch.autograd.gradcheck(add, (x, residual), check_batched_grad=True)
     assert torch.autograd.gradgradcheck(add, (x, residual))
 
@@ -105,6 +121,107 @@ def test_other_ways_give_the_same() -> None:
     assert torch.equal(dropout_add(x, residual, 0.3, training=False), x + residual)
     assert torch.equal(activation_dropout(x, "relu", 0.0), x.relu())
     assert torch.equal(dropout_add(x, residual, 1.0, key=5), residual)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_keys_in_tensors_give_the_bits_of_keys(name: str) -> None:
+    bias = torch.randn(40, requires_grad=True)
+    results = []
+    for key in (2**64 - 3, torch.tensor(-3)):
+        x, residual = torch.randn(6, 40, requires_grad=True), torch.randn(6, 40, requires_grad=True)
+        torch.manual_seed(1)
+        x.data.normal_(), residual.data.normal_()
+        found = activation_dropout(x, name, 0.3, bias=bias, key=key), dropout_add(x, residual, 0.3, key=key)
+        gradients = torch.autograd.grad(found[0].pow(2).sum() + found[1].pow(2).sum(), (x, residual, bias))
+        results.append((*found, *gradients))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"key": torch.arange(6)},
+        {"key": torch.tensor(3), "stream": torch.arange(6)},
+        {"key": 3, "p": torch.linspace(0, 1, 6, dtype=torch.float64)},
+        {"key": 3, "p": torch.tensor(0.0, dtype=torch.float64)},
+        {"key": 3, "p": torch.tensor(1.0, dtype=torch.float64)},
+        {"key": 3, "stream": 7},
+        {"key": torch.tensor(3), "p": 1},
+    ],
+    ids=str,
+)
+def test_every_kind_of_address(options: dict[str, Any]) -> None:
+    options = {"p": 0.3} | options
+    x, residual, bias = (torch.randn(shape, requires_grad=True) for shape in ((6, 40), (6, 40), (40,)))
+    pairs = (
+        (dropout_add(x, residual, **options), residual + dropout(x, **options)),
+        (activation_dropout(x, "silu", bias=bias, **options), dropout(F.silu(x + bias), **options)),
+    )
+    for found, wanted in pairs:
+        torch.testing.assert_close(found, wanted, atol=4e-6, rtol=4e-6)
+        gradients = [
+            torch.autograd.grad(out.square().sum(), (x, residual, bias), allow_unused=True) for out in (found, wanted)
+        ]
+        for one, other in zip(*gradients, strict=True):
+            torch.testing.assert_close(one, other, atol=4e-5, rtol=4e-5)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_transforms_see_the_operations(name: str) -> None:
+    x, key = torch.randn(6, 8, dtype=torch.float64), torch.tensor(3)
+    call = lambda x: activation_dropout(x, name, 0.4, key=key).pow(2).sum()  # noqa: E731
+    apart = lambda x: dropout(ACTIVATIONS[name](x), 0.4, key=3).pow(2).sum()  # noqa: E731
+    torch.testing.assert_close(torch.func.hessian(call)(x), torch.func.hessian(apart)(x))
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        tangents = [forward_ad.unpack_dual(f(dual)).tangent for f in (call, apart)]
+    torch.testing.assert_close(*tangents)
+
+
+@pytest.mark.parametrize("key", [3, torch.tensor(3)], ids=["number", "tensor"])
+def test_infinite_gradients_stop_where_relu_does(key: int | Tensor) -> None:
+    x = torch.tensor([-1.0, 0.0, 1.0]).repeat(20).requires_grad_()
+    activation_dropout(x, "relu", 0.5, key=key).backward(torch.full_like(x, torch.inf))
+    keep = torch.from_numpy(keep_mask(3, (len(x),), 0.5))
+    assert torch.equal(x.grad, torch.where(keep & (x > 0), torch.inf, 0.0))
+
+
+def test_complex_numbers() -> None:
+    x, residual = (torch.randn(6, 40, dtype=torch.complex64) for _ in range(2))
+    assert torch.equal(dropout_add(x, residual, 0.3, key=5), residual + dropout(x, 0.3, key=5))
+    assert torch.equal(activation_dropout(x, "silu", 0.3, key=5), dropout(F.silu(x), 0.3, key=5))
+    for name in ("relu", "gelu", "gelu_tanh"):
+        with pytest.raises(ArgumentTypeError, match=f"`input` must be real for '{name}'.*view_as_real"):
+            activation_dropout(x, name, 0.3, key=5)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype:UserWarning")
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided], ids=str)
+def test_nested_tensors(layout: torch.layout) -> None:
+    x = torch.nested.nested_tensor([torch.randn(2, 4), torch.randn(3, 4)], layout=layout)
+    residual, dropped = 2 * x, dropout(x, 0.3, key=5)
+    found = dropout_add(x, residual, 0.3, key=5)
+    for one, other, sum_ in zip(residual.unbind(), dropped.unbind(), found.unbind(), strict=True):
+        assert torch.equal(sum_, one + other)
+    found = activation_dropout(x, "relu", 0.3, key=5)
+    for one, part in zip(dropped.unbind(), found.unbind(), strict=True):
+        assert torch.equal(part, one.relu())
+    other = torch.nested.nested_tensor([torch.randn(2, 4), torch.randn(2, 4)], layout=layout)
+    with pytest.raises(ArgumentError, match="`residual` must be of shape"):
+        dropout_add(x, other, key=5)
+    for one, another in ((x, torch.randn(2, 4)), (torch.randn(2, 4), x)):
+        with pytest.raises(ArgumentTypeError, match=r"`residual` must be (nested|a dense tensor)"):
+            dropout_add(one, another, key=5)
+    if layout == torch.jagged:
+        assert activation_dropout(x, "relu", 0.3, bias=torch.ones(4), key=5).shape == x.shape
+        equal = torch.nested.nested_tensor([torch.randn(2, 4), torch.randn(3, 4)], layout=layout)
+        with pytest.raises(ArgumentError, match="offsets must be those of the input"):
+            dropout_add(x, equal, key=5)
+    else:
+        with pytest.raises(ArgumentError, match="`bias` must be None"):
+            activation_dropout(x, "relu", 0.3, bias=torch.ones(4), key=5)
 
 
 def test_drawn_keys_are_those_of_dropout() -> None:
@@ -131,8 +248,15 @@ def test_drawn_keys_are_those_of_dropout() -> None:
         (lambda x: activation_dropout(x, bias=x[0, :2]), ArgumentError, "`bias` must be of shape"),
         (lambda x: activation_dropout(x, bias=x[0].half()), ArgumentTypeError, "`bias` must be of the input's type"),
         (lambda x: activation_dropout("x"), ArgumentTypeError, "`input`"),
+        (lambda x: dropout_add(x, x.to_sparse()), ArgumentTypeError, "`residual` must be a dense or nested tensor"),
+        (lambda x: dropout_add(x, x.to("meta")), ArgumentError, "`residual` must be on the input's device"),
+        (lambda x: activation_dropout(x, bias=x[0].to("meta")), ArgumentError, "`bias` must be on the input's device"),
+        (lambda x: activation_dropout(x, bias=x[0].to_sparse()), ArgumentTypeError, "`bias` must be a dense"),
+        (lambda x: activation_dropout(x, bias="x"), ArgumentTypeError, "`bias` must be a torch.Tensor"),
+        (lambda x: activation_dropout(x, key=torch.tensor(3), p=2.0), ArgumentError, "`p`"),
+        (lambda x: dropout_add(x, x, key=torch.arange(3)), ArgumentError, "`key`"),
     ],
-    ids=map(str, range(11)),
+    ids=map(str, range(18)),
 )
 def test_bad_arguments(call: Callable[[Tensor], object], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):

@@ -1,5 +1,6 @@
 """What PyTorch asks of an operator: a truthful schema, shape-only version and batching rule, for every one of ours."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dropkit import kernels, random
-from dropkit.kernels import fields, operators
+from dropkit.kernels import fields, fused, operators
+from dropkit.kernels.native import operations
 from dropkit.random.layout import layout
 
 KEY, STREAM, RATE = torch.tensor(77), torch.tensor(0), torch.tensor(random.threshold(0.4))
@@ -77,9 +79,41 @@ def field_samples(*options: Any) -> dict[str, tuple[Any, ...]]:
     }
 
 
+def add_samples() -> dict[str, tuple[Any, ...]]:
+    x, residual = torch.randn(3, 4, 5), torch.randn(3, 4, 5)
+    return {name: (make(), make(), KEY, STREAM, RATE) for name, make in INPUTS.items()} | {
+        "other layouts": (x, torch.randn(5, 4, 3).transpose(0, 2), KEY, STREAM, RATE),
+        "other stream": (x, residual, KEY, torch.tensor(2), RATE),
+        "slices": (x, residual, torch.arange(3), torch.tensor([0]), RATE),
+        "rates": (x, residual, KEY, STREAM, RATE.expand(3).clone()),
+        "one rate, one axis": (x[0, 0], residual[0, 0], KEY, STREAM, RATE.expand(5).clone()),
+    }
+
+
+def activation_samples() -> dict[str, tuple[Any, ...]]:
+    x = torch.randn(3, 4, 5)
+    real = [name for name, make in INPUTS.items() if not make().is_complex()]
+    return {f"relu, {name}": (INPUTS[name](), None, "relu", KEY, STREAM, RATE) for name in real} | {
+        f"{activation}, bias": (x, torch.randn(5), activation, KEY, STREAM, RATE)
+        for activation in operations.ACTIVATIONS
+    } | {
+        "strided bias": (x, torch.randn(10)[::2], "gelu", KEY, STREAM, RATE),
+        "bias, transposed": (x.transpose(0, 1), torch.randn(5), "silu", KEY, STREAM, RATE),
+        "slices": (x, torch.randn(5), "silu", torch.arange(3), torch.tensor([0]), RATE),
+        "rates": (x, None, "gelu_tanh", KEY, STREAM, RATE.expand(3).clone()),
+    }  # fmt: skip
+
+
+def gradient_samples() -> dict[str, tuple[Any, ...]]:
+    return {name: (torch.randn_like(x), x, *rest) for name, (x, *rest) in activation_samples().items()}
+
+
 SAMPLES = {
     "dropkit::dropout": dropout_samples(),
     "dropkit::keep_mask": mask_samples(),
+    "dropkit::dropout_add": add_samples(),
+    "dropkit::activation_dropout": activation_samples(),
+    "dropkit::activation_dropout_backward": gradient_samples(),
     "dropkit::integers": field_samples(),
     "dropkit::uniform": field_samples(torch.float32) | {"half": field_samples(torch.float16)["plain"]},
     "dropkit::normal": field_samples(torch.float64) | {"half": field_samples(torch.bfloat16)["plain"]},
@@ -124,7 +158,9 @@ def test_meta_tensors_get_the_same_answer(operator: str, name: str) -> None:
     if any(isinstance(argument, torch.device) for argument in arguments):
         meta = resolve(operator)(*(torch.device("meta") if isinstance(a, torch.device) else a for a in arguments))
     else:
-        meta = resolve(operator)(arguments[0].to("meta"), *arguments[1:])
+        tensors = {"dropkit::dropout": 1, "dropkit::activation_dropout_backward": 3}.get(operator, 2)
+        on_meta = [a.to("meta") if isinstance(a, Tensor) else a for a in arguments[:tensors]]
+        meta = resolve(operator)(*on_meta, *arguments[tensors:])
     real = resolve(operator)(*arguments)
     assert meta.is_meta
     assert (meta.shape, meta.dtype) == (real.shape, real.dtype)
@@ -197,3 +233,28 @@ def test_fields_compile_without_a_break_and_are_those_of_eager_code() -> None:
         for key in (KEY, torch.tensor(-5)):
             x = torch.randn(shape)
             assert torch.equal(compiled(key, x), run(key, x))
+
+
+@pytest.mark.parametrize("batched", [*itertools.product((True, False), repeat=5)])
+def test_batching_rules_of_fused_operators_equal_a_loop(batched: tuple[bool, ...]) -> None:
+    x, other, bias = torch.randn(4, 3, 5), torch.randn(4, 3, 5), torch.randn(4, 5)
+    rates = torch.tensor([random.threshold(p) for p in (0, 0.2, 0.7, 1)])
+    full = (x, other, bias, torch.arange(4), rates)
+    arguments = [value if b else value[1] for value, b in zip(full, batched, strict=True)]
+
+    def run(x: Tensor, other: Tensor, bias: Tensor, key: Tensor, rate: Tensor) -> tuple[Tensor, ...]:
+        address = key, STREAM, rate
+        return (
+            fused.dropout_add(x, other, *address),
+            fused.activation_dropout(x, bias, "gelu", *address),
+            fused.activation_dropout_backward(x, other, bias, "gelu", *address),
+        )
+
+    if not any(batched):
+        return
+    outs = torch.vmap(run, in_dims=tuple(0 if b else None for b in batched))(*arguments)
+    for i in range(4):
+        want = run(*(value[i] if b else value for value, b in zip(arguments, batched, strict=True)))
+        for found, wanted in zip(outs, want, strict=True):
+            torch.testing.assert_close(found[i], wanted)
+            assert torch.equal(found[i] == 0, wanted == 0)

@@ -1,7 +1,8 @@
 """Stateless dropout operations for PyTorch, with autograd, `vmap`, `torch.compile` and fake-tensor support."""
 
+from dropkit.functional.activation import activation_dropout
 from dropkit.functional.attention import scaled_dot_product_attention
 from dropkit.functional.dropout import dropout
-from dropkit.functional.fused import activation_dropout, dropout_add
+from dropkit.functional.residual import dropout_add
 
 __all__ = ["activation_dropout", "dropout", "dropout_add", "scaled_dot_product_attention"]

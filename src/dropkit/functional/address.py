@@ -15,6 +15,7 @@ __all__ = [
     "check_not_traced",
     "check_source",
     "draw_key",
+    "find_address",
     "key_tensor",
     "signed",
     "stream_tensor",
@@ -53,6 +54,23 @@ def check_source(
         key_tensor(where, key, input, f"{prefix}key")
     if generator is not None:
         check_generator(where, generator, key, input)
+
+
+def find_address(
+    where: str,
+    input: Tensor,
+    p: float | Tensor,
+    key: int | Tensor | None,
+    generator: torch.Generator | None,
+    stream: int | Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what operators read for a whole tensor: keys, drawn if none is given, streams and thresholds."""
+    check_not_traced(where)
+    keys = draw_key(where, generator, input) if key is None else key_tensor(where, key, input)
+    streams = stream_tensor(where, stream, input)
+    slices = max(keys.dim(), streams.dim())
+    keys, streams = (value.reshape((-1,) * slices) for value in (keys, streams))
+    return keys, streams, threshold_tensor(where, p, input)
 
 
 def threshold_tensor(where: str, p: float | Tensor, input: Tensor, name: str = "p") -> Tensor:

@@ -151,6 +151,16 @@ struct GradientStep {
   }
 };
 
+// ReLU selects, as PyTorch's does: an infinite gradient times 0 would be NaN.
+template <>
+struct GradientStep<Relu> {
+  static constexpr bool kTakesOther = true;
+  template <class Isa, class V, class Chosen>
+  static V run(V value, V other, Chosen chosen, lane_t<V> scale) {
+    return kept(other <= 0 ? V{} : value * scale, chosen);
+  }
+};
+
 // A sink that stores bits, from any bit on. Words at the edge of two tasks may be written by two threads.
 struct StoreBits {
   u64* words;
