@@ -11,7 +11,8 @@
 
 #include "activation.h"
 #include "cases.h"
-#include "fields.h"
+#include "check_fields.h"
+#include "report.h"
 #include "task.h"
 
 extern "C" {
@@ -34,36 +35,6 @@ void dropkit_apply_bits_strided(int type, const void* input, void* output, const
 
 namespace dropkit {
 namespace {
-
-const char* const kTypeNames[kTypes] = {"float32", "float64", "float16", "bfloat16"};
-
-const Table* const kPaths[] = {
-    &kScalar,
-#if defined(DROPKIT_X86)
-    &kAvx2,
-    &kAvx512,
-#elif defined(DROPKIT_ARM)
-    &kNeon,
-#endif
-};
-
-int failures = 0;
-
-void expect(bool holds, const char* path, const std::string& what) {
-  if (holds || ++failures > 5) return;
-  std::fprintf(stderr, "%s differs: %s\n", path, what.c_str());
-}
-
-std::string text(const Place& place, const Task& task) {
-  char line[400];
-  std::snprintf(line, sizeof line, "key %llu stream %llu threshold %llu row %llu column %llu, %lld columns, rows %lld..%lld, columns %lld..%lld",
-                static_cast<unsigned long long>(place.key), static_cast<unsigned long long>(place.stream),
-                static_cast<unsigned long long>(place.threshold), static_cast<unsigned long long>(place.first_row),
-                static_cast<unsigned long long>(place.first_column), static_cast<long long>(task.columns),
-                static_cast<long long>(task.row_begin), static_cast<long long>(task.row_end),
-                static_cast<long long>(task.column_begin), static_cast<long long>(task.column_end));
-  return line;
-}
 
 // Of one number, as the scalar path computes them.
 template <class Function, class F>
@@ -115,39 +86,6 @@ void check_fused(Type type, Activation activation, Task task, const std::vector<
     task.output = found.data();
     path->activate[activation].of[type](task);
     expect(are_same_numbers(found, activated), path->name, "activation " + std::to_string(activation) + ", " + what);
-  }
-}
-
-// Fields of numbers, from both planes of every draw and from the second key's.
-template <class T>
-void check_fields(Type type, const Place& place, Task task, const std::vector<unsigned char>& bytes) {
-  const i64 elements = static_cast<i64>(bytes.size());
-  std::vector<i64> integers = untouched<i64>(elements);
-  std::vector<T> uniforms = untouched<T>(elements), normals = uniforms;
-  Place second = place;
-  second.key = second_key(place.key);
-  for (std::size_t at = 0; at < bytes.size(); ++at) {
-    if (bytes[at] == kPattern) continue;
-    const i64 element = static_cast<i64>(at) - task.offset;
-    const u32 draw = draw_at(place, element / task.columns, element % task.columns);
-    integers[at] = draw;
-    uniforms[at] = Uniform<T>::of(draw, 0);
-    normals[at] = Normal<T>::of(draw, draw_at(second, element / task.columns, element % task.columns));
-  }
-  for (const Table* path : kPaths) {
-    if (!path->is_supported()) continue;
-    std::vector<i64> found_integers = untouched<i64>(elements);
-    task.output = found_integers.data();
-    path->fields.integers(task);
-    expect(are_equal(found_integers, integers), path->name, "integers, " + text(place, task));
-    std::vector<T> found = untouched<T>(elements);
-    task.output = found.data();
-    path->fields.uniform.of[type](task);
-    expect(are_equal(found, uniforms), path->name, std::string("uniforms, ") + kTypeNames[type] + ", " + text(place, task));
-    found = untouched<T>(elements);
-    task.output = found.data();
-    path->fields.normal.of[type](task);
-    expect(are_equal(found, normals), path->name, std::string("normals, ") + kTypeNames[type] + ", " + text(place, task));
   }
 }
 
@@ -257,24 +195,6 @@ void check_all_halves(Type type) {
       }
     }
   }
-}
-
-// Every uniform of float32, and as many of float64, against the standard library: an error of the radius and one of the
-// cosine make up that of a normal.
-template <class F>
-void check_normals(double allowed) {
-  double radius_error = 0, cosine_error = 0, longest = 0;
-  for (u64 i = 0; i < u64{1} << 32; i += 512) {
-    F x;
-    uniform(static_cast<u32>(i + below(512)), x);
-    const double radius = std::sqrt(-2 * std::log(static_cast<double>(x)));
-    const double cosine = std::cos(6.28318530717958647692 * static_cast<double>(x));
-    longest = std::max(longest, radius);
-    radius_error = std::max(radius_error, std::fabs(static_cast<double>(std::sqrt(-2 * logarithm(x))) - radius));
-    cosine_error = std::max(cosine_error, std::fabs(static_cast<double>(cosine_of_turns(x)) - cosine));
-  }
-  const double error = radius_error + longest * cosine_error;
-  expect(error < allowed, "every path", "normals may be wrong by " + std::to_string(error / allowed) + " of what is allowed");
 }
 
 using Body = void (*)(std::int64_t begin, std::int64_t end, void* context);
