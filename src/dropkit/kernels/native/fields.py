@@ -8,8 +8,7 @@ from torch import Tensor
 
 from dropkit.kernels import portable
 from dropkit.kernels.native.library import library
-from dropkit.kernels.native.operations import TYPES
-from dropkit.kernels.native.operations import _calls as calls
+from dropkit.kernels.native.operations import TYPES, calls
 from dropkit.random.layout import Layout
 
 __all__ = ["integers", "normal", "uniform"]

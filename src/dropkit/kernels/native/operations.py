@@ -22,6 +22,7 @@ __all__ = [
     "add_plain",
     "apply_bits",
     "apply_bits_",
+    "calls",
     "dropout",
     "dropout_plain",
     "keep_bits_plain",
@@ -154,7 +155,7 @@ def dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, place
         return portable.dropout(input, key, stream, threshold, place, scaled)
     if input.dtype in TYPES and input.is_contiguous() and input.shape == _mask_shape(key, stream, place):
         output = torch.empty_like(input)
-        for call in _calls(key, stream, threshold, place, scaled):
+        for call in calls(key, stream, threshold, place, scaled):
             size = call.offset * input.element_size()
             native.dropout(TYPES[input.dtype], input.data_ptr() + size, output.data_ptr() + size, call.packed)
         return output
@@ -184,7 +185,7 @@ def _dropout_by_bits(
         return output if not output.numel() else None
     source = input if is_laid_out_like(input, output) else output.copy_(input)
     words = torch.zeros(math.prod(mask) + 63 >> 6, dtype=torch.int64)
-    for call in _calls(key, stream, threshold, place, scaled=False):
+    for call in calls(key, stream, threshold, place, scaled=False):
         native.keep_bits(words.data_ptr(), call.offset, call.packed)
     for index in itertools.product(*map(range, rates.shape)):
         first = sum(i * step for i, step in zip(index, steps, strict=False))
@@ -203,7 +204,7 @@ def keep_mask(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, dev
 
 def _keep_mask(native: Library, key: Tensor, stream: Tensor, threshold: Tensor, place: Layout) -> Tensor:
     keep = torch.empty(_mask_shape(key, stream, place), dtype=torch.bool)
-    for call in _calls(key, stream, threshold, place, scaled=False):
+    for call in calls(key, stream, threshold, place, scaled=False):
         native.keep_bytes(keep.data_ptr() + call.offset, call.packed)
     return keep
 
@@ -229,7 +230,7 @@ class _Call(NamedTuple):
     kept: tuple[Tensor, ...]  # the tensors that `packed` points into
 
 
-def _calls(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, scaled: bool) -> list[_Call]:
+def calls(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, scaled: bool) -> list[_Call]:
     """Return the calls of the library that make up a mask: as few as the numbering of its rows allows.
 
     A call takes slices with a key, a stream and a rate each, and as many consecutive rows in every one of them. So the
@@ -260,11 +261,11 @@ def _calls(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, scaled
         value.reshape(value.shape + (1,) * (inner - value.dim())).expand(lengths[:inner]).reshape(*outer, count)
         for value in (key, stream, threshold)
     ]
-    calls: list[_Call] = []
+    parts: list[_Call] = []
     for index in itertools.product(*map(range, outer)):
         found = tuple(value[index].contiguous() for value in address)
         first_row = place.first_row + sum(i * step for i, step in zip(index, steps, strict=False))
         sizes = [scaled, count, rows, columns, int64(first_row), int64(row_step), place.first_column]
         packed = PACKED(*sizes, *(value.data_ptr() for value in found), 1, 1, 1)
-        calls.append(_Call(len(calls) * count * rows * columns, packed, found))
-    return calls
+        parts.append(_Call(len(parts) * count * rows * columns, packed, found))
+    return parts
