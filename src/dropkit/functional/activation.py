@@ -42,7 +42,7 @@ def activation_dropout(
     which the next layer mostly keeps too, and the input of other activations.
 
     In a model for `torch.compile`, prefer it to ReLU and dropout apart: between those, PyTorch's compiler stores a mask
-    of ReLU for the backward pass, which takes longer than everything else that the two do.
+    of ReLU for the backward pass, and is slow at that.
 
     Args:
         input: Tensor of any shape, of a floating type; complex for ``"silu"`` alone; nested tensors too.
@@ -162,8 +162,8 @@ class _ActivationDropout(torch.autograd.Function):
 def _relu_gradient(grad: Tensor, result: Tensor, threshold: Tensor) -> Tensor:
     """Return the gradient for ReLU in operations that the compiler fuses with those around them.
 
-    The mask needs the gradient, where that is 0, so that the compiler cannot make it in the forward pass and keep it: a
-    byte an element, which its vector code stores twenty times as slowly as it applies ReLU.
+    The gate is the result, but the gradient where that is 0: so the compiler cannot make a mask of it in the forward
+    pass and keep that, whose bytes its vector code stores forty times as slowly as it applies ReLU.
     """
     gate = torch.where(grad == 0, grad, result)
     return select(grad, ~(gate <= 0), survivor_scale(threshold), in_place=False)
