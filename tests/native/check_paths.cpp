@@ -43,11 +43,17 @@ F value_of(F number) {
   z[0] = number;
   return Function::template value<scalar::Isa>(z)[0];
 }
+
+// A gradient on its way back through an activation; through ReLU by way of its result.
 template <class Function, class F>
-F derivative_of(F number) {
-  VectorOf<F, 16> z{};
-  z[0] = number;
-  return Function::template derivative<scalar::Isa>(z)[0];
+F gradient_of(F gradient, F number) {
+  if constexpr (std::is_same_v<Function, Relu>) {
+    return number <= 0 ? 0 : gradient;
+  } else {
+    VectorOf<F, 16> z{};
+    z[0] = number;
+    return gradient * Function::template derivative<scalar::Isa>(z)[0];
+  }
 }
 
 // The operations that combine dropout with another, from the mask as bytes.
@@ -65,7 +71,7 @@ void check_fused(Type type, Activation activation, Task task, const std::vector<
     const F value = to_float(input[at]), with = to_float(other[at]), shift = has_bias ? to_float(bias[column]) : 0;
     added[at] = from_compute<T>((bytes[at] ? value * scale : 0) + with);
     activated[at] = from_compute<T>(bytes[at] ? value_of<Function>(has_bias ? value + shift : value) * scale : 0);
-    gradient[at] = from_compute<T>(bytes[at] ? value * derivative_of<Function>(has_bias ? with + shift : with) * scale : 0);
+    gradient[at] = from_compute<T>(bytes[at] ? gradient_of<Function>(value, has_bias ? with + shift : with) * scale : 0);
   }
   task.input = input.data();
   for (const Table* path : kPaths) {

@@ -60,8 +60,6 @@ inline V exponential(V x) {
 struct Relu {
   template <class Isa, class V>
   static V value(V z) { return at_least(z, 0); }
-  template <class Isa, class V>
-  static V derivative(V z) { return z <= 0 ? V{} : all<V>(1); }
 };
 
 // z times the normal distribution function of z, whose tail is a fraction (Mills' ratio) times the density.

@@ -40,6 +40,22 @@ void apply_bits(int type, const void* input, void* output, const uint64_t* words
   if (elements > 0) for_each(units, elements / units, run_stored, &call);
 }
 
+void activate(int type, int activation, const void* bias, Call call) {
+  call.bias = bias;
+  call.kernel = chosen.load()->activate[activation].of[type];
+  call.element_size = kElementSize[type];
+  run_all(call);
+}
+
+void activate_gradient(int type, int activation, const void* input, const void* bias, Call call) {
+  call.other = input;
+  call.bias = bias;
+  call.keeps_all = activation == kRelu;
+  call.kernel = chosen.load()->activate_gradient[activation].of[type];
+  call.element_size = kElementSize[type];
+  run_all(call);
+}
+
 }  // namespace
 }  // namespace dropkit
 
@@ -99,22 +115,23 @@ DROPKIT_EXPORT void dropkit_add(int type, const void* input, const void* residua
 // Dropout of activation(input + bias); `bias` may be null.
 DROPKIT_EXPORT void dropkit_activate(int type, int activation, const void* input, const void* bias, void* output, int64_t rows, int64_t columns, uint64_t key, uint64_t threshold) {
   const OneKey address{key, threshold};
-  Call call = under(address, input, output, rows, columns);
-  call.bias = bias;
-  call.kernel = chosen.load()->activate[activation].of[type];
-  call.element_size = kElementSize[type];
-  run_all(call);
+  activate(type, activation, bias, under(address, input, output, rows, columns));
 }
 
-// Its gradient with respect to the input, from that of the result.
+// The same for slices with addresses of their own.
+DROPKIT_EXPORT void dropkit_activate_slices(int type, int activation, const void* input, const void* bias, void* output, const int64_t* packed) {
+  activate(type, activation, bias, unpacked(input, output, packed));
+}
+
+// Its gradient with respect to the input, from that of the result; for ReLU `input` is the result, and `bias` null.
 DROPKIT_EXPORT void dropkit_activate_gradient(int type, int activation, const void* gradient, const void* input, const void* bias, void* output, int64_t rows, int64_t columns, uint64_t key, uint64_t threshold) {
   const OneKey address{key, threshold};
-  Call call = under(address, gradient, output, rows, columns);
-  call.other = input;
-  call.bias = bias;
-  call.kernel = chosen.load()->activate_gradient[activation].of[type];
-  call.element_size = kElementSize[type];
-  run_all(call);
+  activate_gradient(type, activation, input, bias, under(address, gradient, output, rows, columns));
+}
+
+// The same for slices with addresses of their own.
+DROPKIT_EXPORT void dropkit_activate_gradient_slices(int type, int activation, const void* gradient, const void* input, const void* bias, void* output, const int64_t* packed) {
+  activate_gradient(type, activation, input, bias, unpacked(gradient, output, packed));
 }
 
 // The mask alone, a bit an element in the order of memory, from a bit on; `words` must be zero before.

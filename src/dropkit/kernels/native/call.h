@@ -20,7 +20,7 @@ struct Call {
   uint64_t first_row, row_step, first_column;  // row_step: from one slice to the next
   const uint64_t *keys, *streams, *thresholds;
   int64_t key_step, stream_step, threshold_step;  // 0 where all slices share one
-  bool is_scaled;
+  bool is_scaled, keeps_all;  // whether survivors are scaled; whether the mask is known otherwise, and none drawn
   void (*kernel)(const Task&);
   int64_t element_size = 0;  // of the output; 0 where its pages are no matter, or there already
   int64_t offset = 0;        // elements before the first slice
@@ -56,6 +56,7 @@ void run(int64_t begin, int64_t end, void* context) {
     task.stream = call.streams[slice * call.stream_step];
     task.threshold = call.thresholds[slice * call.threshold_step];
     task.scale = call.is_scaled ? scale_of(task.threshold) : 1.0;
+    if (call.keeps_all) task.threshold = 0;
     task.first_row = call.first_row + static_cast<uint64_t>(slice) * call.row_step;
     task.first_column = call.first_column;
     task.offset = call.offset + slice * call.rows * call.columns;

@@ -280,7 +280,7 @@ constexpr Table table(const char* name, bool (*is_supported)(), Fields fields) {
       {{apply_bits<Isa, float>, apply_bits<Isa, double>, apply_bits<Isa, Float16>, apply_bits<Isa, BFloat16>}},
       mapped<Isa, AddStep>(),
       {mapped<Isa, ActivateStep<Relu>>(), mapped<Isa, ActivateStep<Gelu>>(), mapped<Isa, ActivateStep<GeluTanh>>(), mapped<Isa, ActivateStep<Silu>>()},
-      {mapped<Isa, GradientStep<Relu>>(), mapped<Isa, GradientStep<Gelu>>(), mapped<Isa, GradientStep<GeluTanh>>(), mapped<Isa, GradientStep<Silu>>()},
+      {mapped<Isa, ReluGradientStep>(), mapped<Isa, GradientStep<Gelu>>(), mapped<Isa, GradientStep<GeluTanh>>(), mapped<Isa, GradientStep<Silu>>()},
       fill_behind<Isa, StoreBits>,
       fill_behind<Isa, StoreBytes<Isa>>,
       fields,

@@ -1,11 +1,14 @@
 """The fused operators' work on CPU tensors: one pass by the compiled kernels, or one operation after another."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from dropkit.kernels.activations import activate, activate_backward
 from dropkit.kernels.native import operations as native
-from dropkit.random.layout import layout
+from dropkit.kernels.native.library import library
+from dropkit.random.layout import Layout, layout
 
 __all__ = ["activation_dropout", "activation_dropout_backward", "dropout_add"]
 
@@ -21,21 +24,56 @@ def activation_dropout(
     input: Tensor, bias: Tensor | None, activation: str, key: Tensor, stream: Tensor, threshold: Tensor
 ) -> Tensor:
     """Apply dropout, scaled, to an activation of a tensor plus a number a column."""
-    if not (_is_one(key, stream, threshold) and _activates(input, bias)):
-        return _dropout(activate(activation, input, bias), key, stream, threshold)
-    return native.activate_plain(input, bias, native.ACTIVATIONS.index(activation), *_numbers(key, threshold))
+    place = _place(input, key, stream)
+    if not (_activates(input, bias) and _is_whole(input, key, stream, threshold, place)):
+        return native.dropout(activate(activation, input, bias), key, stream, threshold, place, scaled=True)
+    number = native.ACTIVATIONS.index(activation)
+    if _is_one(key, stream, threshold):
+        return native.activate_plain(input, bias, number, *_numbers(key, threshold))
+    output = torch.empty_like(input)
+    for call in native.calls(key, stream, threshold, place, scaled=True):
+        size = call.offset * input.element_size()
+        places = input.data_ptr() + size, _pointer(bias), output.data_ptr() + size
+        _library().activate_slices(native.TYPES[input.dtype], number, *places, call.packed)
+    return output
 
 
 def activation_dropout_backward(
     grad: Tensor, input: Tensor, bias: Tensor | None, activation: str, key: Tensor, stream: Tensor, threshold: Tensor
 ) -> Tensor:
-    """Return the gradient of `activation_dropout` with respect to its input."""
-    direct = _is_one(key, stream, threshold) and _activates(input, bias) and _is_like(grad, input, input.shape)
-    if not direct:
-        return _dropout(activate_backward(activation, grad, input, bias), key, stream, threshold)
-    return native.activate_gradient_plain(
-        grad, input, bias, native.ACTIVATIONS.index(activation), *_numbers(key, threshold)
-    )
+    """Return the gradient of `activation_dropout` with respect to its input; for ReLU `input` is its result."""
+    place = _place(input, key, stream)
+    is_direct = _activates(input, bias) and _is_like(grad, input, input.shape)
+    if not (is_direct and _is_whole(input, key, stream, threshold, place)):
+        gated = native.dropout(grad, key, stream, threshold, place, scaled=True)
+        return activate_backward(activation, gated, input, bias)
+    number = native.ACTIVATIONS.index(activation)
+    if _is_one(key, stream, threshold):
+        return native.activate_gradient_plain(grad, input, bias, number, *_numbers(key, threshold))
+    output = torch.empty_like(input)
+    for call in native.calls(key, stream, threshold, place, scaled=True):
+        size = call.offset * input.element_size()
+        places = grad.data_ptr() + size, input.data_ptr() + size, _pointer(bias), output.data_ptr() + size
+        _library().activate_gradient_slices(native.TYPES[input.dtype], number, *places, call.packed)
+    return output
+
+
+def _is_whole(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, place: Layout) -> bool:
+    """Tell whether every element has a place of its own in the mask, and every row one rate."""
+    whole = native.mask_shape(key, stream, place) == input.shape
+    return whole and not native.is_too_fine(key, stream, threshold, place)
+
+
+def _library() -> Any:
+    return library()  # there is one where the kernels take a tensor
+
+
+def _pointer(bias: Tensor | None) -> int | None:
+    return None if bias is None else bias.data_ptr()
+
+
+def _place(input: Tensor, key: Tensor, stream: Tensor) -> Layout:
+    return layout("dropout", input.shape, slices=max(key.dim(), stream.dim()))
 
 
 def _is_one(key: Tensor, stream: Tensor, threshold: Tensor) -> bool:
@@ -56,5 +94,4 @@ def _is_like(tensor: Tensor, input: Tensor, shape: torch.Size) -> bool:
 
 
 def _dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor) -> Tensor:
-    place = layout("dropout", input.shape, slices=max(key.dim(), stream.dim()))
-    return native.dropout(input, key, stream, threshold, place, scaled=True)
+    return native.dropout(input, key, stream, threshold, _place(input, key, stream), scaled=True)

@@ -25,8 +25,10 @@ __all__ = [
     "calls",
     "dropout",
     "dropout_plain",
+    "is_too_fine",
     "keep_bits_plain",
     "keep_mask",
+    "mask_shape",
     "takes",
 ]
 
@@ -151,9 +153,9 @@ def _rows_and_columns(input: Tensor) -> tuple[int, int]:
 def dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, scaled: bool) -> Tensor:
     """Do what `dropkit.kernels.portable.dropout` does."""
     native = library()
-    if native is None or _is_too_fine(key, stream, threshold, place):
+    if native is None or is_too_fine(key, stream, threshold, place):
         return portable.dropout(input, key, stream, threshold, place, scaled)
-    if input.dtype in TYPES and input.is_contiguous() and input.shape == _mask_shape(key, stream, place):
+    if input.dtype in TYPES and input.is_contiguous() and input.shape == mask_shape(key, stream, place):
         output = torch.empty_like(input)
         for call in calls(key, stream, threshold, place, scaled):
             size = call.offset * input.element_size()
@@ -177,7 +179,7 @@ def _dropout_by_bits(
         return None
     check_addressable("dropout", "input", place.shape)
     output = torch.empty_like(input)  # dense, even if the input is not
-    mask = _mask_shape(key, stream, place)
+    mask = mask_shape(key, stream, place)
     steps = bit_steps(mask)
     rates = threshold.expand(input.shape[: threshold.dim()]) if threshold.numel() > 1 else threshold.reshape(())
     axes = memory_axes(output[(0,) * rates.dim()], steps[rates.dim() :]) if output.numel() else None
@@ -197,19 +199,20 @@ def _dropout_by_bits(
 def keep_mask(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, device: torch.device) -> Tensor:
     """Do what `dropkit.kernels.portable.keep_mask` does."""
     native = library() if device.type == "cpu" else None
-    if native is None or _is_too_fine(key, stream, threshold, place):
+    if native is None or is_too_fine(key, stream, threshold, place):
         return portable.keep_mask(key, stream, threshold, place, device)
     return _keep_mask(native, key, stream, threshold, place)
 
 
 def _keep_mask(native: Library, key: Tensor, stream: Tensor, threshold: Tensor, place: Layout) -> Tensor:
-    keep = torch.empty(_mask_shape(key, stream, place), dtype=torch.bool)
+    keep = torch.empty(mask_shape(key, stream, place), dtype=torch.bool)
     for call in calls(key, stream, threshold, place, scaled=False):
         native.keep_bytes(keep.data_ptr() + call.offset, call.packed)
     return keep
 
 
-def _mask_shape(key: Tensor, stream: Tensor, place: Layout) -> torch.Size:
+def mask_shape(key: Tensor, stream: Tensor, place: Layout) -> torch.Size:
+    """Return the shape of a mask: slices with keys or streams of their own, then the axes of the place."""
     return torch.Size((*_slices(key, stream), *place.shape))
 
 
@@ -217,9 +220,9 @@ def _slices(key: Tensor, stream: Tensor) -> torch.Size:
     return key.shape if key.shape == stream.shape else torch.broadcast_shapes(key.shape, stream.shape)
 
 
-def _is_too_fine(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout) -> bool:
+def is_too_fine(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout) -> bool:
     """Tell whether rates differ within a row, or where the draws are shared, which the kernels do not take."""
-    mask = _mask_shape(key, stream, place)
+    mask = mask_shape(key, stream, place)
     rates = threshold.shape
     return len(rates) >= max(len(mask), 1) or any(rates[axis] > mask[axis] for axis in range(len(rates)))
 

@@ -161,6 +161,16 @@ struct GradientStep<Relu> {
   }
 };
 
+// The gradient of ReLU and dropout, of which `other` is the result: what is 0 there was below 0, or dropped. As in PyTorch,
+// a gradient that is not a number goes no further than any other.
+struct ReluGradientStep {
+  static constexpr bool kTakesOther = true;
+  template <class Isa, class V, class Chosen>
+  static V run(V value, V other, Chosen chosen, lane_t<V> scale) {
+    return kept(value * scale, chosen & ~(other <= V{}));
+  }
+};
+
 // A sink that stores bits, from any bit on. Words at the edge of two tasks may be written by two threads.
 struct StoreBits {
   u64* words;
