@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dropkit.functional import dropout
+from dropkit.functional import activation_dropout, dropout
 from dropkit.functional.address import signed
 from dropkit.random import call_key, normal, uniform32
 from dropkit.study.augmentation import augmented, drawn, mixed, padded_windows
@@ -221,11 +221,12 @@ class _Pack:
 
     def _activate(self, hidden: Tensor, layer: int) -> Tensor:
         if self.recipe.dropout and self.recipe.dropout_before_norm:
-            hidden = self._drop(hidden, layer)
+            hidden = dropout(hidden, self.rates, key=self._keys(layer))
         if self.norms:
             hidden = self.norms[layer](hidden)
-        hidden = hidden.relu_()
-        return hidden if not self.recipe.dropout or self.recipe.dropout_before_norm else self._drop(hidden, layer)
+        if not self.recipe.dropout or self.recipe.dropout_before_norm:
+            return hidden.relu_()
+        return activation_dropout(hidden, "relu", self.rates, key=self._keys(layer))
 
     def _regularise(self) -> None:
         """Take the optimizer's step with what each model's recipe does to its weights around it."""
@@ -239,9 +240,8 @@ class _Pack:
             for weight in self.parameters[:-2:2]:
                 weight.mul_((self.longest / weight.norm(dim=1, keepdim=True)).clamp(max=1))
 
-    def _drop(self, hidden: Tensor, layer: int) -> Tensor:
-        keys = [signed(dropout_key(model.key, layer, self.step)) for model in self.models]
-        return dropout(hidden, self.rates, key=torch.tensor(keys))
+    def _keys(self, layer: int) -> Tensor:
+        return torch.tensor([signed(dropout_key(model.key, layer, self.step)) for model in self.models])
 
     def score(self, epoch: int) -> None:
         """Score every model on its own rows, and keep the parameters where the inner rows like them best so far."""
