@@ -20,9 +20,9 @@ class Dropout(torch.nn.Dropout):
 
     A drop-in replacement for `torch.nn.Dropout`, which it subclasses: same arguments in the same order, no parameters,
     no buffers. It differs where PyTorch's has rough edges: dropped values are exactly +0 whatever they were (NaN and
-    infinities too), half types are unbiased, the mask does not depend on the memory format, and nothing but a 64-bit
-    key is kept for the backward pass. In a model for `torch.compile`, `dropkit.functional.activation_dropout` is faster
-    than ReLU and this layer.
+    infinities too), half types are unbiased, the mask does not depend on the memory format, and a 64-bit key is
+    kept for the backward pass, or a bit an element where that is faster. In a model for `torch.compile`,
+    `dropkit.functional.activation_dropout` is faster than ReLU and this layer.
 
     Args:
         p: Probability of dropping an element, in ``[0, 1]``. Checked again whenever it is assigned. Default: 0.5.
