@@ -231,27 +231,28 @@ def training_step() -> None:
 
         return run
 
-    ways: tuple[Callable[[torch.nn.Module], Any], ...] = (
-        lambda model: model,
-        lambda model: torch.compile(model, isolate_recompiles=True),  # no model looks through what others compiled
-    )
-    times = iter(minima(*(step(layer, way) for way in ways for layer in layers.values())))
-    eager, compiled = ({name: next(times) for name in layers} for _ in ways)
+    def compiled(model: torch.nn.Module) -> Any:
+        return torch.compile(model, isolate_recompiles=True)  # no model looks through what others compiled
+
+    eager_steps = {name: step(layer, lambda model: model) for name, layer in layers.items()}
+    eager = dict(zip(layers, minima(*eager_steps.values()), strict=True))
     name = "step of 784-1024-1024-10 p = 0.5"
     report(
         Ratio(f"{name}: without dropout", eager["ours"], eager["none"], 1.10),
         Ratio(f"{name}: torch.nn.Dropout", eager["ours"], eager["torch"], None, True),
         Ratio(f"{name}, fused: without dropout", eager["fused"], eager["none"], 1.10),
-        Ratio("compiled step without dropout: eager step without dropout", compiled["none"], eager["none"]),
-        Ratio("compiled step p = 0.5: compiled torch.nn.Dropout", compiled["ours"], compiled["torch"], 1.0, True),
-        Ratio("compiled step p = 0.5: our eager step", compiled["ours"], eager["ours"]),
-        Ratio("compiled step p = 0.5, fused: compiled without dropout", compiled["fused"], compiled["none"], 1.10),
-        Ratio("compiled step p = 0.5, fused: our eager step", compiled["fused"], eager["ours"], 1.0),
-        Ratio(
-            "what dropout adds to a step, compiled and fused: eager",
-            compiled["fused"] - compiled["none"], eager["ours"] - eager["none"],
-        ),
-    )  # fmt: skip
+    )
+    compiled_steps = [step(layer, compiled) for layer in layers.values()]
+    ours, none, *others = minima(eager_steps["ours"], eager_steps["none"], *compiled_steps)
+    found = dict(zip(layers, others, strict=True))
+    report(
+        Ratio("compiled step without dropout: eager step without dropout", found["none"], none),
+        Ratio("compiled step p = 0.5: compiled torch.nn.Dropout", found["ours"], found["torch"], 1.0, True),
+        Ratio("compiled step p = 0.5: our eager step", found["ours"], ours),
+        Ratio("compiled step p = 0.5, fused: compiled without dropout", found["fused"], found["none"], 1.10),
+        Ratio("compiled step p = 0.5, fused: our eager step", found["fused"], ours, 1.0),
+        Ratio("what dropout adds: compiled and fused, against eager", found["fused"] - found["none"], ours - none),
+    )
 
 
 def main() -> None:
