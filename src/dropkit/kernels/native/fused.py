@@ -24,12 +24,12 @@ def activation_dropout(
     input: Tensor, bias: Tensor | None, activation: str, key: Tensor, stream: Tensor, threshold: Tensor
 ) -> Tensor:
     """Apply dropout, scaled, to an activation of a tensor plus a number a column."""
-    place = _place(input, key, stream)
-    if not (_activates(input, bias) and _is_whole(input, key, stream, threshold, place)):
-        return native.dropout(activate(activation, input, bias), key, stream, threshold, place, scaled=True)
-    number = native.ACTIVATIONS.index(activation)
-    if _is_one(key, stream, threshold):
+    is_direct, number = _activates(input, bias), native.ACTIVATIONS.index(activation)
+    if is_direct and _is_one(key, stream, threshold):  # most common, and spared the rest
         return native.activate_plain(input, bias, number, *_numbers(key, threshold))
+    place = _place(input, key, stream)
+    if not (is_direct and _is_whole(input, key, stream, threshold, place)):
+        return native.dropout(activate(activation, input, bias), key, stream, threshold, place, scaled=True)
     output = torch.empty_like(input)
     for call in native.calls(key, stream, threshold, place, scaled=True):
         size = call.offset * input.element_size()
@@ -42,14 +42,14 @@ def activation_dropout_backward(
     grad: Tensor, input: Tensor, bias: Tensor | None, activation: str, key: Tensor, stream: Tensor, threshold: Tensor
 ) -> Tensor:
     """Return the gradient of `activation_dropout` with respect to its input; for ReLU `input` is its result."""
-    place = _place(input, key, stream)
+    number = native.ACTIVATIONS.index(activation)
     is_direct = _activates(input, bias) and _is_like(grad, input, input.shape)
+    if is_direct and _is_one(key, stream, threshold):
+        return native.activate_gradient_plain(grad, input, bias, number, *_numbers(key, threshold))
+    place = _place(input, key, stream)
     if not (is_direct and _is_whole(input, key, stream, threshold, place)):
         gated = native.dropout(grad, key, stream, threshold, place, scaled=True)
         return activate_backward(activation, gated, input, bias)
-    number = native.ACTIVATIONS.index(activation)
-    if _is_one(key, stream, threshold):
-        return native.activate_gradient_plain(grad, input, bias, number, *_numbers(key, threshold))
     output = torch.empty_like(input)
     for call in native.calls(key, stream, threshold, place, scaled=True):
         size = call.offset * input.element_size()
