@@ -6,6 +6,7 @@ Every row is measured in one process, its sides interleaved; the minimum of many
 their output, unless "into" says that memory is there already. A bar stands beside each ratio that has one.
 """
 
+import itertools
 import sys
 import time
 from collections.abc import Callable
@@ -188,17 +189,18 @@ def fused(shape: tuple[int, int], dtype: torch.dtype) -> None:
     )
 
 
-def attention(tokens: int, p: float, threads: int) -> None:
+def attention(tokens: int, dtype: torch.dtype, p: float, threads: int) -> None:
     """Compare attention, forward and backward."""
-    query, key, value = (torch.randn(1, 8, tokens, 64, requires_grad=True) for _ in range(3))
-    grad = torch.randn(1, 8, tokens, 64)
+    query, key, value = (torch.randn(1, 8, tokens, 64).to(dtype).requires_grad_() for _ in range(3))
+    grad = torch.randn(1, 8, tokens, 64).to(dtype)
     ours, torches = minima(
         lambda: scaled_dot_product_attention(query, key, value, dropout_p=p, dropout_key=7).backward(grad),
         lambda: F.scaled_dot_product_attention(query, key, value, dropout_p=p).backward(grad),
     )
     bars = {(1, 0.1): 1.5, (1, 0.5): 1.9, (2, 0.1): 2.0, (2, 0.5): 2.8}
     bar = bars.get((threads, p)) if tokens == 512 else None
-    report(Ratio(f"attention 1x8x{tokens}x64 forward + backward p = {p}: PyTorch's", ours, torches, bar, True))
+    name = f"attention 1x8x{tokens}x64 {TYPE_NAMES[dtype]} forward + backward p = {p}: PyTorch's"
+    report(Ratio(name, ours, torches, bar, True))
 
 
 def training_step() -> None:
@@ -274,9 +276,8 @@ def main() -> None:
         for shape in ((128, 1024), (4096, 4096)):
             for dtype in TYPE_NAMES:
                 fused(shape, dtype)
-        for tokens in (512, 2048):
-            for p in (0.1, 0.5):
-                attention(tokens, p, threads)
+        for tokens, dtype, p in itertools.product((512, 2048), TYPE_NAMES, (0.1, 0.5)):
+            attention(tokens, dtype, p, threads)
         training_step()
 
 

@@ -59,6 +59,7 @@ def test_it_is_the_formula_with_the_mask_of_its_key(
 ) -> None:
     torch.manual_seed(0)
     monkeypatch.setattr(attention, "_WEIGHTS_AT_ONCE", at_once)
+    monkeypatch.setattr(attention, "_FEWEST_QUERIES", 1)
     tensors = inputs(*shape, keys=shape[-2] + 5)
     attn_mask = MASKS[mask](shape[:-2], shape[-2], shape[-2] + 5)
     is_causal = mask == "causal"

@@ -19,7 +19,9 @@ from dropkit.kernels.native import operations as native
 __all__ = ["scaled_dot_product_attention"]
 
 _WHERE = "scaled_dot_product_attention"
-_WEIGHTS_AT_ONCE = 2**19  # of heads and queries together: what is computed at a time, few enough for a cache
+# What a thread computes at a time: few enough weights for its cache, and queries enough for a matrix product.
+_WEIGHTS_AT_ONCE = 2**18
+_FEWEST_QUERIES = 32
 
 
 def scaled_dot_product_attention(
@@ -224,13 +226,13 @@ class _Parts:
         self.attn_mask = attn_mask
         self.is_causal = is_causal
         self.heads = len(self.query)
-        self.most_queries = min(self.queries, max(_WEIGHTS_AT_ONCE // max(self.keys, 1), 1))
-        self.most_heads = max(_WEIGHTS_AT_ONCE // max(self.keys * self.most_queries, 1), 1)
-        if self.most_heads > 1 or self.heads == 1:
-            return
-        # Heads together and fewer queries: larger products serve several threads better.
-        self.most_heads = self.heads
-        self.most_queries = max(_WEIGHTS_AT_ONCE // max(self.keys * self.heads, 1), 64)
+        threads = torch.get_num_threads()  # each with a head of its own, if there are as many
+        at_once = threads * _WEIGHTS_AT_ONCE
+        self.most_heads = min(max(self.heads, 1), max(threads, at_once // max(self.queries * self.keys, 1)))
+        self.most_queries = max(at_once // max(self.most_heads * self.keys, 1), _FEWEST_QUERIES)
+        most = min(self.most_heads, self.heads) * min(self.most_queries, self.queries) * self.keys
+        # Used again for every part: new memory would cost much of what is done in it.
+        self._memory = self.query.new_empty(2, most)
 
     def __iter__(self) -> Iterator[tuple[slice, slice, slice]]:
         """Yield heads, queries and the keys that these queries may attend to."""
@@ -241,15 +243,19 @@ class _Parts:
                 yield slice(head, min(head + self.most_heads, self.heads)), slice(first, end), slice(0, keys)
 
     def weights(self, heads: slice, queries: slice, keys: slice) -> Tensor:
-        """Return the attention weights of a part, before dropout."""
-        scores = torch.bmm(self.query[heads, queries], self.key[heads, keys].transpose(1, 2))
-        if self.is_causal:
+        """Return the attention weights of a part, before dropout. They last until those of the next."""
+        scores = self.products(self.query[heads, queries], self.key[heads, keys])
+        if self.attn_mask is not None:
+            return _weights(scores, self._attn_mask(self.attn_mask, heads, queries))
+        if self.is_causal:  # every query attends to the first key
             rows = torch.arange(queries.start, queries.stop)[:, None]
             scores.masked_fill_(torch.arange(keys.stop) > rows, -math.inf)
-            return torch.softmax(scores, -1)  # every query attends to the first key
-        if self.attn_mask is None:
-            return torch.softmax(scores, -1)
-        return _weights(scores, self._attn_mask(self.attn_mask, heads, queries))
+        return torch.softmax(scores, -1, out=self._memory[1, : scores.numel()].view(scores.shape))
+
+    def products(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return the products of every row with every row. They last until the next."""
+        shape = (*left.shape[:2], right.size(1))
+        return torch.bmm(left, right.transpose(1, 2), out=self._memory[0, : math.prod(shape)].view(shape))
 
     def _attn_mask(self, attn_mask: Tensor, heads: slice, queries: slice) -> Tensor:
         """Return a part of the mask: what heads or queries share is not repeated for all of them."""
@@ -306,7 +312,7 @@ class _Attention(torch.autograd.Function):
         for heads, queries, keys in parts:
             weights = parts.weights(heads, queries, keys)
             bits = parts.bits(heads, queries, keys, dropout_key, threshold)
-            of_weights = torch.bmm(grads[heads, queries], values[heads, keys].transpose(1, 2))
+            of_weights = parts.products(grads[heads, queries], values[heads, keys])
             native.apply_bits_(of_weights, bits, threshold)
             of_scores = of_weights.sub_(delta[heads, queries]).mul_(weights)
             native.apply_bits_(weights, bits, threshold)
