@@ -8,6 +8,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from dropkit._checks import Choice
 from dropkit.functional.address import check_source, find_address
+from dropkit.functional.autograd import apply_function
 from dropkit.functional.dropout import dropout
 from dropkit.functional.eager import is_plain
 from dropkit.functional.fused import check_activated, check_bias, gated, is_alike, is_one_key, one_key, takes_operator
@@ -93,10 +94,10 @@ def activation_dropout(
     check_activated(_WHERE, _ACTIVATION.check(_WHERE, "activation", activation), input)
     if bias is not None:
         check_bias(_WHERE, bias, input)
-    check_source(_WHERE, input, p, key, generator, stream)
     if takes_operator(input, p, training):
         found = find_address(_WHERE, input, p, key, generator, stream)
-        return _ActivationDropout.apply(input, bias, activation, *found)
+        return apply_function(_ActivationDropout, input, bias, activation, *found)
+    check_source(_WHERE, input, p, key, generator, stream)
     return dropout(activate(activation, input, bias), p, training, generator=generator, key=key, stream=stream)
 
 

@@ -65,12 +65,15 @@ def find_address(
     stream: int | Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what operators read for a whole tensor: keys, drawn if none is given, streams and thresholds."""
+    thresholds, streams = threshold_tensor(where, p, input), stream_tensor(where, stream, input)
+    found = None if key is None else key_tensor(where, key, input)
+    if generator is not None:
+        check_generator(where, generator, key, input)
     check_not_traced(where)
-    keys = draw_key(where, generator, input) if key is None else key_tensor(where, key, input)
-    streams = stream_tensor(where, stream, input)
+    keys = draw_key(where, generator, input) if found is None else found
     slices = max(keys.dim(), streams.dim())
     keys, streams = (value.reshape((-1,) * slices) for value in (keys, streams))
-    return keys, streams, threshold_tensor(where, p, input)
+    return keys, streams, thresholds
 
 
 def threshold_tensor(where: str, p: float | Tensor, input: Tensor, name: str = "p") -> Tensor:
@@ -81,11 +84,11 @@ def threshold_tensor(where: str, p: float | Tensor, input: Tensor, name: str = "
     if p.requires_grad:
         remedy = "Dropout has no gradient with respect to its rate; pass p.detach()."
         raise argument_error(where, name, "a tensor that requires no gradient", p, remedy)
-    if _readable(p) and not bool(((p >= 0) & (p <= 1)).all()):
+    if not _readable(p):  # without waiting: what is out of range counts as the nearest end, and NaN as 1
+        p = p.nan_to_num(1.0).clamp(0.0, 1.0)
+    elif not bool(((p >= 0) & (p <= 1)).all()):
         raise argument_error(where, name, "a number in [0, 1]", p, PROBABILITY.remedy)
-    # Where the values cannot be read without waiting, what is out of range counts as the nearest end and NaN as 1.
-    rate = p.nan_to_num(1.0).clamp(0.0, 1.0)
-    return torch.floor(rate * 2.0**32 + 0.5).to(torch.int64)
+    return torch.floor(p * 2.0**32 + 0.5).to(torch.int64)
 
 
 def key_tensor(where: str, key: int | Tensor, input: Tensor, name: str = "key") -> Tensor:

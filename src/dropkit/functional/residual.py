@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from dropkit.functional.address import check_source, find_address
+from dropkit.functional.autograd import apply_function
 from dropkit.functional.dropout import dropout
 from dropkit.functional.fused import check_residual, gated, is_alike, is_one_key, one_key, takes_operator
 from dropkit.functional.inputs import check_input
@@ -70,9 +71,9 @@ def dropout_add(
         return native.add_plain(input, residual, *address)
     check_input(_WHERE, input, training=training)
     check_residual(_WHERE, residual, input)
-    check_source(_WHERE, input, p, key, generator, stream)
     if takes_operator(input, p, training) and residual is not input:  # which the compiler does not take twice
-        return _DropoutAdd.apply(input, residual, *find_address(_WHERE, input, p, key, generator, stream))
+        return apply_function(_DropoutAdd, input, residual, *find_address(_WHERE, input, p, key, generator, stream))
+    check_source(_WHERE, input, p, key, generator, stream)
     return residual + dropout(input, p, training, generator=generator, key=key, stream=stream)
 
 

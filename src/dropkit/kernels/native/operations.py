@@ -217,7 +217,8 @@ def mask_shape(key: Tensor, stream: Tensor, place: Layout) -> torch.Size:
 
 
 def _slices(key: Tensor, stream: Tensor) -> torch.Size:
-    return key.shape if key.shape == stream.shape else torch.broadcast_shapes(key.shape, stream.shape)
+    """Return the axes of slices, on each of which keys or streams may have one value for all."""
+    return torch.Size(n if m == 1 else m for m, n in zip(key.shape, stream.shape, strict=True))
 
 
 def is_too_fine(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout) -> bool:
@@ -258,6 +259,11 @@ def calls(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, scaled:
         found: tuple[Tensor, ...] = (key, stream, threshold)
         sizes = [scaled, 1, rows, columns, int64(place.first_row), 0, place.first_column]
         return [_Call(0, PACKED(*sizes, *(value.data_ptr() for value in found)), found)]
+    if inner == 1 and max(key.dim(), stream.dim(), threshold.dim()) <= 1:  # one call too: a value for all, or a slice
+        found = key.contiguous(), stream.contiguous(), threshold.contiguous()
+        sizes = [scaled, lengths[0], rows, columns, int64(place.first_row), int64(steps[0]), place.first_column]
+        strides = (int(value.numel() > 1) for value in found)
+        return [_Call(0, PACKED(*sizes, *(value.data_ptr() for value in found), *strides), found)]
     *outer, count = lengths[:inner]
     row_step = steps[inner - 1]
     address = [
