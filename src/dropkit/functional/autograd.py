@@ -24,7 +24,8 @@ def apply_function(function: type[torch.autograd.Function], *arguments: Any) -> 
     """
     if traced():
         return function.apply(*arguments)
-    return super(torch.autograd.Function, function).apply(*unwrap_dead_wrappers(arguments))
+    above: Any = super(torch.autograd.Function, function)
+    return above.apply(*unwrap_dead_wrappers(arguments))
 
 
 def apply_dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, *place: Any, scaled: bool) -> Tensor:
