@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 from dropkit import kernels, random
@@ -62,6 +63,21 @@ class Address(NamedTuple):
 
     def tensors(self, threshold: int) -> tuple[Tensor, Tensor, Tensor]:
         return signed(self.key), torch.tensor(self.stream), torch.tensor(threshold)
+
+
+@st.composite
+def addresses(draw: st.DrawFn) -> Address:
+    """Addresses of every form: of shards too, and with shared axes."""
+    rank = draw(st.integers(0, 4))
+    shape = draw(st.tuples(*[st.integers(0, (1, 600, 40, 9, 5)[rank])] * rank))
+    axes = draw(st.lists(st.integers(0, rank - 1), unique=True)) if rank else []
+    offset = full_shape = None
+    if draw(st.booleans()):
+        sizes = [64 // max(rank - 1, 1)] * (rank - 1) + [34] if rank else []
+        full_shape = tuple(2**b for b in sizes)
+        offset = tuple(draw(st.integers(0, 2**b - n)) for b, n in zip(sizes, shape, strict=True))
+    key, stream = draw(st.integers(0, 2**64 - 1)), draw(st.integers(0, 2**30 - 1))
+    return Address(key, shape, stream, offset, full_shape, tuple(axes))
 
 
 def keep_mask(address: Address, t: int) -> np.ndarray:

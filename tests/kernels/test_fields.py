@@ -18,7 +18,7 @@ from dropkit.errors import ArgumentError
 from dropkit.kernels import portable
 from dropkit.kernels.native import fields
 from dropkit.random.layout import layout
-from tests.helpers.native import CPU, Address, bits, signed, using
+from tests.helpers.native import CPU, Address, addresses, bits, signed, using
 
 pytestmark = [pytest.mark.native, pytest.mark.usefixtures("instruction_set")]
 
@@ -104,20 +104,6 @@ def test_shards_of_every_width_begin_anywhere(width: int) -> None:
 )
 def test_any_shape(shape: tuple[int, ...]) -> None:
     assert_all_agree(Address(KEY, shape))
-
-
-@st.composite
-def addresses(draw: st.DrawFn) -> Address:
-    rank = draw(st.integers(0, 4))
-    shape = draw(st.tuples(*[st.integers(0, (1, 600, 40, 9, 5)[rank])] * rank))
-    axes = draw(st.lists(st.integers(0, rank - 1), unique=True)) if rank else []
-    offset = full_shape = None
-    if draw(st.booleans()):
-        sizes = [64 // max(rank - 1, 1)] * (rank - 1) + [34] if rank else []
-        full_shape = tuple(2**b for b in sizes)
-        offset = tuple(draw(st.integers(0, 2**b - n)) for b, n in zip(sizes, shape, strict=True))
-    key, stream = draw(st.integers(0, 2**64 - 1)), draw(st.integers(0, 2**30 - 1))
-    return Address(key, shape, stream, offset, full_shape, tuple(axes))
 
 
 @given(addresses())

@@ -16,7 +16,7 @@ from dropkit.kernels import portable
 from dropkit.kernels.native import operations
 from dropkit.kernels.native.library import library
 from dropkit.random.layout import layout
-from tests.helpers.native import CPU, RATES, Address, bits, dropped, keep_mask, reference, signed, using
+from tests.helpers.native import CPU, RATES, Address, addresses, bits, dropped, keep_mask, reference, signed, using
 
 pytestmark = [pytest.mark.native, pytest.mark.usefixtures("instruction_set")]
 
@@ -113,20 +113,6 @@ def test_any_shape_and_type(shape: tuple[int, ...], p: float) -> None:
         for scaled in (True, False):
             want = torch.where(keep, (x.to(wide) * (scale.to(wide) if scaled else 1)).to(dtype), 0)
             assert_same_numbers(dropped(x, address, t, scaled), want)
-
-
-@st.composite
-def addresses(draw: st.DrawFn) -> Address:
-    rank = draw(st.integers(0, 4))
-    shape = draw(st.tuples(*[st.integers(0, (1, 600, 40, 9, 5)[rank])] * rank))
-    axes = draw(st.lists(st.integers(0, rank - 1), unique=True)) if rank else []
-    offset = full_shape = None
-    if draw(st.booleans()):
-        bits = [64 // max(rank - 1, 1)] * (rank - 1) + [34] if rank else []
-        full_shape = tuple(2**b for b in bits)
-        offset = tuple(draw(st.integers(0, 2**b - n)) for b, n in zip(bits, shape, strict=True))
-    key, stream = draw(st.integers(0, 2**64 - 1)), draw(st.integers(0, 2**30 - 1))
-    return Address(key, shape, stream, offset, full_shape, tuple(axes))
 
 
 @given(addresses(), st.integers(0, 2**32) | st.sampled_from([random.threshold(p) for p in RATES]), st.data())
