@@ -251,3 +251,43 @@ def test_bad_arguments(change: dict[str, Any], error: type[Exception], words: st
     query, key, value = inputs(2, 4, 10, 8)
     with pytest.raises(error, match=words):
         scaled_dot_product_attention(**{"query": query, "key": key, "value": value, "dropout_p": 0.1, **change})
+
+
+@pytest.mark.parametrize("options", [{}, {"training": False}, {"is_causal": True}, {"attn_mask": torch.zeros(5, 5)}])
+def test_autocast_computes_in_its_type_as_pytorchs(options: dict[str, Any]) -> None:
+    query, key, value = (tensor.requires_grad_() for tensor in inputs(2, 3, 5, 8, dtype=torch.float32))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = scaled_dot_product_attention(query, key, value.bfloat16(), dropout_p=0.3, dropout_key=7, **options)
+        wanted = F.scaled_dot_product_attention(query, key, value, dropout_p=0.3)
+        out.float().sum().backward()  # as nobody should, but some do
+    assert out.dtype == wanted.dtype == torch.bfloat16
+    half = [tensor.detach().bfloat16().requires_grad_() for tensor in (query, key, value)]
+    mask = {name: tensor.bfloat16() if name == "attn_mask" else tensor for name, tensor in options.items()}
+    plain = scaled_dot_product_attention(*half, dropout_p=0.3, dropout_key=7, **mask)
+    plain.float().sum().backward()
+    assert torch.equal(out, plain)
+    for found, one in zip((query, key, value), half, strict=True):
+        assert found.grad is not None
+        assert one.grad is not None
+        torch.testing.assert_close(found.grad, one.grad.float(), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        ((2, 6, 8), (2, 0, 8), (2, 0, 5)),
+        ((2, 0, 8), (2, 7, 8), (2, 7, 5)),
+        ((2, 6, 8), (2, 7, 8), (2, 7, 0)),
+        ((2, 6, 0), (2, 7, 0), (2, 7, 5)),
+        ((0, 6, 8), (0, 7, 8), (0, 7, 5)),
+    ],
+)
+def test_empty_axes(shapes: tuple[tuple[int, ...], ...], p: float) -> None:
+    query, key, value = (torch.randn(shape, requires_grad=True) for shape in shapes)
+    out = scaled_dot_product_attention(query, key, value, dropout_p=p)
+    assert out.shape == F.scaled_dot_product_attention(query, key, value).shape
+    out.sum().backward()
+    assert not out.isnan().any()
+    assert query.grad is not None
+    assert not query.grad.isnan().any()

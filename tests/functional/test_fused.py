@@ -263,3 +263,20 @@ def test_drawn_keys_are_those_of_dropout() -> None:
 def test_bad_arguments(call: Callable[[Tensor], object], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         call(torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("key", [7, torch.tensor(7)], ids=["number", "tensor"])
+def test_autocast_mixes_types_as_sums_and_layers_do(key: int | Tensor) -> None:
+    layer, x = torch.nn.Linear(8, 8), torch.randn(4, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = F.linear(x, layer.weight)
+        added = dropout_add(hidden, x, 0.5, key=key)
+        activated = activation_dropout(hidden, "gelu", 0.5, bias=layer.bias, key=key)
+    assert added.dtype == torch.float32
+    assert torch.equal(added, x + dropout(hidden.float(), 0.5, key=7))
+    assert activated.dtype == torch.bfloat16
+    wanted = dropout(F.gelu(hidden.float() + layer.bias.bfloat16().float()), 0.5, key=7)
+    torch.testing.assert_close(activated.float(), wanted, rtol=1e-2, atol=1e-2)
+    (added.sum() + activated.sum()).backward()
+    assert layer.bias.grad is not None
+    assert layer.bias.grad.dtype == torch.float32

@@ -208,3 +208,10 @@ def test_torchscript_does_not_record_a_mask_for_ever() -> None:
     with pytest.raises(UnsupportedError, match=r"^dropout: torch\.jit\.trace would record one mask for ever\."):
         torch.jit.trace(lambda x: dropout(x, 0.5, key=3), torch.ones(3))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_complex_result_may_be_overwritten() -> None:
+    x = torch.randn(3, 4, dtype=torch.complex64, requires_grad=True)
+    out = dropout(x, 0.5, key=1).mul_(2)
+    out.abs().sum().backward()
+    assert torch.equal(out, 2 * dropout(x, 0.5, key=1))

@@ -12,7 +12,7 @@ from dropkit.functional.autograd import apply_function
 from dropkit.functional.dropout import dropout
 from dropkit.functional.eager import is_plain
 from dropkit.functional.fused import check_activated, check_bias, gated, is_alike, is_one_key, one_key, takes_operator
-from dropkit.functional.inputs import check_input
+from dropkit.functional.inputs import autocast_dtype, check_input
 from dropkit.kernels import fused
 from dropkit.kernels.activations import activate, activate_backward
 from dropkit.kernels.native import operations as native
@@ -92,6 +92,8 @@ def activation_dropout(
         return native.activate_plain(input, bias, number, *address)
     check_input(_WHERE, input, training=training)
     check_activated(_WHERE, _ACTIVATION.check(_WHERE, "activation", activation), input)
+    if isinstance(bias, Tensor) and autocast_dtype(input) is not None:
+        bias = bias.to(input.dtype)
     if bias is not None:
         check_bias(_WHERE, bias, input)
     if takes_operator(input, p, training):

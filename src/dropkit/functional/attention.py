@@ -13,7 +13,7 @@ from dropkit._checks import argument_error, argument_type_error
 from dropkit.functional.address import check_source, draw_key
 from dropkit.functional.dropout import dropout
 from dropkit.functional.eager import is_plain
-from dropkit.functional.inputs import check_input
+from dropkit.functional.inputs import autocast_dtype, check_input
 from dropkit.kernels.native import operations as native
 
 __all__ = ["scaled_dot_product_attention"]
@@ -48,7 +48,8 @@ def scaled_dot_product_attention(
     in float32 there, and rounded once.
 
     Args:
-        query: Tensor of shape (..., heads, queries, width). The leading axes of all three broadcast.
+        query: Tensor of shape (..., heads, queries, width). The leading axes of all three broadcast; those of query and
+            key alone address the mask, so values with more of them share it.
         key: Tensor of shape (..., heads, keys, width).
         value: Tensor of shape (..., heads, keys, columns).
         attn_mask: A bool tensor, True = takes part, or numbers to add to the scores; broadcasts to
@@ -88,6 +89,14 @@ def scaled_dot_product_attention(
             enable_gqa, training=training, generator=generator, dropout_key=dropout_key, stream=stream,
         )  # fmt: skip
     _check_tensors(query, key, value)
+    half = autocast_dtype(query)
+    if half is not None:  # as PyTorch's, in one type; what is computed within is no matter of autocast
+        query, key, value, attn_mask = (_cast(tensor, half) for tensor in (query, key, value, attn_mask))
+        with torch.autocast(query.device.type, enabled=False):
+            return scaled_dot_product_attention(
+                query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, training=training,
+                generator=generator, dropout_key=dropout_key, stream=stream,
+            )  # fmt: skip
     _check_options(query, attn_mask, scale, is_causal=is_causal, enable_gqa=enable_gqa, training=training)
     check_source(_WHERE, query, dropout_p, dropout_key, generator, stream, "dropout_")
     if not training or (not isinstance(dropout_p, Tensor) and dropout_p == 0):
@@ -96,7 +105,7 @@ def scaled_dot_product_attention(
         )
     key, value = (_repeated(tensor, query, enable_gqa) for tensor in (key, value))
     query, key, value = _broadcast(query, key, value, attn_mask)
-    factor = 1 / math.sqrt(query.size(-1)) if scale is None else scale
+    factor = 1 / math.sqrt(max(query.size(-1), 1)) if scale is None else scale
     one_key = dropout_key is None or (type(dropout_key) is int and 0 <= dropout_key < 2**64)
     plain = type(dropout_p) is float and generator is None and type(stream) is int and stream == 0 and one_key
     if plain and _is_plain(query, key, value, attn_mask):
@@ -111,9 +120,13 @@ def _check_tensors(query: Any, key: Any, value: Any) -> None:
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if not isinstance(tensor, Tensor):
             raise argument_type_error(_WHERE, name, "a torch.Tensor", tensor)
+        if not tensor.is_floating_point():
+            raise argument_type_error(_WHERE, name, "of a real floating type", tensor.dtype)
         if tensor.dim() < 2:
             raise argument_error(_WHERE, name, "of two axes or more", tuple(tensor.shape))
-        if tensor.dtype != query.dtype:
+        if tensor.device != query.device:
+            raise argument_error(_WHERE, name, f"on the query's device {query.device}", tensor.device)
+        if tensor.dtype != query.dtype and autocast_dtype(query) is None:
             raise argument_type_error(_WHERE, name, f"of the query's type {query.dtype}", tensor.dtype)
     if key.size(-1) != query.size(-1):
         raise argument_error(_WHERE, "key", f"of the query's width {query.size(-1)}", tuple(key.shape))
@@ -135,6 +148,12 @@ def _check_options(query: Tensor, attn_mask: Any, scale: Any, **flags: Any) -> N
         raise argument_error(_WHERE, "attn_mask", "None where is_causal is True", tuple(attn_mask.shape))
     if attn_mask.dtype not in (torch.bool, query.dtype):
         raise argument_type_error(_WHERE, "attn_mask", f"bool or {query.dtype}", attn_mask.dtype)
+
+
+def _cast(tensor: Any, dtype: torch.dtype) -> Any:
+    """Return a tensor as autocast gives it to operations that it runs in a half type."""
+    is_cast = isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype != torch.float64
+    return tensor.to(dtype) if is_cast else tensor
 
 
 def _repeated(tensor: Tensor, query: Tensor, enable_gqa: bool) -> Tensor:
@@ -207,8 +226,9 @@ def _weights(scores: Tensor, attn_mask: Tensor | None) -> Tensor:
 def _is_plain(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> bool:
     """Tell whether the parts can be computed here: plain tensors with the same leading axes, a constant mask."""
     same = query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
+    filled = query.numel() and key.numel() and value.numel()
     constant = attn_mask is None or not attn_mask.requires_grad
-    return same and constant and all(_is_dense(tensor) for tensor in (query, key, value))
+    return bool(same and filled and constant) and all(_is_dense(tensor) for tensor in (query, key, value))
 
 
 def _is_dense(tensor: Tensor) -> bool:
@@ -293,6 +313,9 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if autocast_dtype(grad) is not None:
+            with torch.autocast(grad.device.type, enabled=False):
+                return _Attention.backward(ctx, grad)
         query, key, value, attn_mask, output = ctx.saved_tensors
         is_causal, factor, dropout_key, threshold = ctx.rest
         none = (None,) * 5

@@ -9,7 +9,7 @@ from torch import Tensor
 from dropkit._checks import argument_error, argument_type_error
 from dropkit.functional.autograd import traced
 
-__all__ = ["check_input", "check_mask", "check_writable", "leading"]
+__all__ = ["autocast_dtype", "check_input", "check_mask", "check_writable", "leading"]
 
 _DTYPES = (
     torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex32, torch.complex64, torch.complex128,
@@ -19,6 +19,13 @@ _DTYPES = (
 def leading(value: Tensor, input: Tensor) -> Tensor:
     """Shape one value, or one a slice of axis 0, so that it broadcasts to the input."""
     return value.to(input.device).reshape(value.shape + (1,) * (input.dim() - value.dim()))
+
+
+def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """Return the type that autocast computes in where a tensor is, or None where it is off."""
+    device = tensor.device.type
+    is_on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if is_on else None
 
 
 def check_input(where: str, input: Tensor, **flags: object) -> None:

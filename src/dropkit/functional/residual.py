@@ -10,7 +10,7 @@ from dropkit.functional.address import check_source, find_address
 from dropkit.functional.autograd import apply_function
 from dropkit.functional.dropout import dropout
 from dropkit.functional.fused import check_residual, gated, is_alike, is_one_key, one_key, takes_operator
-from dropkit.functional.inputs import check_input
+from dropkit.functional.inputs import autocast_dtype, check_input
 from dropkit.kernels import fused
 from dropkit.kernels.native import operations as native
 
@@ -70,6 +70,12 @@ def dropout_add(
             return _apply_plain(input, residual, *address)
         return native.add_plain(input, residual, *address)
     check_input(_WHERE, input, training=training)
+    if isinstance(residual, Tensor) and autocast_dtype(input) is not None:  # which mixes types; sums have the wider one
+        dtype = torch.promote_types(input.dtype, residual.dtype)
+        if input.dtype != residual.dtype:
+            return dropout_add(
+                input.to(dtype), residual.to(dtype), p, training, generator=generator, key=key, stream=stream
+            )
     check_residual(_WHERE, residual, input)
     if takes_operator(input, p, training) and residual is not input:  # which the compiler does not take twice
         return apply_function(_DropoutAdd, input, residual, *find_address(_WHERE, input, p, key, generator, stream))

@@ -140,7 +140,13 @@ def select(input: Tensor, keep: Tensor, scale: Tensor | None, *, in_place: bool 
         values = values.to(wide) * scale.to(device=input.device, dtype=wide)
     values = values.masked_fill_(drop, 0.0) if in_place else values.masked_fill(drop, 0.0)
     values = values.to(real.dtype)
-    return torch.view_as_complex(values) if input.is_complex() else values
+    if not input.is_complex():
+        return values
+    if not in_place:
+        return torch.view_as_complex(values)
+    output = torch.empty_like(input)  # not a view of real numbers, which autograd would not let be overwritten
+    torch.view_as_real(output).copy_(values)
+    return output
 
 
 def integers(key: Tensor, stream: Tensor, place: Layout, device: torch.device) -> Tensor:

@@ -134,6 +134,7 @@ def _state() -> tuple[Library | None, Info]:
     if wanted != "auto":
         if not found.use(wanted.encode()):
             _warn(f"{asked}: this processor or build lacks it; {_kernel(found)} serves.")
+            reason = f"{asked} is not to be had, and this is {reason}"
         else:
             reason = asked
     return found, Info(_kernel(found), reason, path, found.threads)
