@@ -14,6 +14,11 @@ namespace {
 // the arithmetic of the mask hides what memory takes only if it is asked early.
 constexpr int kLine = 64, kAhead = 2048;
 
+template <bool kToWrite, class T>
+inline void ask_ahead(const T* group) {
+  for (int i = 0; i < kGroup; i += kLine / static_cast<int>(sizeof(T))) __builtin_prefetch(group + kAhead / sizeof(T) + i, kToWrite);
+}
+
 // A sink that multiplies what is kept.
 template <class Isa, class T>
 struct Scale {
@@ -40,10 +45,8 @@ struct Scale {
   }
   void full(u64 keep) {
     if (words_base) *words++ = keep;
-    for (int i = 0; i < kGroup; i += kLine / static_cast<int>(sizeof(T))) {
-      __builtin_prefetch(input + kAhead / sizeof(T) + i, 0);
-      __builtin_prefetch(output + kAhead / sizeof(T) + i, 1);
-    }
+    ask_ahead<false>(input);
+    ask_ahead<true>(output);
     Isa::scale64(input, output, keep, scale);
     input += kGroup;
     output += kGroup;
@@ -78,12 +81,17 @@ struct Map {
     at = element;
     column = element % columns;
   }
-  void put(u64 keep, int count) {
+  void full(u64 keep) { put(keep, kGroup); }
+  void partial(u64 keep, int count) { put(keep, count); }
+  [[gnu::always_inline]] void put(u64 keep, int count) {
     T copied[4][kGroup];
     const T* values = input + at;
     const T* others = Step::kTakesOther ? other + at : nullptr;
     const T* shifts = bias ? next_bias(copied[0], count) : nullptr;
     T* found = output + at;
+    ask_ahead<false>(values);
+    if (Step::kTakesOther) ask_ahead<false>(others);
+    ask_ahead<true>(found);
     if (count < kGroup) {
       values = copy(values, copied[1], count);
       if (Step::kTakesOther) others = copy(others, copied[2], count);
@@ -234,7 +242,7 @@ class AnySink {
   virtual void take(const u64* words, int count, int last) = 0;  // `last` of the bits of the last word
 
  private:
-  static constexpr int kWords = 16;
+  static constexpr int kWords = 8;
   u64 words_[kWords];
   int filled_ = 0;
 };
