@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -154,9 +155,10 @@ def test_half_types_lose_what_rounding_the_result_loses(dtype: torch.dtype, mask
 def test_layouts_and_ways_give_the_same() -> None:
     query, key, value = (tensor.detach() for tensor in inputs(2, 4, 10, 8))
     wanted = by_hand(query, key, value, None, 0.3, False)
-    call: Callable[..., Tensor] = lambda *tensors, **options: scaled_dot_product_attention(  # noqa: E731
-        *tensors, dropout_p=0.3, **{"dropout_key": KEY, **options}
-    )
+
+    def call(*tensors: Tensor, **options: Any) -> Tensor:
+        return scaled_dot_product_attention(*tensors, dropout_p=0.3, **{"dropout_key": KEY, **options})
+
     turned = [tensor.transpose(1, 2).contiguous().transpose(1, 2) for tensor in (query, key, value)]
     for found in (
         call(*turned),
@@ -173,9 +175,7 @@ def test_derivatives_of_both_orders(mask: str) -> None:
     query, key, value = inputs(4, 5, 3)
     tensors = (query, key[:2].detach().requires_grad_(), value[:2].detach().requires_grad_())
     options: dict[str, Any] = {"attn_mask": MASKS[mask]((4,), 5, 5), "is_causal": mask == "causal", "enable_gqa": True}
-    call: Callable[..., Tensor] = lambda *t: scaled_dot_product_attention(  # noqa: E731
-        *t, dropout_p=0.4, dropout_key=KEY, **options
-    )
+    call = partial(scaled_dot_product_attention, dropout_p=0.4, dropout_key=KEY, **options)
     assert torch.autograd.gradcheck(call, tensors, check_batched_grad=True)
     assert torch.autograd.gradgradcheck(call, tensors)
 

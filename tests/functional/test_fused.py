@@ -1,6 +1,7 @@
 """Dropout with what stands around it: the same numbers as the operations one after another."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -98,11 +99,14 @@ def test_relu_keeps_no_tensor_but_its_result(key: int | Tensor) -> None:
 def test_derivatives_of_both_orders(name: str, key: int | Tensor) -> None:
     x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(5, dtype=torch.float64, requires_grad=True)
-    call = lambda x, b: activation_dropout(x, name, 0.4, bias=b, key=key)  # noqa: E731
+
+    def call(x: Tensor, b: Tensor) -> Tensor:
+        return activation_dropout(x, name, 0.4, bias=b, key=key)
+
     assert torch.autograd.gradcheck(call, (x, bias), check_batched_grad=True)
     assert torch.autograd.gradgradcheck(call, (x, bias))
     residual = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
-    add = lambda x, r: dropout_add(x, r, 0.4, key=key)  # noqa: E731
+    add = partial(dropout_add, p=0.4, key=key)
     assert torch.autograd.gradcheck(add, (x, residual), check_batched_grad=True)
     assert torch.autograd.gradgradcheck(add, (x, residual))
 
@@ -173,8 +177,13 @@ def test_every_kind_of_address(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_transforms_see_the_operations(name: str) -> None:
     x, key = torch.randn(6, 8, dtype=torch.float64), torch.tensor(3)
-    call = lambda x: activation_dropout(x, name, 0.4, key=key).pow(2).sum()  # noqa: E731
-    apart = lambda x: dropout(ACTIVATIONS[name](x), 0.4, key=3).pow(2).sum()  # noqa: E731
+
+    def call(x: Tensor) -> Tensor:
+        return activation_dropout(x, name, 0.4, key=key).pow(2).sum()
+
+    def apart(x: Tensor) -> Tensor:
+        return dropout(ACTIVATIONS[name](x), 0.4, key=3).pow(2).sum()
+
     torch.testing.assert_close(torch.func.hessian(call)(x), torch.func.hessian(apart)(x))
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(x, torch.ones_like(x))

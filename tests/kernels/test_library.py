@@ -191,3 +191,21 @@ def test_a_library_that_does_not_load_is_as_none_and_named(package: Path) -> Non
     assert (about["kernel"], about["library"]) == ("portable", str(broken))
     [(message, *_)] = about["said"]
     assert re.search(rf"the compiled library does not load: .*{re.escape(library._NAME)}", message)
+
+
+def test_what_the_import_happens_under_changes_nothing() -> None:
+    """A tensor is known as plain by marks that PyTorch gives others in inference, and fake ones under a fake mode."""
+    code = """\
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+with torch.inference_mode(), FakeTensorMode():
+    from dropkit.functional.dropout import dropout
+    from dropkit.functional.eager import is_plain
+    from dropkit.kernels.native.library import library
+served = library() is not None
+assert is_plain(torch.ones(3)) == served
+with torch.inference_mode():
+    assert is_plain(torch.ones(3)) == served
+assert not is_plain(torch.ones(3, device="meta"))
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=100)

@@ -92,7 +92,7 @@ def activation_dropout(
         return native.activate_plain(input, bias, number, *address)
     check_input(_WHERE, input, training=training)
     check_activated(_WHERE, _ACTIVATION.check(_WHERE, "activation", activation), input)
-    if isinstance(bias, Tensor) and autocast_dtype(input) is not None:
+    if isinstance(bias, Tensor) and bias.is_floating_point() and autocast_dtype(input) is not None:
         bias = bias.to(input.dtype)
     if bias is not None:
         check_bias(_WHERE, bias, input)

@@ -36,8 +36,8 @@ def check_source(
     generator: torch.Generator | None,
     stream: int | Tensor,
     prefix: str = "",
-) -> None:
-    """Raise unless rate, key, generator and stream are what `dropkit.functional.dropout` takes.
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return thresholds, streams and keys, if any are given, of what `dropkit.functional.dropout` takes; else raise.
 
     Args:
         where: The function on whose behalf to check.
@@ -48,12 +48,11 @@ def check_source(
         stream: Number of the pass.
         prefix: Of the names that rate and key have in the function.
     """
-    threshold_tensor(where, p, input, f"{prefix}p")
-    stream_tensor(where, stream, input)
-    if key is not None:
-        key_tensor(where, key, input, f"{prefix}key")
+    thresholds, streams = threshold_tensor(where, p, input, f"{prefix}p"), stream_tensor(where, stream, input)
+    keys = None if key is None else key_tensor(where, key, input, f"{prefix}key")
     if generator is not None:
         check_generator(where, generator, key, input)
+    return thresholds, streams, keys
 
 
 def find_address(
@@ -65,10 +64,7 @@ def find_address(
     stream: int | Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what operators read for a whole tensor: keys, drawn if none is given, streams and thresholds."""
-    thresholds, streams = threshold_tensor(where, p, input), stream_tensor(where, stream, input)
-    found = None if key is None else key_tensor(where, key, input)
-    if generator is not None:
-        check_generator(where, generator, key, input)
+    thresholds, streams, found = check_source(where, input, p, key, generator, stream)
     check_not_traced(where)
     keys = draw_key(where, generator, input) if found is None else found
     slices = max(keys.dim(), streams.dim())

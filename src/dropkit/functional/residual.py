@@ -70,12 +70,11 @@ def dropout_add(
             return _apply_plain(input, residual, *address)
         return native.add_plain(input, residual, *address)
     check_input(_WHERE, input, training=training)
-    if isinstance(residual, Tensor) and autocast_dtype(input) is not None:  # which mixes types; sums have the wider one
-        dtype = torch.promote_types(input.dtype, residual.dtype)
-        if input.dtype != residual.dtype:
-            return dropout_add(
-                input.to(dtype), residual.to(dtype), p, training, generator=generator, key=key, stream=stream
-            )
+    is_number = isinstance(residual, Tensor) and residual.is_floating_point()
+    if is_number and residual.dtype != input.dtype and autocast_dtype(input) is not None:
+        dtype = torch.promote_types(input.dtype, residual.dtype)  # autocast mixes types; sums have the wider one
+        input_and_residual = input.to(dtype), residual.to(dtype)
+        return dropout_add(*input_and_residual, p, training, generator=generator, key=key, stream=stream)
     check_residual(_WHERE, residual, input)
     if takes_operator(input, p, training) and residual is not input:  # which the compiler does not take twice
         return apply_function(_DropoutAdd, input, residual, *find_address(_WHERE, input, p, key, generator, stream))

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from dropkit.kernels import portable
 from dropkit.kernels.native.library import Library, library, share_threads
@@ -39,9 +40,11 @@ share_threads()  # NumPy may have loaded the library before
 
 
 _keys_of = torch._C._dispatch_keys
-_PLAIN_KEYS = _keys_of(torch.empty(0, device="cpu"))
-with torch.inference_mode():
-    _INFERENCE_KEYS = _keys_of(torch.empty(0, device="cpu"))
+with _disable_current_modes():  # whatever the import happens under
+    with torch.inference_mode(False):
+        _PLAIN_KEYS = _keys_of(torch.empty(0, device="cpu"))
+    with torch.inference_mode():
+        _INFERENCE_KEYS = _keys_of(torch.empty(0, device="cpu"))
 
 
 def takes(input: Tensor) -> bool:

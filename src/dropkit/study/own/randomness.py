@@ -53,13 +53,13 @@ class Stream:
 
 def _states() -> tuple[Any, ...]:
     on_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return torch.get_rng_state(), np.random.get_state(), random.getstate(), on_cuda  # noqa: NPY002
+    return torch.get_rng_state(), np.random.get_state(), random.getstate(), on_cuda  # noqa: NPY002  # as above
 
 
 def _put_back(states: tuple[Any, ...]) -> None:
     of_torch, of_numpy, of_python, on_cuda = states
     torch.set_rng_state(of_torch)
-    np.random.set_state(of_numpy)  # noqa: NPY002
+    np.random.set_state(of_numpy)  # noqa: NPY002  # as above
     random.setstate(of_python)
     if on_cuda:
         torch.cuda.set_rng_state_all(on_cuda)
