@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
+from torch.overrides import handle_torch_function, has_torch_function, has_torch_function_unary
 
 from dropkit._checks import Choice
 from dropkit.functional import eager, nested
@@ -104,12 +104,6 @@ def dropout(
         Srivastava, Hinton, Krizhevsky, Sutskever and Salakhutdinov (2014), "Dropout: a simple way to prevent neural
         networks from overfitting", sections 4 and 10, whose p is the probability of keeping.
     """
-    tensors = (input, p, key, mask, stream)
-    if has_torch_function(tensors):
-        return handle_torch_function(
-            dropout, tensors, input, p, training, inplace, broadcast_dims=broadcast_dims, generator=generator, key=key,
-            mask=mask, return_mask=return_mask, stream=stream, offset=offset, full_shape=full_shape, scale_at=scale_at,
-        )  # fmt: skip
     if (
         training is True
         and inplace is return_mask is False
@@ -118,16 +112,23 @@ def dropout(
         and offset is None
         and full_shape is None
         and type(p) is float
+        and 0.0 < p <= 1.0
         and type(stream) is int
         and stream == 0
-        and 0.0 < p <= 1.0
         and (key is None or (type(key) is int and 0 <= key < 2**64))
-        and isinstance(broadcast_dims, tuple)
+        and type(broadcast_dims) is tuple
         and not broadcast_dims
         and scale_at == "train"
+        and not has_torch_function_unary(input)
         and eager.is_plain(input)
     ):
         return eager.drop(input, key, math.floor(p * 2.0**32 + 0.5))
+    tensors = (input, p, key, mask, stream)
+    if has_torch_function(tensors):
+        return handle_torch_function(
+            dropout, tensors, input, p, training, inplace, broadcast_dims=broadcast_dims, generator=generator, key=key,
+            mask=mask, return_mask=return_mask, stream=stream, offset=offset, full_shape=full_shape, scale_at=scale_at,
+        )  # fmt: skip
     check_input(_WHERE, input, training=training, inplace=inplace, return_mask=return_mask)
     scaled = _SCALE_AT.check(_WHERE, "scale_at", scale_at) == "train"
     threshold = threshold_tensor(_WHERE, p, input)

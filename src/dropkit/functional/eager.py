@@ -13,7 +13,7 @@ from torch.nn import Parameter
 
 from dropkit.functional.address import draw_key, signed
 from dropkit.functional.autograd import apply_dropout
-from dropkit.kernels.native.operations import apply_bits, dropout_plain, takes
+from dropkit.kernels.native.operations import apply_bits, dropout_plain, serving, takes
 from dropkit.random.layout import layout
 
 __all__ = ["drop", "is_plain"]
@@ -21,6 +21,7 @@ __all__ = ["drop", "is_plain"]
 _compiling = torch.compiler.is_compiling
 _transforming = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
+_records_gradients = torch.is_grad_enabled
 _traced = torch._C._get_tracing_state
 
 
@@ -45,33 +46,43 @@ def drop(input: Tensor, key: int | None, threshold: int) -> Tensor:
     """
     if key is None:
         key = int(draw_key("dropout", None, input))
-    if input.requires_grad and torch.is_grad_enabled():
+    if input.requires_grad and _records_gradients():
         return _apply(input, key, threshold)
     return dropout_plain(input, key, threshold)
 
 
-# Sizes, in elements, at which the mask is kept for the backward pass, a bit an element: there the bits are still in a
-# cache, and faster read than drawn again. Below, to keep them costs as much as it spares; above, memory sets the pace.
+# Where the mask is kept for the backward pass, a bit an element: where that is faster than to draw it again, as
+# benchmarks/kept_bits.py measures. Below these sizes to keep bits costs as much as it spares; above, memory sets the
+# pace, and nothing is kept. The faster masks are drawn, the narrower are the types for which bits pay, in bytes.
 _BITS_SPARE_TIME = range(2**16, 2**20 + 1)
+_WIDEST = {b"avx512": 2, b"avx2": 4, b"neon": 4, b"scalar": 8}
+
+
+def _keeps_bits(input: Tensor) -> bool:
+    return (
+        input.numel() in _BITS_SPARE_TIME
+        and input.shape[-1] % 64 == 0
+        and input.element_size() <= _WIDEST[serving().kernel()]
+    )
 
 
 class _Plain(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, key: int, threshold: int) -> Tensor:
-        elements, words = input.numel(), None
-        ctx.address = key, threshold
-        ctx.has_bits = elements in _BITS_SPARE_TIME and input.shape[-1] % 64 == 0
-        if ctx.has_bits:
-            words = torch.empty(elements // 64, dtype=torch.int64)
-            ctx.save_for_backward(words)
+        has_bits = _keeps_bits(input)
+        ctx.address = key, threshold, has_bits
+        if not has_bits:
+            return dropout_plain(input, key, threshold)
+        words = torch.empty(input.numel() // 64, dtype=torch.int64)
+        ctx.save_for_backward(words)
         return dropout_plain(input, key, threshold, words)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        key, threshold = ctx.address
-        if torch.is_grad_enabled() or not is_plain(grad):
+        key, threshold, has_bits = ctx.address
+        if _records_gradients() or not is_plain(grad):
             return _long_way(grad, key, threshold), None, None
-        if ctx.has_bits:
+        if has_bits:
             (words,) = ctx.saved_tensors
             return apply_bits(grad, words, threshold), None, None
         return dropout_plain(grad, key, threshold), None, None

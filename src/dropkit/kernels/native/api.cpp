@@ -28,7 +28,7 @@ const Table* best() {
 
 std::atomic<const Table*> chosen{best()};
 
-void apply_bits(int type, const void* input, void* output, const uint64_t* words, int64_t first_bit, uint64_t threshold, int is_scaled, int rank, const int64_t* lengths, const int64_t* bit_steps) {
+void apply_bits(int64_t type, const void* input, void* output, const uint64_t* words, int64_t first_bit, uint64_t threshold, bool is_scaled, int64_t rank, const int64_t* lengths, const int64_t* bit_steps) {
   StoredCall call{};
   call.task.input = input;
   call.task.output = output;
@@ -40,14 +40,14 @@ void apply_bits(int type, const void* input, void* output, const uint64_t* words
   if (elements > 0) for_each(units, elements / units, run_stored, &call);
 }
 
-void activate(int type, int activation, const void* bias, Call call) {
+void activate(int64_t type, int64_t activation, const void* bias, Call call) {
   call.bias = bias;
   call.kernel = chosen.load()->activate[activation].of[type];
   call.element_size = kElementSize[type];
   run_all(call);
 }
 
-void activate_gradient(int type, int activation, const void* input, const void* bias, Call call) {
+void activate_gradient(int64_t type, int64_t activation, const void* input, const void* bias, Call call) {
   call.other = input;
   call.bias = bias;
   call.keeps_all = activation == kRelu;
@@ -84,7 +84,7 @@ DROPKIT_EXPORT int dropkit_use(const char* name) {
 DROPKIT_EXPORT void dropkit_set_parallel_for(void* loop) { parallel_for.store(reinterpret_cast<ParallelFor>(loop)); }
 
 // Dropout of a contiguous tensor.
-DROPKIT_EXPORT void dropkit_dropout(int type, const void* input, void* output, const int64_t* packed) {
+DROPKIT_EXPORT void dropkit_dropout(int64_t type, const void* input, void* output, const int64_t* packed) {
   Call call = unpacked(input, output, packed);
   call.kernel = chosen.load()->dropout.of[type];
   call.element_size = kElementSize[type];
@@ -93,9 +93,9 @@ DROPKIT_EXPORT void dropkit_dropout(int type, const void* input, void* output, c
 
 // The same for one key. It is called so often that each argument counts. `words` may be null; else it takes the mask, a
 // bit an element, of rows that are whole words.
-DROPKIT_EXPORT void dropkit_dropout_plain(int type, const void* input, void* output, uint64_t* words, int64_t rows, int64_t columns, uint64_t key, uint64_t threshold) {
+DROPKIT_EXPORT void dropkit_dropout_plain(int64_t type, const void* input, void* output, uint64_t* words, int64_t elements, int64_t columns, uint64_t key, uint64_t threshold) {
   const OneKey address{key, threshold};
-  Call call = under(address, input, output, rows, columns);
+  Call call = under(address, input, output, elements, columns);
   call.words = words;
   call.kernel = chosen.load()->dropout.of[type];
   call.element_size = kElementSize[type];
@@ -103,9 +103,9 @@ DROPKIT_EXPORT void dropkit_dropout_plain(int type, const void* input, void* out
 }
 
 // A residual plus dropout of a contiguous tensor.
-DROPKIT_EXPORT void dropkit_add(int type, const void* input, const void* residual, void* output, int64_t rows, int64_t columns, uint64_t key, uint64_t threshold) {
+DROPKIT_EXPORT void dropkit_add(int64_t type, const void* input, const void* residual, void* output, int64_t elements, int64_t columns, uint64_t key, uint64_t threshold) {
   const OneKey address{key, threshold};
-  Call call = under(address, input, output, rows, columns);
+  Call call = under(address, input, output, elements, columns);
   call.other = residual;
   call.kernel = chosen.load()->add.of[type];
   call.element_size = kElementSize[type];
@@ -113,24 +113,24 @@ DROPKIT_EXPORT void dropkit_add(int type, const void* input, const void* residua
 }
 
 // Dropout of activation(input + bias); `bias` may be null.
-DROPKIT_EXPORT void dropkit_activate(int type, int activation, const void* input, const void* bias, void* output, int64_t rows, int64_t columns, uint64_t key, uint64_t threshold) {
+DROPKIT_EXPORT void dropkit_activate(int64_t type, int64_t activation, const void* input, const void* bias, void* output, int64_t elements, int64_t columns, uint64_t key, uint64_t threshold) {
   const OneKey address{key, threshold};
-  activate(type, activation, bias, under(address, input, output, rows, columns));
+  activate(type, activation, bias, under(address, input, output, elements, columns));
 }
 
 // The same for slices with addresses of their own.
-DROPKIT_EXPORT void dropkit_activate_slices(int type, int activation, const void* input, const void* bias, void* output, const int64_t* packed) {
+DROPKIT_EXPORT void dropkit_activate_slices(int64_t type, int64_t activation, const void* input, const void* bias, void* output, const int64_t* packed) {
   activate(type, activation, bias, unpacked(input, output, packed));
 }
 
 // Its gradient with respect to the input, from that of the result; for ReLU `input` is the result, and `bias` null.
-DROPKIT_EXPORT void dropkit_activate_gradient(int type, int activation, const void* gradient, const void* input, const void* bias, void* output, int64_t rows, int64_t columns, uint64_t key, uint64_t threshold) {
+DROPKIT_EXPORT void dropkit_activate_gradient(int64_t type, int64_t activation, const void* gradient, const void* input, const void* bias, void* output, int64_t elements, int64_t columns, uint64_t key, uint64_t threshold) {
   const OneKey address{key, threshold};
-  activate_gradient(type, activation, input, bias, under(address, gradient, output, rows, columns));
+  activate_gradient(type, activation, input, bias, under(address, gradient, output, elements, columns));
 }
 
 // The same for slices with addresses of their own.
-DROPKIT_EXPORT void dropkit_activate_gradient_slices(int type, int activation, const void* gradient, const void* input, const void* bias, void* output, const int64_t* packed) {
+DROPKIT_EXPORT void dropkit_activate_gradient_slices(int64_t type, int64_t activation, const void* gradient, const void* input, const void* bias, void* output, const int64_t* packed) {
   activate_gradient(type, activation, input, bias, unpacked(gradient, output, packed));
 }
 
@@ -157,14 +157,14 @@ DROPKIT_EXPORT void dropkit_integers(void* output, const int64_t* packed) {
   run_all(call);
 }
 
-DROPKIT_EXPORT void dropkit_uniform(int type, void* output, const int64_t* packed) {
+DROPKIT_EXPORT void dropkit_uniform(int64_t type, void* output, const int64_t* packed) {
   Call call = unpacked(nullptr, output, packed);
   call.kernel = chosen.load()->fields.uniform.of[type];
   call.element_size = kElementSize[type];
   run_all(call);
 }
 
-DROPKIT_EXPORT void dropkit_normal(int type, void* output, const int64_t* packed) {
+DROPKIT_EXPORT void dropkit_normal(int64_t type, void* output, const int64_t* packed) {
   Call call = unpacked(nullptr, output, packed);
   call.kernel = chosen.load()->fields.normal.of[type];
   call.element_size = kElementSize[type];
@@ -172,13 +172,13 @@ DROPKIT_EXPORT void dropkit_normal(int type, void* output, const int64_t* packed
 }
 
 // Dropout of a contiguous tensor by the bits of its mask.
-DROPKIT_EXPORT void dropkit_apply_bits(int type, const void* input, void* output, const uint64_t* words, int64_t elements, uint64_t threshold, int is_scaled) {
+DROPKIT_EXPORT void dropkit_apply_bits(int64_t type, const void* input, void* output, const uint64_t* words, int64_t elements, uint64_t threshold, int64_t is_scaled) {
   const int64_t bit_step = 1;
   apply_bits(type, input, output, words, 0, threshold, is_scaled, 1, &elements, &bit_step);
 }
 
 // The same of a tensor that is dense in memory: its axes as they lie there, from the outermost to the innermost, and how
 // many bits apart neighbours are, 0 where they share one. One axis at least has a step of 1, or all have 0.
-DROPKIT_EXPORT void dropkit_apply_bits_strided(int type, const void* input, void* output, const uint64_t* words, int64_t first_bit, uint64_t threshold, int is_scaled, int rank, const int64_t* lengths, const int64_t* bit_steps) {
+DROPKIT_EXPORT void dropkit_apply_bits_strided(int64_t type, const void* input, void* output, const uint64_t* words, int64_t first_bit, uint64_t threshold, int64_t is_scaled, int64_t rank, const int64_t* lengths, const int64_t* bit_steps) {
   apply_bits(type, input, output, words, first_bit, threshold, is_scaled, rank, lengths, bit_steps);
 }

@@ -117,12 +117,12 @@ struct OneKey {
   uint64_t key, threshold, stream = 0;
 };
 
-Call under(const OneKey& address, const void* input, void* output, int64_t rows, int64_t columns) {
+Call under(const OneKey& address, const void* input, void* output, int64_t elements, int64_t columns) {
   Call call{};
   call.input = input;
   call.output = output;
   call.slices = 1;
-  call.rows = rows;
+  call.rows = columns ? elements / columns : 0;
   call.columns = columns;
   call.keys = &address.key;
   call.streams = &address.stream;
@@ -137,21 +137,21 @@ struct StoredCall {
   StoredKernel kernel;
 
   // Divide the axes into units of work. Returns how many elements there are.
-  int64_t divide(int rank, const int64_t* lengths, const int64_t* bit_steps) {
+  int64_t divide(int64_t rank, const int64_t* lengths, const int64_t* bit_steps) {
     int64_t elements = 1;
     Axis axes[kMaxRank];
-    for (int a = rank - 1; a >= 0; --a) {
+    for (int64_t a = rank - 1; a >= 0; --a) {
       axes[a] = {lengths[a], bit_steps[a], elements};
       elements *= lengths[a];
     }
     task.inner = axes[rank - 1];
-    int divided = rank - 1;  // the axis of segments
+    int64_t divided = rank - 1;  // the axis of segments
     if (task.inner.bit_step > 1 && rank > 1) {
       for (divided = rank - 2; divided > 0 && axes[divided].bit_step != 1;) --divided;
       task.across = axes[divided];
     }
     task.segment = divided == rank - 1 ? kGrain : 64;
-    for (int a = 0; a < rank - 1; ++a) {
+    for (int64_t a = 0; a < rank - 1; ++a) {
       if (a != divided) task.axes[task.rank++] = axes[a];
     }
     const Axis& axis = axes[divided];

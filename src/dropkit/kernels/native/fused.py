@@ -1,13 +1,10 @@
 """The fused operators' work on CPU tensors: one pass by the compiled kernels, or one operation after another."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from dropkit.kernels.activations import activate, activate_backward
 from dropkit.kernels.native import operations as native
-from dropkit.kernels.native.library import library
 from dropkit.random.layout import Layout, layout
 
 __all__ = ["activation_dropout", "activation_dropout_backward", "dropout_add"]
@@ -34,7 +31,7 @@ def activation_dropout(
     for call in native.calls(key, stream, threshold, place, scaled=True):
         size = call.offset * input.element_size()
         places = input.data_ptr() + size, _pointer(bias), output.data_ptr() + size
-        _library().activate_slices(native.TYPES[input.dtype], number, *places, call.packed)
+        native.serving().activate_slices(native.TYPES[input.dtype], number, *places, call.packed)
     return output
 
 
@@ -54,7 +51,7 @@ def activation_dropout_backward(
     for call in native.calls(key, stream, threshold, place, scaled=True):
         size = call.offset * input.element_size()
         places = grad.data_ptr() + size, input.data_ptr() + size, _pointer(bias), output.data_ptr() + size
-        _library().activate_gradient_slices(native.TYPES[input.dtype], number, *places, call.packed)
+        native.serving().activate_gradient_slices(native.TYPES[input.dtype], number, *places, call.packed)
     return output
 
 
@@ -62,10 +59,6 @@ def _is_whole(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, pla
     """Tell whether every element has a place of its own in the mask, and every row one rate."""
     whole = native.mask_shape(key, stream, place) == input.shape
     return whole and not native.is_too_fine(key, stream, threshold, place)
-
-
-def _library() -> Any:
-    return library()  # there is one where the kernels take a tensor
 
 
 def _pointer(bias: Tensor | None) -> int | None:

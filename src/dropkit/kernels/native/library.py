@@ -26,27 +26,30 @@ _CHOICE = Choice(("auto", _PORTABLE, *_INSTRUCTION_SETS))
 _SUFFIX = {"win32": "dll", "darwin": "dylib"}.get(sys.platform, "so")
 _NAME = f"dropkit_kernels.{_SUFFIX}"
 
-_VOID, _POINTER, _INT = None, ctypes.c_void_p, ctypes.c_int
-_I64, _U64 = ctypes.c_int64, ctypes.c_uint64
-_ONE_KEY = (_I64, _I64, _U64, _U64)  # rows, columns, key, threshold
+# Every argument is a number of 64 bits, an address or not, and declared as a pointer: ctypes converts an int to that in
+# half the time that it needs for an int64.
+_WORD = ctypes.c_void_p if ctypes.sizeof(ctypes.c_void_p) == 8 else ctypes.c_uint64
+_WORDS = {  # how many arguments each function takes
+    "dropkit_set_parallel_for": 1,
+    "dropkit_dropout": 4,
+    "dropkit_dropout_plain": 8,
+    "dropkit_add": 8,
+    "dropkit_activate": 9,
+    "dropkit_activate_slices": 6,
+    "dropkit_activate_gradient": 10,
+    "dropkit_activate_gradient_slices": 7,
+    "dropkit_keep_bits": 3,
+    "dropkit_keep_bytes": 2,
+    "dropkit_integers": 2,
+    "dropkit_uniform": 3,
+    "dropkit_normal": 3,
+    "dropkit_apply_bits": 7,
+    "dropkit_apply_bits_strided": 10,
+}
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "dropkit_kernel": (ctypes.c_char_p, ()),
-    "dropkit_use": (_INT, (ctypes.c_char_p,)),
-    "dropkit_set_parallel_for": (_VOID, (_POINTER,)),
-    "dropkit_dropout": (_VOID, (_INT, _POINTER, _POINTER, _POINTER)),
-    "dropkit_dropout_plain": (_VOID, (_INT, *(_POINTER,) * 3, *_ONE_KEY)),
-    "dropkit_add": (_VOID, (_INT, *(_POINTER,) * 3, *_ONE_KEY)),
-    "dropkit_activate": (_VOID, (_INT, _INT, *(_POINTER,) * 3, *_ONE_KEY)),
-    "dropkit_activate_slices": (_VOID, (_INT, _INT, *(_POINTER,) * 4)),
-    "dropkit_activate_gradient": (_VOID, (_INT, _INT, *(_POINTER,) * 4, *_ONE_KEY)),
-    "dropkit_activate_gradient_slices": (_VOID, (_INT, _INT, *(_POINTER,) * 5)),
-    "dropkit_keep_bits": (_VOID, (_POINTER, _I64, _POINTER)),
-    "dropkit_keep_bytes": (_VOID, (_POINTER, _POINTER)),
-    "dropkit_integers": (_VOID, (_POINTER, _POINTER)),
-    "dropkit_uniform": (_VOID, (_INT, _POINTER, _POINTER)),
-    "dropkit_normal": (_VOID, (_INT, _POINTER, _POINTER)),
-    "dropkit_apply_bits": (_VOID, (_INT, _POINTER, _POINTER, _POINTER, _I64, _U64, _INT)),
-    "dropkit_apply_bits_strided": (_VOID, (_INT, *(_POINTER,) * 3, _I64, _U64, _INT, _INT, _POINTER, _POINTER)),
+    "dropkit_use": (ctypes.c_int, (ctypes.c_char_p,)),
+    **{name: (None, (_WORD,) * count) for name, count in _WORDS.items()},
 }
 
 

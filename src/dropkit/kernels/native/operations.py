@@ -30,6 +30,7 @@ __all__ = [
     "keep_bits_plain",
     "keep_mask",
     "mask_shape",
+    "serving",
     "takes",
 ]
 
@@ -71,11 +72,9 @@ def dropout_plain(input: Tensor, key: int, threshold: int, words: Tensor | None 
         words: Where to keep the mask, a bit an element; only where columns are a multiple of 64. Default: nowhere.
     """
     output, shape = torch.empty_like(input), input.shape
-    columns = shape[-1] if shape else 1
-    rows = input.numel() // columns if columns else 0
-    kept = None if words is None else words.data_ptr()
+    place, columns, kept = input.data_ptr(), shape[-1] if shape else 1, 0 if words is None else words.data_ptr()
     native: Any = library()  # there is one: `takes` asked
-    native.dropout_plain(TYPES[input.dtype], input.data_ptr(), output.data_ptr(), kept, rows, columns, key, threshold)
+    native.dropout_plain(TYPES[input.dtype], place, output.data_ptr(), kept, input.numel(), columns, key, threshold)
     return output
 
 
@@ -83,7 +82,7 @@ def add_plain(input: Tensor, residual: Tensor, key: int, threshold: int) -> Tens
     """Add dropout of a tensor to another of its shape and type; the kernels take both."""
     output = torch.empty_like(input)
     places = input.data_ptr(), residual.data_ptr(), output.data_ptr()
-    _library().add(TYPES[input.dtype], *places, *_rows_and_columns(input), key, threshold)
+    serving().add(TYPES[input.dtype], *places, *_sizes(input), key, threshold)
     return output
 
 
@@ -97,7 +96,7 @@ def activate_plain(input: Tensor, bias: Tensor | None, activation: int, key: int
     """Apply dropout to an activation, by its place in `ACTIVATIONS`, of a tensor plus a number a column."""
     output = torch.empty_like(input)
     places = input.data_ptr(), None if bias is None else bias.data_ptr(), output.data_ptr()
-    _library().activate(TYPES[input.dtype], activation, *places, *_rows_and_columns(input), key, threshold)
+    serving().activate(TYPES[input.dtype], activation, *places, *_sizes(input), key, threshold)
     return output
 
 
@@ -107,7 +106,7 @@ def activate_gradient_plain(
     """Return the gradient of `activate_plain` with respect to its input."""
     output = torch.empty_like(input)
     places = grad.data_ptr(), input.data_ptr(), None if bias is None else bias.data_ptr(), output.data_ptr()
-    _library().activate_gradient(TYPES[input.dtype], activation, *places, *_rows_and_columns(input), key, threshold)
+    serving().activate_gradient(TYPES[input.dtype], activation, *places, *_sizes(input), key, threshold)
     return output
 
 
@@ -124,7 +123,7 @@ def keep_bits_plain(place: tuple[int, int, int], first_row: int, row_step: int, 
     words = torch.zeros(math.prod(place) + 63 >> 6, dtype=torch.int64)
     packed = packed_place(*place, key, threshold)
     packed[4], packed[5] = int64(first_row), int64(row_step)
-    _library().keep_bits(words.data_ptr(), 0, packed)
+    serving().keep_bits(words.data_ptr(), 0, packed)
     return words
 
 
@@ -132,25 +131,26 @@ def apply_bits(input: Tensor, words: Tensor, threshold: int) -> Tensor:
     """Apply dropout to a tensor that the kernels take, by the bits of its mask."""
     output = torch.empty_like(input)
     places = input.data_ptr(), output.data_ptr(), words.data_ptr()
-    _library().apply_bits(TYPES[input.dtype], *places, input.numel(), threshold, 1)
+    serving().apply_bits(TYPES[input.dtype], *places, input.numel(), threshold, 1)
     return output
 
 
 def apply_bits_(input: Tensor, words: Tensor, threshold: int) -> None:
     """Do the same in place."""
     place = input.data_ptr()
-    _library().apply_bits(TYPES[input.dtype], place, place, words.data_ptr(), input.numel(), threshold, 1)
+    serving().apply_bits(TYPES[input.dtype], place, place, words.data_ptr(), input.numel(), threshold, 1)
 
 
-def _library() -> Library:
+def serving() -> Library:
+    """Return the library, where `takes` has told that it serves."""
     found = library()
     assert found is not None  # noqa: S101  # `takes` asked
     return found
 
 
-def _rows_and_columns(input: Tensor) -> tuple[int, int]:
-    columns = input.shape[-1] if input.dim() else 1
-    return input.numel() // columns if columns else 0, columns
+def _sizes(input: Tensor) -> tuple[int, int]:
+    shape = input.shape
+    return input.numel(), shape[-1] if shape else 1
 
 
 def dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, scaled: bool) -> Tensor:
