@@ -19,18 +19,18 @@ extern "C" {
 const char* dropkit_kernel();
 int dropkit_use(const char* name);
 void dropkit_set_parallel_for(void* loop);
-void dropkit_dropout(int type, const void* input, void* output, const std::int64_t* packed);
-void dropkit_dropout_plain(int type, const void* input, void* output, std::uint64_t* words, std::int64_t rows, std::int64_t columns,
+void dropkit_dropout(std::int64_t type, const void* input, void* output, const std::int64_t* packed);
+void dropkit_dropout_plain(std::int64_t type, const void* input, void* output, std::uint64_t* words, std::int64_t elements, std::int64_t columns,
                            std::uint64_t key, std::uint64_t threshold);
 void dropkit_keep_bits(std::uint64_t* words, std::int64_t first, const std::int64_t* packed);
 void dropkit_keep_bytes(void* bytes, const std::int64_t* packed);
 void dropkit_integers(void* output, const std::int64_t* packed);
-void dropkit_uniform(int type, void* output, const std::int64_t* packed);
-void dropkit_normal(int type, void* output, const std::int64_t* packed);
-void dropkit_apply_bits(int type, const void* input, void* output, const std::uint64_t* words, std::int64_t elements,
-                        std::uint64_t threshold, int is_scaled);
-void dropkit_apply_bits_strided(int type, const void* input, void* output, const std::uint64_t* words, std::int64_t first_bit,
-                                std::uint64_t threshold, int is_scaled, int rank, const std::int64_t* lengths, const std::int64_t* bit_steps);
+void dropkit_uniform(std::int64_t type, void* output, const std::int64_t* packed);
+void dropkit_normal(std::int64_t type, void* output, const std::int64_t* packed);
+void dropkit_apply_bits(std::int64_t type, const void* input, void* output, const std::uint64_t* words, std::int64_t elements,
+                        std::uint64_t threshold, std::int64_t is_scaled);
+void dropkit_apply_bits_strided(std::int64_t type, const void* input, void* output, const std::uint64_t* words, std::int64_t first_bit,
+                                std::uint64_t threshold, std::int64_t is_scaled, std::int64_t rank, const std::int64_t* lengths, const std::int64_t* bit_steps);
 }
 
 namespace dropkit {
@@ -291,7 +291,7 @@ void check_call(Type type) {
         found = untouched<T>(elements);
         std::vector<u64> kept(words.size());
         const bool keeps = columns % 64 == 0;
-        dropkit_dropout_plain(type, input.data(), found.data(), keeps ? kept.data() : nullptr, rows, columns, only.key, only.threshold);
+        dropkit_dropout_plain(type, input.data(), found.data(), keeps ? kept.data() : nullptr, rows * columns, columns, only.key, only.threshold);
         expect(are_equal(found, values), path->name, std::string("plain ") + what);
         expect(!keeps || kept == words, path->name, std::string("bits kept of a plain ") + what);
       }

@@ -20,6 +20,7 @@ struct Isa : scalar::Isa {
     return _mm256_cvtepu32_epi64(_mm_shuffle_epi32(found, _MM_SHUFFLE(3, 1, 2, 0)));
   }
   static Vector broadcast(u32 value) { return _mm256_set1_epi64x(value); }
+  static Vector add(Vector a, u32 b) { return _mm256_add_epi64(a, broadcast(b)); }
   static Vector xor2(Vector a, Vector b) { return _mm256_xor_si256(a, b); }
   static Vector xor3(Vector a, Vector b, Vector c) { return xor2(xor2(a, b), c); }
   static void multiply(Vector a, u32 b, Vector& high, Vector& low) {
@@ -27,19 +28,32 @@ struct Isa : scalar::Isa {
     high = _mm256_srli_epi64(low, 32);
   }
 
-  template <bool kTies>
-  static void compare(const Vector* words, u16 threshold, u64& reach, u64& equal) {
+  struct Halves {
+    __m256i first, second;
+  };
+  static Halves halves(const Vector* words) {
     const __m256i front = _mm256_blend_epi32(words[0], _mm256_slli_epi64(words[1], 32), 0xAA);
     const __m256i back = _mm256_blend_epi32(words[2], _mm256_slli_epi64(words[3], 32), 0xAA);
-    const __m256i first = _mm256_unpacklo_epi64(front, back), second = _mm256_unpackhi_epi64(front, back);
+    return {_mm256_unpacklo_epi64(front, back), _mm256_unpackhi_epi64(front, back)};
+  }
+
+  static __m256i no_ties() { return _mm256_setzero_si256(); }
+  static bool any(__m256i ties) { return !_mm256_testz_si256(ties, ties); }
+  template <bool kTies>
+  static u64 reach(const Vector* words, u16 threshold, __m256i& ties) {
+    const Halves found = halves(words);
     const __m256i limit = _mm256_set1_epi16(static_cast<short>(threshold));
-    reach = packed(_mm256_cmpeq_epi16(_mm256_max_epu16(first, limit), first),
-                   _mm256_cmpeq_epi16(_mm256_max_epu16(second, limit), second));
-    equal = 0;
     if constexpr (kTies) {
-      const __m256i one = _mm256_cmpeq_epi16(first, limit), other = _mm256_cmpeq_epi16(second, limit);
-      if (!_mm256_testz_si256(_mm256_or_si256(one, other), _mm256_set1_epi8(-1))) equal = packed(one, other);
+      const __m256i first = _mm256_cmpeq_epi16(found.first, limit), second = _mm256_cmpeq_epi16(found.second, limit);
+      ties = _mm256_or_si256(ties, _mm256_or_si256(first, second));
     }
+    return packed(_mm256_cmpeq_epi16(_mm256_max_epu16(found.first, limit), found.first),
+                  _mm256_cmpeq_epi16(_mm256_max_epu16(found.second, limit), found.second));
+  }
+  static u64 equal(const Vector* words, u16 threshold) {
+    const Halves found = halves(words);
+    const __m256i limit = _mm256_set1_epi16(static_cast<short>(threshold));
+    return packed(_mm256_cmpeq_epi16(found.first, limit), _mm256_cmpeq_epi16(found.second, limit));
   }
 
   static void merge(const Vector* high, const Vector* low, u32* draws) {

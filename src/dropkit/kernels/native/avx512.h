@@ -22,6 +22,7 @@ struct Isa : scalar::Isa {
     return _mm512_cvtepu32_epi64(_mm256_permutevar8x32_epi32(found, order));
   }
   static Vector broadcast(u32 value) { return _mm512_set1_epi64(value); }
+  static Vector add(Vector a, u32 b) { return _mm512_add_epi64(a, broadcast(b)); }
   static Vector xor2(Vector a, Vector b) { return _mm512_xor_si512(a, b); }
   static Vector xor3(Vector a, Vector b, Vector c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
   static void multiply(Vector a, u32 b, Vector& high, Vector& low) {
@@ -29,18 +30,31 @@ struct Isa : scalar::Isa {
     high = _mm512_srli_epi64(low, 32);
   }
 
-  template <bool kTies>
-  static void compare(const Vector* words, u16 threshold, u64& reach, u64& equal) {
+  struct Halves {
+    __m512i first, second;
+  };
+  static Halves halves(const Vector* words) {
     const __m512i front = _mm512_mask_shuffle_epi32(words[0], 0xAAAA, words[1], _MM_PERM_CCAA);
     const __m512i back = _mm512_mask_shuffle_epi32(words[2], 0xAAAA, words[3], _MM_PERM_CCAA);
-    const __m512i first = _mm512_unpacklo_epi64(front, back), second = _mm512_unpackhi_epi64(front, back);
+    return {_mm512_unpacklo_epi64(front, back), _mm512_unpackhi_epi64(front, back)};
+  }
+
+  static __mmask32 no_ties() { return 0; }
+  static bool any(__mmask32 ties) { return ties != 0; }
+  template <bool kTies>
+  static u64 reach(const Vector* words, u16 threshold, __mmask32& ties) {
+    const Halves found = halves(words);
     const __m512i limit = _mm512_set1_epi16(static_cast<short>(threshold));
-    reach = u64{_mm512_cmpge_epu16_mask(first, limit)} | u64{_mm512_cmpge_epu16_mask(second, limit)} << 32;
-    equal = 0;
     if constexpr (kTies) {
-      const __mmask32 one = _mm512_cmpeq_epu16_mask(first, limit), other = _mm512_cmpeq_epu16_mask(second, limit);
-      if (!_kortestz_mask32_u8(one, other)) equal = u64{one} | u64{other} << 32;
+      const __mmask32 first = _mm512_cmpeq_epu16_mask(found.first, limit), second = _mm512_cmpeq_epu16_mask(found.second, limit);
+      ties = _kor_mask32(ties, _kor_mask32(first, second));
     }
+    return u64{_mm512_cmpge_epu16_mask(found.first, limit)} | u64{_mm512_cmpge_epu16_mask(found.second, limit)} << 32;
+  }
+  static u64 equal(const Vector* words, u16 threshold) {
+    const Halves found = halves(words);
+    const __m512i limit = _mm512_set1_epi16(static_cast<short>(threshold));
+    return u64{_mm512_cmpeq_epu16_mask(found.first, limit)} | u64{_mm512_cmpeq_epu16_mask(found.second, limit)} << 32;
   }
 
   static void merge(const Vector* high, const Vector* low, u32* draws) {

@@ -22,12 +22,11 @@ struct ColumnPart {
   static constexpr int kVectors = 8 / Isa::kBlocks;
   typename Isa::Vector first[kVectors], second[kVectors], third[kVectors];
 
-  void set(const Key& key, u32 first_block) {
-    u32 blocks[8];
-    for (u32 i = 0; i < 8; ++i) blocks[i] = first_block + i;
+  void set(const Key& key, u32 first_block) {  // a multiple of 8
+    static constexpr u32 kEight[8] = {0, 1, 2, 3, 4, 5, 6, 7};
     for (int v = 0; v < kVectors; ++v) {
       typename Isa::Vector high, low;
-      Isa::multiply(Isa::load(blocks + v * Isa::kBlocks), kMultiplier0, high, low);
+      Isa::multiply(Isa::add(Isa::load(kEight + v * Isa::kBlocks), first_block), kMultiplier0, high, low);
       third[v] = low;
       const auto c2 = Isa::xor2(high, Isa::broadcast(key.stream ^ key.second[0]));
       Isa::multiply(c2, kMultiplier1, first[v], low);
@@ -65,28 +64,40 @@ inline void rounds(typename Isa::Vector (*counters)[4], const RoundKeys<Isa>& ke
   }
 }
 
-// The mask bits of `kGroups` groups of eight blocks, whose chains of operations run side by side: one alone would wait for
-// its own results. `is_kept(g, i)` settles element i of a group, whose high half equals the threshold's.
-template <class Isa, bool kTies, int kGroups, class Words, class IsKept>
-inline void keep_words(Threshold threshold, u64* keep, const Words& words, const IsKept& is_kept) {
+// Settle the elements whose high half equals the threshold's: one in 65,536, so few that the words are made again for
+// them, and the way of all others keeps its words in registers. `is_kept(g, i)` settles element i of a group.
+template <class Isa, int kGroups, class Words, class IsKept>
+__attribute__((noinline, cold)) void settle(Threshold threshold, u64* keep, const Words& words, const IsKept& is_kept) {
   constexpr int kVectors = 8 / Isa::kBlocks;
   typename Isa::Vector c[kGroups * kVectors][4];
   words(c);
   for (int g = 0; g < kGroups; ++g) {
-    u64 ties = 0;
-    keep[g] = 0;
     for (int v = 0; v < kVectors; ++v) {
-      u64 reach, equal;
-      Isa::template compare<kTies>(c[g * kVectors + v], threshold.high, reach, equal);
-      keep[g] |= reach << (v * Isa::kBlocks * 8);
-      ties |= equal << (v * Isa::kBlocks * 8);
-    }
-    if constexpr (kTies) {
-      for (; ties; ties &= ties - 1) {  // one element in 65,536
-        const int i = __builtin_ctzll(ties);
+      const int first = v * Isa::kBlocks * 8;
+      for (u64 equal = Isa::equal(c[g * kVectors + v], threshold.high); equal; equal &= equal - 1) {
+        const int i = first + __builtin_ctzll(equal);
         if (!is_kept(g, i)) keep[g] &= ~(u64{1} << i);
       }
     }
+  }
+}
+
+// The mask bits of `kGroups` groups of eight blocks, whose chains of operations run side by side: one alone would wait for
+// its own results.
+template <class Isa, bool kTies, int kGroups, class Words, class IsKept>
+__attribute__((always_inline)) inline void keep_words(Threshold threshold, u64* keep, const Words& words, const IsKept& is_kept) {
+  constexpr int kVectors = 8 / Isa::kBlocks;
+  typename Isa::Vector c[kGroups * kVectors][4];
+  words(c);
+  auto ties = Isa::no_ties();
+  for (int g = 0; g < kGroups; ++g) {
+    keep[g] = 0;
+    for (int v = 0; v < kVectors; ++v) {
+      keep[g] |= Isa::template reach<kTies>(c[g * kVectors + v], threshold.high, ties) << (v * Isa::kBlocks * 8);
+    }
+  }
+  if constexpr (kTies) {
+    if (Isa::any(ties)) settle<Isa, kGroups>(threshold, keep, words, is_kept);
   }
 }
 
@@ -170,8 +181,8 @@ void narrow_rows(const Task& task, const Key& key, Threshold threshold, Apply& a
   const u64 begin = task.first_column + task.column_begin, end = task.first_column + task.column_end;
   const int blocks_a_row = static_cast<int>(((end - 1) >> 3) - (begin >> 3) + 1);
   const int rows_a_vector = 8 / blocks_a_row;
-  u32 blocks[8];
-  u64 rows_on[8], chosen = 0;  // how many rows after the first; which of the 64 places have a column
+  u32 blocks[8], rows_on[8];  // how many rows after the first
+  u64 chosen = 0;             // which of the 64 places have a column
   for (int i = 0; i < 8; ++i) {
     blocks[i] = static_cast<u32>(begin >> 3) + i % blocks_a_row;
     rows_on[i] = i / blocks_a_row;
@@ -184,24 +195,22 @@ void narrow_rows(const Task& task, const Key& key, Threshold threshold, Apply& a
   Queue<Apply> queue(apply);
   apply.move(task.row_begin * task.columns);
   for (i64 r = task.row_begin; r < task.row_end; r += rows_a_vector) {
-    u32 lows[8], highs[8];
-    for (int i = 0; i < 8; ++i) {
-      const u64 row = task.first_row + r + rows_on[i];
-      lows[i] = static_cast<u32>(row);
-      highs[i] = static_cast<u32>(row >> 32);
-    }
+    const u64 first_row = task.first_row + r;
+    u32 highs[8];
+    for (int i = 0; i < 8; ++i) highs[i] = static_cast<u32>((first_row + rows_on[i]) >> 32);
+    const bool is_one_high = highs[0] == highs[7];  // as always, but where the row's number passes a multiple of 2**32
     const auto words = [&](typename Isa::Vector (*all)[4]) {
       for (int v = 0; v < 8 / Isa::kBlocks; ++v) {
         const int at = v * Isa::kBlocks;
         all[v][0] = Isa::load(blocks + at);
-        all[v][1] = Isa::load(lows + at);
-        all[v][2] = Isa::load(highs + at);
+        all[v][1] = Isa::add(Isa::load(rows_on + at), static_cast<u32>(first_row));
+        all[v][2] = is_one_high ? Isa::broadcast(highs[0]) : Isa::load(highs + at);
         all[v][3] = Isa::broadcast(key.stream);
       }
       rounds<Isa, 8 / Isa::kBlocks>(all, keys, 0);
     };
     const auto is_kept = [&](int, int i) {
-      const u64 row = task.first_row + r + rows_on[i >> 3], column = u64{blocks[i >> 3]} * 8 + (i & 7);
+      const u64 row = first_row + rows_on[i >> 3], column = u64{blocks[i >> 3]} * 8 + (i & 7);
       return half_at(key, row, column, 1) >= threshold.low;
     };
     const i64 rows = task.row_end - r < rows_a_vector ? task.row_end - r : rows_a_vector;

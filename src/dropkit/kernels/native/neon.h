@@ -16,6 +16,7 @@ struct Isa : scalar::Isa {
 
   static Vector load(const u32* values) { return vld1q_u32(values); }
   static Vector broadcast(u32 value) { return vdupq_n_u32(value); }
+  static Vector add(Vector a, u32 b) { return vaddq_u32(a, broadcast(b)); }
   static Vector xor2(Vector a, Vector b) { return veorq_u32(a, b); }
   static Vector xor3(Vector a, Vector b, Vector c) { return xor2(xor2(a, b), c); }
   static void multiply(Vector a, u32 b, Vector& high, Vector& low) {
@@ -26,21 +27,23 @@ struct Isa : scalar::Isa {
     high = vuzp2q_u32(front, back);
   }
 
+  static uint16x8_t no_ties() { return vdupq_n_u16(0); }
+  static bool any(uint16x8_t ties) { return vmaxvq_u16(ties) != 0; }
   template <bool kTies>
-  static void compare(const Vector* words, u16 threshold, u64& reach, u64& equal) {
+  static u64 reach(const Vector* words, u16 threshold, uint16x8_t& ties) {
     const uint16x8_t limit = vdupq_n_u16(threshold);
-    uint16x8_t reaches[4], equals[4];
+    uint16x8_t reaches[4];
     for (int w = 0; w < 4; ++w) {
       const uint16x8_t halves = vreinterpretq_u16_u32(words[w]);
       reaches[w] = vcgeq_u16(halves, limit);
-      equals[w] = vceqq_u16(halves, limit);
+      if constexpr (kTies) ties = vorrq_u16(ties, vceqq_u16(halves, limit));
     }
-    reach = packed(reaches);
-    equal = 0;
-    if constexpr (kTies) {
-      const uint16x8_t any = vorrq_u16(vorrq_u16(equals[0], equals[1]), vorrq_u16(equals[2], equals[3]));
-      if (vmaxvq_u16(any)) equal = packed(equals);
-    }
+    return packed(reaches);
+  }
+  static u64 equal(const Vector* words, u16 threshold) {
+    uint16x8_t equals[4];
+    for (int w = 0; w < 4; ++w) equals[w] = vceqq_u16(vreinterpretq_u16_u32(words[w]), vdupq_n_u16(threshold));
+    return packed(equals);
   }
 
   static void merge(const Vector* high, const Vector* low, u32* draws) {

@@ -104,6 +104,7 @@ struct Isa {
 
   static Vector load(const u32* values) { return *values; }
   static Vector broadcast(u32 value) { return value; }
+  static Vector add(Vector a, u32 b) { return a + b; }
   static Vector xor2(Vector a, Vector b) { return a ^ b; }
   static Vector xor3(Vector a, Vector b, Vector c) { return a ^ b ^ c; }
   static void multiply(Vector a, u32 b, Vector& high, Vector& low) {
@@ -112,16 +113,24 @@ struct Isa {
     low = static_cast<u32>(product);
   }
 
-  // Which of the halves of four words a block reach a threshold, and if asked which equal it; a bit an element, in order.
+  // Which of the halves of four words a block reach a threshold, a bit an element, in order; if asked, `ties` becomes
+  // what `any` is true of where one equals it.
+  static u64 no_ties() { return 0; }
+  static bool any(u64 ties) { return ties != 0; }
   template <bool kTies>
-  static void compare(const Vector* words, u16 threshold, u64& reach, u64& equal) {
-    reach = equal = 0;
-    for (int lane = 0; lane < 8; ++lane) {
-      const u32 half = words[lane >> 1] >> (16 * (lane & 1)) & 0xFFFF;
-      reach |= u64{half >= threshold} << lane;
-      equal |= u64{half == threshold} << lane;
-    }
+  static u64 reach(const Vector* words, u16 threshold, u64& ties) {
+    u64 found = 0;
+    for (int lane = 0; lane < 8; ++lane) found |= u64{half(words, lane) >= threshold} << lane;
+    if constexpr (kTies) ties |= equal(words, threshold);
+    return found;
   }
+  // Which of them equal it.
+  static u64 equal(const Vector* words, u16 threshold) {
+    u64 found = 0;
+    for (int lane = 0; lane < 8; ++lane) found |= u64{half(words, lane) == threshold} << lane;
+    return found;
+  }
+  static u32 half(const Vector* words, int lane) { return words[lane >> 1] >> (16 * (lane & 1)) & 0xFFFF; }
 
   // The draws of the vector's elements in order, from the words of their high and of their low halves.
   static void merge(const Vector* high, const Vector* low, u32* draws) {
