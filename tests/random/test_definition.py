@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from dropkit import random
 from dropkit.errors import ArgumentError, ArgumentTypeError
 from dropkit.random import keep_mask, uniform32
+from dropkit.random.keys import call_keys
 from tests.helpers import slow_masks
 
 KEY = random.call_key(3, "layer", step=5)
@@ -187,3 +188,9 @@ def test_a_shape_without_an_order_is_refused(shape: Any) -> None:
 def test_a_counter_that_is_no_four_words_is_refused(counter: Any) -> None:
     with pytest.raises(ArgumentError, match=r"^philox4x32: `counter` must be "):
         random.philox4x32(counter, (0, 0))
+
+
+def test_keys_of_many_seeds_and_steps_are_those_of_single_calls() -> None:
+    seeds, steps = [0, 1, 2**32 + 5, 2**63, 2**64 - 1], range(2**40 - 1, 2**40 + 2)
+    found = call_keys(seeds, "hidden 0", steps)
+    assert found.tolist() == [[random.call_key(seed, "hidden 0", step) for seed in seeds] for step in steps]

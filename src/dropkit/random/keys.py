@@ -1,11 +1,15 @@
 """Keys: how a seed, a place in the model, a training step and a call become one 64-bit number."""
 
 import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from dropkit._checks import KEY, Integer, argument_error, argument_type_error
 from dropkit.random.philox import WORD, rounds, split
 
-__all__ = ["FOLD", "call_key", "field", "fold", "site"]
+__all__ = ["FOLD", "call_key", "call_keys", "field", "fold", "site"]
 
 FOLD = 0x64726F70  # "drop": the counter word that keeps keys apart from masks, whose streams stay below 2**30
 _WORD_RANGE = Integer(0, WORD, "[0, 2**32)")
@@ -88,6 +92,21 @@ def call_key(seed: int, name: str, step: int, call: int = 0) -> int:
     seed, step = KEY.check("call_key", "seed", seed), KEY.check("call_key", "step", step)
     call = _WORD_RANGE.check("call_key", "call", call)
     return fold(fold(seed, _site("call_key", name), step), call, 0)
+
+
+def call_keys(seeds: Sequence[int], name: str, steps: range) -> npt.NDArray[np.uint64]:
+    """Return `call_key` of the first call of a place for many seeds and steps at once, of shape (steps, seeds).
+
+    Args:
+        seeds: Seeds, each in ``[0, 2**64)``.
+        name: The name of the place that draws.
+        steps: The training steps, within ``[0, 2**64)``.
+    """
+    count, place = np.array(steps, np.uint64)[:, None], np.uint64(_site("call_keys", name))
+    zero, tag = np.uint64(0), np.uint64(FOLD)
+    first = rounds((place, *split(count), tag), split(np.array(seeds, np.uint64)))
+    words = rounds((zero, zero, zero, tag), first[:2])
+    return np.asarray(words[0] | words[1] << np.uint64(32))
 
 
 def field(key: int, d: int) -> int:

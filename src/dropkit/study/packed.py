@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from dropkit.functional import activation_dropout, dropout
-from dropkit.functional.address import signed
 from dropkit.random import call_key, normal, uniform32
+from dropkit.random.keys import call_keys
 from dropkit.study.augmentation import augmented, drawn, mixed, padded_windows
 from dropkit.study.budgets import Budget
 from dropkit.study.checkpoint import Checkpoint
@@ -56,7 +56,11 @@ class Training:
 
 def dropout_key(key: int, layer: int, step: int) -> int:
     """Return the key of the mask after hidden layer `layer` at training step `step`, for the seed of key `key`."""
-    return call_key(key, f"hidden {layer}", step)
+    return call_key(key, _hidden(layer), step)
+
+
+def _hidden(layer: int) -> str:
+    return f"hidden {layer}"
 
 
 def noise_key(key: int, step: int) -> int:
@@ -144,6 +148,7 @@ class _Pack:
         self.smoothing = torch.tensor([recipe.label_smoothing for recipe in recipes])
         self.noise = _strengths([recipe.noise for recipe in recipes])
         self.step = 0
+        self.keys: dict[tuple[int, int], Tensor] = {}  # of this epoch's masks, by layer and step
         self.history: list[Tensor] = []
         self.classes = data.classes
 
@@ -177,8 +182,9 @@ class _Pack:
     def train_epoch(self, epoch: int) -> None:
         orders = {key: shuffled(key, split.train, epoch) for key, split in self.splits.items()}
         order = torch.from_numpy(np.stack([orders[model.key] for model in self.models]))
-        draws = self._drawn(order.shape[1], epoch)
-        for start in range(0, order.shape[1], self.budget.batch_size):
+        draws, starts = self._drawn(order.shape[1], epoch), range(0, order.shape[1], self.budget.batch_size)
+        self.keys = self._dropout_keys(range(self.step, self.step + len(starts)))
+        for start in starts:
             batch = slice(start, start + self.budget.batch_size)
             self._train_step(order[:, batch], {name: values[:, batch] for name, values in draws.items()})
 
@@ -221,12 +227,12 @@ class _Pack:
 
     def _activate(self, hidden: Tensor, layer: int) -> Tensor:
         if self.recipe.dropout and self.recipe.dropout_before_norm:
-            hidden = dropout(hidden, self.rates, key=self._keys(layer))
+            hidden = dropout(hidden, self.rates, key=self.keys[layer, self.step])
         if self.norms:
             hidden = self.norms[layer](hidden)
         if not self.recipe.dropout or self.recipe.dropout_before_norm:
             return hidden.relu_()
-        return activation_dropout(hidden, "relu", self.rates, key=self._keys(layer))
+        return activation_dropout(hidden, "relu", self.rates, key=self.keys[layer, self.step])
 
     def _regularise(self) -> None:
         """Take the optimizer's step with what each model's recipe does to its weights around it."""
@@ -240,8 +246,11 @@ class _Pack:
             for weight in self.parameters[:-2:2]:
                 weight.mul_((self.longest / weight.norm(dim=1, keepdim=True)).clamp(max=1))
 
-    def _keys(self, layer: int) -> Tensor:
-        return torch.tensor([signed(dropout_key(model.key, layer, self.step)) for model in self.models])
+    def _dropout_keys(self, steps: range) -> dict[tuple[int, int], Tensor]:
+        """Return the models' keys of `dropout_key` by layer and step."""
+        seeds, layers = [model.key for model in self.models], range(len(self.parameters) // 2 - 1)
+        drawn = {layer: torch.from_numpy(call_keys(seeds, _hidden(layer), steps).view(np.int64)) for layer in layers}
+        return {(layer, step): keys for layer in layers for step, keys in zip(steps, drawn[layer], strict=True)}
 
     def score(self, epoch: int) -> None:
         """Score every model on its own rows, and keep the parameters where the inner rows like them best so far."""

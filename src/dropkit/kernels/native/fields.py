@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from dropkit.kernels import portable
+from dropkit.kernels.native.division import divide
 from dropkit.kernels.native.library import library
-from dropkit.kernels.native.operations import TYPES, calls
+from dropkit.kernels.native.operations import TYPES
 from dropkit.random.layout import Layout
 
 __all__ = ["integers", "normal", "uniform"]
@@ -41,8 +42,9 @@ def normal(key: Tensor, stream: Tensor, place: Layout, device: torch.device, dty
 def _drawn(
     draw: Callable[..., Any], key: Tensor, stream: Tensor, place: Layout, dtype: torch.dtype, *which: int
 ) -> Tensor:
-    parts = calls(key, stream, torch.tensor(0), place, scaled=False)
-    output = torch.empty((*torch.broadcast_shapes(key.shape, stream.shape), *place.shape), dtype=dtype)
-    for call in parts:
+    never = torch.tensor(0)
+    division = divide(key, stream, never, place)
+    output = torch.empty(division.mask, dtype=dtype)
+    for call in division.calls(key, stream, never, scaled=False):
         draw(*which, output.data_ptr() + call.offset * output.element_size(), call.packed)
     return output

@@ -1,10 +1,13 @@
 """The fused operators' work on CPU tensors: one pass by the compiled kernels, or one operation after another."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 from dropkit.kernels.activations import activate, activate_backward
 from dropkit.kernels.native import operations as native
+from dropkit.kernels.native.division import Division, divide
 from dropkit.random.layout import Layout, layout
 
 __all__ = ["activation_dropout", "activation_dropout_backward", "dropout_add"]
@@ -24,11 +27,12 @@ def activation_dropout(
     is_direct, number = _activates(input, bias), native.ACTIVATIONS.index(activation)
     if is_direct and _is_one(key, stream, threshold):  # most common, and spared the rest
         return native.activate_plain(input, bias, number, *_numbers(key, threshold))
-    place = _place(input, key, stream)
-    if not (is_direct and _is_whole(input, key, stream, threshold, place)):
+    place = _place(input.shape, max(key.dim(), stream.dim()))
+    division = divide(key, stream, threshold, place)
+    if not (is_direct and _is_whole(input, division)):
         return native.dropout(activate(activation, input, bias), key, stream, threshold, place, scaled=True)
     output = torch.empty_like(input)
-    for call in native.calls(key, stream, threshold, place, scaled=True):
+    for call in division.calls(key, stream, threshold, scaled=True):
         size = call.offset * input.element_size()
         places = input.data_ptr() + size, _pointer(bias), output.data_ptr() + size
         native.serving().activate_slices(native.TYPES[input.dtype], number, *places, call.packed)
@@ -43,30 +47,31 @@ def activation_dropout_backward(
     is_direct = _activates(input, bias) and _is_like(grad, input, input.shape)
     if is_direct and _is_one(key, stream, threshold):
         return native.activate_gradient_plain(grad, input, bias, number, *_numbers(key, threshold))
-    place = _place(input, key, stream)
-    if not (is_direct and _is_whole(input, key, stream, threshold, place)):
+    place = _place(input.shape, max(key.dim(), stream.dim()))
+    division = divide(key, stream, threshold, place)
+    if not (is_direct and _is_whole(input, division)):
         gated = native.dropout(grad, key, stream, threshold, place, scaled=True)
         return activate_backward(activation, gated, input, bias)
     output = torch.empty_like(input)
-    for call in native.calls(key, stream, threshold, place, scaled=True):
+    for call in division.calls(key, stream, threshold, scaled=True):
         size = call.offset * input.element_size()
         places = grad.data_ptr() + size, input.data_ptr() + size, _pointer(bias), output.data_ptr() + size
         native.serving().activate_gradient_slices(native.TYPES[input.dtype], number, *places, call.packed)
     return output
 
 
-def _is_whole(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, place: Layout) -> bool:
+def _is_whole(input: Tensor, division: Division) -> bool:
     """Tell whether every element has a place of its own in the mask, and every row one rate."""
-    whole = native.mask_shape(key, stream, place) == input.shape
-    return whole and not native.is_too_fine(key, stream, threshold, place)
+    return division.mask == input.shape and not division.is_too_fine
 
 
 def _pointer(bias: Tensor | None) -> int | None:
     return None if bias is None else bias.data_ptr()
 
 
-def _place(input: Tensor, key: Tensor, stream: Tensor) -> Layout:
-    return layout("dropout", input.shape, slices=max(key.dim(), stream.dim()))
+@lru_cache(maxsize=1024)
+def _place(shape: torch.Size, slices: int) -> Layout:
+    return layout("dropout", shape, slices=slices)
 
 
 def _is_one(key: Tensor, stream: Tensor, threshold: Tensor) -> bool:
@@ -87,4 +92,4 @@ def _is_like(tensor: Tensor, input: Tensor, shape: torch.Size) -> bool:
 
 
 def _dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor) -> Tensor:
-    return native.dropout(input, key, stream, threshold, _place(input, key, stream), scaled=True)
+    return native.dropout(input, key, stream, threshold, _place(input.shape, max(key.dim(), stream.dim())), scaled=True)

@@ -2,17 +2,18 @@
 
 import itertools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from dropkit.kernels import portable
+from dropkit.kernels.native.division import Division, divide
 from dropkit.kernels.native.library import Library, library, share_threads
-from dropkit.kernels.native.packing import PACKED, int64, packed_place
+from dropkit.kernels.native.packing import int64, packed_place
 from dropkit.kernels.native.strided import bit_steps, is_laid_out_like, memory_axes
-from dropkit.random.layout import Layout, check_addressable
+from dropkit.random.layout import Layout
 
 __all__ = [
     "ACTIVATIONS",
@@ -23,13 +24,10 @@ __all__ = [
     "add_plain",
     "apply_bits",
     "apply_bits_",
-    "calls",
     "dropout",
     "dropout_plain",
-    "is_too_fine",
     "keep_bits_plain",
     "keep_mask",
-    "mask_shape",
     "serving",
     "takes",
 ]
@@ -155,24 +153,24 @@ def _sizes(input: Tensor) -> tuple[int, int]:
 
 def dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, scaled: bool) -> Tensor:
     """Do what `dropkit.kernels.portable.dropout` does."""
-    native = library()
-    if native is None or is_too_fine(key, stream, threshold, place):
+    native, division = library(), divide(key, stream, threshold, place)
+    if native is None or division.is_too_fine:
         return portable.dropout(input, key, stream, threshold, place, scaled)
-    if input.dtype in TYPES and input.is_contiguous() and input.shape == mask_shape(key, stream, place):
+    if input.dtype in TYPES and input.is_contiguous() and input.shape == division.mask:
         output = torch.empty_like(input)
-        for call in calls(key, stream, threshold, place, scaled):
+        for call in division.calls(key, stream, threshold, scaled):
             size = call.offset * input.element_size()
             native.dropout(TYPES[input.dtype], input.data_ptr() + size, output.data_ptr() + size, call.packed)
         return output
-    spread = _dropout_by_bits(native, input, key, stream, threshold, place, scaled)
+    spread = _dropout_by_bits(native, division, input, key, stream, threshold, scaled)
     if spread is not None:
         return spread
-    keep = _keep_mask(native, key, stream, threshold, place)
+    keep = _keep_mask(native, division, key, stream, threshold)
     return portable.select(input, keep, portable.survivor_scale(threshold) if scaled else None)
 
 
 def _dropout_by_bits(
-    native: Library, input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, scaled: bool
+    native: Library, division: Division, input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, scaled: bool
 ) -> Tensor | None:
     """Apply dropout where elements share places of the mask or lie in another order, if the kernels can.
 
@@ -180,17 +178,15 @@ def _dropout_by_bits(
     """
     if input.dtype not in TYPES:
         return None
-    check_addressable("dropout", "input", place.shape)
     output = torch.empty_like(input)  # dense, even if the input is not
-    mask = mask_shape(key, stream, place)
-    steps = bit_steps(mask)
+    steps = bit_steps(division.mask)
     rates = threshold.expand(input.shape[: threshold.dim()]) if threshold.numel() > 1 else threshold.reshape(())
     axes = memory_axes(output[(0,) * rates.dim()], steps[rates.dim() :]) if output.numel() else None
     if axes is None:
         return output if not output.numel() else None
     source = input if is_laid_out_like(input, output) else output.copy_(input)
-    words = torch.zeros(math.prod(mask) + 63 >> 6, dtype=torch.int64)
-    for call in calls(key, stream, threshold, place, scaled=False):
+    words = torch.zeros(division.mask.numel() + 63 >> 6, dtype=torch.int64)
+    for call in division.calls(key, stream, threshold, scaled=False):
         native.keep_bits(words.data_ptr(), call.offset, call.packed)
     for index in itertools.product(*map(range, rates.shape)):
         first = sum(i * step for i, step in zip(index, steps, strict=False))
@@ -202,82 +198,16 @@ def _dropout_by_bits(
 def keep_mask(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, device: torch.device) -> Tensor:
     """Do what `dropkit.kernels.portable.keep_mask` does."""
     native = library() if device.type == "cpu" else None
-    if native is None or is_too_fine(key, stream, threshold, place):
+    if native is None:
         return portable.keep_mask(key, stream, threshold, place, device)
-    return _keep_mask(native, key, stream, threshold, place)
+    division = divide(key, stream, threshold, place)
+    if division.is_too_fine:
+        return portable.keep_mask(key, stream, threshold, place, device)
+    return _keep_mask(native, division, key, stream, threshold)
 
 
-def _keep_mask(native: Library, key: Tensor, stream: Tensor, threshold: Tensor, place: Layout) -> Tensor:
-    keep = torch.empty(mask_shape(key, stream, place), dtype=torch.bool)
-    for call in calls(key, stream, threshold, place, scaled=False):
+def _keep_mask(native: Library, division: Division, key: Tensor, stream: Tensor, threshold: Tensor) -> Tensor:
+    keep = torch.empty(division.mask, dtype=torch.bool)
+    for call in division.calls(key, stream, threshold, scaled=False):
         native.keep_bytes(keep.data_ptr() + call.offset, call.packed)
     return keep
-
-
-def mask_shape(key: Tensor, stream: Tensor, place: Layout) -> torch.Size:
-    """Return the shape of a mask: slices with keys or streams of their own, then the axes of the place."""
-    return torch.Size((*_slices(key, stream), *place.shape))
-
-
-def _slices(key: Tensor, stream: Tensor) -> torch.Size:
-    """Return the axes of slices, on each of which keys or streams may have one value for all."""
-    return torch.Size(n if m == 1 else m for m, n in zip(key.shape, stream.shape, strict=True))
-
-
-def is_too_fine(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout) -> bool:
-    """Tell whether rates differ within a row, or where the draws are shared, which the kernels do not take."""
-    mask = mask_shape(key, stream, place)
-    rates = threshold.shape
-    return len(rates) >= max(len(mask), 1) or any(rates[axis] > mask[axis] for axis in range(len(rates)))
-
-
-class _Call(NamedTuple):
-    offset: int  # elements before
-    packed: Any
-    kept: tuple[Tensor, ...]  # the tensors that `packed` points into
-
-
-def calls(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, scaled: bool) -> list[_Call]:
-    """Return the calls of the library that make up a mask: as few as the numbering of its rows allows.
-
-    A call takes slices with a key, a stream and a rate each, and as many consecutive rows in every one of them. So the
-    innermost axes whose rows are consecutive become the rows of a slice, the axis before them the slices, and every
-    place on the axes before that is a call of its own.
-    """
-    check_addressable("dropout", "input", place.shape)
-    slices = _slices(key, stream)
-    columns = place.shape[-1] if place.shape else 1
-    lengths = (*slices, *place.shape[:-1])
-    steps = (*(0,) * len(slices), *place.row_strides)
-    if 0 in lengths or not columns:
-        return []
-    inner = len(lengths)  # the first axis of those whose rows are consecutive
-    while inner > max(threshold.dim(), len(slices)):
-        consecutive = steps[inner - 1] == math.prod(lengths[inner:])
-        if not consecutive and lengths[inner - 1] > 1:
-            break
-        inner -= 1
-    rows = math.prod(lengths[inner:])
-    if not inner:  # one call, as is most common: the tensors of the address have one value each
-        found: tuple[Tensor, ...] = (key, stream, threshold)
-        sizes = [scaled, 1, rows, columns, int64(place.first_row), 0, place.first_column]
-        return [_Call(0, PACKED(*sizes, *(value.data_ptr() for value in found)), found)]
-    if inner == 1 and max(key.dim(), stream.dim(), threshold.dim()) <= 1:  # one call too: a value for all, or a slice
-        found = key.contiguous(), stream.contiguous(), threshold.contiguous()
-        sizes = [scaled, lengths[0], rows, columns, int64(place.first_row), int64(steps[0]), place.first_column]
-        strides = (int(value.numel() > 1) for value in found)
-        return [_Call(0, PACKED(*sizes, *(value.data_ptr() for value in found), *strides), found)]
-    *outer, count = lengths[:inner]
-    row_step = steps[inner - 1]
-    address = [
-        value.reshape(value.shape + (1,) * (inner - value.dim())).expand(lengths[:inner]).reshape(*outer, count)
-        for value in (key, stream, threshold)
-    ]
-    parts: list[_Call] = []
-    for index in itertools.product(*map(range, outer)):
-        found = tuple(value[index].contiguous() for value in address)
-        first_row = place.first_row + sum(i * step for i, step in zip(index, steps, strict=False))
-        sizes = [scaled, count, rows, columns, int64(first_row), int64(row_step), place.first_column]
-        packed = PACKED(*sizes, *(value.data_ptr() for value in found), 1, 1, 1)
-        parts.append(_Call(len(parts) * count * rows * columns, packed, found))
-    return parts
