@@ -82,6 +82,25 @@ def test_extreme_inputs() -> None:
 
 
 @pytest.mark.parametrize("key", [5, torch.tensor(5)], ids=["number", "tensor"])
+@pytest.mark.parametrize("way", ["once", "expanded", "twice"])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_infinity_is_as_pytorch_has_it_where_kept(name: str, dtype: torch.dtype, way: str, key: int | Tensor) -> None:
+    x = torch.tensor([torch.inf, -torch.inf, torch.nan]).to(dtype).repeat(40).requires_grad_()
+    # Of +inf, PyTorch's GELU has NaN in float32 and half types if there is more than one number, and inf in float64.
+    exact = x.detach().to(torch.float64 if operations.activates() else dtype).requires_grad_()
+    keep = torch.from_numpy(keep_mask(5, (len(x),), 0.5))
+    found, wanted = activation_dropout(x, name, 0.5, key=key), ACTIVATIONS[name](exact)
+    grad = torch.ones(()).to(dtype).expand(len(x)) if way == "expanded" else torch.ones_like(x)
+    (of_x,) = torch.autograd.grad(found, x, grad, create_graph=way == "twice")
+    (of_exact,) = torch.autograd.grad(wanted, exact, torch.ones_like(exact))
+    for one, other in ((found, wanted), (of_x, of_exact)):
+        torch.testing.assert_close(one[keep].double(), 2 * other[keep].double(), rtol=0, atol=0, equal_nan=True)
+        assert (one[~keep] == 0).all()
+        assert not torch.signbit(one[~keep]).any()
+
+
+@pytest.mark.parametrize("key", [5, torch.tensor(5)], ids=["number", "tensor"])
 def test_relu_keeps_no_tensor_but_its_result(key: int | Tensor) -> None:
     x, bias, kept = torch.randn(20, 50, requires_grad=True), torch.randn(50), []
 

@@ -124,9 +124,8 @@ class _PlainActivationDropout(torch.autograd.Function):
         x, bias = ctx.saved_tensors
         number, key, threshold = ctx.address
         if torch.is_grad_enabled() or not is_plain(grad):  # a second derivative, or a batch of gradients
-            of_input = activate_backward(
-                native.ACTIVATIONS[number], dropout(grad, threshold / 2.0**32, key=key), x, bias
-            )
+            of_activated = activate_backward(native.ACTIVATIONS[number], grad, x, bias)
+            of_input = dropout(of_activated, threshold / 2.0**32, key=key)
         else:
             of_input = native.activate_gradient_plain(grad, x, bias, number, key, threshold)
         return of_input, _of_bias(ctx, of_input), None, None, None
@@ -156,7 +155,7 @@ class _ActivationDropout(torch.autograd.Function):
         if ctx.activation == "relu" and torch.compiler.is_compiling():
             of_input = _relu_gradient(grad, x, address[-1])
         elif torch.is_grad_enabled():  # a second derivative
-            of_input = activate_backward(ctx.activation, gated(grad, *address), x, bias)
+            of_input = gated(activate_backward(ctx.activation, grad, x, bias), *address)
         else:
             of_input = fused.activation_dropout_backward(grad, x, bias, ctx.activation, *address)
         return of_input, _of_bias(ctx, of_input), None, None, None, None

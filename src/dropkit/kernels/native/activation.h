@@ -57,6 +57,15 @@ inline V exponential(V x) {
   return (V)((I)polynomial<Isa>(r, Fit<F>::kExponential) + ((I)shifted << kBits));
 }
 
+// The functions below are z times a gate, which is 0 far below. At infinity they are what PyTorch's formulas make of it,
+// where 0 times infinity is NaN: at its lower end they are NaN, and their derivatives are at both.
+
+// Make a derivative NaN at infinity.
+template <class Isa, class V>
+inline V undefined_at_infinity(V derivative, V z) {
+  return Isa::multiply_add(z, V{}, derivative);
+}
+
 struct Relu {
   template <class Isa, class V>
   static V value(V z) { return at_least(z, 0); }
@@ -64,27 +73,33 @@ struct Relu {
 
 // z times the normal distribution function of z, whose tail is a fraction (Mills' ratio) times the density.
 struct Gelu {
+  // What 1 / sqrt(2 pi) times this is the density, and the ratio, at a distance from 0 within `kFar`.
   template <class Isa, class V>
   struct Normal {
     using F = lane_t<V>;
-    V distance, tail, density;  // beyond `distance` from 0
+    V distance, density, mills;
 
-    explicit Normal(V z) : distance(at_most(absolute(z), Fit<F>::kFar)) {
-      const V e = exponential<Isa>(distance * distance * F(-0.5));
-      tail = e * (polynomial<Isa>(distance, Fit<F>::kMillsAbove) / polynomial<Isa>(distance, Fit<F>::kMillsBelow));
-      density = e * F(0.39894228040143267794);
+    explicit Normal(V z) : distance(absolute(z)) {
+      density = exponential<Isa>(distance * distance * F(-0.5));
+      mills = polynomial<Isa>(distance, Fit<F>::kMillsAbove) / polynomial<Isa>(distance, Fit<F>::kMillsBelow);
+    }
+    // What it is beyond `distance` from 0 below, and but for 1 above; nothing far out.
+    V on_both_sides(V z, V below) const {
+      below = distance > Fit<F>::kFar ? V{} : below;
+      return z < 0 ? below : 1 - below;
     }
   };
   template <class Isa, class V>
   static V value(V z) {
     const Normal<Isa, V> normal(z);
-    return Isa::multiply_add(-normal.distance, normal.tail, at_least(z, 0));
+    return z * normal.on_both_sides(z, normal.density * normal.mills);
   }
   template <class Isa, class V>
   static V derivative(V z) {
     const Normal<Isa, V> normal(z);
-    const V below = Isa::multiply_add(-normal.distance, normal.density, normal.tail);
-    return z < 0 ? below : 1 - below;
+    const V factor = all<V>(lane_t<V>(-0.39894228040143267794));
+    const V below = normal.density * Isa::multiply_add(normal.distance, factor, normal.mills);
+    return undefined_at_infinity<Isa>(normal.on_both_sides(z, below), z);
   }
 };
 
@@ -96,7 +111,7 @@ inline V logistic(V z) {
 // GELU by the hyperbolic tangent: z times the logistic function of 2 sqrt(2 / pi) (z + 0.044715 z**3).
 struct GeluTanh {
   static constexpr double kLinear = 1.59576912160573071176, kCubic = 0.044715 * kLinear;
-  static constexpr int kFar = 10;  // beyond, it is z, or less than 1e-36
+  static constexpr int kFar = 10;  // beyond, it is z, or 0 but for less than 1e-36
 
   template <class Isa, class V>
   static V gate(V z) {
@@ -105,31 +120,31 @@ struct GeluTanh {
   }
   template <class Isa, class V>
   static V value(V z) {
-    z = at_least(z, -kFar);
-    return z * gate<Isa>(at_most(z, kFar));
+    return z * (z < -kFar ? V{} : gate<Isa>(at_most(z, kFar)));
   }
   template <class Isa, class V>
   static V derivative(V z) {
     using F = lane_t<V>;
-    z = at_most(at_least(z, -kFar), kFar);
-    const V s = gate<Isa>(z), slope = Isa::multiply_add(z * z, all<V>(F(3 * kCubic)), all<V>(F(kLinear)));
-    return s + z * slope * s * (1 - s);
+    const V near = at_most(at_least(z, -kFar), kFar), s = gate<Isa>(near);
+    const V slope = Isa::multiply_add(near * near, all<V>(F(3 * kCubic)), all<V>(F(kLinear)));
+    return undefined_at_infinity<Isa>(Isa::multiply_add(near * slope * s, 1 - s, s), z);
   }
 };
 
 struct Silu {
   template <class Isa, class V>
-  static V value(V z) {
+  static V gate(V z) {
     constexpr auto kFar = Fit<lane_t<V>>::kExponentRange;
-    z = at_least(z, -kFar);
-    return z * logistic<Isa>(at_most(z, kFar));
+    return z < -kFar ? V{} : logistic<Isa>(at_most(z, kFar));
+  }
+  template <class Isa, class V>
+  static V value(V z) {
+    return z * gate<Isa>(z);
   }
   template <class Isa, class V>
   static V derivative(V z) {
-    constexpr auto kFar = Fit<lane_t<V>>::kExponentRange;
-    z = at_most(at_least(z, -kFar), kFar);
-    const V s = logistic<Isa>(z);
-    return s + z * s * (1 - s);
+    const V s = gate<Isa>(z);
+    return Isa::multiply_add(z * s, 1 - s, s);
   }
 };
 

@@ -50,8 +50,9 @@ def activation_dropout_backward(
     place = _place(input.shape, max(key.dim(), stream.dim()))
     division = divide(key, stream, threshold, place)
     if not (is_direct and _is_whole(input, division)):
-        gated = native.dropout(grad, key, stream, threshold, place, scaled=True)
-        return activate_backward(activation, gated, input, bias)
+        # In this order: 0 times the derivative would be NaN where that is, as it is of infinity.
+        gradient = activate_backward(activation, grad, input, bias)
+        return native.dropout(gradient, key, stream, threshold, place, scaled=True)
     output = torch.empty_like(input)
     for call in division.calls(key, stream, threshold, scaled=True):
         size = call.offset * input.element_size()
