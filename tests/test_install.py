@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -172,6 +173,19 @@ def test_a_wheel_without_kernels_runs_portable_operations_and_says_so_once(
     assert environment.parents[1] in Path(found["package"]).parents
     [said] = found["said"]
     assert "it was installed without a C++ compiler" in said
+
+
+@needs_compiler
+@pytest.mark.parametrize("options", [[], ["--editable"]], ids=["copied", "editable"])
+def test_the_command_that_a_warning_gives_compiles_the_kernels(
+    options: list[str], checkout: Path, environment: Path
+) -> None:
+    pip(environment, "install", *OFFLINE, *options, str(checkout), **NO_COMPILER)
+    [said] = outcome(environment)["said"]
+    [command] = re.findall(r"^ *pip (install .*)$", said, re.MULTILINE)
+    pip(environment, *shlex.split(command), "--no-build-isolation", "--no-index")
+    found = outcome(environment)
+    assert (found["kernel"] != "portable", found["said"]) == (True, [])
 
 
 @needs_compiler

@@ -16,6 +16,7 @@ import torch
 import dropkit
 from dropkit import kernels, random
 from dropkit.kernels.native import library
+from dropkit.kernels.native.reinstall import reinstall_command
 from tests.helpers.compiler import needs_compiler
 
 KEY = 7
@@ -140,8 +141,13 @@ def test_numpy_runs_on_the_kernels_without_torch_and_shares_its_threads_from_whe
 
 def test_numpy_without_the_kernels_needs_no_torch_either() -> None:
     about = outcome("portable", sample=NUMPY_SAMPLE)
-    assert about["kernels"] == ["portable", "portable"]
-    assert (about["had_torch"], about["same"], about["said"]) == (False, True, [])
+    assert about == {
+        "kernels": ["portable", "portable"],
+        "threads": ["one", "PyTorch"],
+        "had_torch": False,
+        "same": True,
+        "said": [],
+    }
 
 
 def test_without_the_library_numpy_says_once_how_to_get_it_and_torch_after_it_nothing(package: Path) -> None:
@@ -157,6 +163,17 @@ def test_portable_operations_can_be_chosen_and_say_nothing() -> None:
     assert about == {"kernel": "portable", "reason": "DROPKIT_KERNEL=portable", "library": None, "said": []}
 
 
+@pytest.mark.parametrize("choice", [" Portable ", "PORTABLE\t"])
+def test_case_and_blanks_of_a_choice_do_not_matter(choice: str) -> None:
+    about = outcome(choice)
+    assert (about["kernel"], about["reason"], about["said"]) == ("portable", "DROPKIT_KERNEL=portable", [])
+
+
+@pytest.mark.native
+def test_a_blank_choice_is_none() -> None:
+    assert outcome(" ")["reason"] == "the best that this processor has"
+
+
 def test_an_unknown_choice_is_refused() -> None:
     result = start("fast")
     assert result.returncode == 1
@@ -170,11 +187,44 @@ def test_without_the_library_portable_operations_serve_and_say_once_how_to_get_i
     assert (about["kernel"], about["library"]) == ("portable", None)
     [(message, file, line)] = about["said"]
     assert (file, line) == ("<string>", 7)  # the user's line, past the layers of PyTorch and dropkit
+    command = reinstall_command()
+    where = " in a checkout of dropkit" if command.endswith(" .") else ""
     assert message == (
         "dropkit runs on portable operations of PyTorch and NumPy, slower than its compiled kernels: it was installed "
-        "without a C++ compiler. Install GCC or Clang, then dropkit again with pip install --force-reinstall --no-deps "
-        "--no-cache-dir, or set DROPKIT_KERNEL=portable to silence this."
+        f"without a C++ compiler. Install GCC or Clang, then run{where}:\n\n    {command}\n\n"
+        "Or set DROPKIT_KERNEL=portable to silence this."
     )
+
+
+@pytest.mark.parametrize(
+    ("record", "source"),
+    [
+        (None, "--no-binary dropkit dropkit"),  # from an index
+        ({"dir_info": {}, "url": "file:///a%20b/dropkit"}, "file:///a%20b/dropkit"),
+        ({"dir_info": {"editable": True}, "url": "file:///dropkit"}, "--editable file:///dropkit"),
+        ({"vcs_info": {"vcs": "git", "commit_id": "0a1b"}, "url": "https://host/x.git"}, "git+https://host/x.git@0a1b"),
+        ({"archive_info": {}, "url": "file:///dropkit-1.0.tar.gz"}, "file:///dropkit-1.0.tar.gz"),
+        ({"archive_info": {}, "url": "file:///dropkit-1.0-py3-none-any.whl"}, "."),
+        ({"archive_info": {}, "url": "https://host/x.zip?a=1&b=2"}, "'https://host/x.zip?a=1&b=2'"),
+    ],
+)
+def test_the_command_takes_dropkit_from_where_it_came(
+    record: dict[str, Any] | None, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "dropkit-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: dropkit\nVersion: 1.0\n")
+    if record:
+        (folder / "direct_url.json").write_text(json.dumps(record))
+    monkeypatch.syspath_prepend(tmp_path)
+    assert reinstall_command() == f"pip install --force-reinstall --no-deps --no-cache-dir {source}"
+
+
+def test_sources_that_were_never_installed_are_installed_from_a_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert reinstall_command().endswith(" --no-cache-dir .")
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from dropkit._checks import Choice
@@ -21,6 +22,7 @@ __all__ = ["Info", "Library", "info", "library", "share_threads"]
 
 ENVIRONMENT = "DROPKIT_KERNEL"
 _PORTABLE = "portable"
+_ONE, _PYTORCH = "one", "PyTorch"  # threads
 _INSTRUCTION_SETS = ("avx512", "avx2", "neon", "scalar")
 _CHOICE = Choice(("auto", _PORTABLE, *_INSTRUCTION_SETS))
 _SUFFIX = {"win32": "dll", "darwin": "dylib"}.get(sys.platform, "so")
@@ -62,7 +64,8 @@ class Info:
             and NumPy's on its arrays).
         reason: Why this one.
         library: The compiled library; None where there is none.
-        threads: Whose threads it works on: ``"PyTorch"``, once PyTorch 2.10 or newer is imported, or ``"one"``.
+        threads: ``"PyTorch"``, whose threads it works on once PyTorch is imported (compiled kernels want 2.10 or newer),
+            or ``"one"``. Portable operations on NumPy arrays always work on one.
     """
 
     kernel: str
@@ -85,22 +88,28 @@ class Library:
             function = getattr(self._loaded, name)
             function.restype, function.argtypes = result, arguments
             setattr(self, name.removeprefix("dropkit_"), function)
-        self.threads = "one"
+        self.threads = _ONE
         self._has_asked = False
 
     def share_threads(self) -> None:
         """Work on PyTorch's threads, from when it is imported: a second pool would fight with it for the cores."""
-        torch = sys.modules.get("torch")
-        if self._has_asked or not hasattr(torch, "get_num_threads"):  # as it lacks while it is being imported
+        torch = _imported_torch()
+        if self._has_asked or torch is None:
             return
         self._has_asked = True
         loop = _parallel_for(Path(str(getattr(torch, "__file__", None))).parent / "lib")
         if loop:
             self.set_parallel_for(loop)
-            self.threads = "PyTorch"
+            self.threads = _PYTORCH
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         raise AttributeError(f"{_NAME} has no function {name!r}")
+
+
+def _imported_torch() -> ModuleType | None:
+    """Return PyTorch if a program has imported it."""
+    torch = sys.modules.get("torch")
+    return torch if hasattr(torch, "get_num_threads") else None  # which it lacks while it is being imported
 
 
 def _parallel_for(folder: Path) -> int | None:
@@ -121,18 +130,19 @@ def _find() -> Path | None:
 
 @cache
 def _state() -> tuple[Library | None, Info]:
-    wanted = _CHOICE.check("dropkit.kernels", ENVIRONMENT, os.environ.get(ENVIRONMENT) or "auto")
+    given = os.environ.get(ENVIRONMENT, "").strip().lower()
+    wanted = _CHOICE.check("dropkit.kernels", ENVIRONMENT, given or "auto")
     asked = f"{ENVIRONMENT}={wanted}"
     if wanted == _PORTABLE:
-        return None, Info(_PORTABLE, asked, None, "PyTorch")
+        return None, Info(_PORTABLE, asked, None, _ONE)
     path = _find()
     if path is None:
         reason = "it was installed without a C++ compiler"
-        return None, Info(_PORTABLE, reason, None, "PyTorch")
+        return None, Info(_PORTABLE, reason, None, _ONE)
     try:
         found = Library(path)
     except (OSError, AttributeError) as error:
-        return None, Info(_PORTABLE, f"the compiled library does not load: {error}", path, "PyTorch")
+        return None, Info(_PORTABLE, f"the compiled library does not load: {error}", path, _ONE)
     reason = "the best that this processor has"
     if wanted != "auto":
         if not found.use(wanted.encode()):
@@ -162,10 +172,14 @@ def _find_and_say() -> Library | None:
     if found is not None:
         found.share_threads()
     elif not about.reason.startswith(ENVIRONMENT):
+        from dropkit.kernels.native.reinstall import reinstall_command
+
+        command = reinstall_command()
+        where = " in a checkout of dropkit" if command.endswith(" .") else ""
         _warn(
             "dropkit runs on portable operations of PyTorch and NumPy, slower than its compiled kernels: "
-            f"{about.reason}. Install GCC or Clang, then dropkit again with pip install --force-reinstall --no-deps "
-            f"--no-cache-dir, or set {ENVIRONMENT}={_PORTABLE} to silence this."
+            f"{about.reason}. Install GCC or Clang, then run{where}:\n\n    {command}\n\n"
+            f"Or set {ENVIRONMENT}={_PORTABLE} to silence this."
         )
     return found
 
@@ -188,8 +202,14 @@ def _warn(message: str) -> None:
 def info() -> Info:
     """Say which kernels serve CPU tensors and NumPy arrays, and why. PyTorch is not imported for it.
 
+    The environment variable ``DROPKIT_KERNEL`` chooses others, before dropkit is first used: ``avx512``, ``avx2``,
+    ``neon``, ``scalar`` (compiled without vector instructions), ``portable``, or ``auto``, the best that there is.
+
     Returns:
         An `Info`, which prints as text.
+
+    Raises:
+        ArgumentError: If ``DROPKIT_KERNEL`` is none of these.
 
     Examples:
         >>> from dropkit import kernels
@@ -198,6 +218,6 @@ def info() -> Info:
     """
     found, about = _state()
     if found is None:
-        return about
+        return replace(about, threads=_ONE if _imported_torch() is None else _PYTORCH)
     found.share_threads()
     return replace(about, threads=found.threads)

@@ -1,0 +1,30 @@
+"""The command that installs dropkit again from where it came, so that its kernels are compiled."""
+
+import json
+import shlex
+from importlib import metadata
+
+__all__ = ["reinstall_command"]
+
+
+def reinstall_command() -> str:
+    """Return a line for a shell. Where sources are not known, as of a wheel, it is for a checkout of them."""
+    return f"pip install --force-reinstall --no-deps --no-cache-dir {_source()}"
+
+
+def _source() -> str:
+    """Return what dropkit was installed from, as pip takes it; installers record it (PEP 610)."""
+    try:
+        recorded = metadata.distribution("dropkit").read_text("direct_url.json")
+    except metadata.PackageNotFoundError:  # imported from sources that were never installed
+        return "."
+    if not recorded:  # an index of packages, which may have a wheel
+        return "--no-binary dropkit dropkit"
+    found = json.loads(recorded)
+    url, version = found["url"], found.get("vcs_info")
+    if url.endswith(".whl"):
+        return "."
+    if version:
+        url = f"{version['vcs']}+{url}@{version['commit_id']}"
+    option = "--editable " if found.get("dir_info", {}).get("editable") else ""
+    return option + shlex.quote(url)
