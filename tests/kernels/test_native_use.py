@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from dropkit import functional, random
 from dropkit.kernels import portable
+from dropkit.kernels.native import library
 from dropkit.kernels.native.operations import TYPES
 from tests.helpers.arrangements import arrangements
 from tests.helpers.native import Address, bits, dropped, keep_mask, reference
@@ -18,6 +21,7 @@ from tests.helpers.native import Address, bits, dropped, keep_mask, reference
 pytestmark = [pytest.mark.native, pytest.mark.usefixtures("instruction_set")]
 
 KEY = random.call_key(17, "native", step=4)
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
 
 @pytest.fixture
@@ -53,18 +57,41 @@ def test_several_callers_at_once() -> None:
         assert all(pool.map(holds, [*want] * 5))
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@needs_fork
+@pytest.mark.usefixtures("threads")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_a_forked_child_draws_the_same_masks() -> None:
-    """As a worker of PyTorch's data loader does, on one thread, after its parent has worked on several."""
+@pytest.mark.parametrize("by", ["parent", "child"])
+def test_a_forked_child_draws_the_same_masks_on_one_thread(by: str) -> None:
+    """As a worker of PyTorch's data loader does, or under a parent that has gone down to one."""
     x, address, t = torch.randn(300, 301), Address(KEY, (300, 301)), random.threshold(0.4)
     want = dropped(x, address, t)
+    if by == "parent":
+        torch.set_num_threads(1)
     child = os.fork()
     if child == 0:
         signal.alarm(120)  # ends a child that hangs
-        torch.set_num_threads(1)
+        if by == "child":
+            torch.set_num_threads(1)
         os._exit(0 if torch.equal(dropped(x, address, t), want) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@needs_fork
+def test_a_child_forked_before_pytorch_is_imported_needs_nothing(instruction_set: str) -> None:
+    code = """\
+import os, signal, sys
+import numpy as np
+from dropkit.numpy import dropout_forward
+want = dropout_forward(np.ones((300, 301)), 0.4, rng=7)[0]
+child = os.fork()
+if child == 0:
+    signal.alarm(120)
+    os._exit(0 if (dropout_forward(np.ones((300, 301)), 0.4, rng=7)[0] == want).all() else 1)
+assert "torch" not in sys.modules
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    environment = os.environ | {library.ENVIRONMENT: instruction_set}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=300)
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)

@@ -64,8 +64,8 @@ class Info:
             and NumPy's on its arrays).
         reason: Why this one.
         library: The compiled library; None where there is none.
-        threads: ``"PyTorch"``, whose threads it works on once PyTorch is imported (compiled kernels want 2.10 or newer),
-            or ``"one"``. Portable operations on NumPy arrays always work on one.
+        threads: ``"PyTorch"``, on whose threads it works once PyTorch is imported (compiled kernels: 2.10 or newer), or
+            ``"one"``. Portable operations on NumPy arrays always work on one.
     """
 
     kernel: str
