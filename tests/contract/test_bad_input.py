@@ -112,7 +112,7 @@ def places() -> Iterator[Wrong]:
     yield Wrong("full_shape", (2, 2**34 + 1), ArgumentError, "at most 2**64 rows of 2**34 columns")
 
 
-def tensors() -> Iterator[Wrong]:
+def tensors(rate: str = "p", of: str = "input") -> Iterator[Wrong]:
     """Tensors of rates, keys and streams of a wrong type, rank, length or value."""
     for name, dtype in (("p", torch.float64), ("key", torch.int64), ("stream", torch.int64)):
         for other in (torch.float32, torch.int32, torch.bool, torch.uint8):
@@ -124,16 +124,15 @@ def tensors() -> Iterator[Wrong]:
             name, torch.zeros(2, 1, dtype=dtype), ArgumentError, "a tensor of no axis or one", "It has shape (2, 1)."
         )
         for length in (1, 3, 0):
-            remedy = f"It has {length} values, the input has 2 slices."
+            remedy = f"It has {length} values, the {of} has 2 slices."
             rule = "one value, or one for each slice of axis 0"
             yield Wrong(name, torch.zeros(length, dtype=dtype), ArgumentError, rule, remedy)
-        yield Wrong(
-            name, torch.zeros(2, dtype=dtype, device="meta"), ArgumentError, "a tensor on the input's device cpu"
-        )
+        rule = f"a tensor on the {of}'s device cpu"
+        yield Wrong(name, torch.zeros(2, dtype=dtype, device="meta"), ArgumentError, rule)
     for p in (-0.1, 1.1, math.nan, math.inf):
         yield Wrong("p", torch.tensor(p, dtype=torch.float64), ArgumentError, PROBABILITY.rule, PROBABILITY.remedy)
         yield Wrong("p", torch.tensor([0.5, p]).double(), ArgumentError, PROBABILITY.rule, PROBABILITY.remedy)
-    remedy = "Dropout has no gradient with respect to its rate; pass p.detach()."
+    remedy = f"Dropout has no gradient with respect to its rate; pass {rate}.detach()."
     rate = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     yield Wrong("p", rate, ArgumentError, "a tensor that requires no gradient", remedy)
     for stream in (-1, 2**30, 2**40):
@@ -189,20 +188,22 @@ def function() -> Iterator[Wrong]:
     yield from by_type("generator", (3, "cpu", torch.default_generator.get_state()), "a torch.Generator")
     own = torch.Generator()
     remedy = "Give one source of noise."
-    yield Wrong("generator", own, ArgumentError, "None where a key is given", remedy, beside={"key": 3})
+    yield Wrong("generator", own, ArgumentError, "None where `key` is given", remedy, beside={"key": 3})
     on_meta = {"input": torch.ones(2, 3, device="meta")}
     yield Wrong("generator", own, ArgumentError, "on the input's device meta", beside=on_meta)
 
 
-def source(prefix: str = "") -> Iterator[Wrong]:
+def source(prefix: str = "", of: str = "input") -> Iterator[Wrong]:
     """What every function around dropout asks of its rate, key, stream and generator."""
     named = {"p": f"{prefix}p", "key": f"{prefix}key"}
     yield from by_constraint(named["p"], PROBABILITY)
     yield from by_constraint(named["key"], KEY)
     yield from by_constraint("stream", STREAM)
-    yield from (wrong._replace(name=named.get(wrong.name, wrong.name)) for wrong in tensors())
+    yield from (wrong._replace(name=named.get(wrong.name, wrong.name)) for wrong in tensors(named["p"], of))
     yield from by_type("training", FLAGS, "True or False")
     yield from by_type("generator", (3, "cpu", torch.default_generator.get_state()), "a torch.Generator")
+    rule, remedy = f"None where `{named['key']}` is given", "Give one source of noise."
+    yield Wrong("generator", torch.Generator(), ArgumentError, rule, remedy, beside={named["key"]: 3})
 
 
 def other(name: str, shape: tuple[int, ...], **beside: Any) -> Iterator[Wrong]:
@@ -243,7 +244,9 @@ def attention() -> Iterator[Wrong]:
         yield Wrong("scale", value, ArgumentTypeError, "a finite number, or None")
     for value in (math.nan, math.inf):
         yield Wrong("scale", value, ArgumentError, "a finite number, or None")
-    yield from source("dropout_")
+    for value in (X.int(), X.cfloat()):
+        yield Wrong("query", value, ArgumentTypeError, "of a real floating type", shown=(value.dtype,))
+    yield from source("dropout_", "query")
 
 
 def layer() -> Iterator[Wrong]:

@@ -102,7 +102,7 @@ def test_two_sources_of_noise_are_refused() -> None:
     for key in (0, 3, torch.tensor(0)):
         with pytest.raises(ArgumentError, match="`mask` must be given alone"):
             dropout(X, mask=X > 0, key=key)
-        with pytest.raises(ArgumentError, match="`generator` must be None where a key is given"):
+        with pytest.raises(ArgumentError, match="`generator` must be None where `key` is given"):
             dropout(X, key=key, generator=own)
     assert torch.equal(own.get_state(), before)
 

@@ -1,6 +1,6 @@
 """Addresses: how a call's `p`, `key`, `generator` and `stream` become the tensors that operators read."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from dropkit.functional.autograd import traced
 from dropkit.random import threshold
 
 __all__ = [
+    "Names",
     "check_generator",
     "check_not_traced",
     "check_source",
@@ -22,6 +23,17 @@ __all__ = [
     "stream_tensor",
     "threshold_tensor",
 ]
+
+
+class Names(NamedTuple):
+    """What the arguments are called in the function on whose behalf they are checked."""
+
+    input: str = "input"
+    p: str = "p"
+    key: str = "key"
+
+
+_NAMES = Names()
 
 
 def signed(value: int) -> int:
@@ -36,7 +48,7 @@ def check_source(
     key: int | Tensor | None,
     generator: torch.Generator | None,
     stream: int | Tensor,
-    prefix: str = "",
+    names: Names = _NAMES,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return thresholds, streams and keys, if any are given, of what `dropkit.functional.dropout` takes; else raise.
 
@@ -47,12 +59,12 @@ def check_source(
         key: The key.
         generator: Where to draw the key.
         stream: Number of the pass.
-        prefix: Of the names that rate and key have in the function.
+        names: What these are called in it.
     """
-    thresholds, streams = threshold_tensor(where, p, input, f"{prefix}p"), stream_tensor(where, stream, input)
-    keys = None if key is None else key_tensor(where, key, input, f"{prefix}key")
+    thresholds, streams = threshold_tensor(where, p, input, names), stream_tensor(where, stream, input, names)
+    keys = None if key is None else key_tensor(where, key, input, names)
     if generator is not None:
-        check_generator(where, generator, key, input)
+        check_generator(where, generator, key, input, names)
     return thresholds, streams, keys
 
 
@@ -73,13 +85,14 @@ def find_address(
     return keys, streams, thresholds
 
 
-def threshold_tensor(where: str, p: float | Tensor, input: Tensor, name: str = "p") -> Tensor:
+def threshold_tensor(where: str, p: float | Tensor, input: Tensor, names: Names = _NAMES) -> Tensor:
     """Return the threshold T of a rate, or of one rate a slice of axis 0."""
+    name = names.p
     if not isinstance(p, Tensor):
         return _constant(threshold(PROBABILITY.check(where, name, p)))
-    _check_tensor(where, name, p, torch.float64, input)
+    _check_tensor(where, name, p, torch.float64, input, names.input)
     if p.requires_grad:
-        remedy = "Dropout has no gradient with respect to its rate; pass p.detach()."
+        remedy = f"Dropout has no gradient with respect to its rate; pass {name}.detach()."
         raise argument_error(where, name, "a tensor that requires no gradient", p, remedy)
     if not _readable(p):  # without waiting: what is out of range counts as the nearest end, and NaN as 1
         return torch.floor(p.nan_to_num(1.0).clamp(0.0, 1.0) * 2.0**32 + 0.5).to(torch.int64)
@@ -89,19 +102,19 @@ def threshold_tensor(where: str, p: float | Tensor, input: Tensor, name: str = "
     return torch.from_numpy(np.floor(rates * 2.0**32 + 0.5, out=np.empty_like(rates)).astype(np.int64))
 
 
-def key_tensor(where: str, key: int | Tensor, input: Tensor, name: str = "key") -> Tensor:
+def key_tensor(where: str, key: int | Tensor, input: Tensor, names: Names = _NAMES) -> Tensor:
     """Return a given key, or one key a slice of axis 0."""
     if isinstance(key, Tensor):
-        _check_tensor(where, name, key, torch.int64, input)
+        _check_tensor(where, names.key, key, torch.int64, input, names.input)
         return key
-    return _constant(signed(KEY.check(where, name, key)))
+    return _constant(signed(KEY.check(where, names.key, key)))
 
 
-def draw_key(where: str, generator: torch.Generator | None, input: Tensor) -> Tensor:
+def draw_key(where: str, generator: torch.Generator | None, input: Tensor, names: Names = _NAMES) -> Tensor:
     """Draw a key, over all 64 bits, from a generator on the input's device."""
     options: dict[str, Any] = {"dtype": torch.int64, "device": input.device}
     if generator is not None:  # the operator that takes one, even None, fails under a compiled `vmap`
-        _check_replay(where)
+        _check_replay(where, names)
         options["generator"] = generator
     # Out of place, for `vmap`: filling a fresh tensor in place would ignore the randomness asked for.
     return torch.randint(-(2**63), 2**63 - 1, (), **options)
@@ -113,20 +126,21 @@ def check_not_traced(where: str) -> None:
         raise UnsupportedError(f"{where}: torch.jit.trace would record one mask for ever. Use torch.export.")
 
 
-def _check_replay(where: str) -> None:
+def _check_replay(where: str, names: Names) -> None:
     """Raise where a generator's draw would have to be repeated, for it has moved on since."""
     # A recomputed forward runs inside the backward pass.
     recomputing = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
     if torch.compiler.is_compiling() or recomputing:
         place = "a checkpointed forward" if recomputing else "compiled code"
-        raise UnsupportedError(f"{where}: `generator` cannot be used in {place}, which cannot replay it: pass `key`.")
+        remedy = f"pass `{names.key}`"
+        raise UnsupportedError(f"{where}: `generator` cannot be used in {place}, which cannot replay it: {remedy}.")
 
 
-def stream_tensor(where: str, stream: int | Tensor, input: Tensor) -> Tensor:
+def stream_tensor(where: str, stream: int | Tensor, input: Tensor, names: Names = _NAMES) -> Tensor:
     """Return the stream, or one stream a slice of axis 0."""
     if not isinstance(stream, Tensor):
         return _constant(STREAM.check(where, "stream", stream))
-    _check_tensor(where, "stream", stream, torch.int64, input)
+    _check_tensor(where, "stream", stream, torch.int64, input, names.input)
     if _readable(stream) and not bool(((stream >= STREAM.low) & (stream <= STREAM.high)).all()):
         raise argument_error(where, "stream", STREAM.rule, stream)
     return stream
@@ -136,27 +150,28 @@ def _constant(value: int) -> Tensor:
     return torch.tensor(value, device="cpu")  # whatever the default device: kernels read it without waiting
 
 
-def check_generator(where: str, generator: torch.Generator, key: object, input: Tensor) -> None:
+def check_generator(where: str, generator: torch.Generator, key: object, input: Tensor, names: Names = _NAMES) -> None:
     """Raise unless the generator is the one source of noise, on the input's device."""
     if not isinstance(generator, torch.Generator):
         raise argument_type_error(where, "generator", "a torch.Generator", generator)
     if key is not None:
-        raise argument_error(where, "generator", "None where a key is given", generator, "Give one source of noise.")
+        rule = f"None where `{names.key}` is given"
+        raise argument_error(where, "generator", rule, generator, "Give one source of noise.")
     if generator.device.type != input.device.type:
-        raise argument_error(where, "generator", f"on the input's device {input.device}", generator)
+        raise argument_error(where, "generator", f"on the {names.input}'s device {input.device}", generator)
 
 
-def _check_tensor(where: str, name: str, value: Tensor, dtype: torch.dtype, input: Tensor) -> None:
+def _check_tensor(where: str, name: str, value: Tensor, dtype: torch.dtype, input: Tensor, of: str) -> None:
     if value.dtype != dtype:
         raise argument_type_error(where, name, f"a number or a tensor of {dtype}", value, f"It has {value.dtype}.")
     if value.dim() > 1:
         raise argument_error(where, name, "a tensor of no axis or one", value, f"It has shape {tuple(value.shape)}.")
     if value.dim() == 1 and (input.dim() == 0 or value.shape[0] != input.size(0)):  # a nested tensor has no shape
         slices = f"{input.size(0)} slices" if input.dim() else "no axis"
-        remedy = f"It has {value.shape[0]} values, the input has {slices}."
+        remedy = f"It has {value.shape[0]} values, the {of} has {slices}."
         raise argument_error(where, name, "one value, or one for each slice of axis 0", value, remedy)
     if value.device != input.device and (value.dim() == 1 or value.device.type != "cpu"):
-        raise argument_error(where, name, f"a tensor on the input's device {input.device}", value)
+        raise argument_error(where, name, f"a tensor on the {of}'s device {input.device}", value)
 
 
 def _readable(value: Tensor) -> bool:

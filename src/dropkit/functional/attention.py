@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from dropkit._checks import argument_error, argument_type_error
-from dropkit.functional.address import check_source, draw_key
+from dropkit.functional.address import Names, check_not_traced, check_source, draw_key
 from dropkit.functional.dropout import dropout
 from dropkit.functional.eager import is_plain
 from dropkit.functional.inputs import autocast_dtype, check_input
@@ -19,6 +19,7 @@ from dropkit.kernels.native import operations as native
 __all__ = ["scaled_dot_product_attention"]
 
 _WHERE = "scaled_dot_product_attention"
+_NAMES = Names("query", "dropout_p", "dropout_key")
 # What a thread computes at a time: few enough weights for its cache, and queries enough for a matrix product.
 _WEIGHTS_AT_ONCE = 2**18
 _FEWEST_QUERIES = 32
@@ -98,22 +99,22 @@ def scaled_dot_product_attention(
                 generator=generator, dropout_key=dropout_key, stream=stream,
             )  # fmt: skip
     _check_options(query, attn_mask, scale, is_causal=is_causal, enable_gqa=enable_gqa, training=training)
-    check_source(_WHERE, query, dropout_p, dropout_key, generator, stream, "dropout_")
+    check_source(_WHERE, query, dropout_p, dropout_key, generator, stream, _NAMES)
+    leading = _leading(query, key, value, attn_mask, enable_gqa)
     if not training or (not isinstance(dropout_p, Tensor) and dropout_p == 0):
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
         )
-    key, value = (_repeated(tensor, query, enable_gqa) for tensor in (key, value))
-    query, key, value = _broadcast(query, key, value, attn_mask)
+    query, key, value = _broadcast(query, key, value, leading, enable_gqa)
     factor = 1 / math.sqrt(max(query.size(-1), 1)) if scale is None else scale
     one_key = dropout_key is None or (type(dropout_key) is int and 0 <= dropout_key < 2**64)
     plain = type(dropout_p) is float and generator is None and type(stream) is int and stream == 0 and one_key
+    check_not_traced(_WHERE)
+    drawn = draw_key(_WHERE, generator, query, _NAMES) if dropout_key is None else dropout_key
     if plain and _is_plain(query, key, value, attn_mask):
-        drawn = int(draw_key("dropout", None, query)) % 2**64 if dropout_key is None else dropout_key
         threshold = math.floor(dropout_p * 2.0**32 + 0.5)
-        return _Attention.apply(query, key, value, attn_mask, is_causal, factor, drawn, threshold)
-    noise = {"generator": generator, "key": dropout_key, "stream": stream}
-    return _attend(query, key, value, attn_mask, is_causal, factor, dropout_p, noise)
+        return _Attention.apply(query, key, value, attn_mask, is_causal, factor, int(drawn) % 2**64, threshold)
+    return _attend(query, key, value, attn_mask, is_causal, factor, dropout_p, drawn, stream)
 
 
 def _check_tensors(query: Any, key: Any, value: Any) -> None:
@@ -122,6 +123,10 @@ def _check_tensors(query: Any, key: Any, value: Any) -> None:
             raise argument_type_error(_WHERE, name, "a torch.Tensor", tensor)
         if not tensor.is_floating_point():
             raise argument_type_error(_WHERE, name, "of a real floating type", tensor.dtype)
+        check_input(_WHERE, tensor, name)
+        if tensor.is_nested:
+            remedy = "Pad it to one length, or attend to its parts one by one."
+            raise argument_type_error(_WHERE, name, "a dense tensor, not a nested one", tensor.layout, remedy)
         if tensor.dim() < 2:
             raise argument_error(_WHERE, name, "of two axes or more", tuple(tensor.shape))
         if tensor.device != query.device:
@@ -135,7 +140,7 @@ def _check_tensors(query: Any, key: Any, value: Any) -> None:
 
 
 def _check_options(query: Tensor, attn_mask: Any, scale: Any, **flags: Any) -> None:
-    check_input(_WHERE, query, **flags)
+    check_input(_WHERE, query, "query", **flags)
     if scale is not None and (isinstance(scale, bool) or not isinstance(scale, int | float)):
         raise argument_type_error(_WHERE, "scale", "a finite number, or None", scale)
     if scale is not None and not math.isfinite(scale):
@@ -156,30 +161,68 @@ def _cast(tensor: Any, dtype: torch.dtype) -> Any:
     return tensor.to(dtype) if is_cast else tensor
 
 
-def _repeated(tensor: Tensor, query: Tensor, enable_gqa: bool) -> Tensor:
-    """Give every head of the query its keys or values."""
-    if not enable_gqa or query.dim() < 3:
-        return tensor
-    heads, own = query.size(-3), tensor.size(-3)
-    if own == 0 or heads % own:
-        raise argument_error(_WHERE, "key", f"of a number of heads that divides the query's {heads}", own)
-    return tensor.repeat_interleave(heads // own, -3) if own != heads else tensor
-
-
-def _broadcast(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Give query, key and value the leading axes of the weights; a value may have more."""
-    leading = _common(query.shape[:-2], key.shape[:-2])
+def _leading(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, enable_gqa: bool
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the leading axes of the weights and of the output; a value may have more."""
+    of_key, of_value = (
+        _repeated_axes(name, tensor, query, enable_gqa) for name, tensor in (("key", key), ("value", value))
+    )
+    leading = _common(query.shape[:-2], of_key)
     if leading is None:
         rule = f"of leading axes that broadcast with {tuple(query.shape[:-2])}"
-        raise argument_error(_WHERE, "key", rule, tuple(key.shape))
+        remedy = _grouping(query.shape[:-2], key)
+        raise argument_error(_WHERE, "key", rule, tuple(key.shape), remedy)
     weights = (*leading, query.size(-2), key.size(-2))
     if attn_mask is not None and _common(weights, attn_mask.shape) != weights:
         raise argument_error(_WHERE, "attn_mask", f"of a shape that broadcasts to {weights}", tuple(attn_mask.shape))
-    of_output = _common(leading, value.shape[:-2])
+    of_output = _common(leading, of_value)
     if of_output is None:
-        raise argument_error(_WHERE, "value", f"of leading axes that broadcast with {leading}", tuple(value.shape))
-    query, key = (tensor.expand(*leading, *tensor.shape[-2:]) for tensor in (query, key))
-    return query, key, value.expand(*leading, *value.shape[-2:]) if of_output == leading else value
+        rule = f"of leading axes that broadcast with {leading}"
+        remedy = _grouping(leading, value)
+        raise argument_error(_WHERE, "value", rule, tuple(value.shape), remedy)
+    return leading, of_output
+
+
+def _repeated_axes(name: str, tensor: Tensor, query: Tensor, enable_gqa: bool) -> tuple[int, ...]:
+    """Return the leading axes of keys or values that are repeated for every head of the query."""
+    if not enable_gqa:
+        return tuple(tensor.shape[:-2])
+    for its_name, each in (("query", query), (name, tensor)):
+        if each.dim() < 3:
+            raise argument_error(_WHERE, its_name, "of three axes or more where enable_gqa is True", tuple(each.shape))
+    heads, own = query.size(-3), tensor.size(-3)
+    if own == 0 or heads % own:
+        raise argument_error(_WHERE, name, f"of a number of heads that divides the query's {heads}", own)
+    return (*tensor.shape[:-3], heads)
+
+
+def _grouping(leading: tuple[int, ...], tensor: Tensor) -> str:
+    """Return the advice to group heads, where keys or values would fit that way."""
+    heads, own = leading[-1], tensor.shape[-3]  # there are some, or they would fit
+    fits = own and heads % own == 0 and _common(leading[:-1], tensor.shape[:-3]) is not None
+    return f"For its {own} heads to serve the query's {heads}, pass enable_gqa=True." if fits else ""
+
+
+def _broadcast(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    leading: tuple[tuple[int, ...], tuple[int, ...]],
+    enable_gqa: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give query and key the leading axes of the weights, and a value too unless it has more."""
+    of_weights, of_output = leading
+    if enable_gqa:
+        key, value = (_repeated(tensor, query.size(-3)) for tensor in (key, value))
+    query, key = (tensor.expand(*of_weights, *tensor.shape[-2:]) for tensor in (query, key))
+    return query, key, value.expand(*of_weights, *value.shape[-2:]) if of_output == of_weights else value
+
+
+def _repeated(tensor: Tensor, heads: int) -> Tensor:
+    """Give every head of the query its keys or values."""
+    own = tensor.size(-3)
+    return tensor.repeat_interleave(heads // own, -3) if own != heads else tensor
 
 
 def _common(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -197,7 +240,8 @@ def _attend(
     is_causal: bool,
     factor: float,
     p: float | Tensor,
-    noise: dict[str, Any],
+    dropout_key: int | Tensor,
+    stream: int | Tensor,
 ) -> Tensor:
     """Attend with all weights at once, by operations that PyTorch differentiates, maps and compiles."""
     dtype = query.dtype
@@ -205,7 +249,7 @@ def _attend(
     scores = (query * factor) @ key.transpose(-2, -1)
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    return (dropout(_weights(scores, attn_mask), p, **noise) @ value).to(dtype)
+    return (dropout(_weights(scores, attn_mask), p, key=dropout_key, stream=stream) @ value).to(dtype)
 
 
 def _widened(*tensors: Tensor) -> list[Tensor]:
@@ -322,8 +366,7 @@ class _Attention(torch.autograd.Function):
         if torch.is_grad_enabled() or not _is_dense(grad):  # a second derivative, or a batch of gradients
             with torch.enable_grad():
                 query, key, value = (tensor.view_as(tensor) for tensor in (query, key, value))
-                noise = {"key": dropout_key}
-                found = _attend(query, key, value, attn_mask, is_causal, factor, threshold / 2.0**32, noise)
+                found = _attend(query, key, value, attn_mask, is_causal, factor, threshold / 2.0**32, dropout_key, 0)
                 return *torch.autograd.grad(found, (query, key, value), grad, create_graph=True), *none
         shapes, dtype = (query.shape, key.shape, value.shape), query.dtype
         query, key, value, grad = _widened(query, key, value, grad)

@@ -28,17 +28,17 @@ def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device) if is_on else None
 
 
-def check_input(where: str, input: Tensor, **flags: object) -> None:
-    """Raise unless the input is a dense or nested tensor of a floating or complex type, and every flag a bool."""
+def check_input(where: str, input: Tensor, name: str = "input", **flags: object) -> None:
+    """Raise unless an input is a dense or nested tensor of a floating or complex type, and every flag a bool."""
     if not isinstance(input, Tensor):
-        raise argument_type_error(where, "input", "a torch.Tensor", input)
+        raise argument_type_error(where, name, "a torch.Tensor", input)
     if input.dtype not in _DTYPES:
-        raise argument_type_error(where, "input", "of a floating or complex type", input.dtype, "Convert it first.")
+        raise argument_type_error(where, name, "of a floating or complex type", input.dtype, "Convert it first.")
     if input.layout not in (torch.strided, torch.jagged):
-        raise argument_type_error(where, "input", "a dense or nested tensor", input.layout, "Call to_dense() first.")
-    for name, flag in flags.items():
+        raise argument_type_error(where, name, "a dense or nested tensor", input.layout, "Call to_dense() first.")
+    for option, flag in flags.items():
         if not isinstance(flag, bool):
-            raise argument_type_error(where, name, "True or False", flag)
+            raise argument_type_error(where, option, "True or False", flag)
 
 
 def check_writable(where: str, input: Tensor) -> None:
