@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dropkit import kernels, random
+from dropkit import random
 from dropkit.kernels import fields, fused, operators
 from dropkit.kernels.native import operations
 from dropkit.random.layout import layout
@@ -210,9 +210,9 @@ def test_batching_rules_of_fields_equal_a_loop(batched: tuple[bool, bool]) -> No
 
     def run(*address: Tensor) -> tuple[Tensor, ...]:
         return (
-            kernels.integers(*address, at, CPU),
-            kernels.uniform(*address, at, CPU, torch.float32),
-            kernels.normal(*address, at, CPU, torch.float16),
+            fields.integers(*address, at, CPU),
+            fields.uniform(*address, at, CPU, torch.float32),
+            fields.normal(*address, at, CPU, torch.float16),
         )
 
     found = torch.vmap(run, in_dims=tuple(0 if b else None for b in batched))(*arguments)

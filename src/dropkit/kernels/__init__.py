@@ -1,27 +1,26 @@
-"""The ways to apply a mask in PyTorch, and in NumPy on a CPU.
+"""The kernels that apply masks: which of them serve here, and why. Compiled ones for CPUs, if there are any.
 
-`portable` states every operation in plain PyTorch operations, `native` has them compiled for CPUs. `operators`, and
-`fields` for what is drawn alone, are the points through which whichever kernel runs is reached; `info` says which. What
-needs PyTorch is imported when it is used, for `dropkit.numpy` needs none.
+`info` says it, and the environment variable ``DROPKIT_KERNEL`` chooses others; masks are the same whichever serve. The
+modules are dropkit's own, behind `dropkit.functional` and `dropkit.numpy`, and do not check what they are given.
+`portable` states every operation in plain PyTorch operations, `native` has them compiled. `operators`, `fused` for what
+passes over memory once, and `fields` for what is drawn alone, are the points through which whichever kernel runs is
+reached. What needs PyTorch is imported when it is used, for `dropkit.numpy` needs none.
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dropkit.kernels.native.library import Info, info
 
-if TYPE_CHECKING:
-    from dropkit.kernels.fields import integers, keep_mask, normal, uniform
-    from dropkit.kernels.portable import fold
+__all__ = ["Info", "info"]
 
-__all__ = ["Info", "fold", "info", "integers", "keep_mask", "normal", "uniform"]
+_OWN = ("integers", "keep_mask", "normal", "uniform")  # of `fields`, which imports PyTorch
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _OWN:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = importlib.import_module(f"{__name__}.{'portable' if name == 'fold' else 'fields'}")
-    found = globals()[name] = getattr(home, name)
+    found = globals()[name] = getattr(importlib.import_module(f"{__name__}.fields"), name)
     return found
 
 
