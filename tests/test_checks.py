@@ -63,7 +63,21 @@ def test_rules_in_words(constraint: Any, rule: str) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [0, 1, 0.0, -0.0, 1.0, 0.5, np.float32(0.5), np.float64(1), np.int64(1), fractions.Fraction(1, 3)],
+    [
+        0,
+        1,
+        0.0,
+        -0.0,
+        1.0,
+        0.5,
+        np.float32(0.5),
+        np.float64(1),
+        np.int64(1),
+        fractions.Fraction(1, 3),
+        np.array(0.5),
+        np.array(1),
+        np.array(0.5, np.float16),
+    ],
     ids=repr,
 )
 def test_numbers_of_every_kind_become_floats(value: Any) -> None:
@@ -74,7 +88,8 @@ def test_numbers_of_every_kind_become_floats(value: Any) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [math.nan, np.float64("nan"), np.bool_(True), np.array(0.5), decimal.Decimal("0.5"), 10**400, -(10**400), -1e-300,
+    [math.nan, np.float64("nan"), np.bool_(True), np.array([0.5]), np.array(True), np.array("0.5"), np.array(0.5j),
+     np.array(math.nan), decimal.Decimal("0.5"), 10**400, -(10**400), -1e-300,
      1 + 2**-52, "", b"1", {}, object],
     ids=lambda value: f"{type(value).__name__} {value!r:.9}",
 )  # fmt: skip

@@ -5,7 +5,10 @@ import math
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -201,8 +204,38 @@ def test_strides_never_change_a_mask_and_the_input_is_left_alone() -> None:
         assert np.array_equal(view, kept)
 
 
-def test_subclasses_come_back_as_plain_arrays() -> None:
-    assert type(dropout_forward(np.ones(3).view(np.recarray), 0.5)[0]) is np.ndarray
+def test_subclasses_come_back_as_plain_arrays(tmp_path: Path) -> None:
+    for h in (np.ones(3).view(np.recarray), np.memmap(tmp_path / "h", float, "w+", shape=3)):
+        out, mask = dropout_forward(h, 0.5)
+        assert type(out) is type(mask) is type(dropout_backward(h, mask, 0.5)) is np.ndarray
+
+
+@pytest.mark.parametrize(
+    ("convert", "words"),
+    [
+        (np.ma.asarray, r"must be an array that is not masked, got masked_array.*\(MaskedArray\).*NAME\.filled\(0\)"),
+        (np.asmatrix, r"must be an array that is no matrix, got matrix.*\(matrix\).*numpy\.asarray\(NAME\)"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+def test_what_a_plain_array_could_not_say_is_refused(convert: Callable[..., np.ndarray], words: str) -> None:
+    plain, keep = np.ones((2, 3)), np.ones((2, 3), np.bool_)
+    for name, call in {
+        "h": lambda: dropout_forward(convert(plain), 0.5, training=False),
+        "grad_out": lambda: dropout_backward(convert(plain), keep, 0.5),
+        "mask": lambda: dropout_forward(plain, 0.5, mask=convert(keep)),
+    }.items():
+        with pytest.raises(ArgumentTypeError, match=f"`{name}` {words.replace('NAME', name)}"):
+            call()
+
+
+@pytest.mark.parametrize("kind", [np.array, np.float32, np.float64, np.longdouble, Fraction])
+def test_a_rate_may_be_a_number_of_any_kind(kind: Callable[[float], Any]) -> None:
+    h = np.random.default_rng(0).normal(size=(5, 7))
+    for p in (0.25, 0, 1):
+        wanted, mask = dropout_forward(h, float(p), rng=3)
+        assert np.array_equal(dropout_forward(h, kind(p), rng=3)[0], wanted)
+        assert np.array_equal(dropout_backward(h, mask, kind(p)), dropout_backward(h, mask, float(p)))
 
 
 @pytest.mark.parametrize("p", PROBABILITY.bad_values())

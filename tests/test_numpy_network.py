@@ -231,3 +231,13 @@ def test_a_bad_step_changes_nothing() -> None:
 def test_backward_takes_what_forward_returned() -> None:
     with pytest.raises(ArgumentTypeError, match="`done` must be what `forward` returned, got"):
         TwoLayerNetwork(3, 4).backward((X, Y), Y)  # type: ignore[arg-type]
+
+
+def test_masked_numbers_are_refused() -> None:
+    """As plain numbers they would be trained on."""
+    network = TwoLayerNetwork(inputs=2, hidden=3)
+    x, y = np.ma.masked_equal(np.ones((4, 2)), 0), np.ma.masked_equal(np.ones(4), 0)
+    with pytest.raises(ArgumentTypeError, match=r"`x` must be an array that is not masked.*x\.filled\(0\)"):
+        network.predict(x)
+    with pytest.raises(ArgumentTypeError, match=r"`y` must be an array that is not masked.*y\.filled\(0\)"):
+        network.fit(np.ones((4, 2)), y, epochs=1, learning_rate=0.1)

@@ -20,6 +20,7 @@ __all__ = [
     "Number",
     "argument_error",
     "argument_type_error",
+    "as_float",
     "check_axes",
     "check_shape",
     "require",
@@ -46,6 +47,13 @@ def argument_type_error(where: str, name: str, rule: str, value: object, remedy:
 
 def _is_bool(value: object) -> bool:
     return isinstance(value, bool) or type(value).__name__ == "bool"  # NumPy's bool is no Python bool
+
+
+def as_float(value: Any) -> Any:
+    """Return a real number of any kind, also in a NumPy array without axes, as a float, and anything else as it is."""
+    if type(value).__name__ == "ndarray" and value.ndim == 0:
+        value = value.item()
+    return _as_float(value) if isinstance(value, numbers.Real) and not _is_bool(value) else value
 
 
 def _as_float(value: Any) -> float:
@@ -78,10 +86,9 @@ class Number:
 
     def check(self, where: str, name: str, value: object) -> float:
         """Return `value` as a float, or raise `ArgumentError`."""
-        if isinstance(value, numbers.Real) and not _is_bool(value):
-            number = _as_float(value)
-            if self.contains(number):
-                return number
+        number = as_float(value)
+        if isinstance(number, float) and self.contains(number):
+            return number
         raise argument_error(where, name, self.rule, value, self.remedy)
 
     def bad_values(self) -> list[object]:

@@ -1,7 +1,9 @@
 """Which tensors dropout takes, and what it does with each kind."""
 
+import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from dropkit import random
+from dropkit import functional, nn, random
 from dropkit.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from dropkit.functional import dropout
 from tests.helpers.contract import COMPLEX, REAL, assert_positive_zero, scale, wide
@@ -215,3 +217,18 @@ def test_a_complex_result_may_be_overwritten() -> None:
     out = dropout(x, 0.5, key=1).mul_(2)
     out.abs().sum().backward()
     assert torch.equal(out, 2 * dropout(x, 0.5, key=1))
+
+
+@pytest.mark.parametrize("kind", [np.array, np.float16, np.float32, np.float64, int], ids=lambda kind: kind.__name__)
+def test_a_rate_may_be_a_number_of_any_kind(kind: Callable[[float], Any]) -> None:
+    """With the bits that a float gives, so by the same kernels."""
+    x, query = torch.randn(8, 64), torch.randn(2, 3, 16, 8)
+    calls: tuple[Callable[[Any], Tensor], ...] = (
+        lambda p: functional.dropout(x, p, key=3),
+        lambda p: functional.dropout_add(x, x, p, key=3),
+        lambda p: functional.activation_dropout(x, "gelu", p, key=3),
+        lambda p: functional.scaled_dot_product_attention(query, query, query, dropout_p=p, dropout_key=3),
+        lambda p: nn.Dropout(p)(x, key=3),
+    )
+    for call, p in itertools.product(calls, (0, 1) if kind is int else (0.0, 0.25, 1.0)):
+        assert torch.equal(call(kind(p)), call(float(p)))

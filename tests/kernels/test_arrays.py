@@ -66,7 +66,7 @@ LAYOUTS = {
     "expanded": lambda values: np.broadcast_to(values[..., :1], values.shape),
     "read-only": read_only,
     "unaligned": unaligned,
-    "masked": np.ma.asarray,
+    "subclass": lambda values: values.view(np.recarray),
 }
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from dropkit._checks import Choice
-from dropkit.functional.address import check_source, find_address
+from dropkit.functional.address import check_source, find_address, plain_rate
 from dropkit.functional.autograd import apply_function
 from dropkit.functional.dropout import dropout
 from dropkit.functional.eager import is_plain
@@ -91,6 +91,7 @@ def activation_dropout(
             return _apply_plain(input, bias, number, *address)
         return native.activate_plain(input, bias, number, *address)
     check_input(_WHERE, input, training=training)
+    p = plain_rate(p)
     check_activated(_WHERE, _ACTIVATION.check(_WHERE, "activation", activation), input)
     if isinstance(bias, Tensor) and bias.is_floating_point() and autocast_dtype(input) is not None:
         bias = bias.to(input.dtype)

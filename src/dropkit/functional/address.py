@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dropkit._checks import KEY, PROBABILITY, STREAM, argument_error, argument_type_error
+from dropkit._checks import KEY, PROBABILITY, STREAM, argument_error, argument_type_error, as_float
 from dropkit.errors import UnsupportedError
 from dropkit.functional.autograd import traced
 from dropkit.random import threshold
@@ -19,6 +19,7 @@ __all__ = [
     "draw_key",
     "find_address",
     "key_tensor",
+    "plain_rate",
     "signed",
     "stream_tensor",
     "threshold_tensor",
@@ -83,6 +84,14 @@ def find_address(
     slices = max(keys.dim(), streams.dim())
     keys, streams = (value.reshape((-1,) * slices) for value in (keys, streams))
     return keys, streams, thresholds
+
+
+def plain_rate(p: Any) -> Any:
+    """Return a rate that is a number of any kind as a float; what is wrong stays, to be shown as it is."""
+    if type(p) is float or isinstance(p, Tensor):
+        return p
+    number = as_float(p)
+    return number if isinstance(number, float) and PROBABILITY.contains(number) else p
 
 
 def threshold_tensor(where: str, p: float | Tensor, input: Tensor, names: Names = _NAMES) -> Tensor:

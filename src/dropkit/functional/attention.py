@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from dropkit._checks import argument_error, argument_type_error
-from dropkit.functional.address import Names, check_not_traced, check_source, draw_key
+from dropkit.functional.address import Names, check_not_traced, check_source, draw_key, plain_rate
 from dropkit.functional.dropout import dropout
 from dropkit.functional.eager import is_plain
 from dropkit.functional.inputs import autocast_dtype, check_input
@@ -90,6 +90,7 @@ def scaled_dot_product_attention(
             enable_gqa, training=training, generator=generator, dropout_key=dropout_key, stream=stream,
         )  # fmt: skip
     _check_tensors(query, key, value)
+    dropout_p = plain_rate(dropout_p)
     half = autocast_dtype(query)
     if half is not None:  # as PyTorch's, in one type; what is computed within is no matter of autocast
         query, key, value, attn_mask = (_cast(tensor, half) for tensor in (query, key, value, attn_mask))

@@ -105,8 +105,7 @@ def one_key(where: str, input: Tensor, p: Any, key: Any) -> tuple[int, int]:
 
 def takes_operator(input: Tensor, p: float | Tensor, training: bool) -> bool:
     """Tell whether a fused operator serves a call whose tensors are checked; wrong rates are left to `dropout`."""
-    is_number = isinstance(p, int | float) and not isinstance(p, bool)
-    drops = training and (isinstance(p, Tensor) or (is_number and PROBABILITY.contains(p) and p > 0))
+    drops = training and (isinstance(p, Tensor) or (isinstance(p, float) and PROBABILITY.contains(p) and p > 0))
     return drops and not input.is_nested and input.is_cpu and input.dtype in TYPES and not _is_transformed()
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from dropkit.functional.address import check_source, find_address
+from dropkit.functional.address import check_source, find_address, plain_rate
 from dropkit.functional.autograd import apply_function
 from dropkit.functional.dropout import dropout
 from dropkit.functional.fused import check_residual, gated, is_alike, is_one_key, one_key, takes_operator
@@ -70,6 +70,7 @@ def dropout_add(
             return _apply_plain(input, residual, *address)
         return native.add_plain(input, residual, *address)
     check_input(_WHERE, input, training=training)
+    p = plain_rate(p)
     is_number = isinstance(residual, Tensor) and residual.is_floating_point()
     if is_number and residual.dtype != input.dtype and autocast_dtype(input) is not None:
         dtype = torch.promote_types(input.dtype, residual.dtype)  # autocast mixes types; sums have the wider one

@@ -9,7 +9,7 @@ from dropkit._checks import KEY, PROBABILITY, Integer, argument_error, argument_
 from dropkit.kernels.native.arrays import apply_mask, keep_mask
 from dropkit.random import threshold
 
-__all__ = ["dropout_backward", "dropout_forward"]
+__all__ = ["check_meaning", "dropout_backward", "dropout_forward"]
 
 _ALL = 2**32  # the threshold at which every unit is dropped
 _RNG = Integer(KEY.low, KEY.high, KEY.name, "A generator is accepted too: numpy.random.default_rng(seed).")
@@ -31,7 +31,9 @@ def dropout_forward(
     The survivors' scale is 1 / (1 - r) with the realised rate r = T / 2**32, which differs from `p` by at most 2**-33.
 
     Args:
-        h: Activations of any shape, real or complex floats. float16 is computed in float32 and rounded once.
+        h: Activations of any shape, real or complex floats. float16 is computed in float32 and rounded once. Arrays of
+            subclasses count as plain ones, but masked arrays and matrices are refused: their mask, and what ``*``
+            means, would be lost.
         p: Probability of dropping, in ``[0, 1]``.
         training: Whether to drop. In evaluation, and for ``p=0`` with no mask given, the result is ``h`` itself and
             nothing is drawn. Default: True.
@@ -146,10 +148,23 @@ def _key(rng: int | np.random.Generator | None) -> int:
     return rng
 
 
+def check_meaning(where: str, name: str, value: object) -> None:
+    """Raise for an array of a class that says what a plain array cannot, so that it would be lost without a word."""
+    if type(value) is np.ndarray:
+        return
+    if isinstance(value, np.ma.MaskedArray):
+        remedy = f"Its mask would be lost. Fill it, as with {name}.filled(0)."
+        raise argument_type_error(where, name, "an array that is not masked", value, remedy)
+    if isinstance(value, np.matrix):
+        remedy = f"Convert it: numpy.asarray({name})."
+        raise argument_type_error(where, name, "an array that is no matrix", value, remedy)
+
+
 def _check_floats(where: str, name: str, value: object) -> None:
     if not isinstance(value, np.ndarray):
         remedy = "Convert it: numpy.asarray(..., dtype=float)."
         raise argument_type_error(where, name, "a NumPy array of floats", value, remedy)
+    check_meaning(where, name, value)
     if value.dtype.kind not in "fc":
         raise argument_type_error(
             where, name, "of a floating or complex type", value.dtype, "Convert it: astype(float)."
@@ -160,6 +175,7 @@ def _check_mask(where: str, mask: object, values: Array) -> None:
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
         found = mask.dtype if isinstance(mask, np.ndarray) else mask
         raise argument_type_error(where, "mask", "a NumPy array of type bool", found, "True is kept.")
+    check_meaning(where, "mask", mask)
     if mask.shape != values.shape:
         raise argument_error(where, "mask", f"of shape {values.shape}", mask.shape)
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dropkit._checks import KEY, PROBABILITY, Integer, Number, argument_error, argument_type_error
-from dropkit.numpy.dropout import dropout_backward, dropout_forward
+from dropkit.numpy.dropout import check_meaning, dropout_backward, dropout_forward
 from dropkit.random import call_key
 
 __all__ = ["Pass", "TwoLayerNetwork"]
@@ -91,7 +91,7 @@ class TwoLayerNetwork:
 
         Raises:
             ArgumentError: If ``x`` has another shape or holds NaN or infinities.
-            ArgumentTypeError: If ``x`` does not hold real numbers.
+            ArgumentTypeError: If ``x`` does not hold real numbers, or is a masked array or a matrix.
         """
         w1, b1, w2, b2 = (self.parameters[name] for name in ("w1", "b1", "w2", "b2"))
         rows = _rows("TwoLayerNetwork.forward", x, len(w1))
@@ -223,6 +223,7 @@ def _sigmoid(logits: Array) -> Array:
 
 
 def _rows(where: str, x: npt.ArrayLike, inputs: int) -> Array:
+    check_meaning(where, "x", x)
     rows: npt.NDArray[Any] = np.asarray(x)
     if rows.dtype.kind not in "fiub":
         raise argument_type_error(where, "x", "an array of real numbers", x)
@@ -234,6 +235,7 @@ def _rows(where: str, x: npt.ArrayLike, inputs: int) -> Array:
 
 
 def _labels(where: str, y: npt.ArrayLike, rows: int) -> Array:
+    check_meaning(where, "y", y)
     labels: npt.NDArray[Any] = np.asarray(y)
     if labels.shape != (rows,):
         raise argument_error(where, "y", f"of shape ({rows},), a class for each row", labels.shape)
