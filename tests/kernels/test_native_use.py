@@ -24,6 +24,15 @@ KEY = random.call_key(17, "native", step=4)
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
 
+@pytest.fixture(params=[False, True], ids=["kept", "flushed"])
+def flushed(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Let this thread's processor count subnormal numbers as 0, or not; put it back."""
+    if not torch.set_flush_denormal(request.param):
+        pytest.skip("this processor always keeps subnormal numbers")
+    yield request.param
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture
 def threads() -> Iterator[None]:
     """Put the number of threads back."""
@@ -113,3 +122,39 @@ def test_the_functional_and_its_gradient_in_any_memory_format(dtype: torch.dtype
         for gradient in arrangements(torch.randn(shape).to(dtype)).values():
             (found,) = torch.autograd.grad(out, x, gradient, retain_graph=True)
             assert torch.equal(bits(found), bits(want(gradient))), name
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("shape", [(7,), (3, 65), (10, 64)])
+def test_subnormal_numbers_are_what_pytorchs_multiplication_makes_of_them(
+    dtype: torch.dtype, shape: tuple[int, ...], flushed: bool, instruction_set: str, request: pytest.FixtureRequest
+) -> None:
+    """Whether the processor counts them as 0 or not, and the mask is the same."""
+    if flushed and dtype == torch.float16 and instruction_set == "scalar":
+        reason = "plain C++ widens a subnormal float16 by way of a subnormal float32"
+        request.applymarker(pytest.mark.xfail(reason=reason))
+    integers = bits(torch.ones((), dtype=dtype)).dtype
+    mantissas = torch.randint(1, int(1 / torch.finfo(dtype).eps), shape).to(integers)
+    signed = torch.where(torch.rand(shape) < 0.5, mantissas, mantissas + torch.iinfo(integers).min)
+    x, positive = signed.view(dtype), mantissas.view(dtype)
+    keep = torch.from_numpy(random.keep_mask(KEY, shape, 0.4))
+    scale = portable.survivor_scale(torch.tensor(random.threshold(0.4)))
+    want = bits(torch.where(keep, x * scale.item(), 0))
+    are_zeros = flushed and dtype != torch.float16  # which is computed in float32, where it is not subnormal
+    assert (want & torch.iinfo(integers).max).any() != are_zeros
+    leaf = x.clone().requires_grad_()
+    found = functional.dropout(leaf, 0.4, key=KEY)
+    found.backward(x)
+    address = Address(KEY, shape)
+    for name, out in {
+        "forward": found.detach(),
+        "gradient": leaf.grad,
+        "given": functional.dropout(x, 0.4, mask=keep),
+        "portable": portable.dropout(x, *address.tensors(random.threshold(0.4)), address.place()),
+        "another order": functional.dropout(x.mT.contiguous().mT, 0.4, key=KEY) if x.dim() > 1 else found.detach(),
+    }.items():
+        assert torch.equal(bits(out), want), name
+    want_positive = bits(torch.where(keep, positive * scale.item(), 0))
+    assert torch.equal(bits(functional.dropout_add(positive, torch.zeros_like(x), 0.4, key=KEY)), want_positive)
+    assert torch.equal(bits(functional.activation_dropout(positive, "relu", 0.4, key=KEY)), want_positive)
+    assert torch.equal(functional.dropout(x, 0.4, key=KEY, return_mask=True)[1], keep)
