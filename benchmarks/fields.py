@@ -18,7 +18,7 @@ import torch
 from cpu import minima
 
 from dropkit import kernels, random
-from dropkit.kernels import portable
+from dropkit.kernels import fields, portable
 from dropkit.kernels.native import arrays
 from dropkit.random.layout import layout
 
@@ -64,7 +64,7 @@ def rows(p: float) -> dict[str, dict[str, Call]]:
             **{name: lambda g=g: g.random(SHAPE, np.float32) >= p for name, g in GENERATORS.items()},
         },
         "integers of 32 bits": {
-            "dropkit": lambda: kernels.integers(*ADDRESS),
+            "dropkit": lambda: fields.integers(*ADDRESS),
             "portable": lambda: portable.integers(*ADDRESS),
             "reference": lambda: random.uniform32(KEY, SHAPE),
             "PyTorch": lambda: torch.randint(2**32, SHAPE),
@@ -73,8 +73,8 @@ def rows(p: float) -> dict[str, dict[str, Call]]:
     }
     for name, dtype in TYPES.items():
         for kind, ours, reference, theirs in (
-            ("uniform", (kernels.uniform, portable.uniform), random.uniform, torch.rand),
-            ("normal", (kernels.normal, portable.normal), random.normal, torch.randn),
+            ("uniform", (fields.uniform, portable.uniform), random.uniform, torch.rand),
+            ("normal", (fields.normal, portable.normal), random.normal, torch.randn),
         ):
             row = table[f"{kind}, {name}"] = {
                 "dropkit": lambda draw=ours[0], dtype=dtype: draw(*ADDRESS, dtype),

@@ -127,12 +127,9 @@ def test_the_functional_and_its_gradient_in_any_memory_format(dtype: torch.dtype
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("shape", [(7,), (3, 65), (10, 64)])
 def test_subnormal_numbers_are_what_pytorchs_multiplication_makes_of_them(
-    dtype: torch.dtype, shape: tuple[int, ...], flushed: bool, instruction_set: str, request: pytest.FixtureRequest
+    dtype: torch.dtype, shape: tuple[int, ...], flushed: bool, instruction_set: str
 ) -> None:
     """Whether the processor counts them as 0 or not, and the mask is the same."""
-    if flushed and dtype == torch.float16 and instruction_set == "scalar":
-        reason = "plain C++ widens a subnormal float16 by way of a subnormal float32"
-        request.applymarker(pytest.mark.xfail(reason=reason))
     integers = bits(torch.ones((), dtype=dtype)).dtype
     mantissas = torch.randint(1, int(1 / torch.finfo(dtype).eps), shape).to(integers)
     signed = torch.where(torch.rand(shape) < 0.5, mantissas, mantissas + torch.iinfo(integers).min)

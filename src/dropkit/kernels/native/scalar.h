@@ -37,8 +37,9 @@ inline float to_float(BFloat16 value) { return bits_to_float(u32{value.bits} << 
 inline float to_float(Float16 value) {
   const u32 sign = u32{value.bits & 0x8000u} << 16, rest = value.bits & 0x7FFF;
   if (rest >= 0x7C00) return bits_to_float(sign | 0x7F800000 | (rest & 0x3FF) << 13);  // infinity or NaN
-  // The exponent of a subnormal is that of the smallest normal number, which a multiplication puts right.
-  return bits_to_float(sign | float_to_bits(bits_to_float(rest << 13) * 0x1p112f));
+  // A subnormal by way of a number above one half, for as a float of that exponent it might count as 0.
+  const float found = rest < 0x400 ? bits_to_float(0x3F000000 | rest) - 0.5f : bits_to_float(rest << 13) * 0x1p112f;
+  return bits_to_float(sign | float_to_bits(found));
 }
 
 template <class T>
