@@ -4,6 +4,7 @@ Small layers are all overhead, so this way has no operator, no layout and no ten
 masks as the long way in `dropkit.functional.dropout`, which serves whatever is not plain.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -58,12 +59,13 @@ _BITS_SPARE_TIME = range(2**16, 2**20 + 1)
 _WIDEST = {b"avx512": 2, b"avx2": 4, b"neon": 4, b"scalar": 8}
 
 
+@cache
+def _widest() -> int:
+    return _WIDEST[serving().kernel()]
+
+
 def _keeps_bits(input: Tensor) -> bool:
-    return (
-        input.numel() in _BITS_SPARE_TIME
-        and input.shape[-1] % 64 == 0
-        and input.element_size() <= _WIDEST[serving().kernel()]
-    )
+    return input.numel() in _BITS_SPARE_TIME and input.element_size() <= _widest() and input.shape[-1] % 64 == 0
 
 
 class _Plain(torch.autograd.Function):
