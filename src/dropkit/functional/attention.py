@@ -351,7 +351,7 @@ class _Attention(torch.autograd.Function):
             weights = parts.weights(heads, queries, keys)
             bits = parts.bits(heads, queries, keys, dropout_key, threshold)
             native.apply_bits_(weights, bits, threshold)
-            output[heads, queries] = torch.bmm(weights, values[heads, keys])
+            torch.bmm(weights, values[heads, keys], out=output[heads, queries])
         output = output.view(*query.shape[:-1], value.size(-1))
         ctx.save_for_backward(query, key, value, attn_mask, output)
         return output.to(query.dtype)
@@ -383,8 +383,8 @@ class _Attention(torch.autograd.Function):
             native.apply_bits_(of_weights, bits, threshold)
             of_scores = of_weights.sub_(delta[heads, queries]).mul_(weights)
             native.apply_bits_(weights, bits, threshold)
-            of_value[heads, keys] += torch.bmm(weights.transpose(1, 2), grads[heads, queries])
-            of_query[heads, queries] = torch.bmm(of_scores, parts.key[heads, keys])
-            of_key[heads, keys] += torch.bmm(of_scores.transpose(1, 2), parts.query[heads, queries])
+            of_value[heads, keys].baddbmm_(weights.transpose(1, 2), grads[heads, queries])
+            torch.bmm(of_scores, parts.key[heads, keys], out=of_query[heads, queries])
+            of_key[heads, keys].baddbmm_(of_scores.transpose(1, 2), parts.query[heads, queries])
         of_query *= factor
         return *(tensor.view(shape).to(dtype) for tensor, shape in zip(gradients, shapes, strict=True)), *none
