@@ -3,9 +3,11 @@
 import itertools
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -216,6 +218,34 @@ def test_derivatives_of_both_orders(mask: str) -> None:
     assert torch.autograd.gradgradcheck(call, tensors)
 
 
+def test_keys_and_rates_a_slice_belong_to_the_axis_of_the_weights_though_the_query_broadcasts() -> None:
+    query, key, value = (tensor.detach() for tensor in inputs(4, 2, 5, 8))
+    one, keys, rates = query[:1], torch.arange(4), torch.tensor([0.0, 0.3, 0.6, 1.0], dtype=torch.float64)
+    found = scaled_dot_product_attention(one, key, value, dropout_p=rates, dropout_key=keys)
+    want = scaled_dot_product_attention(one.expand_as(query), key, value, dropout_p=rates, dropout_key=keys)
+    assert torch.equal(found, want)
+    with pytest.raises(ArgumentError, match=r"`dropout_key`.* 1 values, the query has 4 slices"):
+        scaled_dot_product_attention(one, key, value, dropout_p=0.3, dropout_key=keys[:1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_the_result_may_be_changed_in_place(dtype: torch.dtype) -> None:
+    tensors = inputs(1, 2, 5, 8, dtype=dtype)
+    found, want = (scaled_dot_product_attention(*tensors, dropout_p=0.5, dropout_key=KEY) for _ in range(2))
+    found.add_(1).transpose(1, 2).mul_(2)
+    for changed, plain in zip(*(torch.autograd.grad(out.sum(), tensors) for out in (found, 2 * want)), strict=True):
+        assert torch.equal(changed, plain)
+
+
+@pytest.mark.parametrize("scale", [np.float32(0.5), np.array(0.5), Fraction(1, 2)], ids=repr)
+def test_a_scale_may_be_any_number(scale: Any) -> None:
+    tensors = inputs(1, 2, 5, 8)
+    found, want = (
+        scaled_dot_product_attention(*tensors, dropout_p=0.5, scale=each, dropout_key=KEY) for each in (scale, 0.5)
+    )
+    assert torch.equal(found, want)
+
+
 def test_drawn_masks_follow_the_seed_and_differ() -> None:
     tensors = inputs(2, 4, 10, 8)
     torch.manual_seed(0)
@@ -277,7 +307,11 @@ def test_at_2048_tokens_it_takes_a_fifth_of_pytorchs_memory_at_most(dtype: torch
             ArgumentError,
             "`generator` must be None where `dropout_key` is given",
         ),
-        ({"dropout_p": torch.ones(3, dtype=torch.float64)}, ArgumentError, "`dropout_p`.* the query has 2 slices"),
+        (
+            {"dropout_p": torch.ones(3, dtype=torch.float64)},
+            ArgumentError,
+            "`dropout_p`.* the query has 2 slices",
+        ),
         ({"dropout_p": torch.tensor(0.1).double().requires_grad_()}, ArgumentError, r"pass dropout_p\.detach\(\)"),
         ({"stream": torch.arange(3)}, ArgumentError, "`stream`.* the query has 2 slices"),
         ({"query": "x"}, ArgumentTypeError, "`query` must be a torch.Tensor"),
@@ -291,6 +325,8 @@ def test_at_2048_tokens_it_takes_a_fifth_of_pytorchs_memory_at_most(dtype: torch
         ({"key": torch.ones(2, 3, 4)}, ArgumentTypeError, "`key` must be of the query's type"),
         ({"value": torch.ones(4, dtype=torch.float64)}, ArgumentError, "`value` must be of two axes"),
         ({"attn_mask": 3}, ArgumentTypeError, "`attn_mask`"),
+        ({"attn_mask": torch.eye(10).bool().to_sparse()}, ArgumentTypeError, "`attn_mask` must be a dense tensor"),
+        ({"attn_mask": torch.ones(10, 10, dtype=torch.bool, device="meta")}, ArgumentError, "`attn_mask` .*device cpu"),
         ({"attn_mask": torch.ones(10, 10, dtype=torch.bool), "is_causal": True}, ArgumentError, "is_causal"),
         ({"attn_mask": torch.ones(10, 10)}, ArgumentTypeError, "`attn_mask` must be bool"),
         ({"attn_mask": torch.ones(10, 9, dtype=torch.bool)}, ArgumentError, "`attn_mask` must be of a shape"),

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from dropkit._checks import argument_error, argument_type_error
+from dropkit._checks import argument_error, argument_type_error, as_float
 from dropkit.functional.address import Names, check_not_traced, check_source, draw_key, plain_rate
 from dropkit.functional.dropout import dropout
 from dropkit.functional.eager import is_plain
@@ -99,9 +99,11 @@ def scaled_dot_product_attention(
                 query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, training=training,
                 generator=generator, dropout_key=dropout_key, stream=stream,
             )  # fmt: skip
-    _check_options(query, attn_mask, scale, is_causal=is_causal, enable_gqa=enable_gqa, training=training)
-    check_source(_WHERE, query, dropout_p, dropout_key, generator, stream, _NAMES)
+    scale = _plain_scale(scale)
+    _check_options(query, attn_mask, is_causal=is_causal, enable_gqa=enable_gqa, training=training)
     leading = _leading(query, key, value, attn_mask, enable_gqa)
+    whole = query.expand(*leading[0], *query.shape[-2:])  # whose axis 0 is that of the weights
+    check_source(_WHERE, whole, dropout_p, dropout_key, generator, stream, _NAMES)
     if not training or (not isinstance(dropout_p, Tensor) and dropout_p == 0):
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
@@ -140,16 +142,28 @@ def _check_tensors(query: Any, key: Any, value: Any) -> None:
         raise argument_error(_WHERE, "value", f"of as many rows as there are keys, {key.size(-2)}", tuple(value.shape))
 
 
-def _check_options(query: Tensor, attn_mask: Any, scale: Any, **flags: Any) -> None:
-    check_input(_WHERE, query, "query", **flags)
-    if scale is not None and (isinstance(scale, bool) or not isinstance(scale, int | float)):
+def _plain_scale(scale: Any) -> float | None:
+    """Return a scale of any kind of number as a float, or raise."""
+    if scale is None:
+        return None
+    number = scale if type(scale) is float else as_float(scale)
+    if not isinstance(number, float):
         raise argument_type_error(_WHERE, "scale", "a finite number, or None", scale)
-    if scale is not None and not math.isfinite(scale):
+    if not math.isfinite(number):
         raise argument_error(_WHERE, "scale", "a finite number, or None", scale)
+    return number
+
+
+def _check_options(query: Tensor, attn_mask: Any, **flags: Any) -> None:
+    check_input(_WHERE, query, "query", **flags)
     if attn_mask is None:
         return
     if not isinstance(attn_mask, Tensor):
         raise argument_type_error(_WHERE, "attn_mask", "a torch.Tensor", attn_mask)
+    if attn_mask.is_nested or attn_mask.layout != torch.strided:
+        raise argument_type_error(_WHERE, "attn_mask", "a dense tensor, not a sparse or nested one", attn_mask.layout)
+    if attn_mask.device != query.device:
+        raise argument_error(_WHERE, "attn_mask", f"on the query's device {query.device}", attn_mask.device)
     if flags["is_causal"]:
         raise argument_error(_WHERE, "attn_mask", "None where is_causal is True", tuple(attn_mask.shape))
     if attn_mask.dtype not in (torch.bool, query.dtype):
@@ -354,7 +368,7 @@ class _Attention(torch.autograd.Function):
             torch.bmm(weights, values[heads, keys], out=output[heads, queries])
         output = output.view(*query.shape[:-1], value.size(-1))
         ctx.save_for_backward(query, key, value, attn_mask, output)
-        return output.to(query.dtype)
+        return output.to(query.dtype, copy=True)  # which may be changed in place
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
