@@ -237,6 +237,21 @@ def test_the_result_may_be_changed_in_place(dtype: torch.dtype) -> None:
         assert torch.equal(changed, plain)
 
 
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("at_once", [32, 2**18])
+def test_no_memory_is_read_that_was_not_written(is_causal: bool, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In deterministic mode new memory is full of NaN."""
+    monkeypatch.setattr(attention, "_WEIGHTS_AT_ONCE", at_once)
+    monkeypatch.setattr(attention, "_FEWEST_QUERIES", 1)
+    torch.use_deterministic_algorithms(True)
+    try:
+        tensors = inputs(2, 2, 7, 4, dtype=torch.float32)
+        out = scaled_dot_product_attention(*tensors, dropout_p=0.3, is_causal=is_causal)
+        assert all(torch.isfinite(each).all() for each in (out, *torch.autograd.grad(out.sum(), tensors)))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 @pytest.mark.parametrize("scale", [np.float32(0.5), np.array(0.5), Fraction(1, 2)], ids=repr)
 def test_a_scale_may_be_any_number(scale: Any) -> None:
     tensors = inputs(1, 2, 5, 8)

@@ -387,7 +387,9 @@ class _Attention(torch.autograd.Function):
         query, key, value, grad = _widened(query, key, value, grad)
         parts = _Parts(query, key, attn_mask, is_causal, factor)
         values, grads, outputs = (tensor.reshape(-1, *tensor.shape[-2:]) for tensor in (value, grad, output))
-        gradients = [torch.zeros_like(tensor) for tensor in (parts.query, parts.key, values)]
+        # Causal parts begin with some of the keys alone; else the first part of a head sets what the others add to.
+        start = torch.zeros_like if is_causal else torch.empty_like
+        gradients = [torch.empty_like(parts.query), start(parts.key), start(values)]
         of_query, of_key, of_value = gradients
         delta = (grads * outputs).sum(-1, keepdim=True)
         for heads, queries, keys in parts:
@@ -397,8 +399,9 @@ class _Attention(torch.autograd.Function):
             native.apply_bits_(of_weights, bits, threshold)
             of_scores = of_weights.sub_(delta[heads, queries]).mul_(weights)
             native.apply_bits_(weights, bits, threshold)
-            of_value[heads, keys].baddbmm_(weights.transpose(1, 2), grads[heads, queries])
+            beta = 1 if is_causal or queries.start else 0
+            of_value[heads, keys].baddbmm_(weights.transpose(1, 2), grads[heads, queries], beta=beta)
             torch.bmm(of_scores, parts.key[heads, keys], out=of_query[heads, queries])
-            of_key[heads, keys].baddbmm_(of_scores.transpose(1, 2), parts.query[heads, queries])
+            of_key[heads, keys].baddbmm_(of_scores.transpose(1, 2), parts.query[heads, queries], beta=beta)
         of_query *= factor
         return *(tensor.view(shape).to(dtype) for tensor, shape in zip(gradients, shapes, strict=True)), *none
