@@ -41,9 +41,10 @@ share_threads()  # NumPy may have loaded the library before
 _keys_of = torch._C._dispatch_keys
 with _disable_current_modes():  # whatever the import happens under
     with torch.inference_mode(False):
-        _PLAIN_KEYS = _keys_of(torch.empty(0, device="cpu"))
+        _normal = _keys_of(torch.empty(0, device="cpu"))
     with torch.inference_mode():
-        _INFERENCE_KEYS = _keys_of(torch.empty(0, device="cpu"))
+        _inference = _keys_of(torch.empty(0, device="cpu"))
+_PLAIN_KEYS = (_normal, _inference)
 
 
 def takes(input: Tensor) -> bool:
@@ -51,13 +52,7 @@ def takes(input: Tensor) -> bool:
 
     PyTorch's own marks of a tensor tell in one look what it is not: on a device, sparse, nested, negated, batched.
     """
-    keys = _keys_of(input)
-    return (
-        keys in (_PLAIN_KEYS, _INFERENCE_KEYS)
-        and input.dtype in TYPES
-        and input.is_contiguous()
-        and library() is not None
-    )
+    return _keys_of(input) in _PLAIN_KEYS and input.dtype in TYPES and input.is_contiguous() and library() is not None
 
 
 def dropout_plain(input: Tensor, key: int, threshold: int, words: Tensor | None = None) -> Tensor:
