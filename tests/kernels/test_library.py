@@ -217,7 +217,21 @@ def test_the_command_takes_dropkit_from_where_it_came(
     if record:
         (folder / "direct_url.json").write_text(json.dumps(record))
     monkeypatch.syspath_prepend(tmp_path)
-    assert reinstall_command() == f"pip install --force-reinstall --no-deps --no-cache-dir {source}"
+    assert (
+        reinstall_command().partition(" -m pip ")[2] == f"install --force-reinstall --no-deps --no-cache-dir {source}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("has_pip", "pip"),
+    [(True, "'/an environment/bin/python' -m pip"), (False, "pip --python '/an environment/bin/python'")],
+)
+def test_the_command_is_for_the_environment_of_this_interpreter(
+    has_pip: bool, pip: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/an environment/bin/python")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if has_pip and name == "pip" else None)
+    assert reinstall_command().startswith(f"{pip} install --force-reinstall ")
 
 
 def test_sources_that_were_never_installed_are_installed_from_a_checkout(

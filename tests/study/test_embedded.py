@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from dropkit.errors import DataError
+from dropkit.kernels.native.reinstall import reinstall_command
 from dropkit.study import embedded
 
 READERS = {"mnist_5k.npz": embedded.mnist, "telco_churn.csv.gz": embedded.churn}
@@ -54,7 +55,7 @@ def test_a_damaged_file_is_refused_by_name_with_both_hashes_and_the_remedy(
     (tmp_path / name).write_bytes(content)
     monkeypatch.setattr(embedded, "_FOLDER", tmp_path)
     expected, found = embedded._SHA256[name], hashlib.sha256(content).hexdigest()
-    message = f"{name} is damaged: its sha256 must be {expected}, got {found}. Reinstall dropkit: pip install"
+    message = f"{name} is damaged: its sha256 must be {expected}, got {found}. Reinstall dropkit: {reinstall_command()}"
     with pytest.raises(DataError, match=re.escape(message)):
         READERS[name]()
 

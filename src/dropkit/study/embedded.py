@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dropkit.errors import DataError
+from dropkit.kernels.native.reinstall import reinstall_command
 
 __all__ = ["churn", "mnist"]
 
@@ -18,7 +19,6 @@ _SHA256 = {
     "telco_churn.csv.gz": "1cf23f46b69cccf2877dc8ca9b4dd2ee5d79e60ce0e0e50104d75b0d54180333",
 }
 _FOLDER = resources.files("dropkit.study") / "files"
-_REMEDY = "Reinstall dropkit: pip install --force-reinstall --no-deps dropkit"
 
 
 def mnist() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
@@ -72,10 +72,12 @@ def _read(name: str) -> bytes:
     try:
         content = (_FOLDER / name).read_bytes()
     except OSError as error:
-        raise DataError(f"The embedded data file {name} cannot be read ({error}). {_REMEDY}") from error
+        raise _unfit(name, f"cannot be read ({error})") from error
     found = hashlib.sha256(content).hexdigest()
     if found != _SHA256[name]:
-        raise DataError(
-            f"The embedded data file {name} is damaged: its sha256 must be {_SHA256[name]}, got {found}. {_REMEDY}"
-        )
+        raise _unfit(name, f"is damaged: its sha256 must be {_SHA256[name]}, got {found}")
     return content
+
+
+def _unfit(name: str, reason: str) -> DataError:
+    return DataError(f"The embedded data file {name} {reason}. Reinstall dropkit: {reinstall_command()}")

@@ -2,14 +2,23 @@
 
 import json
 import shlex
-from importlib import metadata
+import sys
+from importlib import metadata, util
 
 __all__ = ["reinstall_command"]
 
 
 def reinstall_command() -> str:
-    """Return a line for a shell. Where sources are not known, as of a wheel, it is for a checkout of them."""
-    return f"pip install --force-reinstall --no-deps --no-cache-dir {_source()}"
+    """Return a line for a shell, for the environment of this interpreter whether it is active or not.
+
+    Where sources are not known, as of a wheel, it is for a checkout of them.
+    """
+    return f"{_pip()} install --force-reinstall --no-deps --no-cache-dir {_source()}"
+
+
+def _pip() -> str:
+    interpreter = shlex.quote(sys.executable)
+    return f"{interpreter} -m pip" if util.find_spec("pip") else f"pip --python {interpreter}"
 
 
 def _source() -> str:
