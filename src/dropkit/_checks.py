@@ -63,15 +63,25 @@ def _as_float(value: Any) -> float:
         return math.inf if value > 0 else -math.inf
 
 
+def _remedy(constraint: "Number | Integer", name: str, value: object) -> str:
+    has_axes = type(value).__name__ == "ndarray" and bool(value.ndim)  # type: ignore[attr-defined]  # for it is an array
+    several = constraint.of_several and (isinstance(value, list | tuple) or has_axes)
+    return constraint.of_several.format(name) if several else constraint.remedy
+
+
 @dataclass(frozen=True)
 class Number:
-    """A real number from `low` to `high`, both included unless `open_low` or `open_high`."""
+    """A real number from `low` to `high`, both included unless `open_low` or `open_high`.
+
+    `remedy` ends the message; or `of_several`, if any, where several values are given, with {} for the argument's name.
+    """
 
     low: float
     high: float
     open_low: bool = False
     open_high: bool = False
     remedy: str = ""
+    of_several: str = ""
 
     @property
     def rule(self) -> str:
@@ -89,7 +99,7 @@ class Number:
         number = as_float(value)
         if isinstance(number, float) and self.contains(number):
             return number
-        raise argument_error(where, name, self.rule, value, self.remedy)
+        raise argument_error(where, name, self.rule, value, _remedy(self, name, value))
 
     def bad_values(self) -> list[object]:
         """Values that must be refused: one of each kind of mistake."""
@@ -103,12 +113,13 @@ class Number:
 
 @dataclass(frozen=True)
 class Integer:
-    """A whole number from `low` to `high`, both included."""
+    """A whole number from `low` to `high`, both included; with remedies as those of `Number`."""
 
     low: int
     high: int
     name: str = ""
     remedy: str = ""
+    of_several: str = ""
 
     @property
     def rule(self) -> str:
@@ -117,14 +128,14 @@ class Integer:
     def check(self, where: str, name: str, value: object) -> int:
         """Return `value` as an int, or raise `ArgumentTypeError` or `ArgumentError`."""
         if _is_bool(value):
-            raise argument_type_error(where, name, self.rule, value, self.remedy)
+            raise argument_type_error(where, name, self.rule, value, _remedy(self, name, value))
         try:
             whole = operator.index(value)  # type: ignore[arg-type]  # anything may be given; that is what is checked
         except TypeError:
-            raise argument_type_error(where, name, self.rule, value, self.remedy) from None
+            raise argument_type_error(where, name, self.rule, value, _remedy(self, name, value)) from None
         if self.low <= whole <= self.high:
             return whole
-        raise argument_error(where, name, self.rule, value, self.remedy)
+        raise argument_error(where, name, self.rule, value, _remedy(self, name, value))
 
     def bad_values(self) -> list[object]:
         """Values that must be refused: one of each kind of mistake."""
@@ -153,7 +164,7 @@ class Choice:
 
 
 PROBABILITY = Number(0.0, 1.0, remedy="p is the probability of dropping a unit.")
-KEY = Integer(0, 2**64 - 1, "[0, 2**64)")
+KEY = Integer(0, 2**64 - 1, "[0, 2**64)", "Any integer can be taken modulo 2**64.")
 STREAM = Integer(0, 2**30 - 1, "[0, 2**30)")
 _LENGTH = Integer(0, 2**64, "[0, 2**64]")
 

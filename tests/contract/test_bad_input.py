@@ -73,6 +73,11 @@ def by_constraint(name: str, constraint: Any, **options: Any) -> Iterator[Wrong]
         yield Wrong(name, value, error, constraint.rule, getattr(constraint, "remedy", ""), **options)
 
 
+def of_one(wrongs: Iterator[Wrong]) -> Iterator[Wrong]:
+    """Leave lists out, for which `tensors` knows a remedy."""
+    return (wrong for wrong in wrongs if not isinstance(wrong.value, list))
+
+
 def by_type(name: str, values: tuple[Any, ...], rule: str, remedy: str = "") -> Iterator[Wrong]:
     for value in values:
         yield Wrong(name, value, ArgumentTypeError, rule, remedy)
@@ -112,29 +117,37 @@ def places() -> Iterator[Wrong]:
     yield Wrong("full_shape", (2, 2**34 + 1), ArgumentError, "at most 2**64 rows of 2**34 columns")
 
 
-def tensors(rate: str = "p", of: str = "input") -> Iterator[Wrong]:
-    """Tensors of rates, keys and streams of a wrong type, rank, length or value."""
+def tensors(prefix: str = "", of: str = "input") -> Iterator[Wrong]:
+    """Tensors of rates, keys and streams of a wrong type, rank, length or value; and what should be such tensors."""
+    named = {"p": f"{prefix}p", "key": f"{prefix}key", "stream": "stream"}
+    for name, constraint, what, dtype in (
+        ("p", PROBABILITY, "rate", torch.float64),
+        ("key", KEY, "key", torch.int64),
+        ("stream", STREAM, "stream", torch.int64),
+    ):
+        remedy = f"One {what} for each slice of axis 0 is a tensor: torch.tensor({named[name]}, dtype={dtype})."
+        for value in ([1, 0], (1, 0), np.array([0, 1])):
+            error = ArgumentError if name == "p" else ArgumentTypeError
+            yield Wrong(name, value, error, constraint.rule, remedy)
     for name, dtype in (("p", torch.float64), ("key", torch.int64), ("stream", torch.int64)):
         for other in (torch.float32, torch.int32, torch.bool, torch.uint8):
-            yield Wrong(
-                name, torch.zeros((), dtype=other), ArgumentTypeError, f"a number or a tensor of {dtype}",
-                f"It has {other}.",
-            )  # fmt: skip
-        yield Wrong(
-            name, torch.zeros(2, 1, dtype=dtype), ArgumentError, "a tensor of no axis or one", "It has shape (2, 1)."
-        )
-        for length in (1, 3, 0):
-            remedy = f"It has {length} values, the {of} has 2 slices."
-            rule = "one value, or one for each slice of axis 0"
-            yield Wrong(name, torch.zeros(length, dtype=dtype), ArgumentError, rule, remedy)
-        rule = f"a tensor on the {of}'s device cpu"
-        yield Wrong(name, torch.zeros(2, dtype=dtype, device="meta"), ArgumentError, rule)
+            rule = f"a number or a tensor of {dtype}"
+            yield Wrong(name, torch.zeros((), dtype=other), ArgumentTypeError, rule, shown=(other,))
+        for shape in ((2, 1), (1,), (3,), (0,)):
+            rule = "of shape () or (2,), one value for each slice of axis 0"
+            yield Wrong(name, torch.zeros(shape, dtype=dtype), ArgumentError, rule, shown=(shape,))
+        rule, meta = f"on the {of}'s device cpu", torch.zeros(2, dtype=dtype, device="meta")
+        yield Wrong(name, meta, ArgumentError, rule, shown=(meta.device,))
+    for name in ("key", "stream"):
+        rule, remedy = "a number or a tensor of torch.int64", f"The same bits: {named[name]}.view(torch.int64)."
+        unsigned = torch.zeros(2, dtype=torch.uint64)
+        yield Wrong(name, unsigned, ArgumentTypeError, rule, remedy, shown=(unsigned.dtype,))
     for p in (-0.1, 1.1, math.nan, math.inf):
         yield Wrong("p", torch.tensor(p, dtype=torch.float64), ArgumentError, PROBABILITY.rule, PROBABILITY.remedy)
         yield Wrong("p", torch.tensor([0.5, p]).double(), ArgumentError, PROBABILITY.rule, PROBABILITY.remedy)
-    remedy = f"Dropout has no gradient with respect to its rate; pass {rate}.detach()."
+    remedy = f"Dropout has no gradient with respect to its rate; pass {named['p']}.detach()."
     rate = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
-    yield Wrong("p", rate, ArgumentError, "a tensor that requires no gradient", remedy)
+    yield Wrong("p", rate, ArgumentError, "False", remedy, shown=(True,), label=f"{named['p']}.requires_grad")
     for stream in (-1, 2**30, 2**40):
         yield Wrong("stream", torch.tensor(stream), ArgumentError, STREAM.rule)
 
@@ -159,31 +172,30 @@ def masks() -> Iterator[Wrong]:
         rule = "of shape (2, 3), or with length 1 on axes that share"
         yield Wrong("mask", torch.ones(shape, dtype=torch.bool), ArgumentError, rule, shown=(shape,))
     mask = torch.ones(2, 3, dtype=torch.bool)
-    remedy = "`key` draws a mask: leave one of them out."
-    yield Wrong("mask", mask, ArgumentError, "given alone", remedy, beside={"key": 3})
+    rule, remedy = "left out where `key` is given", "`key` draws a mask: leave one of them out."
+    yield Wrong("mask", mask, ArgumentError, rule, remedy, shown=(mask.dtype,), beside={"key": 3})
 
 
 def called() -> Iterator[Wrong]:
     """What the function and the layer's call have in common."""
     yield from inputs()
     yield from masks()
-    yield from by_constraint("key", KEY)
+    yield from of_one(by_constraint("key", KEY))
     yield from (wrong for wrong in tensors() if wrong.name != "p")
     yield from by_type("return_mask", FLAGS, "True or False")
-    yield from (wrong for wrong in places() if wrong.name != "broadcast_dims")
+    yield from of_one(wrong for wrong in places() if wrong.name != "broadcast_dims")
 
 
 def function() -> Iterator[Wrong]:
     yield from called()
-    yield from by_constraint("p", PROBABILITY)
+    yield from of_one(by_constraint("p", PROBABILITY))
     yield from (wrong for wrong in tensors() if wrong.name == "p")
     yield from (wrong for wrong in places() if wrong.name == "broadcast_dims")
     yield from by_type("training", FLAGS, "True or False")
     yield from by_type("inplace", FLAGS, "True or False")
     leaf = torch.ones(2, 3, requires_grad=True)
-    yield Wrong(
-        "inplace", True, ArgumentError, "False for a leaf that requires grad, or a view of one", beside={"input": leaf}
-    )
+    rule, remedy = "False for a leaf that requires grad, or a view of one", "Call clone() first."
+    yield Wrong("inplace", True, ArgumentError, rule, remedy, beside={"input": leaf})
     yield from by_constraint("scale_at", SCALE_AT)
     yield from by_type("generator", (3, "cpu", torch.default_generator.get_state()), "a torch.Generator")
     own = torch.Generator()
@@ -196,10 +208,10 @@ def function() -> Iterator[Wrong]:
 def source(prefix: str = "", of: str = "input") -> Iterator[Wrong]:
     """What every function around dropout asks of its rate, key, stream and generator."""
     named = {"p": f"{prefix}p", "key": f"{prefix}key"}
-    yield from by_constraint(named["p"], PROBABILITY)
-    yield from by_constraint(named["key"], KEY)
-    yield from by_constraint("stream", STREAM)
-    yield from (wrong._replace(name=named.get(wrong.name, wrong.name)) for wrong in tensors(named["p"], of))
+    yield from of_one(by_constraint(named["p"], PROBABILITY))
+    yield from of_one(by_constraint(named["key"], KEY))
+    yield from of_one(by_constraint("stream", STREAM))
+    yield from (wrong._replace(name=named.get(wrong.name, wrong.name)) for wrong in tensors(prefix, of))
     yield from by_type("training", FLAGS, "True or False")
     yield from by_type("generator", (3, "cpu", torch.default_generator.get_state()), "a torch.Generator")
     rule, remedy = f"None where `{named['key']}` is given", "Give one source of noise."

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dropkit import random
+from dropkit.errors import ArgumentError
 from dropkit.functional import dropout
 from tests.helpers.contract import scale
 
@@ -93,6 +94,12 @@ def test_slices_of_a_packed_shard() -> None:
         assert torch.equal(packed[i], alone)
 
 
+def test_slices_of_a_packed_shard_lie_in_the_whole_one() -> None:
+    for offset in ((1, 0, 0), (2**40, 0, 0)):
+        with pytest.raises(ArgumentError, match="`full_shape` must be at least offset \\+ shape on every axis"):
+            dropout(torch.ones(SHAPE), 0.4, key=KEYS, offset=offset, full_shape=SHAPE)
+
+
 @pytest.mark.parametrize("shared", [(), 0, 1, 2, -1, -3, [0, 2], (0, 1, 2), (-1, 0), [1, -1]])
 def test_shared_axes(shared: Any) -> None:
     mask = kept(key=KEY, broadcast_dims=shared)
@@ -156,14 +163,14 @@ def test_a_rate_in_a_tensor_has_no_branches() -> None:
 def test_slices_need_one_value_each(name: str) -> None:
     value = {"p": RATES[:3], "key": KEYS[:3], "stream": STREAMS[:3]}[name]
     with pytest.raises(
-        ValueError, match=rf"(?s)`{name}` must be one value, or one for each slice of axis 0, got .* It has 3 values"
+        ValueError, match=rf"`{name}` must be of shape \(\) or \(4,\), one value for each slice of axis 0, got \(3,\)"
     ):
         dropout(torch.ones(SHAPE), **{"key": 1, name: value})
     with pytest.raises(
-        ValueError, match=rf"(?s)`{name}` must be a tensor of no axis or one, got .* It has shape \(3, 1\)\."
+        ValueError, match=rf"`{name}` must be of shape \(\) or \(4,\), one value for each slice of axis 0, got \(3, 1\)"
     ):
         dropout(torch.ones(SHAPE), **{"key": 1, name: value.reshape(3, 1)})
-    with pytest.raises(ValueError, match=f"`{name}` must be one value, or one for each slice of axis 0"):
+    with pytest.raises(ValueError, match=rf"`{name}` must be of shape \(\), as the input is, got \(1,\)"):
         dropout(torch.tensor(1.0), **{"key": 1, name: value[:1]})
 
 

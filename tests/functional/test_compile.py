@@ -10,6 +10,7 @@ from torch.func import grad, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
 import dropkit
+from dropkit.errors import ArgumentError, ArgumentTypeError
 from dropkit.functional import dropout
 
 pytestmark = [
@@ -257,3 +258,25 @@ def test_compiled_vmap_of_drawn_masks_takes_another_batch() -> None:
     compiled = torch.compile(over_batch, backend="eager")
     for batch in (6, 7, 8):
         assert compiled(torch.ones(batch, 64)).shape == (batch, 64)
+
+
+WRONG: dict[str, Callable[[Tensor], Tensor]] = {
+    "rate": lambda x: dropout(x, 1.5),
+    "list of rates": lambda x: dropout(x, [0.1, 0.2]),
+    "type of rate": lambda x: dropout(x, x.new_tensor(0.5)),
+    "axes of keys": lambda x: dropout(x, 0.5, key=x[:, :1].long()),
+    "number of keys": lambda x: dropout(x, 0.5, key=x[:2, 0].long()),
+    "key beside a mask": lambda x: dropout(x, 0.5, key=3, mask=x > 0),
+    "stream beside a mask": lambda x: dropout(x, 0.5, mask=x > 0, stream=x[:, 0].long()),
+    "residual": lambda x: dropkit.functional.dropout_add(x, x[1:]),
+    "bias": lambda x: dropkit.functional.activation_dropout(x, bias=x),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_the_compiler_says_of_a_wrong_argument_holds_our_message(name: str) -> None:
+    with pytest.raises((ArgumentError, ArgumentTypeError)) as eager:
+        WRONG[name](X)
+    with pytest.raises(torch._dynamo.exc.Unsupported) as compiled:
+        torch.compile(WRONG[name], backend="eager", fullgraph=True)(X)
+    assert str(eager.value) in str(compiled.value)

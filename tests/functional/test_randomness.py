@@ -97,10 +97,10 @@ def test_drawn_masks_drop_at_the_rate() -> None:
 def test_two_sources_of_noise_are_refused() -> None:
     own = generator()
     before = own.get_state()
-    with pytest.raises(ArgumentError, match="`mask` must be given alone"):
+    with pytest.raises(ArgumentError, match="`mask` must be left out where `generator` is given"):
         dropout(X, mask=X > 0, generator=own)
     for key in (0, 3, torch.tensor(0)):
-        with pytest.raises(ArgumentError, match="`mask` must be given alone"):
+        with pytest.raises(ArgumentError, match="`mask` must be left out where `key` is given"):
             dropout(X, mask=X > 0, key=key)
         with pytest.raises(ArgumentError, match="`generator` must be None where `key` is given"):
             dropout(X, key=key, generator=own)

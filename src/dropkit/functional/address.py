@@ -1,5 +1,6 @@
 """Addresses: how a call's `p`, `key`, `generator` and `stream` become the tensors that operators read."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +36,16 @@ class Names(NamedTuple):
 
 
 _NAMES = Names()
+_RATE = replace(
+    PROBABILITY, of_several="One rate for each slice of axis 0 is a tensor: torch.tensor({}, dtype=torch.float64)."
+)
+_ONE_KEY, _ONE_STREAM = (
+    replace(
+        constraint,
+        of_several=f"One {what} for each slice of axis 0 is a tensor: torch.tensor({{}}, dtype=torch.int64).",
+    )
+    for what, constraint in (("key", KEY), ("stream", STREAM))
+)
 
 
 def signed(value: int) -> int:
@@ -98,11 +109,11 @@ def threshold_tensor(where: str, p: float | Tensor, input: Tensor, names: Names 
     """Return the threshold T of a rate, or of one rate a slice of axis 0."""
     name = names.p
     if not isinstance(p, Tensor):
-        return _constant(threshold(PROBABILITY.check(where, name, p)))
+        return _constant(threshold(_RATE.check(where, name, p)))
     _check_tensor(where, name, p, torch.float64, input, names.input)
     if p.requires_grad:
         remedy = f"Dropout has no gradient with respect to its rate; pass {name}.detach()."
-        raise argument_error(where, name, "a tensor that requires no gradient", p, remedy)
+        raise argument_error(where, f"{name}.requires_grad", "False", True, remedy)
     if not _readable(p):  # without waiting: what is out of range counts as the nearest end, and NaN as 1
         return torch.floor(p.nan_to_num(1.0).clamp(0.0, 1.0) * 2.0**32 + 0.5).to(torch.int64)
     rates = p.numpy(force=True)  # on which a few numbers take a fifth of the time
@@ -116,7 +127,7 @@ def key_tensor(where: str, key: int | Tensor, input: Tensor, names: Names = _NAM
     if isinstance(key, Tensor):
         _check_tensor(where, names.key, key, torch.int64, input, names.input)
         return key
-    return _constant(signed(KEY.check(where, names.key, key)))
+    return _constant(signed(_ONE_KEY.check(where, names.key, key)))
 
 
 def draw_key(where: str, generator: torch.Generator | None, input: Tensor, names: Names = _NAMES) -> Tensor:
@@ -148,7 +159,7 @@ def _check_replay(where: str, names: Names) -> None:
 def stream_tensor(where: str, stream: int | Tensor, input: Tensor, names: Names = _NAMES) -> Tensor:
     """Return the stream, or one stream a slice of axis 0."""
     if not isinstance(stream, Tensor):
-        return _constant(STREAM.check(where, "stream", stream))
+        return _constant(_ONE_STREAM.check(where, "stream", stream))
     _check_tensor(where, "stream", stream, torch.int64, input, names.input)
     if _readable(stream) and not bool(((stream >= STREAM.low) & (stream <= STREAM.high)).all()):
         raise argument_error(where, "stream", STREAM.rule, stream)
@@ -171,16 +182,17 @@ def check_generator(where: str, generator: torch.Generator, key: object, input: 
 
 
 def _check_tensor(where: str, name: str, value: Tensor, dtype: torch.dtype, input: Tensor, of: str) -> None:
+    # Messages tell of types and shapes, not of values, which compiled code cannot show.
     if value.dtype != dtype:
-        raise argument_type_error(where, name, f"a number or a tensor of {dtype}", value, f"It has {value.dtype}.")
-    if value.dim() > 1:
-        raise argument_error(where, name, "a tensor of no axis or one", value, f"It has shape {tuple(value.shape)}.")
-    if value.dim() == 1 and (input.dim() == 0 or value.shape[0] != input.size(0)):  # a nested tensor has no shape
-        slices = f"{input.size(0)} slices" if input.dim() else "no axis"
-        remedy = f"It has {value.shape[0]} values, the {of} has {slices}."
-        raise argument_error(where, name, "one value, or one for each slice of axis 0", value, remedy)
-    if value.device != input.device and (value.dim() == 1 or value.device.type != "cpu"):
-        raise argument_error(where, name, f"a tensor on the {of}'s device {input.device}", value)
+        same_bits = value.dtype == torch.uint64 and dtype == torch.int64
+        remedy = f"The same bits: {name}.view(torch.int64)." if same_bits else ""
+        raise argument_type_error(where, name, f"a number or a tensor of {dtype}", value.dtype, remedy)
+    shape = tuple(value.shape)
+    if shape and (len(shape) > 1 or input.dim() == 0 or shape[0] != input.size(0)):  # a nested tensor has no shape
+        several = f" or ({input.size(0)},), one value for each slice of axis 0" if input.dim() else f", as the {of} is"
+        raise argument_error(where, name, f"of shape (){several}", shape)
+    if value.device != input.device and (shape or value.device.type != "cpu"):
+        raise argument_error(where, name, f"on the {of}'s device {input.device}", value.device)
 
 
 def _readable(value: Tensor) -> bool:

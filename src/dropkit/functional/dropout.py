@@ -62,7 +62,8 @@ def dropout(
             slice of axis 0, whose change compiles nothing again. Tensors on an accelerator or in compiled code are
             clamped rather than checked. Default: 0.5.
         training: Whether to drop. If False the input itself is returned. Default: True.
-        inplace: Whether to overwrite the input. Default: False.
+        inplace: Whether to overwrite the input. The result is made apart and then copied, so memory is spared after
+            the call, not during it. Default: False.
         broadcast_dims: Axes along which one draw is shared; negatives count from the end. Default: none.
         generator: Where to draw the key, on the input's device; eager code only (`torch.compile` leaves the graph for
             it, and raises with ``fullgraph=True``). Default: PyTorch's own generator.
@@ -74,7 +75,8 @@ def dropout(
         return_mask: Whether to return ``(output, mask)``; the mask is all True in evaluation. Default: False.
         stream: Number of the pass, in ``[0, 2**30)``: 0 in training, 1 and up for Monte Carlo passes; or an int64
             tensor, as for `key`. Default: 0.
-        offset: Where the input begins in the whole tensor that it is a shard of, an entry an axis. Default: 0.
+        offset: Where the input begins in the whole tensor that it is a shard of, an entry an axis; that of axis 0
+            changes nothing where its slices have keys or streams of their own. Default: 0.
         full_shape: Shape of that whole tensor; needed with `offset`. Default: the input's shape.
         scale_at: ``"train"`` scales survivors in training (inverted dropout); ``"eval"`` is the original form, which
             leaves survivors alone in training and multiplies by the probability of keeping, ``1 - p``, in evaluation.

@@ -44,7 +44,7 @@ def check_bias(where: str, bias: Any, input: Tensor) -> None:
     if bias.is_nested:
         raise argument_type_error(where, "bias", "a dense tensor", bias.layout)
     if input.is_nested and input.layout != torch.jagged:
-        raise argument_error(where, "bias", "None where the input is nested without the jagged layout", bias)
+        raise argument_error(where, "bias", "None where the input is nested without the jagged layout", bias.dtype)
     if bias.shape != input.shape[-1:]:
         raise argument_error(where, "bias", f"of shape {tuple(input.shape[-1:])}", tuple(bias.shape))
 

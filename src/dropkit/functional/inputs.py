@@ -1,4 +1,7 @@
-"""Checks of the tensors that dropout works on: raised before anything is drawn or written."""
+"""Checks of the tensors that dropout works on: raised before anything is drawn or written.
+
+Messages tell of types and shapes, not of a tensor's values, which compiled code cannot show.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -47,7 +50,8 @@ def check_writable(where: str, input: Tensor) -> None:
         return
     base = input._base if input._base is not None else input
     if torch.is_grad_enabled() and base.is_leaf and base.requires_grad:
-        raise argument_error(where, "inplace", "False for a leaf that requires grad, or a view of one", True)
+        rule, remedy = "False for a leaf that requires grad, or a view of one", "Call clone() first."
+        raise argument_error(where, "inplace", rule, True, remedy)
     if any(stride == 0 and length > 1 for stride, length in zip(input.stride(), input.shape, strict=True)):
         raise argument_error(where, "inplace", "False for an expanded tensor", True, "Call clone() first.")
 
@@ -67,11 +71,13 @@ def check_mask(where: str, mask: Tensor, input: Tensor, sources: Mapping[str, An
         raise argument_type_error(where, "mask", "a bool tensor", found, "True is kept.")
     for name, value in sources.items():
         if value is not None:
-            raise argument_error(where, "mask", "given alone", mask, f"`{name}` draws a mask: leave one of them out.")
+            rule = f"left out where `{name}` is given"
+            raise argument_error(where, "mask", rule, mask.dtype, f"`{name}` draws a mask: leave one of them out.")
     for name, value in address.items():
         default = value is None or (type(value) is int and value == 0 and name == "stream")
         if not default and not (isinstance(value, list | tuple) and not value):
-            raise argument_error(where, name, "left out where a mask is given", value, "A mask has no address.")
+            found = value.dtype if isinstance(value, Tensor) else value
+            raise argument_error(where, name, "left out where a mask is given", found, "A mask has no address.")
     _check_fits(where, mask, input)
 
 

@@ -52,7 +52,7 @@ def layout(
     if any(axis < slices for axis in shared):
         rule = "axes other than 0 where key or stream has one value a slice of axis 0"
         raise argument_error(where, "broadcast_dims", rule, broadcast_dims, "Give one key, or share other axes.")
-    whole, start = _whole(where, tuple(shape), offset, full_shape, slices)
+    whole, start = _whole(where, tuple(shape), offset, full_shape)
     kept = range(slices, rank)
     mask_shape = tuple(1 if axis in shared else shape[axis] for axis in kept)
     lengths = [1 if axis in shared else whole[axis] for axis in kept]
@@ -73,7 +73,7 @@ def check_addressable(where: str, name: str, lengths: Sequence[int]) -> None:
 
 
 def _whole(
-    where: str, shape: tuple[int, ...], offset: object, full_shape: object, slices: int
+    where: str, shape: tuple[int, ...], offset: object, full_shape: object
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the shape of the whole tensor and where this one begins in it."""
     rank = len(shape)
@@ -83,7 +83,7 @@ def _whole(
         return shape, (0,) * rank
     whole = check_shape(where, "full_shape", full_shape, rank)
     start = (0,) * rank if offset is None else check_shape(where, "offset", offset, rank)
-    if any(start[axis] + shape[axis] > whole[axis] for axis in range(slices, rank)):
+    if any(start[axis] + shape[axis] > whole[axis] for axis in range(rank)):
         remedy = f"The tensor of shape {shape} at offset {start} does not fit into it."
         raise argument_error(where, "full_shape", "at least offset + shape on every axis", whole, remedy)
     return whole, start
