@@ -217,11 +217,23 @@ def the_planes_of_draws_near_a_threshold(draw: Draw, size: int) -> float:
     return counted(np.array([*counts, rest]), np.array([*[step / 64] * 64, 1 - step]))
 
 
+def between(low: int, high: int) -> Callable[[str], int]:
+    """Return what reads an integer of the command line."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"must be an integer from {low} to {high}, got {text!r}")
+        return int(text)
+
+    return read
+
+
 def main() -> None:
     """Run every test on several seeds, and compare all probabilities with the uniform law."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--bits", type=int, default=26, help="binary logarithm of the elements of a mask (default: 26)")
-    parser.add_argument("--seeds", type=int, default=4, help="how many seeds (default: 4)")
+    bits = "binary logarithm of the elements of a mask, 21 to 32 (default: 26)"
+    parser.add_argument("--bits", type=between(21, 32), default=26, help=bits)  # of fewer, counts are too small
+    parser.add_argument("--seeds", type=between(1, 1000), default=4, help="how many seeds (default: 4)")
     given = parser.parse_args()
     print(f"{kernels.info()}\n2**{given.bits} elements a mask; probabilities of what was seen, a column a seed")
     found = []

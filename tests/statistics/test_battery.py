@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.statistics import FALSE_ALARM
-from tests.statistics.battery import NEIGHBOURS, TESTS, Draw, by_kernels
+from tests.statistics.battery import NEIGHBOURS, TESTS, Draw, by_kernels, main
 
 SIZE = 2**22
 
@@ -85,3 +85,23 @@ FAULTS: dict[str, Draw] = {
 @pytest.mark.parametrize("name", TESTS)
 def test_faults_are_caught(name: str) -> None:
     assert TESTS[name](FAULTS[name], SIZE // 2) < FALSE_ALARM
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "limits"),
+    [
+        ("--bits", "3", "21 to 32"),
+        ("--bits", "33", "21 to 32"),
+        ("--bits", "2.5", "21 to 32"),
+        ("--seeds", "0", "1 to 1000"),
+        ("--seeds", "-1", "1 to 1000"),
+    ],
+)
+def test_sizes_that_the_tests_are_not_made_for_are_refused(
+    option: str, value: str, limits: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["battery", f"{option}={value}"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    assert f"argument {option}: must be an integer from {limits}, got {value!r}" in capsys.readouterr().err
