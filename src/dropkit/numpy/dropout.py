@@ -8,6 +8,7 @@ import numpy.typing as npt
 from dropkit._checks import KEY, PROBABILITY, Integer, argument_error, argument_type_error
 from dropkit.kernels.native.arrays import apply_mask, keep_mask
 from dropkit.random import threshold
+from dropkit.random.layout import check_addressable
 
 __all__ = ["check_meaning", "dropout_backward", "dropout_forward"]
 
@@ -69,7 +70,7 @@ def dropout_forward(
     where = "dropout_forward"
     _check_floats(where, "h", h)
     dropped = threshold(PROBABILITY.check(where, "p", p))
-    _check_training(where, training)
+    _check_training(where, training, "A key or a generator is given by its name, such as rng=42.")
     if rng is not None and not isinstance(rng, np.random.Generator):
         rng = _RNG.check(where, "rng", rng)
     if mask is not None:
@@ -80,6 +81,7 @@ def dropout_forward(
     if not training or (dropped == 0 and mask is None):
         return h, np.ones(h.shape, np.bool_)
     if mask is None:
+        check_addressable(where, "h", h.shape)
         mask = keep_mask(_key(rng), h.shape, dropped)
     if dropped == _ALL:  # nothing survives, whatever the mask
         mask = np.zeros(h.shape, np.bool_)
@@ -180,6 +182,6 @@ def _check_mask(where: str, mask: object, values: Array) -> None:
         raise argument_error(where, "mask", f"of shape {values.shape}", mask.shape)
 
 
-def _check_training(where: str, training: object) -> None:
+def _check_training(where: str, training: object, remedy: str = "") -> None:
     if not isinstance(training, bool | np.bool_):
-        raise argument_type_error(where, "training", "True or False", training)
+        raise argument_type_error(where, "training", "True or False", training, remedy)
