@@ -59,8 +59,8 @@ def dropout(
         input: Tensor of any shape, of a floating or complex type (a complex number is one unit); nested tensors are
             dropped out constituent by constituent.
         p: Probability of dropping an element, in ``[0, 1]``; or a float64 tensor of no axis, or of one rate for each
-            slice of axis 0, whose change compiles nothing again. Tensors on an accelerator or in compiled code are
-            clamped rather than checked. Default: 0.5.
+            slice of axis 0. A new number makes `torch.compile` compile again, a new tensor does not. Tensors on an
+            accelerator or in compiled code are clamped rather than checked. Default: 0.5.
         training: Whether to drop. If False the input itself is returned. Default: True.
         inplace: Whether to overwrite the input. The result is made apart and then copied, so memory is spared after
             the call, not during it. Default: False.

@@ -25,8 +25,10 @@ class Dropout(torch.nn.Dropout):
     `dropkit.functional.activation_dropout` is faster than ReLU and this layer.
 
     Args:
-        p: Probability of dropping an element, in ``[0, 1]``. Checked again whenever it is assigned. Default: 0.5.
-        inplace: Whether to overwrite the input. Default: False.
+        p: Probability of dropping an element, in ``[0, 1]``. Checked again whenever it is assigned. A new
+            value makes `torch.compile` compile again; a rate that often changes is better given to
+            `dropkit.functional.dropout`, as a float64 tensor. Default: 0.5.
+        inplace: Whether to overwrite the input, as for `dropkit.functional.dropout`. Default: False.
         broadcast_dims: Axes along which one draw is shared; negatives count from the end. ``(2, 3)`` drops whole
             channels of images, ``1`` the same features at all steps of a batch-first sequence. Default: none.
         generator: Where keys are drawn, on the input's device; eager code only, as for `dropkit.functional.dropout`.
