@@ -134,8 +134,10 @@ def tensors(prefix: str = "", of: str = "input") -> Iterator[Wrong]:
             rule = f"a number or a tensor of {dtype}"
             yield Wrong(name, torch.zeros((), dtype=other), ArgumentTypeError, rule, shown=(other,))
         for shape in ((2, 1), (1,), (3,), (0,)):
-            rule = "of shape () or (2,), one value for each slice of axis 0"
-            yield Wrong(name, torch.zeros(shape, dtype=dtype), ArgumentError, rule, shown=(shape,))
+            counts = f"It has {shape[0]} values, the {of} has 2 slices."
+            remedy = counts if len(shape) == 1 else "Give one value, or one for each slice of axis 0."
+            value = torch.zeros(shape, dtype=dtype)
+            yield Wrong(name, value, ArgumentError, "of shape () or (2,)", remedy, shown=(shape,))
         rule, meta = f"on the {of}'s device cpu", torch.zeros(2, dtype=dtype, device="meta")
         yield Wrong(name, meta, ArgumentError, rule, shown=(meta.device,))
     for name in ("key", "stream"):

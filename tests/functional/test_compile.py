@@ -267,7 +267,7 @@ WRONG: dict[str, Callable[[Tensor], Tensor]] = {
     "axes of keys": lambda x: dropout(x, 0.5, key=x[:, :1].long()),
     "number of keys": lambda x: dropout(x, 0.5, key=x[:2, 0].long()),
     "key beside a mask": lambda x: dropout(x, 0.5, key=3, mask=x > 0),
-    "stream beside a mask": lambda x: dropout(x, 0.5, mask=x > 0, stream=x[:, 0].long()),
+    "stream beside a mask": lambda x: dropout(x, 0.5, mask=x > 0, stream=KEYS),
     "residual": lambda x: dropkit.functional.dropout_add(x, x[1:]),
     "bias": lambda x: dropkit.functional.activation_dropout(x, bias=x),
 }

@@ -189,8 +189,10 @@ def _check_tensor(where: str, name: str, value: Tensor, dtype: torch.dtype, inpu
         raise argument_type_error(where, name, f"a number or a tensor of {dtype}", value.dtype, remedy)
     shape = tuple(value.shape)
     if shape and (len(shape) > 1 or input.dim() == 0 or shape[0] != input.size(0)):  # a nested tensor has no shape
-        several = f" or ({input.size(0)},), one value for each slice of axis 0" if input.dim() else f", as the {of} is"
-        raise argument_error(where, name, f"of shape (){several}", shape)
+        wanted, slices = (f" or ({input.size(0)},)", f"{input.size(0)} slices") if input.dim() else ("", "no axis")
+        counts = f"It has {shape[0]} values, the {of} has {slices}."
+        remedy = counts if len(shape) == 1 else "Give one value, or one for each slice of axis 0."
+        raise argument_error(where, name, f"of shape (){wanted}", shape, remedy)
     if value.device != input.device and (shape or value.device.type != "cpu"):
         raise argument_error(where, name, f"on the {of}'s device {input.device}", value.device)
 
