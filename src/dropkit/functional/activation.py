@@ -10,7 +10,7 @@ from dropkit._checks import Choice
 from dropkit.functional.address import check_source, find_address, plain_rate
 from dropkit.functional.autograd import apply_function
 from dropkit.functional.dropout import dropout
-from dropkit.functional.eager import is_plain
+from dropkit.functional.eager import is_plain_gradient
 from dropkit.functional.fused import check_activated, check_bias, gated, is_alike, is_one_key, one_key, takes_operator
 from dropkit.functional.inputs import autocast_dtype, check_input
 from dropkit.kernels import fused
@@ -125,7 +125,7 @@ class _PlainActivationDropout(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, bias = ctx.saved_tensors
         number, key, threshold = ctx.address
-        if torch.is_grad_enabled() or not is_plain(grad):  # a second derivative, or a batch of gradients
+        if not is_plain_gradient(grad):  # a second derivative, or a batch of gradients
             of_activated = activate_backward(native.ACTIVATIONS[number], grad, x, bias)
             of_input = dropout(of_activated, threshold / 2.0**32, key=key)
         else:

@@ -17,9 +17,10 @@ from dropkit.functional.autograd import apply_dropout
 from dropkit.kernels.native.operations import apply_bits, dropout_plain, serving, takes
 from dropkit.random.layout import layout
 
-__all__ = ["drop", "is_plain"]
+__all__ = ["drop", "is_plain", "is_plain_gradient"]
 
 _compiling = torch.compiler.is_compiling
+_is_special = torch._C._dispatch_isTensorSubclassLike  # wrapped, sparse or of a subclass, or a dispatch mode is on
 _transforming = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _records_gradients = torch.is_grad_enabled
@@ -34,6 +35,25 @@ def is_plain(input: Tensor) -> bool:
         and takes(input)
         and not (_transforming() or _dispatch_modes() or _traced() is not None)
         and forward_ad._current_level < 0
+    )
+
+
+def is_plain_gradient(grad: Tensor) -> bool:
+    """Tell whether the gradient of a result of the short way can take it too, and is not to be differentiated again.
+
+    Autograd has made sure that it has the result's shape, type and device, so fewer marks are left to look at; to look
+    at all takes several microseconds where the backward pass comes upon cold caches.
+    """
+    return not (
+        _records_gradients()
+        or _compiling()
+        or type(grad) is not Tensor
+        or _is_special(grad)
+        or not grad.is_contiguous()
+        or grad.is_neg()
+        or grad._is_zerotensor()
+        or forward_ad._current_level >= 0
+        or _traced() is not None
     )
 
 
@@ -82,7 +102,7 @@ class _Plain(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         key, threshold, has_bits = ctx.address
-        if _records_gradients() or not is_plain(grad):
+        if not is_plain_gradient(grad):
             return _long_way(grad, key, threshold), None, None
         if has_bits:
             (words,) = ctx.saved_tensors
