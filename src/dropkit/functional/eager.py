@@ -4,7 +4,6 @@ Small layers are all overhead, so this way has no operator, no layout and no ten
 masks as the long way in `dropkit.functional.dropout`, which serves whatever is not plain.
 """
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -79,9 +78,13 @@ _BITS_SPARE_TIME = range(2**16, 2**20 + 1)
 _WIDEST = {b"avx512": 2, b"avx2": 4, b"neon": 4, b"scalar": 8}
 
 
-@cache
+_found: list[int] = []  # what `_widest` found; the compiler would look behind `functools.cache`, and warn
+
+
 def _widest() -> int:
-    return _WIDEST[serving().kernel()]
+    if not _found:
+        _found.append(_WIDEST[serving().kernel()])
+    return _found[0]
 
 
 def _keeps_bits(input: Tensor) -> bool:

@@ -2,9 +2,9 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,7 +12,24 @@ from torch import Tensor
 from dropkit.kernels.native.packing import PACKED, int64
 from dropkit.random.layout import Layout, check_addressable
 
-__all__ = ["Call", "Division", "divide"]
+__all__ = ["Call", "Division", "divide", "remembered"]
+
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def remembered(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Return a function that remembers its results, but for the compiler, which looks behind caches and warns of them.
+
+    The compiler may come upon the kernels' own code where it has broken a graph.
+    """
+    cached = lru_cache(maxsize=1024)(function)
+
+    def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        return function(*args, **kwargs) if torch.compiler.is_compiling() else cached(*args, **kwargs)
+
+    return call
 
 
 class Call(NamedTuple):
@@ -108,7 +125,7 @@ def divide(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout) -> Div
     return _divide(key.shape, stream.shape, threshold.shape, place)
 
 
-@lru_cache(maxsize=1024)
+@remembered
 def _divide(keys: torch.Size, streams: torch.Size, rates: torch.Size, place: Layout) -> Division:
     check_addressable("dropout", "input", place.shape)
     slices = tuple(n if m == 1 else m for m, n in zip(keys, streams, strict=True))

@@ -1,13 +1,11 @@
 """The fused operators' work on CPU tensors: one pass by the compiled kernels, or one operation after another."""
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
 from dropkit.kernels.activations import activate, activate_backward
 from dropkit.kernels.native import operations as native
-from dropkit.kernels.native.division import Division, divide
+from dropkit.kernels.native.division import Division, divide, remembered
 from dropkit.random.layout import Layout, layout
 
 __all__ = ["activation_dropout", "activation_dropout_backward", "dropout_add"]
@@ -70,7 +68,7 @@ def _pointer(bias: Tensor | None) -> int | None:
     return None if bias is None else bias.data_ptr()
 
 
-@lru_cache(maxsize=1024)
+@remembered
 def _place(shape: torch.Size, slices: int) -> Layout:
     return layout("dropout", shape, slices=slices)
 
