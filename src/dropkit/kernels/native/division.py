@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -15,21 +15,20 @@ from dropkit.random.layout import Layout, check_addressable
 __all__ = ["Call", "Division", "divide", "remembered"]
 
 
-_Arguments = ParamSpec("_Arguments")
-_Result = TypeVar("_Result")
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def remembered(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+def remembered(function: _Function) -> _Function:
     """Return a function that remembers its results, but for the compiler, which looks behind caches and warns of them.
 
     The compiler may come upon the kernels' own code where it has broken a graph.
     """
     cached = lru_cache(maxsize=1024)(function)
 
-    def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-        return function(*args, **kwargs) if torch.compiler.is_compiling() else cached(*args, **kwargs)
+    def call(*arguments: Any) -> Any:
+        return function(*arguments) if torch.compiler.is_compiling() else cached(*arguments)
 
-    return call
+    return cast(_Function, call)
 
 
 class Call(NamedTuple):
