@@ -28,7 +28,7 @@ def remembered(function: _Function) -> _Function:
     def call(*arguments: Any) -> Any:
         return function(*arguments) if torch.compiler.is_compiling() else cached(*arguments)
 
-    return cast(_Function, call)
+    return cast("_Function", call)
 
 
 class Call(NamedTuple):
