@@ -9,16 +9,23 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from dropkit._checks import argument_error, argument_type_error, as_float
 from dropkit.functional.address import Names, check_not_traced, check_source, draw_key, plain_rate
+from dropkit.functional.attention_inputs import (
+    WHERE,
+    broadcast,
+    cast,
+    check_options,
+    check_tensors,
+    leading_axes,
+    plain_scale,
+)
 from dropkit.functional.dropout import dropout
 from dropkit.functional.eager import is_plain
-from dropkit.functional.inputs import autocast_dtype, check_input
+from dropkit.functional.inputs import autocast_dtype
 from dropkit.kernels.native import operations as native
 
 __all__ = ["scaled_dot_product_attention"]
 
-_WHERE = "scaled_dot_product_attention"
 _NAMES = Names("query", "dropout_p", "dropout_key")
 # What a thread computes at a time: few enough weights for its cache, and queries enough for a matrix product.
 _WEIGHTS_AT_ONCE = 2**18
@@ -89,162 +96,35 @@ def scaled_dot_product_attention(
             scaled_dot_product_attention, tensors, query, key, value, attn_mask, dropout_p, is_causal, scale,
             enable_gqa, training=training, generator=generator, dropout_key=dropout_key, stream=stream,
         )  # fmt: skip
-    _check_tensors(query, key, value)
+    check_tensors(query, key, value)
     dropout_p = plain_rate(dropout_p)
     half = autocast_dtype(query)
     if half is not None:  # as PyTorch's, in one type; what is computed within is no matter of autocast
-        query, key, value, attn_mask = (_cast(tensor, half) for tensor in (query, key, value, attn_mask))
+        query, key, value, attn_mask = (cast(tensor, half) for tensor in (query, key, value, attn_mask))
         with torch.autocast(query.device.type, enabled=False):
             return scaled_dot_product_attention(
                 query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, training=training,
                 generator=generator, dropout_key=dropout_key, stream=stream,
             )  # fmt: skip
-    scale = _plain_scale(scale)
-    _check_options(query, attn_mask, is_causal=is_causal, enable_gqa=enable_gqa, training=training)
-    leading = _leading(query, key, value, attn_mask, enable_gqa)
+    scale = plain_scale(scale)
+    check_options(query, attn_mask, is_causal=is_causal, enable_gqa=enable_gqa, training=training)
+    leading = leading_axes(query, key, value, attn_mask, enable_gqa)
     whole = query.expand(*leading[0], *query.shape[-2:])  # whose axis 0 is that of the weights
-    check_source(_WHERE, whole, dropout_p, dropout_key, generator, stream, _NAMES)
+    check_source(WHERE, whole, dropout_p, dropout_key, generator, stream, _NAMES)
     if not training or (not isinstance(dropout_p, Tensor) and dropout_p == 0):
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
         )
-    query, key, value = _broadcast(query, key, value, leading, enable_gqa)
+    query, key, value = broadcast(query, key, value, leading, enable_gqa)
     factor = 1 / math.sqrt(max(query.size(-1), 1)) if scale is None else scale
     one_key = dropout_key is None or (type(dropout_key) is int and 0 <= dropout_key < 2**64)
     plain = type(dropout_p) is float and generator is None and type(stream) is int and stream == 0 and one_key
-    check_not_traced(_WHERE)
-    drawn = draw_key(_WHERE, generator, query, _NAMES) if dropout_key is None else dropout_key
+    check_not_traced(WHERE)
+    drawn = draw_key(WHERE, generator, query, _NAMES) if dropout_key is None else dropout_key
     if plain and _is_plain(query, key, value, attn_mask):
         threshold = math.floor(dropout_p * 2.0**32 + 0.5)
         return _Attention.apply(query, key, value, attn_mask, is_causal, factor, int(drawn) % 2**64, threshold)
     return _attend(query, key, value, attn_mask, is_causal, factor, dropout_p, drawn, stream)
-
-
-def _check_tensors(query: Any, key: Any, value: Any) -> None:
-    for name, tensor in (("query", query), ("key", key), ("value", value)):
-        if not isinstance(tensor, Tensor):
-            raise argument_type_error(_WHERE, name, "a torch.Tensor", tensor)
-        if not tensor.is_floating_point():
-            raise argument_type_error(_WHERE, name, "of a real floating type", tensor.dtype)
-        check_input(_WHERE, tensor, name)
-        if tensor.is_nested:
-            remedy = "Pad it to one length, or attend to its parts one by one."
-            raise argument_type_error(_WHERE, name, "a dense tensor, not a nested one", tensor.layout, remedy)
-        if tensor.dim() < 2:
-            raise argument_error(_WHERE, name, "of two axes or more", tuple(tensor.shape))
-        if tensor.device != query.device:
-            raise argument_error(_WHERE, name, f"on the query's device {query.device}", tensor.device)
-        if tensor.dtype != query.dtype and autocast_dtype(query) is None:
-            raise argument_type_error(_WHERE, name, f"of the query's type {query.dtype}", tensor.dtype)
-    if key.size(-1) != query.size(-1):
-        raise argument_error(_WHERE, "key", f"of the query's width {query.size(-1)}", tuple(key.shape))
-    if value.size(-2) != key.size(-2):
-        raise argument_error(_WHERE, "value", f"of as many rows as there are keys, {key.size(-2)}", tuple(value.shape))
-
-
-def _plain_scale(scale: Any) -> float | None:
-    """Return a scale of any kind of number as a float, or raise."""
-    if scale is None:
-        return None
-    number = scale if type(scale) is float else as_float(scale)
-    if not isinstance(number, float):
-        raise argument_type_error(_WHERE, "scale", "a finite number, or None", scale)
-    if not math.isfinite(number):
-        raise argument_error(_WHERE, "scale", "a finite number, or None", scale)
-    return number
-
-
-def _check_options(query: Tensor, attn_mask: Any, **flags: Any) -> None:
-    check_input(_WHERE, query, "query", **flags)
-    if attn_mask is None:
-        return
-    if not isinstance(attn_mask, Tensor):
-        raise argument_type_error(_WHERE, "attn_mask", "a torch.Tensor", attn_mask)
-    if attn_mask.is_nested or attn_mask.layout != torch.strided:
-        raise argument_type_error(_WHERE, "attn_mask", "a dense tensor, not a sparse or nested one", attn_mask.layout)
-    if attn_mask.device != query.device:
-        raise argument_error(_WHERE, "attn_mask", f"on the query's device {query.device}", attn_mask.device)
-    if flags["is_causal"]:
-        raise argument_error(_WHERE, "attn_mask", "None where is_causal is True", tuple(attn_mask.shape))
-    if attn_mask.dtype not in (torch.bool, query.dtype):
-        raise argument_type_error(_WHERE, "attn_mask", f"bool or {query.dtype}", attn_mask.dtype)
-
-
-def _cast(tensor: Any, dtype: torch.dtype) -> Any:
-    """Return a tensor as autocast gives it to operations that it runs in a half type."""
-    is_cast = isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype != torch.float64
-    return tensor.to(dtype) if is_cast else tensor
-
-
-def _leading(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, enable_gqa: bool
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the leading axes of the weights and of the output; a value may have more."""
-    of_key, of_value = (
-        _repeated_axes(name, tensor, query, enable_gqa) for name, tensor in (("key", key), ("value", value))
-    )
-    leading = _common(query.shape[:-2], of_key)
-    if leading is None:
-        rule = f"of leading axes that broadcast with {tuple(query.shape[:-2])}"
-        remedy = _grouping(query.shape[:-2], key)
-        raise argument_error(_WHERE, "key", rule, tuple(key.shape), remedy)
-    weights = (*leading, query.size(-2), key.size(-2))
-    if attn_mask is not None and _common(weights, attn_mask.shape) != weights:
-        raise argument_error(_WHERE, "attn_mask", f"of a shape that broadcasts to {weights}", tuple(attn_mask.shape))
-    of_output = _common(leading, of_value)
-    if of_output is None:
-        rule = f"of leading axes that broadcast with {leading}"
-        remedy = _grouping(leading, value)
-        raise argument_error(_WHERE, "value", rule, tuple(value.shape), remedy)
-    return leading, of_output
-
-
-def _repeated_axes(name: str, tensor: Tensor, query: Tensor, enable_gqa: bool) -> tuple[int, ...]:
-    """Return the leading axes of keys or values that are repeated for every head of the query."""
-    if not enable_gqa:
-        return tuple(tensor.shape[:-2])
-    for its_name, each in (("query", query), (name, tensor)):
-        if each.dim() < 3:
-            raise argument_error(_WHERE, its_name, "of three axes or more where enable_gqa is True", tuple(each.shape))
-    heads, own = query.size(-3), tensor.size(-3)
-    if own == 0 or heads % own:
-        raise argument_error(_WHERE, name, f"of a number of heads that divides the query's {heads}", own)
-    return (*tensor.shape[:-3], heads)
-
-
-def _grouping(leading: tuple[int, ...], tensor: Tensor) -> str:
-    """Return the advice to group heads, where keys or values would fit that way."""
-    heads, own = leading[-1], tensor.shape[-3]  # there are some, or they would fit
-    fits = own and heads % own == 0 and _common(leading[:-1], tensor.shape[:-3]) is not None
-    return f"For its {own} heads to serve the query's {heads}, pass enable_gqa=True." if fits else ""
-
-
-def _broadcast(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    leading: tuple[tuple[int, ...], tuple[int, ...]],
-    enable_gqa: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Give query and key the leading axes of the weights, and a value too unless it has more."""
-    of_weights, of_output = leading
-    if enable_gqa:
-        key, value = (_repeated(tensor, query.size(-3)) for tensor in (key, value))
-    query, key = (tensor.expand(*of_weights, *tensor.shape[-2:]) for tensor in (query, key))
-    return query, key, value.expand(*of_weights, *value.shape[-2:]) if of_output == of_weights else value
-
-
-def _repeated(tensor: Tensor, heads: int) -> Tensor:
-    """Give every head of the query its keys or values."""
-    own = tensor.size(-3)
-    return tensor.repeat_interleave(heads // own, -3) if own != heads else tensor
-
-
-def _common(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...] | None:
-    try:
-        return tuple(torch.broadcast_shapes(one, other))
-    except RuntimeError:
-        return None
 
 
 def _attend(
