@@ -1,21 +1,39 @@
 """Dropout of single elements, or of whatever shares a draw."""
 
 from collections.abc import Sequence
-from typing import Any, Never
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dropkit._checks import PROBABILITY, Choice, argument_error, argument_type_error
-from dropkit.errors import UnsupportedError
 from dropkit.functional import dropout
+from dropkit.nn.layer import RateMixin, check_bool
+from dropkit.nn.variants import variant
 
 __all__ = ["Dropout"]
 
 _SCALE_AT = Choice(("train", "eval"))
 
 
-class Dropout(torch.nn.Dropout):
+@variant(
+    family="activations",
+    title="dropout",
+    noise="Bernoulli",
+    shared="none; any axes with broadcast_dims",
+    acts_on="activations",
+    dropped=0.0,
+    at_one="zeros",
+    evaluation="identity",
+    formula=r"y = \frac{z \odot x}{1 - p}, \quad z \sim \mathrm{Bernoulli}(1 - p)",
+    symbol="1 - p, the probability of keeping",
+    use="After the activations of fully connected layers, and on inputs at a lower rate; never on the output.",
+    rates=(0.5, 0.2, 0.1),
+    inputs=((4, 6),),
+    takes_any_shape=True,
+    function=dropout,
+)
+class Dropout(RateMixin, torch.nn.Dropout):
     """Zero elements with probability `p` in training and scale the rest by ``1 / (1 - p)``; do nothing in evaluation.
 
     A drop-in replacement for `torch.nn.Dropout`, which it subclasses: same arguments in the same order, no parameters,
@@ -67,30 +85,18 @@ class Dropout(torch.nn.Dropout):
         scale_at: str = "train",
     ) -> None:
         PROBABILITY.check("Dropout", "p", p)
-        if not isinstance(inplace, bool):
-            raise argument_type_error("Dropout", "inplace", "True or False", inplace)
+        check_bool("Dropout", "inplace", inplace)
         axes = [broadcast_dims] if isinstance(broadcast_dims, int) else broadcast_dims
         if not isinstance(axes, Sequence) or not all(type(axis) is int for axis in axes):
             raise argument_type_error(
                 "Dropout", "broadcast_dims", "an integer or a sequence of integers", broadcast_dims
             )
-        if generator is not None and not isinstance(generator, torch.Generator):
-            raise argument_type_error("Dropout", "generator", "a torch.Generator", generator)
         if len(set(axes)) != len(axes):
             raise argument_error("Dropout", "broadcast_dims", "distinct axes", broadcast_dims)
         super().__init__(p, inplace)
+        self._set_noise(p, generator)
         self.broadcast_dims = tuple(axes)
-        self.generator = generator
         self.scale_at = _SCALE_AT.check("Dropout", "scale_at", scale_at)
-
-    @property
-    def p(self) -> float:
-        """Probability of dropping an element."""
-        return self._p
-
-    @p.setter
-    def p(self, p: float) -> None:
-        self._p = PROBABILITY.check("Dropout", "p", p)
 
     def forward(
         self,
@@ -121,23 +127,13 @@ class Dropout(torch.nn.Dropout):
             ArgumentError: As `dropkit.functional.dropout`.
             ArgumentTypeError: As `dropkit.functional.dropout`.
         """
-        generator = self.generator if key is None and mask is None else None
         return dropout(
-            input, self.p, self.training, self.inplace, broadcast_dims=self.broadcast_dims if mask is None else (),
-            generator=generator, key=key, mask=mask, return_mask=return_mask, stream=stream, offset=offset,
-            full_shape=full_shape, scale_at=self.scale_at,
+            input, self.rate, self.is_on, self.inplace, broadcast_dims=self.broadcast_dims if mask is None else (),
+            generator=self._source(key, mask), key=key, mask=mask, return_mask=return_mask, stream=stream,
+            offset=offset, full_shape=full_shape, scale_at=self.scale_at,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
         """Show the rate and whatever differs from the defaults."""
         options = {"broadcast_dims": (), "scale_at": "train"}
-        changed = [
-            f", {name}={getattr(self, name)!r}" for name, default in options.items() if getattr(self, name) != default
-        ]
-        return super().extra_repr() + "".join(changed) + (", generator=..." if self.generator is not None else "")
-
-    def __prepare_scriptable__(self) -> Never:
-        raise UnsupportedError(
-            "Dropout: TorchScript cannot express addressed masks. Use torch.compile or torch.export, or script a model "
-            "with torch.nn.Dropout."
-        )
+        return self._shown("inplace", *(name for name, default in options.items() if getattr(self, name) != default))

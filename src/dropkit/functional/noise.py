@@ -1,0 +1,86 @@
+"""The noise of one call: masks, uniforms and normals at the addresses of one key, for all that is not plain dropout."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dropkit.functional.address import Names, check_not_traced, check_source, draw_key, signed
+from dropkit.kernels import fields
+from dropkit.kernels.portable import fold
+from dropkit.random.layout import layout
+
+__all__ = ["Noise", "find_noise"]
+
+_NAMES = Names()
+
+
+class Noise(NamedTuple):
+    """Where the noise of one call is drawn; each field of it is independent of the others.
+
+    Args:
+        where: The function on whose behalf it is drawn, for messages.
+        key: Int64 tensor: the call's key, or one for each slice of axis 0.
+        stream: Int64 tensor with the same axes.
+        device: Where the noise shall be.
+    """
+
+    where: str
+    key: Tensor
+    stream: Tensor
+    device: torch.device
+
+    def field(self, number: int) -> "Noise":
+        """Return the noise of another field of the call, as `dropkit.random.field` counts them; 0 is this one."""
+        return self._replace(key=fold(self.key, number, 0)) if number else self
+
+    def keep_mask(self, shape: Sequence[int], threshold: Tensor, shared: int | Sequence[int] = ()) -> Tensor:
+        """Draw a mask, True = kept, of length 1 on the axes that share a draw.
+
+        Args:
+            shape: Shape of what is masked, slices of axis 0 with it.
+            threshold: Int64 tensor of the rate's threshold, or of one a slice.
+            shared: Axes along which one draw is shared; negatives count from the end.
+        """
+        place = layout(self.where, shape, shared, slices=self.key.dim())
+        rows = place._replace(row_strides=tuple(map(signed, place.row_strides)))
+        return fields.keep_mask(self.key, self.stream, threshold, rows, self.device)
+
+    def uniform(self, shape: Sequence[int], dtype: torch.dtype, shared: int | Sequence[int] = ()) -> Tensor:
+        """Draw uniforms strictly between 0 and 1, of length 1 on the axes that share a draw."""
+        place = layout(self.where, shape, shared, slices=self.key.dim())
+        return fields.uniform(self.key, self.stream, place, self.device, dtype)
+
+    def normal(self, shape: Sequence[int], dtype: torch.dtype, shared: int | Sequence[int] = ()) -> Tensor:
+        """Draw standard normals, of length 1 on the axes that share a draw."""
+        place = layout(self.where, shape, shared, slices=self.key.dim())
+        return fields.normal(self.key, self.stream, place, self.device, dtype)
+
+
+def find_noise(
+    where: str,
+    input: Tensor,
+    p: float | Tensor,
+    key: int | Tensor | None,
+    generator: torch.Generator | None,
+    stream: int | Tensor = 0,
+    names: Names = _NAMES,
+) -> tuple[Tensor, Noise]:
+    """Return the threshold of a rate and the noise of a call, whose key is drawn if none is given; else raise.
+
+    Args:
+        where: The function on whose behalf to check.
+        input: The checked input, to whose axis 0 slices belong.
+        p: The rate, or one a slice.
+        key: The key, or one a slice.
+        generator: Where to draw the key.
+        stream: Number of the pass.
+        names: What these are called in the function.
+    """
+    threshold, streams, keys = check_source(where, input, p, key, generator, stream, names)
+    check_not_traced(where)
+    keys = draw_key(where, generator, input, names) if keys is None else keys
+    slices = max(keys.dim(), streams.dim())
+    keys, streams = (value.reshape((-1,) * slices) for value in (keys, streams))
+    return threshold, Noise(where, keys, streams, input.device)

@@ -1,0 +1,107 @@
+"""What layers with a rate have in common: the checked rate, which a schedule may move, the generator, the switch."""
+
+from typing import Any, ClassVar, Never
+
+import torch
+from torch import Tensor
+
+from dropkit._checks import PROBABILITY, Choice, Number, argument_type_error
+from dropkit.errors import UnsupportedError
+from dropkit.random import threshold
+
+__all__ = ["RateMixin", "check_bool"]
+
+_SWITCH = Choice(("auto", "on", "off"))
+_THRESHOLD = "_threshold"
+
+
+def check_bool(where: str, name: str, value: object) -> bool:
+    """Return a flag, or raise."""
+    if not isinstance(value, bool):
+        raise argument_type_error(where, name, "True or False", value)
+    return value
+
+
+class RateMixin(torch.nn.Module):
+    """A module whose noise has a rate `p`.
+
+    A rate is a number, or, once a schedule moves it, a threshold in an int64 tensor, which compiled code reads at every
+    step. That tensor is no part of the `state_dict`: a schedule saves its own state.
+    """
+
+    RATE: ClassVar[Number] = PROBABILITY
+    generator: torch.Generator | None
+
+    def _set_noise(self, p: float, generator: torch.Generator | None) -> None:
+        """Set what every layer keeps, to be called once `torch.nn.Module` has been set up."""
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise argument_type_error(type(self).__name__, "generator", "a torch.Generator", generator)
+        self.p = p
+        self.generator = generator
+        self._switch = "auto"
+
+    @property
+    def p(self) -> float:
+        """Probability of dropping, or whatever the class says its rate is."""
+        moved = self._buffers.get(_THRESHOLD)
+        return self._p if moved is None else int(moved) / 2**32
+
+    @p.setter
+    def p(self, p: float) -> None:
+        checked = self.RATE.check(type(self).__name__, "p", p)
+        moved = self._buffers.get(_THRESHOLD)
+        if moved is not None:
+            moved.fill_(threshold(checked))
+        self._p = checked
+
+    @property
+    def rate(self) -> float | Tensor:
+        """The rate as functions take it: a number, or a float64 tensor where a schedule moves it."""
+        moved = self._buffers.get(_THRESHOLD)
+        return self._p if moved is None else moved.to(torch.float64) * 2.0**-32
+
+    def follow(self) -> None:
+        """Keep the rate in a tensor from now on, so that no new value makes `torch.compile` compile again."""
+        if _THRESHOLD not in self._buffers:
+            self.register_buffer(_THRESHOLD, torch.tensor(threshold(self._p), device="cpu"), persistent=False)
+
+    def unfollow(self) -> None:
+        """Keep the rate as a number again."""
+        self._p = self.p
+        self._buffers.pop(_THRESHOLD, None)
+        self._non_persistent_buffers_set.discard(_THRESHOLD)
+
+    @property
+    def switch(self) -> str:
+        """``"auto"`` follows `train` and `eval`; ``"on"`` and ``"off"`` do not, and leave all other modules alone."""
+        return self._switch
+
+    @switch.setter
+    def switch(self, switch: str) -> None:
+        self._switch = _SWITCH.check(type(self).__name__, "switch", switch)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether noise is drawn at the next call."""
+        return self.training if self._switch == "auto" else self._switch == "on"
+
+    def _source(self, key: Any, mask: Any = None) -> torch.Generator | None:
+        """Return the generator, unless the call says where its noise comes from."""
+        return self.generator if key is None and mask is None else None
+
+    def _shown(self, *names: str) -> str:
+        """Return the rate and attributes as a representation shows them."""
+        parts = [f"p={self.p}", *(f"{name}={getattr(self, name)!r}" for name in names)]
+        parts += ["generator=..."] if self.generator is not None else []
+        parts += [f"switch={self._switch!r}"] if self._switch != "auto" else []
+        return ", ".join(parts)
+
+    def extra_repr(self) -> str:
+        """Show the rate."""
+        return self._shown()
+
+    def __prepare_scriptable__(self) -> Never:
+        raise UnsupportedError(
+            f"{type(self).__name__}: TorchScript cannot express addressed masks. Use torch.compile or torch.export, or "
+            "script a model with torch.nn.Dropout."
+        )

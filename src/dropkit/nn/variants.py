@@ -1,0 +1,109 @@
+"""The registry: one row a layer, which says what it is, where it comes from, and what it promises.
+
+A row stands on top of its class. The command ``dropkit variants``, the documentation, the contract tests and the
+methods of a study read it, so a new variant is one class with its row, and one test file.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar
+
+from torch.nn import Module
+
+__all__ = ["VARIANTS", "Variant", "variant"]
+
+_Layer = TypeVar("_Layer", bound=type[Module])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A row of the registry.
+
+    Args:
+        layer: The class; set by `variant`.
+        family: What kind of thing it works on.
+        title: The name in sentences, in the field's words.
+        noise: The law of what is multiplied or chosen.
+        shared: Which elements share a draw.
+        acts_on: What is multiplied or replaced.
+        dropped: What a dropped unit becomes: 0, another constant, ``"old state"``, ``"mean"`` for noise that drops
+            nothing, or what else the class says.
+        at_one: What happens at p = 1: ``"zeros"``, ``"old state"``, or ``"refused"`` where the noise has no limit.
+        evaluation: The rule where nothing is drawn: ``"identity"``, or what else is done, in a few words.
+        formula: What training computes, in LaTeX.
+        symbol: What the paper calls the rate, and whether it drops or keeps.
+        use: Where it is meant to be used, one sentence.
+        rates: Typical rates, the most common first.
+        example: A layer of a rate, for tests and documentation. Default: the class itself.
+        inputs: Shapes of the inputs that `example` takes, batch first.
+        is_layer: Whether it maps a tensor to a tensor, with `key=` and, if Bernoulli, `mask=` and `return_mask=`, so
+            that the contract of layers binds it; else its own tests prove it. Default: True.
+        takes_any_shape: Whether its input may have any shape. Default: False.
+        function: The stateless form, called as ``function(input, p, training, key=...)`` with one rate and key a slice
+            of axis 0 as well; a study trains models of several rates at once by it. Default: none.
+        aliases: Other names under which it is exported.
+    """
+
+    family: Literal["activations", "sequences", "weights", "paths", "attention", "learned"]
+    title: str
+    noise: str
+    shared: str
+    acts_on: str
+    dropped: float | str
+    at_one: str
+    evaluation: str
+    formula: str
+    symbol: str
+    use: str
+    rates: tuple[float, ...]
+    inputs: tuple[tuple[int, ...], ...]
+    example: Callable[[float], Module] | None = None
+    is_layer: bool = True
+    takes_any_shape: bool = False
+    function: Callable[..., Any] | None = None
+    aliases: tuple[str, ...] = ()
+    layer: type[Module] = Module
+
+    @property
+    def name(self) -> str:
+        """The name of the class."""
+        return self.layer.__name__
+
+    @property
+    def summary(self) -> str:
+        """The first sentence of the class's docstring."""
+        return _docstring(self.layer).partition("\n\n")[0].replace("\n", " ")
+
+    @property
+    def paper(self) -> str:
+        """Authors, year, title, section or equation: the references of the class's docstring."""
+        return " ".join(_docstring(self.layer).partition("\nReferences:\n")[2].split())
+
+    def build(self, p: float) -> Module:
+        """Return a layer of a rate."""
+        return (self.example or self.layer)(p)
+
+    @property
+    def is_inverted_bernoulli(self) -> bool:
+        """Whether the contract of inverted Bernoulli dropout binds it: dropped to 0, survivors scaled, else itself."""
+        return self.noise == "Bernoulli" and self.dropped == 0 and self.evaluation == "identity"
+
+
+def _docstring(layer: type[Module]) -> str:
+    return inspect.getdoc(layer) or ""  # none under python -OO
+
+
+_rows: dict[str, Variant] = {}
+VARIANTS: Mapping[str, Variant] = MappingProxyType(_rows)
+
+
+def variant(**row: Any) -> Callable[[_Layer], _Layer]:
+    """Enter a class into the registry; the arguments are those of `Variant` but `layer`."""
+
+    def enter(layer: _Layer) -> _Layer:
+        _rows[layer.__name__] = Variant(layer=layer, **row)
+        return layer
+
+    return enter

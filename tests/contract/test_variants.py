@@ -1,0 +1,256 @@
+"""What every layer of the registry keeps, read from its row; what is special to one is proved in a file of its own."""
+
+import copy
+import io
+import math
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+
+import dropkit
+from dropkit import random
+from dropkit.nn.variants import VARIANTS, Variant
+from tests.helpers.contract import CHECKS
+
+KEY = 0x720F_0000_1234_5678
+LAYERS = {name: row for name, row in VARIANTS.items() if row.is_layer}
+BERNOULLI = {name: row for name, row in LAYERS.items() if row.noise == "Bernoulli"}
+INVERTED = {name: row for name, row in LAYERS.items() if row.is_inverted_bernoulli and row.acts_on == "activations"}
+ELEMENTWISE = {name: row for name, row in INVERTED.items() if row.takes_any_shape}
+
+pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+
+
+def inputs(row: Variant, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, dtype=dtype, generator=generator) for shape in row.inputs]
+
+
+def built(row: Variant, p: float | None = None, dtype: torch.dtype = torch.float64) -> torch.nn.Module:
+    torch.manual_seed(0)  # for layers with weights
+    return row.build(row.rates[0] if p is None else p).to(dtype)
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    return bool(torch.equal(one.isnan(), other.isnan()) and torch.equal(one.nan_to_num(), other.nan_to_num()))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_row_says_everything(name: str) -> None:
+    row = VARIANTS[name]
+    assert getattr(dropkit.nn, name) is row.layer
+    assert all(getattr(dropkit.nn, alias) is row.layer for alias in row.aliases)
+    assert row.summary.endswith(".")
+    assert row.paper
+    for field in ("title", "noise", "shared", "acts_on", "at_one", "evaluation", "formula", "symbol", "use"):
+        assert getattr(row, field), field
+    assert row.rates
+    assert all(0 < rate < 1 for rate in row.rates)
+
+
+def test_every_layer_is_in_the_registry() -> None:
+    public = {name for name in dropkit.nn.__all__ if isinstance(getattr(dropkit.nn, name), type)}
+    aliases = {alias for row in VARIANTS.values() for alias in row.aliases}
+    assert public - aliases == set(VARIANTS)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_the_contract_of_inverted_dropout(name: str, check: str) -> None:
+    row = LAYERS[name]
+
+    def operation(x: Tensor, p: float = 0.5, training: bool = True, **options: Any) -> Any:
+        return row.build(p).train(training)(x, **options)
+
+    CHECKS[check](operation)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_evaluation_draws_nothing(name: str) -> None:
+    row = LAYERS[name]
+    layer, x = built(row).eval(), inputs(row)
+    state = torch.get_rng_state()
+    found = layer(*x)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(found, layer(*x))
+    if row.evaluation == "identity":
+        assert found is x[0]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_it_draws_and_a_key_repeats_the_draw(name: str) -> None:
+    row = LAYERS[name]
+    layer, x = built(row), inputs(row)
+    first, again, other = (layer(*x, key=key) for key in (KEY, KEY, KEY + 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    torch.manual_seed(3)
+    drawn, state = layer(*x), torch.get_rng_state()
+    torch.manual_seed(3)
+    assert torch.equal(layer(*x), drawn)
+    torch.set_rng_state(state)
+    assert not torch.equal(layer(*x), drawn)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_switch_overrides_train_and_eval(name: str) -> None:
+    row = LAYERS[name]
+    layer, x = built(row), inputs(row)
+    training, evaluation = layer(*x, key=KEY), layer.eval()(*x)
+    layer.switch = "on"
+    assert torch.equal(layer(*x, key=KEY), training)
+    layer.train().switch = "off"
+    assert torch.equal(layer(*x), evaluation)
+    layer.switch = "auto"
+    assert torch.equal(layer(*x, key=KEY), training)
+    with pytest.raises(dropkit.errors.ArgumentError, match=r"`switch` must be one of 'auto', 'on', 'off', got True"):
+        layer.switch = True
+
+
+@pytest.mark.parametrize("name", BERNOULLI)
+def test_the_mask_is_the_definition(name: str) -> None:
+    row = BERNOULLI[name]
+    layer, x = built(row, 0.4), inputs(row)
+    out, mask = layer(*x, key=KEY, return_mask=True)
+    shared = tuple(axis for axis in range(mask.dim()) if mask.shape[axis] == 1 != x[0].shape[axis])
+    assert torch.equal(mask, torch.from_numpy(random.keep_mask(KEY, x[0].shape, 0.4, broadcast_dims=shared)))
+    assert torch.equal(layer(*x, mask=mask), out)
+    _, kept = layer.eval()(*x, return_mask=True)
+    assert kept.shape == mask.shape
+    assert kept.all()
+
+
+@pytest.mark.parametrize("name", BERNOULLI)
+def test_what_is_dropped_is_what_the_row_says_whatever_it_was(name: str) -> None:
+    row = BERNOULLI[name]
+    if isinstance(row.dropped, str) or row.acts_on != "activations":
+        pytest.skip("its own test says what a dropped unit becomes")
+    layer, x = built(row, 0.5), inputs(row)[0]
+    _, mask = layer(x, key=KEY, return_mask=True)
+    dropped = ~mask.expand(x.shape)
+    bad = torch.where(
+        dropped, torch.tensor([math.nan, math.inf, -math.inf]).double().repeat(x.numel())[: x.numel()].view(x.shape), x
+    )
+    bad.requires_grad_()
+    out = layer(bad, key=KEY)
+    assert torch.equal(out[dropped], layer(x, key=KEY)[dropped])
+    (gradient,) = torch.autograd.grad(out.nan_to_num().sum(), bad)
+    assert (gradient[dropped] == 0).all()
+    assert not torch.signbit(gradient[dropped]).any()
+    assert (gradient[~dropped] != 0).all()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_at_zero_and_one(name: str) -> None:
+    row = LAYERS[name]
+    x = inputs(row)
+    torch.testing.assert_close(built(row, 0.0)(*x), built(row, 0.5).eval()(*x))
+    if row.evaluation == "identity":
+        assert built(row, 0.0)(*x) is x[0]
+    if row.at_one == "refused":
+        with pytest.raises(dropkit.errors.ArgumentError, match="`p` must be a number in"):
+            built(row, 1.0)
+    elif row.at_one == "zeros":
+        bad = [each.clone() for each in x]
+        bad[0].view(-1)[0] = math.nan if row.acts_on in {"activations", "paths"} else 1.0
+        out = built(row, 1.0)(*(each.requires_grad_() for each in bad))
+        assert torch.equal(out, torch.zeros_like(out))
+        assert all((grad == 0).all() for grad in torch.autograd.grad(out.sum(), bad))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_narrow_types_are_computed_wide_and_rounded_once(name: str, dtype: torch.dtype) -> None:
+    row = LAYERS[name]
+    if row.acts_on == "weights":
+        pytest.skip("a product rounds as PyTorch's products do")
+    narrow = [each.to(dtype) for each in inputs(row)]
+    out = built(row, dtype=dtype)(*narrow, key=KEY)
+    wide = built(row, dtype=torch.float64)(*(each.double() for each in narrow), key=KEY)
+    assert out.dtype == dtype
+    unit = torch.finfo(dtype).eps * torch.exp2(wide.abs().clamp(min=1e-6).log2().floor())
+    worst = 0.502 if dtype.itemsize == 2 else 4  # half a unit, and what float32 itself has lost; or a few of its own
+    assert ((out.double() - wide).abs() <= worst * unit).all()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_derivatives_of_first_and_second_order(name: str) -> None:
+    row = LAYERS[name]
+    layer, x = built(row), [each.requires_grad_() for each in inputs(row)]
+    for training in (True, False):
+        layer.train(training)
+        assert torch.autograd.gradcheck(lambda *v: layer(*v, key=KEY), x)
+        assert torch.autograd.gradgradcheck(lambda *v: layer(*v, key=KEY), x)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_it_is_copied_pickled_saved_and_loaded(name: str) -> None:
+    row = LAYERS[name]
+    layer, x = built(row), inputs(row)
+    want, buffer = layer(*x, key=KEY), io.BytesIO()
+    torch.save(layer, buffer)
+    buffer.seek(0)
+    other = built(row)
+    other.load_state_dict(layer.state_dict(), strict=True)
+    for twin in (
+        copy.deepcopy(layer),
+        pickle.loads(pickle.dumps(layer)),  # noqa: S301  # our own bytes
+        torch.load(buffer, weights_only=False),
+        other,
+    ):
+        assert torch.equal(twin(*x, key=KEY), want)
+    assert repr(copy.deepcopy(layer)) == repr(layer)
+    assert f"p={layer.p}" in repr(layer)
+
+
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_rate_that_moves_changes_no_state_and_compiles_once(name: str) -> None:
+    row = LAYERS[name]
+    layer, x = built(row), inputs(row)
+    before = list(layer.state_dict())
+    layer.follow()
+    graphs = CompileCounter()
+    compiled = torch.compile(layer, backend=graphs, fullgraph=True)
+    for step, p in enumerate((0.1, 0.5, 0.25)):
+        layer.p = p
+        key = torch.tensor(KEY + step)
+        torch.testing.assert_close(compiled(*x, key=key), built(row, p)(*x, key=KEY + step))
+    assert graphs.frame_count == 1
+    assert list(layer.state_dict()) == before
+    layer.unfollow()
+    assert layer.p == 0.25
+    torch.testing.assert_close(layer(*x, key=KEY), built(row, 0.25)(*x, key=KEY))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_it_is_exported(name: str) -> None:
+    row = LAYERS[name]
+    layer, x = built(row, dtype=torch.float32).eval(), inputs(row, torch.float32)
+    network = torch.nn.Sequential(layer, torch.nn.Tanh())
+    exported = torch.export.export(network, tuple(x)).module()
+    torch.testing.assert_close(exported(*x), network(*x))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_vmap_with_a_key_has_one_mask_for_all(name: str) -> None:
+    row = LAYERS[name]
+    layer, x = built(row), inputs(row)
+    several = [torch.stack([each, 2 * each, -each]) for each in x]
+    found = torch.func.vmap(lambda *v: layer(*v, key=KEY))(*several)
+    for i in range(3):
+        torch.testing.assert_close(found[i], layer(*(each[i] for each in several), key=KEY))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("p", [-0.1, 1.1, math.nan, True, "0.5", None])
+def test_a_wrong_rate_is_refused_when_it_is_assigned(name: str, p: Any) -> None:
+    layer = built(LAYERS[name])
+    before = layer.p
+    with pytest.raises(dropkit.errors.ArgumentError, match=f"^{name}: `p` must be a number in"):
+        layer.p = p
+    assert layer.p == before
