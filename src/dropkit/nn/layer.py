@@ -1,4 +1,4 @@
-"""What layers with a rate have in common: the checked rate, which a schedule may move, the generator, the switch."""
+"""What layers have in common: the generator, the switch, and a checked rate, which a schedule may move."""
 
 from typing import Any, ClassVar, Never
 
@@ -9,7 +9,7 @@ from dropkit._checks import PROBABILITY, Choice, Number, argument_type_error
 from dropkit.errors import UnsupportedError
 from dropkit.random import threshold
 
-__all__ = ["RateMixin", "check_bool"]
+__all__ = ["NoiseMixin", "RateMixin", "check_bool"]
 
 _SWITCH = Choice(("auto", "on", "off"))
 _THRESHOLD = "_threshold"
@@ -22,7 +22,49 @@ def check_bool(where: str, name: str, value: object) -> bool:
     return value
 
 
-class RateMixin(torch.nn.Module):
+class NoiseMixin(torch.nn.Module):
+    """A module that draws noise: from which generator, and when."""
+
+    generator: torch.Generator | None
+
+    def _set_source(self, generator: torch.Generator | None) -> None:
+        """Set what every layer keeps, to be called once `torch.nn.Module` has been set up."""
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise argument_type_error(type(self).__name__, "generator", "a torch.Generator", generator)
+        self.generator = generator
+        self._switch = "auto"
+
+    @property
+    def switch(self) -> str:
+        """``"auto"`` follows `train` and `eval`; ``"on"`` and ``"off"`` do not, and leave all other modules alone."""
+        return self._switch
+
+    @switch.setter
+    def switch(self, switch: str) -> None:
+        self._switch = _SWITCH.check(type(self).__name__, "switch", switch)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether noise is drawn at the next call."""
+        return self.training if self._switch == "auto" else self._switch == "on"
+
+    def _source(self, key: Any, mask: Any = None) -> torch.Generator | None:
+        """Return the generator, unless the call says where its noise comes from."""
+        return self.generator if key is None and mask is None else None
+
+    def _parts(self) -> list[str]:
+        """Return what a representation shows of the noise where it is not the default."""
+        parts = ["generator=..."] if self.generator is not None else []
+        return parts + ([f"switch={self._switch!r}"] if self._switch != "auto" else [])
+
+    def __prepare_scriptable__(self) -> Never:
+        raise UnsupportedError(
+            f"{type(self).__name__}: TorchScript cannot express addressed masks. Use torch.compile or torch.export, or "
+            "script a model with torch.nn.Dropout."
+        )
+
+
+class RateMixin(NoiseMixin):
     """A module whose noise has a rate `p`.
 
     A rate is a number, or, once a schedule moves it, a threshold in an int64 tensor, which compiled code reads at every
@@ -30,15 +72,11 @@ class RateMixin(torch.nn.Module):
     """
 
     RATE: ClassVar[Number] = PROBABILITY
-    generator: torch.Generator | None
 
     def _set_noise(self, p: float, generator: torch.Generator | None) -> None:
         """Set what every layer keeps, to be called once `torch.nn.Module` has been set up."""
-        if generator is not None and not isinstance(generator, torch.Generator):
-            raise argument_type_error(type(self).__name__, "generator", "a torch.Generator", generator)
+        self._set_source(generator)
         self.p = p
-        self.generator = generator
-        self._switch = "auto"
 
     @property
     def p(self) -> float:
@@ -71,37 +109,11 @@ class RateMixin(torch.nn.Module):
         self._buffers.pop(_THRESHOLD, None)
         self._non_persistent_buffers_set.discard(_THRESHOLD)
 
-    @property
-    def switch(self) -> str:
-        """``"auto"`` follows `train` and `eval`; ``"on"`` and ``"off"`` do not, and leave all other modules alone."""
-        return self._switch
-
-    @switch.setter
-    def switch(self, switch: str) -> None:
-        self._switch = _SWITCH.check(type(self).__name__, "switch", switch)
-
-    @property
-    def is_on(self) -> bool:
-        """Whether noise is drawn at the next call."""
-        return self.training if self._switch == "auto" else self._switch == "on"
-
-    def _source(self, key: Any, mask: Any = None) -> torch.Generator | None:
-        """Return the generator, unless the call says where its noise comes from."""
-        return self.generator if key is None and mask is None else None
-
     def _shown(self, *names: str) -> str:
         """Return the rate and attributes as a representation shows them."""
         parts = [f"p={self.p}", *(f"{name}={getattr(self, name)!r}" for name in names)]
-        parts += ["generator=..."] if self.generator is not None else []
-        parts += [f"switch={self._switch!r}"] if self._switch != "auto" else []
-        return ", ".join(parts)
+        return ", ".join(parts + self._parts())
 
     def extra_repr(self) -> str:
         """Show the rate."""
         return self._shown()
-
-    def __prepare_scriptable__(self) -> Never:
-        raise UnsupportedError(
-            f"{type(self).__name__}: TorchScript cannot express addressed masks. Use torch.compile or torch.export, or "
-            "script a model with torch.nn.Dropout."
-        )
