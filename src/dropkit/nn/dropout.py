@@ -44,8 +44,8 @@ class Dropout(RateMixin, torch.nn.Dropout):
 
     Args:
         p: Probability of dropping an element, in ``[0, 1]``. Checked again whenever it is assigned. A new
-            value makes `torch.compile` compile again; a rate that often changes is better given to
-            `dropkit.functional.dropout`, as a float64 tensor. Default: 0.5.
+            value makes `torch.compile` compile again; a rate that often changes is better moved
+            by `dropkit.schedules`. Default: 0.5.
         inplace: Whether to overwrite the input, as for `dropkit.functional.dropout`. Default: False.
         broadcast_dims: Axes along which one draw is shared; negatives count from the end. ``(2, 3)`` drops whole
             channels of images, ``1`` the same features at all steps of a batch-first sequence. Default: none.
