@@ -172,7 +172,7 @@ def _find_and_say() -> Library | None:
     if found is not None:
         found.share_threads()
     elif not about.reason.startswith(ENVIRONMENT):
-        from dropkit.kernels.native.reinstall import reinstall_command
+        from dropkit.kernels.native.reinstall import reinstall_command  # here, for few programs need what it imports
 
         command = reinstall_command()
         where = " in a checkout of dropkit" if command.endswith(" .") else ""
