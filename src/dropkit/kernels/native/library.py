@@ -172,13 +172,12 @@ def _find_and_say() -> Library | None:
     if found is not None:
         found.share_threads()
     elif not about.reason.startswith(ENVIRONMENT):
-        from dropkit.kernels.native.reinstall import reinstall_command  # here, for few programs need what it imports
+        from dropkit.kernels.native import reinstall  # here, for few programs need what it imports
 
-        command = reinstall_command()
-        where = " in a checkout of dropkit" if command.endswith(" .") else ""
+        command = reinstall.reinstall_command()
         _warn(
             "dropkit runs on portable operations of PyTorch and NumPy, slower than its compiled kernels: "
-            f"{about.reason}. Install GCC or Clang, then run{where}:\n\n    {command}\n\n"
+            f"{about.reason}. Install GCC or Clang, then run{reinstall.place_to_run(command)}:\n\n    {command}\n\n"
             f"Or set {ENVIRONMENT}={_PORTABLE} to silence this."
         )
     return found
