@@ -29,8 +29,8 @@ _SUFFIX = {"win32": "dll", "darwin": "dylib"}.get(sys.platform, "so")
 _NAME = f"dropkit_kernels.{_SUFFIX}"
 
 # Every argument is a number of 64 bits, an address or not, and declared as a pointer: ctypes converts an int to that in
-# half the time that it needs for an int64.
-_WORD = ctypes.c_void_p if ctypes.sizeof(ctypes.c_void_p) == 8 else ctypes.c_uint64
+# half the time that it needs for an int64. CMakeLists.txt refuses to build where pointers are shorter.
+_WORD = ctypes.c_void_p
 _WORDS = {  # how many arguments each function takes
     "dropkit_set_parallel_for": 1,
     "dropkit_dropout": 4,
