@@ -1,9 +1,10 @@
 """Whether to keep the mask for the backward pass, a bit an element, or to draw it again.
 
     python benchmarks/kept_bits.py
+    DROPKIT_KERNEL=avx2 python benchmarks/kept_bits.py
 
-Forward and backward of dropout with bits kept, over the same without, by type, rate, size and threads; the two take
-turns and the median of many rounds is taken. Above 1, bits pay. `dropkit.functional.eager` holds the choice.
+The time of forward and backward of dropout without bits, over that with bits kept, by type, rate, size and threads; the
+two take turns and the median of many rounds is taken. Above 1, bits pay. `dropkit.functional.eager` holds the choice.
 """
 
 import statistics
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from cpu import settle_allocator
 from torch import Tensor
 
 from dropkit import kernels
@@ -37,7 +39,7 @@ def seconds(x: Tensor, grad: Tensor, p: float) -> dict[str, float]:
 
 def main() -> None:
     """Print the table."""
-    torch.zeros(30 * 2**18)  # from here on glibc keeps what is freed, as in a program that has run for a while
+    settle_allocator()
     print(kernels.info())
     for threads in (1, 2):
         torch.set_num_threads(threads)

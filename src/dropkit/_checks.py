@@ -53,10 +53,10 @@ def as_float(value: Any) -> Any:
     """Return a real number of any kind, also in a NumPy array without axes, as a float, and anything else as it is."""
     if type(value).__name__ == "ndarray" and value.ndim == 0:
         value = value.item()
-    return _as_float(value) if isinstance(value, numbers.Real) and not _is_bool(value) else value
+    return _nearest_float(value) if isinstance(value, numbers.Real) and not _is_bool(value) else value
 
 
-def _as_float(value: Any) -> float:
+def _nearest_float(value: Any) -> float:
     try:
         return float(value)
     except OverflowError:  # an integer beyond the range of floats

@@ -6,7 +6,7 @@ one for each family. The last tests count that no argument of a public callable 
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,9 @@ FAMILIES = [
 ]
 GOOD: dict[str, dict[str, Any]] = {call: good for family in FAMILIES for call, good in family.GOOD.items()}
 CASES: dict[str, list[Wrong]] = {call: wrongs for family in FAMILIES for call, wrongs in family.CASES.items()}
-NONE_IS_THE_DEFAULT = {"key", "mask", "generator", "offset", "full_shape"}
+for call, wrongs in CASES.items():  # None is no mistake where it is the default
+    parameters = inspect.signature(PUBLIC[call]).parameters
+    CASES[call] = [wrong for wrong in wrongs if wrong.value is not None or parameters[wrong.name].default is not None]
 
 
 def expected(where: str, wrong: Wrong) -> str:
@@ -40,15 +42,14 @@ def expected(where: str, wrong: Wrong) -> str:
     return f"{text} {wrong.remedy}" if wrong.remedy else text
 
 
-def cases() -> Iterator[Any]:
-    for call, wrongs in CASES.items():
-        for number, wrong in enumerate(wrongs):
-            if wrong.value is None and inspect.signature(PUBLIC[call]).parameters[wrong.name].default is None:
-                continue
-            yield pytest.param(call, wrong, id=f"{call}-{wrong.name}-{number}")
-
-
-@pytest.mark.parametrize(("call", "wrong"), list(cases()))
+@pytest.mark.parametrize(
+    ("call", "wrong"),
+    [
+        pytest.param(call, wrong, id=f"{call}-{wrong.name}-{number}")
+        for call, wrongs in CASES.items()
+        for number, wrong in enumerate(wrongs)
+    ],
+)
 def test_a_wrong_argument_is_named_with_its_value_and_the_rule(call: str, wrong: Wrong) -> None:
     where = wrong.where or call.removesuffix(".forward").rpartition(".")[2]
     state = torch.get_rng_state()
@@ -61,14 +62,17 @@ def test_a_wrong_argument_is_named_with_its_value_and_the_rule(call: str, wrong:
     assert all(torch.equal(GOOD[call][name], value) for name, value in before.items())
 
 
-def test_evaluation_checks_what_training_checks() -> None:
-    call = "dropkit.functional.dropout"
+@pytest.mark.parametrize(
+    ("name", "option"), [("dropout", {"training": False}), ("scaled_dot_product_attention", {"dropout_p": 0.1})]
+)
+def test_with_and_without_dropout_the_same_is_checked(name: str, option: dict[str, Any]) -> None:
+    call = f"dropkit.functional.{name}"
     for wrong in CASES[call]:
-        if wrong.name in {"training", "inplace"} or (wrong.value is None and wrong.name in NONE_IS_THE_DEFAULT):
+        if wrong.name in {*option, "inplace"}:
             continue
         with pytest.raises(wrong.error) as caught:
-            PUBLIC[call](**GOOD[call] | {"training": False} | wrong.beside | {wrong.name: wrong.value})
-        assert str(caught.value) == expected("dropout", wrong)
+            PUBLIC[call](**GOOD[call] | option | wrong.beside | {wrong.name: wrong.value})
+        assert str(caught.value) == expected(name, wrong)
 
 
 @pytest.mark.parametrize("call", PUBLIC)

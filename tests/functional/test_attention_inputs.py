@@ -1,6 +1,5 @@
 """What attention refuses, and the words it does it with."""
 
-import math
 from typing import Any
 
 import pytest
@@ -13,12 +12,12 @@ from dropkit.functional import scaled_dot_product_attention
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
 @pytest.mark.parametrize(
-    ("key_heads", "value_heads", "name"), [((2,), (2,), "key"), ((2, 2), (2, 2), "key"), ((2, 6), (2, 3), "value")]
+    ("key_axes", "value_axes", "name"), [((2,), (2,), "key"), ((2, 2), (2, 2), "key"), ((2, 6), (2, 3), "value")]
 )
 def test_fewer_heads_are_refused_without_enable_gqa_and_it_is_advised(
-    key_heads: tuple[int, ...], value_heads: tuple[int, ...], name: str, dropout_p: float
+    key_axes: tuple[int, ...], value_axes: tuple[int, ...], name: str, dropout_p: float
 ) -> None:
-    query, key, value = torch.randn(2, 6, 10, 8), torch.randn(*key_heads, 10, 8), torch.randn(*value_heads, 10, 8)
+    query, key, value = torch.randn(2, 6, 10, 8), torch.randn(*key_axes, 10, 8), torch.randn(*value_axes, 10, 8)
     own = {"key": key, "value": value}[name].size(-3)
     advice = f"`{name}` must be of leading axes.* For its {own} heads to serve the query's 6, pass enable_gqa=True"
     with pytest.raises(ArgumentError, match=advice):
@@ -51,55 +50,23 @@ def test_heads_that_do_not_fit(
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"dropout_p": 1.5}, ArgumentError, "`dropout_p`"),
-        ({"dropout_p": math.nan}, ArgumentError, "`dropout_p`"),
-        ({"dropout_p": "0.1"}, ArgumentError, "`dropout_p`"),
-        ({"dropout_key": -1}, ArgumentError, "`dropout_key`"),
-        ({"dropout_key": torch.arange(3)}, ArgumentError, "`dropout_key`.* 3 values, the query has 2 slices"),
-        (
-            {"dropout_key": torch.ones(2)},
-            ArgumentTypeError,
-            "`dropout_key` must be a number or a tensor of torch.int64",
-        ),
-        (
-            {"dropout_key": 1, "generator": torch.Generator()},
-            ArgumentError,
-            "`generator` must be None where `dropout_key` is given",
-        ),
-        (
-            {"dropout_p": torch.ones(3, dtype=torch.float64)},
-            ArgumentError,
-            "`dropout_p`.* the query has 2 slices",
-        ),
-        ({"dropout_p": torch.tensor(0.1).double().requires_grad_()}, ArgumentError, r"pass dropout_p\.detach\(\)"),
-        ({"stream": torch.arange(3)}, ArgumentError, "`stream`.* the query has 2 slices"),
-        ({"query": "x"}, ArgumentTypeError, "`query` must be a torch.Tensor"),
-        (
-            {"query": torch.ones(2, 4, 10, 8, dtype=torch.int64)},
-            ArgumentTypeError,
-            "`query` must be of a real floating",
-        ),
         ({"query": torch.eye(8).to_sparse()}, ArgumentTypeError, "`query` must be a dense"),
         ({"key": torch.eye(8).double().to_sparse()}, ArgumentTypeError, "`key` must be a dense"),
-        ({"key": torch.ones(2, 3, 4)}, ArgumentTypeError, "`key` must be of the query's type"),
-        ({"value": torch.ones(4, dtype=torch.float64)}, ArgumentError, "`value` must be of two axes"),
-        ({"attn_mask": 3}, ArgumentTypeError, "`attn_mask`"),
         ({"attn_mask": torch.eye(10).bool().to_sparse()}, ArgumentTypeError, "`attn_mask` must be a dense tensor"),
         ({"attn_mask": torch.ones(10, 10, dtype=torch.bool, device="meta")}, ArgumentError, "`attn_mask` .*device cpu"),
         ({"attn_mask": torch.ones(10, 10, dtype=torch.bool), "is_causal": True}, ArgumentError, "is_causal"),
-        ({"attn_mask": torch.ones(10, 10)}, ArgumentTypeError, "`attn_mask` must be bool"),
+        ({"attn_mask": torch.ones(10, 10)}, ArgumentTypeError, "`attn_mask` must be bool or torch.float64"),
         ({"attn_mask": torch.ones(10, 9, dtype=torch.bool)}, ArgumentError, "`attn_mask` must be of a shape"),
         ({"attn_mask": torch.ones(3, 1, 1, 1, 10, dtype=torch.bool)}, ArgumentError, "`attn_mask` must be of a shape"),
         ({"key": torch.ones(2, 4, 10, 7, dtype=torch.float64)}, ArgumentError, "`key` must be of the query's width 8"),
         ({"key": torch.ones(3, 4, 10, 8, dtype=torch.float64)}, ArgumentError, "`key` must be of leading axes"),
         ({"value": torch.ones(2, 4, 9, 8, dtype=torch.float64)}, ArgumentError, "`value` must be of as many rows"),
         ({"value": torch.ones(2, 3, 10, 8, dtype=torch.float64)}, ArgumentError, "`value` must be of leading axes"),
-        ({"training": 1}, ArgumentTypeError, "`training`"),
-        ({"is_causal": None}, ArgumentTypeError, "`is_causal`"),
     ],
-    ids=str,
+    ids=map(str, range(12)),
 )
-def test_bad_arguments(change: dict[str, Any], error: type[Exception], words: str) -> None:
+def test_tensors_that_do_not_fit_the_query(change: dict[str, Any], error: type[Exception], words: str) -> None:
+    """What is wrong by itself is tried with the arguments of all functions, in `tests/contract`."""
     query, key, value = (torch.randn(2, 4, 10, 8, dtype=torch.float64) for _ in range(3))
     with pytest.raises(error, match=words):
         scaled_dot_product_attention(**{"query": query, "key": key, "value": value, "dropout_p": 0.1, **change})

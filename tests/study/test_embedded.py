@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dropkit.errors import DataError
-from dropkit.kernels.native.reinstall import reinstall_command
+from dropkit.kernels.native.reinstall import place_to_run, reinstall_command
 from dropkit.study import embedded
 
 READERS = {"mnist_5k.npz": embedded.mnist, "telco_churn.csv.gz": embedded.churn}
@@ -55,9 +55,20 @@ def test_a_damaged_file_is_refused_by_name_with_both_hashes_and_the_remedy(
     (tmp_path / name).write_bytes(content)
     monkeypatch.setattr(embedded, "_FOLDER", tmp_path)
     expected, found = embedded._SHA256[name], hashlib.sha256(content).hexdigest()
-    message = f"{name} is damaged: its sha256 must be {expected}, got {found}. Reinstall dropkit: {reinstall_command()}"
+    command = reinstall_command()
+    remedy = f"Reinstall dropkit{place_to_run(command)}: {command}"
+    message = f"{name} is damaged: its sha256 must be {expected}, got {found}. {remedy}"
     with pytest.raises(DataError, match=re.escape(message)):
         READERS[name]()
+
+
+def test_the_remedy_says_where_a_command_for_a_checkout_is_to_be_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "_FOLDER", tmp_path)
+    monkeypatch.setattr(embedded, "reinstall_command", lambda: "pip install .")
+    with pytest.raises(DataError, match=r"Reinstall dropkit in a checkout of dropkit: pip install \.$"):
+        embedded.mnist()
 
 
 @pytest.mark.parametrize("name", READERS)

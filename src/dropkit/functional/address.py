@@ -1,29 +1,25 @@
 """Addresses: how a call's `p`, `key`, `generator` and `stream` become the tensors that operators read."""
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dropkit._checks import KEY, PROBABILITY, STREAM, argument_error, argument_type_error, as_float
+from dropkit._checks import KEY, PROBABILITY, STREAM, Integer, Number, argument_error, argument_type_error, as_float
 from dropkit.errors import UnsupportedError
 from dropkit.functional.autograd import traced
 from dropkit.random import threshold
 
 __all__ = [
     "Names",
-    "check_generator",
     "check_not_traced",
     "check_source",
     "draw_key",
     "find_address",
-    "key_tensor",
     "plain_rate",
     "signed",
-    "stream_tensor",
-    "threshold_tensor",
 ]
 
 
@@ -36,16 +32,17 @@ class Names(NamedTuple):
 
 
 _NAMES = Names()
-_RATE = replace(
-    PROBABILITY, of_several="One rate for each slice of axis 0 is a tensor: torch.tensor({}, dtype=torch.float64)."
-)
-_ONE_KEY, _ONE_STREAM = (
-    replace(
-        constraint,
-        of_several=f"One {what} for each slice of axis 0 is a tensor: torch.tensor({{}}, dtype=torch.int64).",
-    )
-    for what, constraint in (("key", KEY), ("stream", STREAM))
-)
+_Constraint = TypeVar("_Constraint", Number, Integer)
+
+
+def _or_several(constraint: _Constraint, what: str, dtype: torch.dtype) -> _Constraint:
+    """Return a constraint whose message tells how to give one value for each slice of axis 0."""
+    remedy = f"One {what} for each slice of axis 0 is a tensor: torch.tensor({{}}, dtype={dtype})."
+    return replace(constraint, of_several=remedy)
+
+
+_RATE = _or_several(PROBABILITY, "rate", torch.float64)
+_KEY, _STREAM = _or_several(KEY, "key", torch.int64), _or_several(STREAM, "stream", torch.int64)
 
 
 def signed(value: int) -> int:
@@ -73,10 +70,10 @@ def check_source(
         stream: Number of the pass.
         names: What these are called in it.
     """
-    thresholds, streams = threshold_tensor(where, p, input, names), stream_tensor(where, stream, input, names)
-    keys = None if key is None else key_tensor(where, key, input, names)
+    thresholds, streams = _threshold_tensor(where, p, input, names), _stream_tensor(where, stream, input, names)
+    keys = None if key is None else _key_tensor(where, key, input, names)
     if generator is not None:
-        check_generator(where, generator, key, input, names)
+        _check_generator(where, generator, key, input, names)
     return thresholds, streams, keys
 
 
@@ -105,7 +102,7 @@ def plain_rate(p: Any) -> Any:
     return number if isinstance(number, float) and PROBABILITY.contains(number) else p
 
 
-def threshold_tensor(where: str, p: float | Tensor, input: Tensor, names: Names = _NAMES) -> Tensor:
+def _threshold_tensor(where: str, p: float | Tensor, input: Tensor, names: Names) -> Tensor:
     """Return the threshold T of a rate, or of one rate a slice of axis 0."""
     name = names.p
     if not isinstance(p, Tensor):
@@ -118,16 +115,16 @@ def threshold_tensor(where: str, p: float | Tensor, input: Tensor, names: Names 
         return torch.floor(p.nan_to_num(1.0).clamp(0.0, 1.0) * 2.0**32 + 0.5).to(torch.int64)
     rates = p.numpy(force=True)  # on which a few numbers take a fifth of the time
     if not ((rates >= 0) & (rates <= 1)).all():
-        raise argument_error(where, name, "a number in [0, 1]", p, PROBABILITY.remedy)
-    return torch.from_numpy(np.floor(rates * 2.0**32 + 0.5, out=np.empty_like(rates)).astype(np.int64))
+        raise argument_error(where, name, PROBABILITY.rule, p, PROBABILITY.remedy)
+    return torch.from_numpy(np.asarray(np.floor(rates * 2.0**32 + 0.5), np.int64))
 
 
-def key_tensor(where: str, key: int | Tensor, input: Tensor, names: Names = _NAMES) -> Tensor:
+def _key_tensor(where: str, key: int | Tensor, input: Tensor, names: Names) -> Tensor:
     """Return a given key, or one key a slice of axis 0."""
     if isinstance(key, Tensor):
         _check_tensor(where, names.key, key, torch.int64, input, names.input)
         return key
-    return _constant(signed(_ONE_KEY.check(where, names.key, key)))
+    return _constant(signed(_KEY.check(where, names.key, key)))
 
 
 def draw_key(where: str, generator: torch.Generator | None, input: Tensor, names: Names = _NAMES) -> Tensor:
@@ -156,10 +153,10 @@ def _check_replay(where: str, names: Names) -> None:
         raise UnsupportedError(f"{where}: `generator` cannot be used in {place}, which cannot replay it: {remedy}.")
 
 
-def stream_tensor(where: str, stream: int | Tensor, input: Tensor, names: Names = _NAMES) -> Tensor:
+def _stream_tensor(where: str, stream: int | Tensor, input: Tensor, names: Names) -> Tensor:
     """Return the stream, or one stream a slice of axis 0."""
     if not isinstance(stream, Tensor):
-        return _constant(_ONE_STREAM.check(where, "stream", stream))
+        return _constant(_STREAM.check(where, "stream", stream))
     _check_tensor(where, "stream", stream, torch.int64, input, names.input)
     if _readable(stream) and not bool(((stream >= STREAM.low) & (stream <= STREAM.high)).all()):
         raise argument_error(where, "stream", STREAM.rule, stream)
@@ -170,7 +167,7 @@ def _constant(value: int) -> Tensor:
     return torch.tensor(value, device="cpu")  # whatever the default device: kernels read it without waiting
 
 
-def check_generator(where: str, generator: torch.Generator, key: object, input: Tensor, names: Names = _NAMES) -> None:
+def _check_generator(where: str, generator: torch.Generator, key: object, input: Tensor, names: Names) -> None:
     """Raise unless the generator is the one source of noise, on the input's device."""
     if not isinstance(generator, torch.Generator):
         raise argument_type_error(where, "generator", "a torch.Generator", generator)

@@ -117,11 +117,11 @@ def scaled_dot_product_attention(
         )
     query, key, value = broadcast(query, key, value, leading, enable_gqa)
     factor = 1 / math.sqrt(max(query.size(-1), 1)) if scale is None else scale
-    one_key = dropout_key is None or (type(dropout_key) is int and 0 <= dropout_key < 2**64)
+    one_key = dropout_key is None or type(dropout_key) is int
     plain = type(dropout_p) is float and generator is None and type(stream) is int and stream == 0 and one_key
     check_not_traced(WHERE)
     drawn = draw_key(WHERE, generator, query, _NAMES) if dropout_key is None else dropout_key
-    if plain and _is_plain(query, key, value, attn_mask):
+    if plain and _computes_in_parts(query, key, value, attn_mask):
         threshold = math.floor(dropout_p * 2.0**32 + 0.5)
         return _Attention.apply(query, key, value, attn_mask, is_causal, factor, int(drawn) % 2**64, threshold)
     return _attend(query, key, value, attn_mask, is_causal, factor, dropout_p, drawn, stream)
@@ -162,15 +162,15 @@ def _weights(scores: Tensor, attn_mask: Tensor | None) -> Tensor:
     return torch.softmax(scores.masked_fill(nothing, 0.0), -1).masked_fill(nothing, 0.0)
 
 
-def _is_plain(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> bool:
-    """Tell whether the parts can be computed here: plain tensors with the same leading axes, a constant mask."""
+def _computes_in_parts(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> bool:
+    """Tell whether parts can be computed: plain tensors, not empty, with the same leading axes, and a constant mask."""
     same = query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
     filled = query.numel() and key.numel() and value.numel()
     constant = attn_mask is None or not attn_mask.requires_grad
-    return bool(same and filled and constant) and all(_is_dense(tensor) for tensor in (query, key, value))
+    return bool(same and filled and constant) and all(_is_plain_in_order(tensor) for tensor in (query, key, value))
 
 
-def _is_dense(tensor: Tensor) -> bool:
+def _is_plain_in_order(tensor: Tensor) -> bool:
     """Tell whether a tensor is plain once its elements lie in order."""
     return is_plain(tensor) or (not tensor.is_contiguous() and is_plain(tensor[..., :1, :1].detach().contiguous()))
 
@@ -187,9 +187,9 @@ class _Parts:
         self.heads = len(self.query)
         threads = torch.get_num_threads()  # each with a head of its own, if there are as many
         at_once = threads * _WEIGHTS_AT_ONCE
-        self.most_heads = min(max(self.heads, 1), max(threads, at_once // max(self.queries * self.keys, 1)))
-        self.most_queries = max(at_once // max(self.most_heads * self.keys, 1), _FEWEST_QUERIES)
-        most = min(self.most_heads, self.heads) * min(self.most_queries, self.queries) * self.keys
+        self.most_heads = min(self.heads, max(threads, at_once // (self.queries * self.keys)))
+        self.most_queries = max(at_once // (self.most_heads * self.keys), _FEWEST_QUERIES)
+        most = self.most_heads * min(self.most_queries, self.queries) * self.keys
         # Used again for every part: new memory would cost much of what is done in it.
         self._memory = self.query.new_empty(2, most)
 
@@ -258,7 +258,7 @@ class _Attention(torch.autograd.Function):
         query, key, value, attn_mask, output = ctx.saved_tensors
         is_causal, factor, dropout_key, threshold = ctx.rest
         none = (None,) * 5
-        if torch.is_grad_enabled() or not _is_dense(grad):  # a second derivative, or a batch of gradients
+        if torch.is_grad_enabled() or not _is_plain_in_order(grad):  # a second derivative, or a batch of gradients
             with torch.enable_grad():
                 query, key, value = (tensor.view_as(tensor) for tensor in (query, key, value))
                 found = _attend(query, key, value, attn_mask, is_causal, factor, threshold / 2.0**32, dropout_key, 0)

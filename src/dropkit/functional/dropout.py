@@ -10,15 +10,7 @@ from torch.overrides import handle_torch_function, has_torch_function, has_torch
 
 from dropkit._checks import Choice
 from dropkit.functional import eager, nested
-from dropkit.functional.address import (
-    check_generator,
-    check_not_traced,
-    draw_key,
-    key_tensor,
-    signed,
-    stream_tensor,
-    threshold_tensor,
-)
+from dropkit.functional.address import check_not_traced, check_source, draw_key, signed
 from dropkit.functional.autograd import apply_dropout, traced
 from dropkit.functional.inputs import check_input, check_mask, check_writable, leading
 from dropkit.kernels import operators
@@ -50,10 +42,9 @@ def dropout(
     """Zero each element with probability `p` and scale the rest by ``1 / (1 - p)``, in training.
 
     The mask is a function of the key, the stream and each element's index in the logical tensor: strides, memory
-    format, type, device and the number of threads do not change it. For the backward pass the
-    key is kept, or, of a CPU tensor that a cache holds, the mask at a bit an element where that is faster. The scale is
-    that of the realised rate, ``p`` rounded to a multiple of ``2**-32``; it is computed in float32 or wider and rounded
-    once.
+    format, type, device and the number of threads do not change it. For the backward pass the key is kept, or, of a CPU
+    tensor that a cache holds, the mask at a bit an element where that is faster. The scale is that of the realised
+    rate, ``p`` rounded to a multiple of ``2**-32``; it is computed in float32 or wider and rounded once.
 
     Args:
         input: Tensor of any shape, of a floating or complex type (a complex number is one unit); nested tensors are
@@ -133,10 +124,9 @@ def dropout(
         )  # fmt: skip
     check_input(_WHERE, input, training=training, inplace=inplace, return_mask=return_mask)
     scaled = _SCALE_AT.check(_WHERE, "scale_at", scale_at) == "train"
-    threshold = threshold_tensor(_WHERE, p, input)
-    streams = stream_tensor(_WHERE, stream, input)
+    threshold, streams, keys = check_source(_WHERE, input, p, key, generator, stream)
     address = {"broadcast_dims": broadcast_dims, "stream": stream, "offset": offset, "full_shape": full_shape}
-    keys = _check_source(input, key, generator, mask, address)
+    check_mask(_WHERE, mask, input, {"key": key, "generator": generator}, address)
     never = not isinstance(p, Tensor) and p == 0 and mask is None
     identity = never or (scaled and not training)
     if inplace and not identity:
@@ -170,18 +160,6 @@ def dropout(
     if not return_mask:
         return output
     return output, _all_kept(input, threshold, place, slices, keep) if identity or not training else keep
-
-
-def _check_source(
-    input: Tensor, key: int | Tensor | None, generator: Any, mask: Tensor | None, address: dict[str, Any]
-) -> Tensor | None:
-    """Check what masks come from, and return the key if one is given."""
-    found = None if key is None else key_tensor(_WHERE, key, input)
-    if generator is not None:
-        check_generator(_WHERE, generator, key, input)
-    if mask is not None:
-        check_mask(_WHERE, mask, input, {"key": key, "generator": generator}, address)
-    return found
 
 
 def _all_kept(input: Tensor, threshold: Tensor, place: Layout, slices: int, mask: Tensor | None) -> Tensor:

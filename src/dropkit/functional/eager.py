@@ -40,8 +40,8 @@ def is_plain(input: Tensor) -> bool:
 def is_plain_gradient(grad: Tensor) -> bool:
     """Tell whether the gradient of a result of the short way can take it too, and is not to be differentiated again.
 
-    Autograd has made sure that it has the result's shape, type and device, so fewer marks are left to look at; to look
-    at all takes several microseconds where the backward pass comes upon cold caches.
+    Autograd has made sure that it has the result's shape, type and device, so `is_plain` would ask too much, which
+    takes several microseconds where the backward pass comes upon cold caches.
     """
     return not (
         _records_gradients()
@@ -73,18 +73,16 @@ def drop(input: Tensor, key: int | None, threshold: int) -> Tensor:
 
 # Where the mask is kept for the backward pass, a bit an element: where that is faster than to draw it again, as
 # benchmarks/kept_bits.py measures. Below these sizes to keep bits costs as much as it spares; above, memory sets the
-# pace, and nothing is kept. The faster masks are drawn, the narrower are the types for which bits pay, in bytes.
+# pace. The faster a kernel draws masks, the narrower is the widest type, in bytes, for which bits pay.
 _BITS_SPARE_TIME = range(2**16, 2**20 + 1)
 _WIDEST = {b"avx512": 2, b"avx2": 4, b"neon": 4, b"scalar": 8}
-
-
-_found: list[int] = []  # what `_widest` found; the compiler would look behind `functools.cache`, and warn
+_widest_found: list[int] = []  # by `_widest`; the compiler would look behind `functools.cache`, and warn
 
 
 def _widest() -> int:
-    if not _found:
-        _found.append(_WIDEST[serving().kernel()])
-    return _found[0]
+    if not _widest_found:
+        _widest_found.append(_WIDEST[serving().kernel()])
+    return _widest_found[0]
 
 
 def _keeps_bits(input: Tensor) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from dropkit._checks import PROBABILITY, argument_error, argument_type_error
+from dropkit._checks import argument_error, argument_type_error
 from dropkit.functional.address import draw_key
 from dropkit.functional.autograd import apply_dropout
 from dropkit.functional.eager import is_plain
@@ -82,7 +82,7 @@ def _shape(tensor: Tensor) -> tuple[Any, ...]:
 def is_one_key(input: Tensor, p: object, training: bool, generator: object, key: object, stream: object) -> bool:
     """Tell whether the kernels serve a call at once: a plain tensor, one key; what is wrong is left to later checks."""
     known = key is None or (type(key) is int and 0 <= key < 2**64)
-    rate = type(p) is float and PROBABILITY.contains(p) and p > 0
+    rate = type(p) is float and 0.0 < p <= 1.0
     options = training is True and generator is None and type(stream) is int and stream == 0
     return known and rate and options and is_plain(input)
 
@@ -105,7 +105,7 @@ def one_key(where: str, input: Tensor, p: Any, key: Any) -> tuple[int, int]:
 
 def takes_operator(input: Tensor, p: float | Tensor, training: bool) -> bool:
     """Tell whether a fused operator serves a call whose tensors are checked; wrong rates are left to `dropout`."""
-    drops = training and (isinstance(p, Tensor) or (isinstance(p, float) and PROBABILITY.contains(p) and p > 0))
+    drops = training and (isinstance(p, Tensor) or (isinstance(p, float) and 0.0 < p <= 1.0))
     return drops and not input.is_nested and input.is_cpu and input.dtype in TYPES and not _is_transformed()
 
 

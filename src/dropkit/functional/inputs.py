@@ -56,8 +56,10 @@ def check_writable(where: str, input: Tensor) -> None:
         raise argument_error(where, "inplace", "False for an expanded tensor", True, "Call clone() first.")
 
 
-def check_mask(where: str, mask: Tensor, input: Tensor, sources: Mapping[str, Any], address: Mapping[str, Any]) -> None:
-    """Raise unless the mask fits the input and stands alone.
+def check_mask(
+    where: str, mask: Tensor | None, input: Tensor, sources: Mapping[str, Any], address: Mapping[str, Any]
+) -> None:
+    """Raise unless the mask, if there is one, fits the input and stands alone.
 
     Args:
         where: The function on whose behalf to check.
@@ -66,6 +68,8 @@ def check_mask(where: str, mask: Tensor, input: Tensor, sources: Mapping[str, An
         sources: Other sources of noise, by name; each must be None.
         address: What says where a mask is drawn, by name; each must have its default.
     """
+    if mask is None:
+        return
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         found = mask.dtype if isinstance(mask, Tensor) else mask
         raise argument_type_error(where, "mask", "a bool tensor", found, "True is kept.")

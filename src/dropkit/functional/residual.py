@@ -71,8 +71,8 @@ def dropout_add(
         return native.add_plain(input, residual, *address)
     check_input(_WHERE, input, training=training)
     p = plain_rate(p)
-    is_number = isinstance(residual, Tensor) and residual.is_floating_point()
-    if is_number and residual.dtype != input.dtype and autocast_dtype(input) is not None:
+    is_real = isinstance(residual, Tensor) and residual.is_floating_point()
+    if is_real and residual.dtype != input.dtype and autocast_dtype(input) is not None:
         dtype = torch.promote_types(input.dtype, residual.dtype)  # autocast mixes types; sums have the wider one
         input_and_residual = input.to(dtype), residual.to(dtype)
         return dropout_add(*input_and_residual, p, training, generator=generator, key=key, stream=stream)

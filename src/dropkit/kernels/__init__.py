@@ -1,7 +1,8 @@
-"""The kernels that apply masks: which of them serve here, and why. Compiled ones for CPUs, if there are any.
+"""The kernels that apply masks: compiled ones on CPUs, where there are any, and portable ones elsewhere.
 
-`info` says it, and the environment variable ``DROPKIT_KERNEL`` chooses others; masks are the same whichever serve. The
-modules are dropkit's own, behind `dropkit.functional` and `dropkit.numpy`, and do not check what they are given.
+`info` says which serve here, and why; the environment variable ``DROPKIT_KERNEL`` chooses others. Masks are the same
+whichever serve. The modules are dropkit's own, behind `dropkit.functional` and `dropkit.numpy`, and do not check what
+they are given.
 `portable` states every operation in plain PyTorch operations, `native` has them compiled. `operators`, `fused` for what
 passes over memory once, and `fields` for what is drawn alone, are the points through which whichever kernel runs is
 reached. What needs PyTorch is imported when it is used, for `dropkit.numpy` needs none.

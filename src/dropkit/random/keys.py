@@ -102,11 +102,10 @@ def call_keys(seeds: Sequence[int], name: str, steps: range) -> npt.NDArray[np.u
         name: The name of the place that draws.
         steps: The training steps, within ``[0, 2**64)``.
     """
-    count, place = np.array(steps, np.uint64)[:, None], np.uint64(_site("call_keys", name))
-    zero, tag = np.uint64(0), np.uint64(FOLD)
-    first = rounds((place, *split(count), tag), split(np.array(seeds, np.uint64)))
-    words = rounds((zero, zero, zero, tag), first[:2])
-    return np.asarray(words[0] | words[1] << np.uint64(32))
+    counts = np.array(steps, np.uint64)[:, None]
+    first = rounds((_site("call_keys", name), *split(counts), FOLD), split(np.array(seeds, np.uint64)))
+    words = rounds((0, 0, 0, FOLD), first[:2])
+    return np.asarray(words[0] | words[1] << 32)
 
 
 def field(key: int, d: int) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dropkit.errors import DataError
-from dropkit.kernels.native.reinstall import reinstall_command
+from dropkit.kernels.native.reinstall import place_to_run, reinstall_command
 
 __all__ = ["churn", "mnist"]
 
@@ -80,4 +80,6 @@ def _read(name: str) -> bytes:
 
 
 def _unfit(name: str, reason: str) -> DataError:
-    return DataError(f"The embedded data file {name} {reason}. Reinstall dropkit: {reinstall_command()}")
+    command = reinstall_command()
+    remedy = f"Reinstall dropkit{place_to_run(command)}: {command}"
+    return DataError(f"The embedded data file {name} {reason}. {remedy}")

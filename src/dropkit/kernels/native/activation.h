@@ -57,8 +57,8 @@ inline V exponential(V x) {
   return (V)((I)polynomial<Isa>(r, Fit<F>::kExponential) + ((I)shifted << kBits));
 }
 
-// The functions below are z times a gate, which is 0 far below. At infinity they are what PyTorch's formulas make of it,
-// where 0 times infinity is NaN: at its lower end they are NaN, and their derivatives are at both.
+// The functions below but ReLU are z times a gate, which is 0 far below. At infinity they are what PyTorch's formulas make
+// of it, where 0 times infinity is NaN: at its lower end they are NaN, and their derivatives are at both.
 
 // Make a derivative NaN at infinity.
 template <class Isa, class V>
@@ -73,7 +73,7 @@ struct Relu {
 
 // z times the normal distribution function of z, whose tail is a fraction (Mills' ratio) times the density.
 struct Gelu {
-  // What 1 / sqrt(2 pi) times this is the density, and the ratio, at a distance from 0 within `kFar`.
+  // At a distance from 0 within `kFar`: the density times sqrt(2 pi), and Mills' ratio over it. Their product is the tail.
   template <class Isa, class V>
   struct Normal {
     using F = lane_t<V>;
@@ -83,7 +83,7 @@ struct Gelu {
       density = exponential<Isa>(distance * distance * F(-0.5));
       mills = polynomial<Isa>(distance, Fit<F>::kMillsAbove) / polynomial<Isa>(distance, Fit<F>::kMillsBelow);
     }
-    // What it is beyond `distance` from 0 below, and but for 1 above; nothing far out.
+    // A function that is `below` where z is negative and 1 - `below` elsewhere; far out, 0 and 1.
     V on_both_sides(V z, V below) const {
       below = distance > Fit<F>::kFar ? V{} : below;
       return z < 0 ? below : 1 - below;

@@ -14,7 +14,6 @@ from dropkit.random.layout import Layout, check_addressable
 
 __all__ = ["Call", "Division", "divide", "remembered"]
 
-
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -53,7 +52,7 @@ class Division(NamedTuple):
     place on the axes before that is a call of its own.
 
     Args:
-        mask: The mask's shape: slices with keys or streams of their own, then the axes of the place.
+        mask_shape: The mask's shape: slices with keys or streams of their own, then the axes of the place.
         is_too_fine: Whether rates differ within a row, or where the draws are shared, which the kernels do not take.
         places: Lengths of the axes on which every place is a call of its own.
         slices: Number of slices in a call; None where one call takes a mask that has none.
@@ -64,7 +63,7 @@ class Division(NamedTuple):
         first_column: Number of the first column.
     """
 
-    mask: torch.Size
+    mask_shape: torch.Size
     is_too_fine: bool
     places: tuple[int, ...]
     slices: int | None
@@ -83,7 +82,7 @@ class Division(NamedTuple):
             threshold: Int64 tensor of rates' thresholds, over the leading axes of the mask.
             scaled: Whether survivors are scaled.
         """
-        if not self.mask.numel():
+        if not self.mask_shape.numel():
             return
         address: tuple[Tensor, ...] = key, stream, threshold
         if self.slices is None:
@@ -128,8 +127,9 @@ def divide(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout) -> Div
 def _divide(keys: torch.Size, streams: torch.Size, rates: torch.Size, place: Layout) -> Division:
     check_addressable("dropout", "input", place.shape)
     slices = tuple(n if m == 1 else m for m, n in zip(keys, streams, strict=True))
-    mask = torch.Size((*slices, *place.shape))
-    is_too_fine = len(rates) >= max(len(mask), 1) or any(rates[axis] > mask[axis] for axis in range(len(rates)))
+    mask_shape = torch.Size((*slices, *place.shape))
+    most_axes = max(len(mask_shape), 1) - 1  # of rates: all but the last, that of columns
+    is_too_fine = len(rates) > most_axes or any(rates[axis] > mask_shape[axis] for axis in range(len(rates)))
     lengths, steps = (*slices, *place.shape[:-1]), (*(0,) * len(slices), *place.row_strides)
     inner = len(lengths)  # the first axis of those whose rows are consecutive
     while inner > max(len(rates), len(slices)):
@@ -137,7 +137,7 @@ def _divide(keys: torch.Size, streams: torch.Size, rates: torch.Size, place: Lay
             break
         inner -= 1
     return Division(
-        mask,
+        mask_shape,
         is_too_fine,
         places=lengths[: max(inner - 1, 0)],
         slices=lengths[inner - 1] if inner else None,

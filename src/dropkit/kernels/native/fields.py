@@ -44,7 +44,7 @@ def _drawn(
 ) -> Tensor:
     never = torch.tensor(0)
     division = divide(key, stream, never, place)
-    output = torch.empty(division.mask, dtype=dtype)
+    output = torch.empty(division.mask_shape, dtype=dtype)
     for call in division.calls(key, stream, never, scaled=False):
         draw(*which, output.data_ptr() + call.offset * output.element_size(), call.packed)
     return output

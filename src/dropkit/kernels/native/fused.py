@@ -61,7 +61,7 @@ def activation_dropout_backward(
 
 def _is_whole(input: Tensor, division: Division) -> bool:
     """Tell whether every element has a place of its own in the mask, and every row one rate."""
-    return division.mask == input.shape and not division.is_too_fine
+    return division.mask_shape == input.shape and not division.is_too_fine
 
 
 def _pointer(bias: Tensor | None) -> int | None:

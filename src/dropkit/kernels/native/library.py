@@ -29,8 +29,8 @@ _SUFFIX = {"win32": "dll", "darwin": "dylib"}.get(sys.platform, "so")
 _NAME = f"dropkit_kernels.{_SUFFIX}"
 
 # Every argument is a number of 64 bits, an address or not, and declared as a pointer: ctypes converts an int to that in
-# half the time that it needs for an int64.
-_WORD = ctypes.c_void_p if ctypes.sizeof(ctypes.c_void_p) == 8 else ctypes.c_uint64
+# half the time that it needs for an int64. CMakeLists.txt refuses to build where pointers are shorter.
+_WORD = ctypes.c_void_p
 _WORDS = {  # how many arguments each function takes
     "dropkit_set_parallel_for": 1,
     "dropkit_dropout": 4,
@@ -172,13 +172,12 @@ def _find_and_say() -> Library | None:
     if found is not None:
         found.share_threads()
     elif not about.reason.startswith(ENVIRONMENT):
-        from dropkit.kernels.native.reinstall import reinstall_command
+        from dropkit.kernels.native import reinstall  # here, for few programs need what it imports
 
-        command = reinstall_command()
-        where = " in a checkout of dropkit" if command.endswith(" .") else ""
+        command = reinstall.reinstall_command()
         _warn(
             "dropkit runs on portable operations of PyTorch and NumPy, slower than its compiled kernels: "
-            f"{about.reason}. Install GCC or Clang, then run{where}:\n\n    {command}\n\n"
+            f"{about.reason}. Install GCC or Clang, then run{reinstall.place_to_run(command)}:\n\n    {command}\n\n"
             f"Or set {ENVIRONMENT}={_PORTABLE} to silence this."
         )
     return found

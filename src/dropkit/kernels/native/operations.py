@@ -60,7 +60,7 @@ def dropout_plain(input: Tensor, key: int, threshold: int, words: Tensor | None 
 
     Args:
         input: The tensor.
-        key: The key in ``[0, 2**64)``.
+        key: The key, whose low 64 bits count.
         threshold: Of the rate.
         words: Where to keep the mask, a bit an element; only where columns are a multiple of 64. Default: nowhere.
     """
@@ -151,7 +151,7 @@ def dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, place
     native, division = library(), divide(key, stream, threshold, place)
     if native is None or division.is_too_fine:
         return portable.dropout(input, key, stream, threshold, place, scaled)
-    if input.dtype in TYPES and input.is_contiguous() and input.shape == division.mask:
+    if input.dtype in TYPES and input.is_contiguous() and input.shape == division.mask_shape:
         output = torch.empty_like(input)
         for call in division.calls(key, stream, threshold, scaled):
             size = call.offset * input.element_size()
@@ -174,13 +174,15 @@ def _dropout_by_bits(
     if input.dtype not in TYPES:
         return None
     output = torch.empty_like(input)  # dense, even if the input is not
-    steps = bit_steps(division.mask)
+    if not output.numel():
+        return output
+    steps = bit_steps(division.mask_shape)
     rates = threshold.expand(input.shape[: threshold.dim()]) if threshold.numel() > 1 else threshold.reshape(())
-    axes = memory_axes(output[(0,) * rates.dim()], steps[rates.dim() :]) if output.numel() else None
+    axes = memory_axes(output[(0,) * rates.dim()], steps[rates.dim() :])
     if axes is None:
-        return output if not output.numel() else None
+        return None
     source = input if is_laid_out_like(input, output) else output.copy_(input)
-    words = torch.zeros(division.mask.numel() + 63 >> 6, dtype=torch.int64)
+    words = torch.zeros(division.mask_shape.numel() + 63 >> 6, dtype=torch.int64)
     for call in division.calls(key, stream, threshold, scaled=False):
         native.keep_bits(words.data_ptr(), call.offset, call.packed)
     for index in itertools.product(*map(range, rates.shape)):
@@ -192,17 +194,14 @@ def _dropout_by_bits(
 
 def keep_mask(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, device: torch.device) -> Tensor:
     """Do what `dropkit.kernels.portable.keep_mask` does."""
-    native = library() if device.type == "cpu" else None
-    if native is None:
-        return portable.keep_mask(key, stream, threshold, place, device)
-    division = divide(key, stream, threshold, place)
-    if division.is_too_fine:
+    native, division = library(), divide(key, stream, threshold, place)
+    if native is None or division.is_too_fine or device.type != "cpu":
         return portable.keep_mask(key, stream, threshold, place, device)
     return _keep_mask(native, division, key, stream, threshold)
 
 
 def _keep_mask(native: Library, division: Division, key: Tensor, stream: Tensor, threshold: Tensor) -> Tensor:
-    keep = torch.empty(division.mask, dtype=torch.bool)
+    keep = torch.empty(division.mask_shape, dtype=torch.bool)
     for call in division.calls(key, stream, threshold, scaled=False):
         native.keep_bytes(keep.data_ptr() + call.offset, call.packed)
     return keep

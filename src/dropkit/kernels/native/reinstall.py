@@ -5,7 +5,7 @@ import shlex
 import sys
 from importlib import metadata, util
 
-__all__ = ["reinstall_command"]
+__all__ = ["place_to_run", "reinstall_command"]
 
 
 def reinstall_command() -> str:
@@ -14,6 +14,11 @@ def reinstall_command() -> str:
     Where sources are not known, as of a wheel, it is for a checkout of them.
     """
     return f"{_pip()} install --force-reinstall --no-deps --no-cache-dir {_source()}"
+
+
+def place_to_run(command: str) -> str:
+    """Return the end of a sentence that says where such a command is to be run, empty if anywhere."""
+    return " in a checkout of dropkit" if command.endswith(" .") else ""
 
 
 def _pip() -> str:
