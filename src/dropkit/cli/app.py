@@ -12,7 +12,7 @@ import typer
 from typer.exceptions import TyperException
 
 from dropkit import __version__
-from dropkit.cli import predict, study
+from dropkit.cli import predict, study, variants
 from dropkit.cli.streams import discard_output, plain_where_needed
 from dropkit.errors import DropkitError
 
@@ -21,6 +21,7 @@ __all__ = ["app"]
 _commands = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 _commands.command("study", help=study.HELP)(study.command)
 _commands.command("predict", help=predict.HELP)(predict.command)
+_commands.command("variants", help=variants.HELP)(variants.command)
 
 
 def _show_version(wanted: bool) -> None:

@@ -5,6 +5,7 @@ methods of a study read it, so a new variant is one class with its row, and one 
 """
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -80,6 +81,31 @@ class Variant:
     def paper(self) -> str:
         """Authors, year, title, section or equation: the references of the class's docstring."""
         return " ".join(_docstring(self.layer).partition("\nReferences:\n")[2].split())
+
+    @property
+    def citation(self) -> str:
+        """The paper in short, such as ``"Srivastava et al. (2014)"``."""
+        authors, _, rest = self.paper.partition(" (")
+        surnames = re.split(r", and |, | and ", authors)
+        short = f"{surnames[0]} et al." if len(surnames) > 2 else authors
+        return f"{short} ({rest.partition(')')[0]})"
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a page says of it beside summary and formula, by headings, in their order."""
+        dropped = f"{self.dropped:g}" if isinstance(self.dropped, float) else self.dropped
+        return {
+            "acts on": self.acts_on,
+            "noise": self.noise,
+            "share a draw": self.shared,
+            "what is dropped becomes": dropped,
+            "at p = 1": self.at_one,
+            "in evaluation": self.evaluation,
+            "use": self.use,
+            "typical rates": ", ".join(f"{rate:g}" for rate in self.rates),
+            "the paper's rate": self.symbol,
+            "paper": self.paper,
+        }
 
     def build(self, p: float) -> Module:
         """Return a layer of a rate."""
