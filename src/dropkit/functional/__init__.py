@@ -4,5 +4,6 @@ from dropkit.functional.activation import activation_dropout
 from dropkit.functional.attention import scaled_dot_product_attention
 from dropkit.functional.dropout import dropout
 from dropkit.functional.residual import dropout_add
+from dropkit.functional.zoneout import zoneout
 
-__all__ = ["activation_dropout", "dropout", "dropout_add", "scaled_dot_product_attention"]
+__all__ = ["activation_dropout", "dropout", "dropout_add", "scaled_dot_product_attention", "zoneout"]
