@@ -177,3 +177,19 @@ def other(name: str, shape: tuple[int, ...], **beside: Any) -> Iterator[Wrong]:
     yield Wrong(name, half, ArgumentTypeError, rule, shown=(half.dtype,), beside=beside)
     for unfit in ((5,), (2, 3, 1), (3, 2)):
         yield Wrong(name, torch.ones(unfit), ArgumentError, f"of shape {shape}", shown=(unfit,), beside=beside)
+
+
+def shaped(shape: tuple[int, ...], wrongs: Iterator[Wrong]) -> Iterator[Wrong]:
+    """The same for a function whose good input has another shape than (2, 3), but two slices as well."""
+    for wrong in wrongs:
+        value, rule = wrong.value, wrong.rule
+        if wrong.name == "input" and isinstance(value, torch.Tensor):
+            value = (
+                torch.ones(shape).to(value.dtype) if value.layout == torch.strided else torch.ones(shape).to_sparse()
+            )
+        if wrong.name == "mask":
+            rule = rule.replace("(2, 3)", str(shape))
+            lengths = tuple(value.shape) if isinstance(value, torch.Tensor) else ()
+            if len(lengths) == len(shape) and all(m in {1, n} for m, n in zip(lengths, shape, strict=True)):
+                continue
+        yield wrong._replace(value=value, rule=rule)

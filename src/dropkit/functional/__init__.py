@@ -2,8 +2,19 @@
 
 from dropkit.functional.activation import activation_dropout
 from dropkit.functional.attention import scaled_dot_product_attention
+from dropkit.functional.channels import dropout1d, dropout2d, dropout3d, locked_dropout
 from dropkit.functional.dropout import dropout
 from dropkit.functional.residual import dropout_add
 from dropkit.functional.zoneout import zoneout
 
-__all__ = ["activation_dropout", "dropout", "dropout_add", "scaled_dot_product_attention", "zoneout"]
+__all__ = [
+    "activation_dropout",
+    "dropout",
+    "dropout1d",
+    "dropout2d",
+    "dropout3d",
+    "dropout_add",
+    "locked_dropout",
+    "scaled_dot_product_attention",
+    "zoneout",
+]

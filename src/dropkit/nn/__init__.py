@@ -1,6 +1,15 @@
 """Dropout layers for PyTorch: modules that keep their arguments and call `dropkit.functional`."""
 
+from dropkit.nn.channels import Dropout1d, Dropout2d, Dropout3d
 from dropkit.nn.dropout import Dropout
+from dropkit.nn.locked import LockedDropout
 from dropkit.nn.zoneout import Zoneout
 
-__all__ = ["Dropout", "Zoneout"]
+__all__ = [
+    "Dropout",
+    "Dropout1d",
+    "Dropout2d",
+    "Dropout3d",
+    "LockedDropout",
+    "Zoneout",
+]
