@@ -122,7 +122,7 @@ def test_a_mask_that_a_cache_holds_may_be_saved_at_a_bit_an_element(
 def test_the_faster_masks_are_drawn_the_fewer_types_have_them_saved(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(eager, "_found", [])  # another kernel may have served when it was filled
+    monkeypatch.setattr(eager, "_widest_found", [])  # another kernel may have served when it was filled
     widest = {"avx512": 2, "avx2": 4, "neon": 4, "scalar": 8}[kernels.info().kernel]
     x = torch.ones(64, 1024, dtype=dtype, requires_grad=True)
     assert saved_bytes(lambda: dropout(x, 0.5, key=3)) == (x.numel() // 8 if dtype.itemsize <= widest else 0)

@@ -72,8 +72,9 @@ def drop(input: Tensor, key: int | None, threshold: int) -> Tensor:
 
 
 # Where the mask is kept for the backward pass, a bit an element: where that is faster than to draw it again, as
-# benchmarks/kept_bits.py measures. Below these sizes to keep bits costs as much as it spares; above, memory sets the
-# pace. The faster a kernel draws masks, the narrower is the widest type, in bytes, for which bits pay.
+# benchmarks/kept_bits.py measures. Below these sizes it spares too little to matter; above, caches hold no such tensor,
+# and to keep nothing is worth more. The faster a kernel draws masks, the narrower is the widest type, in bytes, for
+# which bits pay; that of NEON is taken from AVX2, whose vectors are wider, and was not measured.
 _BITS_SPARE_TIME = range(2**16, 2**20 + 1)
 _WIDEST = {b"avx512": 2, b"avx2": 4, b"neon": 4, b"scalar": 8}
 _widest_found: list[int] = []  # by `_widest`; the compiler would look behind `functools.cache`, and warn
