@@ -32,6 +32,10 @@ CASES: dict[str, list[Wrong]] = {call: wrongs for family in FAMILIES for call, w
 for call, wrongs in CASES.items():  # None is no mistake where it is the default
     parameters = inspect.signature(PUBLIC[call]).parameters
     CASES[call] = [wrong for wrong in wrongs if wrong.value is not None or parameters[wrong.name].default is not None]
+# What a layer hands on as it is to the PyTorch layer that it is a kind of, which checks it.
+HANDED_ON: dict[str, set[str]] = {
+    call: names for family in FAMILIES for call, names in getattr(family, "HANDED_ON", {}).items()
+}
 
 
 def expected(where: str, wrong: Wrong) -> str:
@@ -95,7 +99,16 @@ def test_every_argument_of_every_public_callable_is_tried() -> None:
     missing = [
         f"{call}({name})"
         for call, function in PUBLIC.items()
-        for name in set(inspect.signature(function).parameters) - {"self"}
+        for name in set(inspect.signature(function).parameters) - {"self"} - HANDED_ON.get(call, set())
         if name not in {wrong.name for wrong in CASES[call]}
     ]
     assert missing == []
+
+
+@pytest.mark.parametrize("call", HANDED_ON)
+def test_what_is_handed_on_is_pytorchs_own(call: str) -> None:
+    layer = PUBLIC[call]
+    base = next(kind for kind in layer.__mro__ if kind.__module__.startswith("torch.nn.modules."))
+    theirs, ours = inspect.signature(base.__init__).parameters, inspect.signature(layer).parameters
+    assert HANDED_ON[call] <= theirs.keys()
+    assert all(ours[name].default == theirs[name].default for name in HANDED_ON[call])
