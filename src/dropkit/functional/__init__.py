@@ -4,17 +4,21 @@ from dropkit.functional.activation import activation_dropout
 from dropkit.functional.attention import scaled_dot_product_attention
 from dropkit.functional.channels import dropout1d, dropout2d, dropout3d, locked_dropout
 from dropkit.functional.dropout import dropout
+from dropkit.functional.paths import drop_path, linear_rates, skip_path
 from dropkit.functional.residual import dropout_add
 from dropkit.functional.zoneout import zoneout
 
 __all__ = [
     "activation_dropout",
+    "drop_path",
     "dropout",
     "dropout1d",
     "dropout2d",
     "dropout3d",
     "dropout_add",
+    "linear_rates",
     "locked_dropout",
     "scaled_dot_product_attention",
+    "skip_path",
     "zoneout",
 ]

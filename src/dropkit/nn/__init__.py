@@ -3,13 +3,16 @@
 from dropkit.nn.channels import Dropout1d, Dropout2d, Dropout3d
 from dropkit.nn.dropout import Dropout
 from dropkit.nn.locked import LockedDropout
+from dropkit.nn.paths import DropPath, StochasticDepth
 from dropkit.nn.zoneout import Zoneout
 
 __all__ = [
+    "DropPath",
     "Dropout",
     "Dropout1d",
     "Dropout2d",
     "Dropout3d",
     "LockedDropout",
+    "StochasticDepth",
     "Zoneout",
 ]
