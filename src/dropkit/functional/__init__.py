@@ -3,6 +3,7 @@
 from dropkit.functional.activation import activation_dropout
 from dropkit.functional.attention import scaled_dot_product_attention
 from dropkit.functional.channels import dropout1d, dropout2d, dropout3d, locked_dropout
+from dropkit.functional.drop_connect import drop_connect, drop_connect_inference
 from dropkit.functional.dropout import dropout
 from dropkit.functional.paths import drop_path, linear_rates, skip_path
 from dropkit.functional.residual import dropout_add
@@ -10,6 +11,8 @@ from dropkit.functional.zoneout import zoneout
 
 __all__ = [
     "activation_dropout",
+    "drop_connect",
+    "drop_connect_inference",
     "drop_path",
     "dropout",
     "dropout1d",

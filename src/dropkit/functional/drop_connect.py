@@ -1,0 +1,238 @@
+"""DropConnect: a linear map whose weights every example masks anew, and the paper's rule of inference."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+
+from dropkit._checks import Integer, argument_error, argument_type_error
+from dropkit.functional.address import check_source, signed
+from dropkit.functional.autograd import traced
+from dropkit.functional.connections import connect, connect_by_mask, takes_parts
+from dropkit.functional.inputs import autocast_dtype, check_input, check_mask, leading
+from dropkit.functional.noise import Noise, find_noise
+from dropkit.kernels import fields
+from dropkit.kernels.portable import select, survivor_scale
+from dropkit.random.layout import layout
+
+__all__ = ["SAMPLES", "drop_connect", "drop_connect_inference"]
+
+SAMPLES = Integer(1, 2**31 - 1, "[1, 2**31)")
+_NORMALS_AT_ONCE = 2**20
+
+
+def drop_connect(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    p: float | Tensor = 0.5,
+    training: bool = True,
+    *,
+    generator: torch.Generator | None = None,
+    key: int | Tensor | None = None,
+    mask: Tensor | None = None,
+    return_mask: bool = False,
+    stream: int | Tensor = 0,
+) -> Any:
+    """Apply a linear map whose weights and biases are dropped, anew for every example, with probability `p`.
+
+    An example is a vector along the last axis. A weight has the place (..., output, input) in the mask, and a bias that
+    of one input more, whose value is always 1. Neither masks nor masked weights are stored: in eager code both passes
+    draw them for a few examples at a time; compiled code stores the mask alone. Half types are computed in float32 and
+    rounded once. An input that is NaN or infinite makes its outputs NaN, as weights of 0 do, unless ``p=1``.
+
+    Args:
+        input: Tensor of shape (..., inputs), of a floating or complex type.
+        weight: Tensor of shape (outputs, inputs).
+        bias: Tensor of shape (outputs,). Default: none.
+        p: Probability of dropping a weight, in ``[0, 1]``, or a tensor as for `dropout`. Default: 0.5.
+        training: Whether to drop. If False, the plain weights are applied, the mean rule of inference. Default: True.
+        generator: Where to draw the key, as for `dropout`. Default: PyTorch's own generator.
+        key: The key, as for `dropout`. Default: drawn.
+        mask: A bool tensor to use instead of drawing one, True = kept, of shape (..., outputs, inputs + 1), or
+            (..., outputs, inputs) without a bias; with length 1 on axes that share. Default: drawn.
+        return_mask: Whether to return ``(output, mask)``; the mask is all True in evaluation. Default: False.
+        stream: Number of the pass, as for `dropout`. Default: 0.
+
+    Returns:
+        A tensor of shape (..., outputs); with `return_mask`, a pair.
+
+    Raises:
+        ArgumentError: If a value is out of range, sources of noise are mixed, or a shape does not fit.
+        ArgumentTypeError: If an argument has a wrong type.
+
+    Examples:
+        >>> import torch, dropkit
+        >>> dropkit.functional.drop_connect(torch.ones(2, 3), torch.ones(2, 3), key=7)
+        tensor([[4., 4.],
+                [4., 4.]])
+
+    References:
+        Wan, Zeiler, Zhang, LeCun and Fergus (2013), "Regularization of neural networks using DropConnect", section 3,
+        whose p is the probability of keeping.
+    """
+    tensors = (input, weight, bias, p, key, mask, stream)
+    if has_torch_function(tensors):
+        return handle_torch_function(
+            drop_connect, tensors, input, weight, bias, p, training, generator=generator, key=key, mask=mask,
+            return_mask=return_mask, stream=stream,
+        )  # fmt: skip
+    where = "drop_connect"
+    _check_linear(where, input, weight, bias, training=training, return_mask=return_mask)
+    examples = _examples(input)
+    threshold, *_ = check_source(where, examples, p, key, generator, stream)
+    shape = (*examples.shape, weight.size(0), weight.size(1) + (bias is not None))
+    if mask is not None:
+        weights = examples[..., None, None].expand(shape)
+        check_mask(where, mask, weights, {"key": key, "generator": generator}, {"stream": stream})
+    if not training or (not isinstance(p, Tensor) and p == 0 and mask is None):
+        ones = torch.ones((), dtype=torch.bool, device=input.device)
+        output = F.linear(input, weight, bias)
+        return (output, ones.expand(shape if mask is None else mask.shape)) if return_mask else output
+    input, weight, bias, dtype = _widened(input, weight, bias)
+    with torch.autocast(input.device.type, enabled=False):
+        if mask is not None:
+            mask = mask & (leading(threshold, mask) < 2**32)
+            output = connect_by_mask(input, weight, bias, mask)
+        else:
+            threshold, noise = find_noise(where, examples, p, key, generator, stream)
+            in_parts = takes_parts(input)
+            mask = noise.keep_mask(shape, threshold) if return_mask or not in_parts else None
+            output = (
+                connect(input, weight, bias, threshold, noise) if in_parts else connect_by_mask(input, weight, bias, mask)
+            )
+        output = select(output, leading(threshold < 2**32, output), survivor_scale(threshold), in_place=not traced())
+    return (output.to(dtype), mask) if return_mask else output.to(dtype)
+
+
+def drop_connect_inference(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    p: float | Tensor = 0.5,
+    *,
+    activation: Callable[[Tensor], Tensor],
+    samples: int = 1000,
+    generator: torch.Generator | None = None,
+    key: int | Tensor | None = None,
+    stream: int | Tensor = 0,
+) -> Tensor:
+    """Average an activation over draws of the pre-activations that `drop_connect` gives, taken for Gaussian.
+
+    Each output has the mean and the variance that it has over all masks: ``W v + b`` and
+    ``p / (1 - p) (W ** 2 v ** 2 + b ** 2)``, which are the paper's for the weights of the original form,
+    ``W / (1 - p)``. For ``p=1`` it is 0, as in training. Draws are made some at a time.
+
+    Args:
+        input: Tensor of shape (..., inputs), of a real floating type.
+        weight: Tensor of shape (outputs, inputs).
+        bias: Tensor of shape (outputs,). Default: none.
+        p: Probability of dropping a weight, as for `drop_connect`. Default: 0.5.
+        activation: What is averaged: a function of a tensor of any shape, elementwise or along the last axis.
+        samples: Number of draws an output, 1 or more. Default: 1000.
+        generator: Where to draw the key, as for `dropout`. Default: PyTorch's own generator.
+        key: The key, as for `dropout`. Default: drawn.
+        stream: Number of the pass, as for `dropout`. Default: 0.
+
+    Returns:
+        A tensor of shape (..., outputs).
+
+    Raises:
+        ArgumentError: If a value is out of range, sources of noise are mixed, or a shape does not fit.
+        ArgumentTypeError: If an argument has a wrong type.
+
+    Examples:
+        >>> import torch, dropkit
+        >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
+        <torch...>
+        >>> infer = dropkit.functional.drop_connect_inference
+        >>> infer(torch.ones(2), torch.zeros(3, 2), activation=torch.sigmoid)
+        tensor([0.5000, 0.5000, 0.5000])
+
+    References:
+        Wan, Zeiler, Zhang, LeCun and Fergus (2013), "Regularization of neural networks using DropConnect",
+        section 3.2 and algorithm 2, whose p is the probability of keeping.
+    """
+    tensors = (input, weight, bias, p, key, stream)
+    if has_torch_function(tensors):
+        return handle_torch_function(
+            drop_connect_inference, tensors, input, weight, bias, p, activation=activation, samples=samples,
+            generator=generator, key=key, stream=stream,
+        )  # fmt: skip
+    where = "drop_connect_inference"
+    _check_linear(where, input, weight, bias)
+    if input.is_complex():
+        raise argument_type_error(where, "input", "of a real floating type", input.dtype)
+    if not callable(activation):
+        raise argument_type_error(where, "activation", "a function of a tensor", activation)
+    samples = SAMPLES.check(where, "samples", samples)
+    threshold, noise = find_noise(where, _examples(input), p, key, generator, stream)
+    input, weight, bias, dtype = _widened(input, weight, bias)
+    with torch.autocast(input.device.type, enabled=False):
+        mean = F.linear(input, weight, bias)
+        square = F.linear(input.square(), weight.square(), None if bias is None else bias.square())
+        odds = threshold.to(input.dtype) / (2**32 - threshold).clamp(min=1).to(input.dtype)
+        survives = leading(threshold < 2**32, mean)
+        mean, variance = (torch.where(survives, value, 0.0) for value in (mean, leading(odds, mean) * square))
+        certain = variance == 0  # where a square root has no derivative
+        deviation = torch.where(certain, 0.0, torch.where(certain, 1.0, variance).sqrt())
+        return _averaged(mean, deviation, activation, samples, noise).to(dtype)
+
+
+def _averaged(
+    mean: Tensor, deviation: Tensor, activation: Callable[[Tensor], Tensor], samples: int, noise: Noise
+) -> Tensor:
+    """Average an activation over normal draws, some at a time, at the place (..., sample, output)."""
+    whole = (*mean.shape[:-1], samples, mean.size(-1))
+    step = max(_NORMALS_AT_ONCE // max(mean.numel(), 1), 1)
+    mean, deviation = mean.unsqueeze(-2), deviation.unsqueeze(-2)
+    total: Any = 0
+    for first in range(0, samples, step):
+        shape = (*whole[:-2], min(step, samples - first), whole[-1])
+        offset = (*(0 for _ in whole[:-2]), first, 0)
+        place = layout(noise.where, shape, (), offset, whole, noise.key.dim())
+        rows = place._replace(row_strides=tuple(map(signed, place.row_strides)), first_row=signed(place.first_row))
+        normal = fields.normal(noise.key, noise.stream, rows, noise.device, mean.dtype)
+        total = total + activation(mean + deviation * normal).sum(-2)
+    return total / samples
+
+
+def _examples(input: Tensor) -> Tensor:
+    """Return a tensor of the shape of the examples, whose axis 0 is that of keys and rates; it takes no memory."""
+    return input.new_empty(()).expand(input.shape[:-1])
+
+
+def _check_linear(where: str, input: Any, weight: Any, bias: Any, **flags: object) -> None:
+    """Raise unless input, weight and bias are those of a linear map."""
+    check_input(where, input, **flags)
+    if input.is_nested:
+        remedy = "Apply it to the values of a jagged tensor, or to its parts one by one."
+        raise argument_type_error(where, "input", "a dense tensor, not a nested one", input.layout, remedy)
+    for name, value, rank in (("weight", weight, 2), ("bias", bias, 1)):
+        if name == "bias" and value is None:
+            continue
+        if not isinstance(value, Tensor):
+            raise argument_type_error(where, name, "a torch.Tensor", value)
+        if value.dtype != input.dtype and autocast_dtype(input) is None:
+            raise argument_type_error(where, name, f"of the input's type {input.dtype}", value.dtype)
+        if value.device != input.device:
+            raise argument_error(where, name, f"on the input's device {input.device}", value.device)
+        if rank == 2 and (value.dim() != 2 or input.shape[-1:] != value.shape[1:]):
+            rule = f"of shape (outputs, {input.size(-1)})" if input.dim() else "of shape (outputs, inputs)"
+            raise argument_error(where, name, rule, tuple(value.shape))
+        if rank == 1 and value.shape != weight.shape[:1]:
+            raise argument_error(where, name, f"of shape ({weight.size(0)},)", tuple(value.shape))
+
+
+def _widened(
+    input: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, torch.dtype]:
+    """Return the tensors in the type to compute in, and the type of the result, which autocast may choose."""
+    half = autocast_dtype(input)
+    dtype = input.dtype if half is None or input.dtype == torch.float64 else half
+    wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    rounded = [None if tensor is None else tensor.to(dtype).to(wide) for tensor in (input, weight, bias)]
+    return *rounded, dtype
