@@ -14,7 +14,10 @@ from dropkit.functional.noise import Noise
 from dropkit.kernels import operators
 from dropkit.random.layout import Layout
 
-__all__ = ["connect", "connect_by_mask", "takes_parts"]
+__all__ = ["Linear", "connect", "connect_by_mask", "takes_parts"]
+
+Linear = tuple[Tensor, Tensor, Tensor | None]
+"""Input of shape (..., inputs), weight of shape (outputs, inputs), and bias of shape (outputs,) or None."""
 
 # Masked weights at a time: few enough for the cache of a core, elsewhere enough to outlast a launch.
 _CPU_WEIGHTS, _DEVICE_WEIGHTS = 2**18, 2**24
@@ -25,32 +28,32 @@ def takes_parts(input: Tensor) -> bool:
     return not (traced() or forward_ad._current_level >= 0 or input.is_complex())
 
 
-def connect(input: Tensor, weight: Tensor, bias: Tensor | None, threshold: Tensor, noise: Noise) -> Tensor:
+def connect(linear: Linear, threshold: Tensor, noise: Noise) -> Tensor:
     """Apply the linear map, unscaled, under the masks of a noise; neither masks nor masked weights are kept.
 
     Args:
-        input: Tensor of shape (..., inputs), of which `takes_parts` holds.
-        weight: Tensor of shape (outputs, inputs).
-        bias: Tensor of shape (outputs,), or None.
+        linear: Input, of which `takes_parts` holds, weight and bias.
         threshold: Of the rate, or of one a slice of axis 0.
         noise: Of the call.
     """
+    rows, weight, bias = linear
     by_slice = bool(max(noise.key.dim(), noise.stream.dim(), threshold.dim()))
-    slices = input.size(0) if by_slice else 1
-    examples = math.prod(input.shape[1:-1]) if by_slice else math.prod(input.shape[:-1])
+    slices = rows.size(0) if by_slice else 1
+    examples = math.prod(rows.shape[1:-1]) if by_slice else math.prod(rows.shape[:-1])
     address = (value.expand(slices) if value.dim() else value for value in (noise.key, noise.stream, threshold))
-    rows = input.reshape(slices, examples, weight.size(1))
-    return _Connect.apply(rows, weight, bias, *address).reshape(*input.shape[:-1], weight.size(0))
+    output = _Connect.apply(rows.reshape(slices, examples, weight.size(1)), weight, bias, *address)
+    return output.reshape(*rows.shape[:-1], weight.size(0))
 
 
-def connect_by_mask(input: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor) -> Tensor:
-    """Apply the linear map, unscaled, under masks that broadcast to (..., outputs, inputs and perhaps one for the bias).
+def connect_by_mask(linear: Linear, mask: Tensor) -> Tensor:
+    """Apply the linear map, unscaled, under masks that broadcast to (..., outputs, inputs), or inputs + 1 with a bias.
 
     Sums of products, which a compiler makes one loop of, without a tensor of masked weights.
     """
+    rows, weight, bias = linear
     inputs = weight.size(1)
     kept = torch.where(mask[..., :inputs], weight, 0.0)
-    output = (kept * input.unsqueeze(-2)).sum(-1)
+    output = (kept * rows.unsqueeze(-2)).sum(-1)
     return output if bias is None else output + torch.where(mask[..., inputs], bias, 0.0)
 
 
@@ -105,20 +108,20 @@ class _Connect(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight, bias, *address = ctx.saved_tensors
+        rows, weight, bias, *address = ctx.saved_tensors
         if torch.is_grad_enabled() or not takes_parts(grad):  # a second derivative, or a batch of gradients
             return *_differentiable(ctx, grad), None, None, None
         of_input, of_weight, of_bias = (
             torch.zeros_like(tensor, memory_format=torch.contiguous_format) if needed else None
-            for tensor, needed in zip((input, weight, bias), ctx.needs_input_grad, strict=False)
+            for tensor, needed in zip((rows, weight, bias), ctx.needs_input_grad, strict=False)
         )
-        parts = _Parts(input, weight, *address)
+        parts = _Parts(rows, weight, *address)
         for part in parts:
             some = grad[part]
             if of_input is not None:
                 torch.bmm(some.unsqueeze(1), parts.dropped(weight, *part), out=of_input[part].unsqueeze(1))
             if of_weight is not None:
-                of_weight += parts.dropped(some.unsqueeze(2) * input[part].unsqueeze(1), *part).sum(0)
+                of_weight += parts.dropped(some.unsqueeze(2) * rows[part].unsqueeze(1), *part).sum(0)
             if of_bias is not None:
                 of_bias += parts.dropped_bias(some, *part).sum(0)
         return of_input, of_weight, of_bias, None, None, None
@@ -126,14 +129,13 @@ class _Connect(torch.autograd.Function):
 
 def _differentiable(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     """Return the gradients by operations that PyTorch differentiates and maps."""
-    input, weight, bias, key, stream, threshold = ctx.saved_tensors
+    rows, weight, bias, key, stream, threshold = ctx.saved_tensors
     slices = max(key.dim(), stream.dim())
-    noise = Noise("drop_connect", *(value.reshape((-1,) * slices) for value in (key, stream)), input.device)
-    shape = (*input.shape[:-1], weight.size(0), weight.size(1) + (bias is not None))
+    key, stream = (value.reshape((-1,) * slices) for value in (key, stream))
+    shape = (*rows.shape[:-1], weight.size(0), weight.size(1) + (bias is not None))
+    mask = Noise("drop_connect", key, stream, rows.device).keep_mask(shape, threshold)
     with torch.enable_grad():
-        # A threshold a slice lies over axis 0 in any case; one key for all counts rows over the slices too.
-        mask = noise.keep_mask(shape, threshold)
-        tensors = [None if tensor is None else tensor.view_as(tensor) for tensor in (input, weight, bias)]
-        wanted = [tensor for tensor, needed in zip(tensors, ctx.needs_input_grad, strict=False) if needed]
-        found = iter(torch.autograd.grad(connect_by_mask(*tensors, mask), wanted, grad, create_graph=True))
+        views = rows.view_as(rows), weight.view_as(weight), None if bias is None else bias.view_as(bias)
+        wanted = [v for v, needed in zip(views, ctx.needs_input_grad, strict=False) if v is not None and needed]
+        found = iter(torch.autograd.grad(connect_by_mask(views, mask), wanted, grad, create_graph=True))
     return [next(found) if needed else None for needed in ctx.needs_input_grad[:3]]

@@ -11,7 +11,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from dropkit._checks import Integer, argument_error, argument_type_error
 from dropkit.functional.address import check_source, signed
 from dropkit.functional.autograd import traced
-from dropkit.functional.connections import connect, connect_by_mask, takes_parts
+from dropkit.functional.connections import Linear, connect, connect_by_mask, takes_parts
 from dropkit.functional.inputs import autocast_dtype, check_input, check_mask, leading
 from dropkit.functional.noise import Noise, find_noise
 from dropkit.kernels import fields
@@ -68,7 +68,7 @@ def drop_connect(
         >>> import torch, dropkit
         >>> dropkit.functional.drop_connect(torch.ones(2, 3), torch.ones(2, 3), key=7)
         tensor([[4., 4.],
-                [4., 4.]])
+                [2., 2.]])
 
     References:
         Wan, Zeiler, Zhang, LeCun and Fergus (2013), "Regularization of neural networks using DropConnect", section 3,
@@ -92,18 +92,16 @@ def drop_connect(
         ones = torch.ones((), dtype=torch.bool, device=input.device)
         output = F.linear(input, weight, bias)
         return (output, ones.expand(shape if mask is None else mask.shape)) if return_mask else output
-    input, weight, bias, dtype = _widened(input, weight, bias)
+    linear, dtype = _widened(input, weight, bias)
     with torch.autocast(input.device.type, enabled=False):
-        if mask is not None:
-            mask = mask & (leading(threshold, mask) < 2**32)
-            output = connect_by_mask(input, weight, bias, mask)
-        else:
+        if mask is None:
             threshold, noise = find_noise(where, examples, p, key, generator, stream)
             in_parts = takes_parts(input)
             mask = noise.keep_mask(shape, threshold) if return_mask or not in_parts else None
-            output = (
-                connect(input, weight, bias, threshold, noise) if in_parts else connect_by_mask(input, weight, bias, mask)
-            )
+            output = connect(linear, threshold, noise) if mask is None or in_parts else connect_by_mask(linear, mask)
+        else:
+            mask = mask & (leading(threshold, mask) < 2**32)
+            output = connect_by_mask(linear, mask)
         output = select(output, leading(threshold < 2**32, output), survivor_scale(threshold), in_place=not traced())
     return (output.to(dtype), mask) if return_mask else output.to(dtype)
 
@@ -170,11 +168,12 @@ def drop_connect_inference(
         raise argument_type_error(where, "activation", "a function of a tensor", activation)
     samples = SAMPLES.check(where, "samples", samples)
     threshold, noise = find_noise(where, _examples(input), p, key, generator, stream)
-    input, weight, bias, dtype = _widened(input, weight, bias)
+    linear, dtype = _widened(input, weight, bias)
     with torch.autocast(input.device.type, enabled=False):
-        mean = F.linear(input, weight, bias)
-        square = F.linear(input.square(), weight.square(), None if bias is None else bias.square())
-        odds = threshold.to(input.dtype) / (2**32 - threshold).clamp(min=1).to(input.dtype)
+        mean = F.linear(*linear)
+        rows, weights, biases = linear
+        square = F.linear(rows.square(), weights.square(), None if biases is None else biases.square())
+        odds = (threshold / (2**32 - threshold).clamp(min=1).to(torch.float64)).to(mean.dtype)
         survives = leading(threshold < 2**32, mean)
         mean, variance = (torch.where(survives, value, 0.0) for value in (mean, leading(odds, mean) * square))
         certain = variance == 0  # where a square root has no derivative
@@ -207,7 +206,7 @@ def _examples(input: Tensor) -> Tensor:
 
 def _check_linear(where: str, input: Any, weight: Any, bias: Any, **flags: object) -> None:
     """Raise unless input, weight and bias are those of a linear map."""
-    check_input(where, input, **flags)
+    check_input(where, input, "input", **flags)
     if input.is_nested:
         remedy = "Apply it to the values of a jagged tensor, or to its parts one by one."
         raise argument_type_error(where, "input", "a dense tensor, not a nested one", input.layout, remedy)
@@ -227,12 +226,10 @@ def _check_linear(where: str, input: Any, weight: Any, bias: Any, **flags: objec
             raise argument_error(where, name, f"of shape ({weight.size(0)},)", tuple(value.shape))
 
 
-def _widened(
-    input: Tensor, weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None, torch.dtype]:
+def _widened(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Linear, torch.dtype]:
     """Return the tensors in the type to compute in, and the type of the result, which autocast may choose."""
     half = autocast_dtype(input)
     dtype = input.dtype if half is None or input.dtype == torch.float64 else half
     wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-    rounded = [None if tensor is None else tensor.to(dtype).to(wide) for tensor in (input, weight, bias)]
-    return *rounded, dtype
+    widened = input.to(dtype).to(wide), weight.to(dtype).to(wide)
+    return (*widened, None if bias is None else bias.to(dtype).to(wide)), dtype

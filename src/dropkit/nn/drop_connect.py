@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dropkit._checks import PROBABILITY, Choice, Integer, argument_error, argument_type_error
 from dropkit.functional import drop_connect, drop_connect_inference
+from dropkit.nn.factory import check_factory
 from dropkit.nn.layer import RateMixin, check_bool
 from dropkit.nn.variants import variant
 
@@ -98,6 +99,7 @@ class DropConnect(RateMixin, torch.nn.Linear):
             remedy = "Without one, the average over draws would be the plain layer and noise."
             raise argument_error(where, "inference", "'mean' without `activation`", inference, remedy)
         _SAMPLES.check(where, "samples", samples)
+        check_factory(where, device, dtype, generator)
         super().__init__(in_features, out_features, bias, device, dtype)
         self._set_noise(p, generator)
         self.activation = activation
@@ -130,10 +132,10 @@ class DropConnect(RateMixin, torch.nn.Linear):
             ArgumentError: As `dropkit.functional.drop_connect`.
             ArgumentTypeError: As `dropkit.functional.drop_connect`.
         """
-        linear: tuple[Any, ...] = input, self.weight, self.bias, self.rate
+        linear = input, self.weight, self.bias, self.rate
         source: dict[str, Any] = {"generator": self._source(key, mask), "key": key, "stream": stream}
         if self.is_on or self.inference == "mean" or self.activation is None:
-            found = drop_connect(*linear, self.is_on, mask=mask, return_mask=return_mask, **source)
+            found = drop_connect(*linear, training=self.is_on, mask=mask, return_mask=return_mask, **source)
             output, *kept = found if return_mask else (found,)
             output = output if self.activation is None else self.activation(output)
             return (output, *kept) if return_mask else output
@@ -143,7 +145,7 @@ class DropConnect(RateMixin, torch.nn.Linear):
             remedy = "Gaussian inference has no masks; inference='mean' or training has."
             raise argument_error("DropConnect", "mask", "left out in Gaussian inference", found, remedy)
         output = drop_connect_inference(*linear, activation=self.activation, samples=self.samples, **source)
-        return (output, drop_connect(*linear, False, return_mask=True)[1]) if return_mask else output
+        return (output, drop_connect(*linear, training=False, return_mask=True)[1]) if return_mask else output
 
     def extra_repr(self) -> str:
         """Show the sizes, the rate and whatever differs from the defaults."""

@@ -1,0 +1,100 @@
+"""Wrong arguments of DropConnect."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+import dropkit
+from dropkit._checks import KEY, PROBABILITY, Choice, Integer
+from dropkit.errors import ArgumentError, ArgumentTypeError
+from tests.helpers.wrong import FLAGS, Wrong, by_constraint, by_type, inputs, of_one, source, tensors
+
+X, WEIGHT, BIAS = torch.ones(2, 3), torch.ones(4, 3), torch.ones(4)
+SAMPLES, WIDTH = Integer(1, 2**31 - 1, "[1, 2**31)"), Integer(0, 2**31 - 1, "[0, 2**31)")
+FUNCTION = (3, "relu")
+
+
+def linear() -> Iterator[Wrong]:
+    yield from inputs()
+    nested = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(1, 3)], layout=torch.jagged)
+    rule = "a dense tensor, not a nested one"
+    remedy = "Apply it to the values of a jagged tensor, or to its parts one by one."
+    yield Wrong("input", nested, ArgumentTypeError, rule, remedy, shown=(nested.layout,))
+    for name, good, rule, unfit in (
+        ("weight", WEIGHT, "of shape (outputs, 3)", ((4,), (3, 4), (1, 4, 3))),
+        ("bias", BIAS, "of shape (4,)", ((3,), (4, 1), ())),
+    ):
+        yield from by_type(name, (1.0, [1.0], "x"), "a torch.Tensor")
+        half, meta = good.half(), good.to("meta")
+        yield Wrong(name, half, ArgumentTypeError, "of the input's type torch.float32", shown=(half.dtype,))
+        yield Wrong(name, meta, ArgumentError, "on the input's device cpu", shown=(meta.device,))
+        for shape in unfit:
+            yield Wrong(name, torch.ones(shape), ArgumentError, rule, shown=(shape,))
+
+
+def masks() -> Iterator[Wrong]:
+    for value, shown in ((1, 1), ([True], [True]), (torch.ones(2, 4, 3), torch.float32)):
+        yield Wrong("mask", value, ArgumentTypeError, "a bool tensor", "True is kept.", shown=(shown,))
+    for shape in ((2, 4, 4), (4, 3), (2, 3, 3), (2, 4, 3, 1)):
+        rule = "of shape (2, 4, 3), or with length 1 on axes that share"
+        yield Wrong("mask", torch.ones(shape, dtype=torch.bool), ArgumentError, rule, shown=(shape,))
+    mask = torch.ones(2, 4, 3, dtype=torch.bool)
+    rule, remedy = "left out where `key` is given", "`key` draws a mask: leave one of them out."
+    yield Wrong("mask", mask, ArgumentError, rule, remedy, shown=(mask.dtype,), beside={"key": 3})
+
+
+def function() -> Iterator[Wrong]:
+    yield from linear()
+    yield from source()
+    yield from masks()
+    yield from by_type("return_mask", FLAGS, "True or False")
+
+
+def inference() -> Iterator[Wrong]:
+    yield from linear()
+    yield from (wrong for wrong in source() if wrong.name != "training")
+    yield from by_type("activation", (*FUNCTION, None), "a function of a tensor")
+    yield from by_constraint("samples", SAMPLES)
+    yield Wrong("input", X.cfloat(), ArgumentTypeError, "of a real floating type", shown=(torch.complex64,),
+                beside={"weight": WEIGHT.cfloat()})  # fmt: skip
+
+
+def layer() -> Iterator[Wrong]:
+    yield from by_constraint("in_features", WIDTH)
+    yield from by_constraint("out_features", WIDTH)
+    yield from by_constraint("p", PROBABILITY)
+    yield from by_type("bias", FLAGS, "True or False")
+    yield from by_type("activation", FUNCTION, "a function of a tensor, or None")
+    yield from by_constraint("inference", Choice(("mean", "gaussian")))
+    remedy = "Without one, the average over draws would be the plain layer and noise."
+    yield Wrong("inference", "gaussian", ArgumentError, "'mean' without `activation`", remedy)
+    yield from by_constraint("samples", SAMPLES)
+    yield from factory()
+
+
+def factory() -> Iterator[Wrong]:
+    yield from by_type("generator", (3, "cpu"), "a torch.Generator")
+    yield from by_type("dtype", ("float32", 3, torch.int64, torch.bool), "a floating or complex torch.dtype, or None")
+    yield from by_type("device", (1.5, True, [0]), "a torch.device, its name, or None")
+    yield Wrong("device", "nowhere", ArgumentError, "a torch.device, its name, or None")
+
+
+def layer_call() -> Iterator[Wrong]:
+    wrongs = [*inputs(), *masks(), *of_one(by_constraint("key", KEY)), *by_type("return_mask", FLAGS, "True or False")]
+    for wrong in (*wrongs, *(wrong for wrong in tensors() if wrong.name != "p")):
+        yield wrong._replace(where="drop_connect")
+
+
+GOOD: dict[str, dict[str, Any]] = {
+    "dropkit.functional.drop_connect": {"input": X, "weight": WEIGHT},
+    "dropkit.functional.drop_connect_inference": {"input": X, "weight": WEIGHT, "activation": torch.relu},
+    "dropkit.nn.DropConnect": {"in_features": 3, "out_features": 4},
+    "dropkit.nn.DropConnect.forward": {"self": dropkit.nn.DropConnect(3, 4, bias=False), "input": X},
+}
+CASES = {
+    "dropkit.functional.drop_connect": list(function()),
+    "dropkit.functional.drop_connect_inference": list(inference()),
+    "dropkit.nn.DropConnect": list(layer()),
+    "dropkit.nn.DropConnect.forward": list(layer_call()),
+}
