@@ -184,11 +184,15 @@ def test_narrow_types_are_computed_wide_and_rounded_once(name: str, dtype: torch
     row = LAYERS[name]
     if row.acts_on == "weights":
         pytest.skip("a product rounds as PyTorch's products do")
+    if row.noise == "Gaussian" and dtype == torch.float32:
+        pytest.skip("its normals are made of 23 bits, those of float64 of 32")
     narrow = [each.to(dtype) for each in inputs(row)]
     out = built(row, dtype=dtype)(*narrow, key=KEY)
     wide = built(row, dtype=torch.float64)(*(each.double() for each in narrow), key=KEY)
     assert out.dtype == dtype
-    unit = torch.finfo(dtype).eps * torch.exp2(wide.abs().clamp(min=1e-6).log2().floor())
+    is_sum = row.dropped != 0 and not isinstance(row.dropped, str)  # which loses as many units as its larger term
+    least = abs(row.dropped) if is_sum and dtype.itemsize == 4 else 1e-6
+    unit = torch.finfo(dtype).eps * torch.exp2(wide.abs().clamp(min=least).log2().floor())
     worst = 0.502 if dtype.itemsize == 2 else 4  # half a unit, and what float32 itself has lost; or a few of its own
     assert ((out.double() - wide).abs() <= worst * unit).all()
 

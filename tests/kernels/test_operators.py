@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dropkit import random
-from dropkit.kernels import fields, fused, operators
+from dropkit.kernels import affine, fields, fused, gaussian, operators
 from dropkit.kernels.native import operations
 from dropkit.random.layout import layout
 
@@ -79,6 +79,55 @@ def field_samples(*options: Any) -> dict[str, tuple[Any, ...]]:
     }
 
 
+def affine_samples() -> dict[str, tuple[Any, ...]]:
+    numbers = tuple(torch.tensor(value, dtype=torch.float64) for value in (0.9, 0.1, -1.4))
+    samples = {}
+    for name, make in INPUTS.items():
+        x = make()
+        if not x.is_complex():
+            samples[name] = (x, KEY, STREAM, RATE, *numbers, *place(x.shape))
+    x, several = torch.randn(3, 4, 5), [value * torch.arange(1, 4) for value in numbers]
+    return samples | {
+        "shared": (x, KEY, STREAM, RATE, *numbers, *place(x.shape, (1,))),
+        "shared, channels last": (
+            samples["channels last"][0],
+            KEY,
+            STREAM,
+            RATE,
+            *numbers,
+            *place((2, 3, 4, 5), (2, 3)),
+        ),
+        "shard": (x, KEY, STREAM, RATE, *numbers, *place(x.shape, (), (1, 2, 3), (9, 9, 9))),
+        "slices": (x, torch.arange(3), torch.tensor([0]), RATE, *numbers, *place((4, 5))),
+        "rates": (x, KEY, STREAM, RATE.expand(3).clone(), *several, *place(x.shape)),
+        "rates of shared draws": (x, KEY, STREAM, RATE.expand(3).clone(), *several, *place(x.shape, (2,))),
+        "one rate, several maps": (x, KEY, STREAM, RATE, *several, *place(x.shape)),
+        "too fine": (
+            x[0, 0],
+            KEY,
+            STREAM,
+            RATE.expand(5).clone(),
+            *(value.expand(5) for value in numbers),
+            *place((5,)),
+        ),
+    }
+
+
+def gaussian_samples() -> dict[str, tuple[Any, ...]]:
+    deviation, samples = torch.tensor(0.7, dtype=torch.float64), {}
+    for name, make in INPUTS.items():
+        x = make()
+        samples[name] = (x, KEY, STREAM, deviation, *place(x.shape))
+    x = torch.randn(3, 4, 5)
+    return samples | {
+        "shared": (x, KEY, STREAM, deviation, *place(x.shape, (1,))),
+        "shard": (x, KEY, STREAM, deviation, *place(x.shape, (), (1, 2, 3), (9, 9, 9))),
+        "slices": (x, torch.arange(3), torch.tensor([0]), deviation, *place((4, 5))),
+        "rates": (x, KEY, STREAM, deviation * torch.arange(3), *place(x.shape)),
+        "too fine": (x[0, 0], KEY, STREAM, deviation * torch.arange(5), *place((5,))),
+    }
+
+
 def add_samples() -> dict[str, tuple[Any, ...]]:
     x, residual = torch.randn(3, 4, 5), torch.randn(3, 4, 5)
     return {name: (make(), make(), KEY, STREAM, RATE) for name, make in INPUTS.items()} | {
@@ -111,6 +160,8 @@ def gradient_samples() -> dict[str, tuple[Any, ...]]:
 SAMPLES = {
     "dropkit::dropout": dropout_samples(),
     "dropkit::keep_mask": mask_samples(),
+    "dropkit::affine_dropout": affine_samples(),
+    "dropkit::gaussian_dropout": gaussian_samples(),
     "dropkit::dropout_add": add_samples(),
     "dropkit::activation_dropout": activation_samples(),
     "dropkit::activation_dropout_backward": gradient_samples(),
@@ -158,7 +209,8 @@ def test_meta_tensors_get_the_same_answer(operator: str, name: str) -> None:
     if any(isinstance(argument, torch.device) for argument in arguments):
         meta = resolve(operator)(*(torch.device("meta") if isinstance(a, torch.device) else a for a in arguments))
     else:
-        tensors = {"dropkit::dropout": 1, "dropkit::activation_dropout_backward": 3}.get(operator, 2)
+        alone = dict.fromkeys(("dropkit::dropout", "dropkit::affine_dropout", "dropkit::gaussian_dropout"), 1)
+        tensors = {**alone, "dropkit::activation_dropout_backward": 3}.get(operator, 2)
         on_meta = [a.to("meta") if isinstance(a, Tensor) else a for a in arguments[:tensors]]
         meta = resolve(operator)(*on_meta, *arguments[tensors:])
     real = resolve(operator)(*arguments)
@@ -201,6 +253,24 @@ def test_batching_rules_equal_a_loop(batched: tuple[bool, ...]) -> None:
         want = run(*(value[i] if b else value for value, b in zip(arguments, batched, strict=True)))
         assert torch.equal(out[i], want[0])
         assert torch.equal(keep[i] if keep.dim() == 3 else keep, want[1])
+
+
+@pytest.mark.parametrize("batched", [*itertools.product((True, False), repeat=4)][:-1])
+def test_batching_rules_of_affine_and_gaussian_operators_equal_a_loop(batched: tuple[bool, ...]) -> None:
+    rates = torch.tensor([random.threshold(p) for p in (0, 0.2, 0.7, 1)])
+    full = (torch.randn(4, 3, 5), torch.arange(4), rates, torch.randn(4, dtype=torch.float64))
+    arguments = [value if b else value[1] for value, b in zip(full, batched, strict=True)]
+    at = place((3, 5))
+
+    def run(x: Tensor, key: Tensor, rate: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
+        moved = affine.affine_dropout(x, key, STREAM, rate, number, 2 * number, -number, *at)
+        return moved, gaussian.gaussian_dropout(x, key, STREAM, number, *at)
+
+    outs = torch.vmap(run, in_dims=tuple(0 if b else None for b in batched))(*arguments)
+    for i in range(4):
+        want = run(*(value[i] if b else value for value, b in zip(arguments, batched, strict=True)))
+        for found, wanted in zip(outs, want, strict=True):
+            assert torch.equal(found[i], wanted)
 
 
 @pytest.mark.parametrize("batched", [(True, False), (False, True), (True, True)])

@@ -1,16 +1,19 @@
 """Stateless dropout operations for PyTorch, with autograd, `vmap`, `torch.compile` and fake-tensor support."""
 
 from dropkit.functional.activation import activation_dropout
+from dropkit.functional.alpha import alpha_dropout, feature_alpha_dropout
 from dropkit.functional.attention import scaled_dot_product_attention
 from dropkit.functional.channels import dropout1d, dropout2d, dropout3d, locked_dropout
 from dropkit.functional.drop_connect import drop_connect, drop_connect_inference
 from dropkit.functional.dropout import dropout
+from dropkit.functional.gaussian import gaussian_dropout
 from dropkit.functional.paths import drop_path, linear_rates, skip_path
 from dropkit.functional.residual import dropout_add
 from dropkit.functional.zoneout import zoneout
 
 __all__ = [
     "activation_dropout",
+    "alpha_dropout",
     "drop_connect",
     "drop_connect_inference",
     "drop_path",
@@ -19,6 +22,8 @@ __all__ = [
     "dropout2d",
     "dropout3d",
     "dropout_add",
+    "feature_alpha_dropout",
+    "gaussian_dropout",
     "linear_rates",
     "locked_dropout",
     "scaled_dot_product_attention",

@@ -18,31 +18,35 @@ __all__ = [
     "check_source",
     "draw_key",
     "find_address",
+    "or_several",
     "plain_rate",
     "signed",
 ]
 
 
-class Names(NamedTuple):
-    """What the arguments are called in the function on whose behalf they are checked."""
-
-    input: str = "input"
-    p: str = "p"
-    key: str = "key"
-
-
-_NAMES = Names()
 _Constraint = TypeVar("_Constraint", Number, Integer)
 
 
-def _or_several(constraint: _Constraint, what: str, dtype: torch.dtype) -> _Constraint:
+def or_several(constraint: _Constraint, what: str, dtype: torch.dtype) -> _Constraint:
     """Return a constraint whose message tells how to give one value for each slice of axis 0."""
     remedy = f"One {what} for each slice of axis 0 is a tensor: torch.tensor({{}}, dtype={dtype})."
     return replace(constraint, of_several=remedy)
 
 
-_RATE = _or_several(PROBABILITY, "rate", torch.float64)
-_KEY, _STREAM = _or_several(KEY, "key", torch.int64), _or_several(STREAM, "stream", torch.int64)
+_RATE = or_several(PROBABILITY, "rate", torch.float64)
+_KEY, _STREAM = or_several(KEY, "key", torch.int64), or_several(STREAM, "stream", torch.int64)
+
+
+class Names(NamedTuple):
+    """What the arguments are called in the function on whose behalf they are checked, and which rates it takes."""
+
+    input: str = "input"
+    p: str = "p"
+    key: str = "key"
+    rate: Number = _RATE
+
+
+_NAMES = Names()
 
 
 def signed(value: int) -> int:
@@ -106,7 +110,7 @@ def _threshold_tensor(where: str, p: float | Tensor, input: Tensor, names: Names
     """Return the threshold T of a rate, or of one rate a slice of axis 0."""
     name = names.p
     if not isinstance(p, Tensor):
-        return _constant(threshold(_RATE.check(where, name, p)))
+        return _constant(threshold(names.rate.check(where, name, p)))
     _check_tensor(where, name, p, torch.float64, input, names.input)
     if p.requires_grad:
         remedy = f"Dropout has no gradient with respect to its rate; pass {name}.detach()."
@@ -114,8 +118,8 @@ def _threshold_tensor(where: str, p: float | Tensor, input: Tensor, names: Names
     if not _readable(p):  # without waiting: what is out of range counts as the nearest end, and NaN as 1
         return torch.floor(p.nan_to_num(1.0).clamp(0.0, 1.0) * 2.0**32 + 0.5).to(torch.int64)
     rates = p.numpy(force=True)  # on which a few numbers take a fifth of the time
-    if not ((rates >= 0) & (rates <= 1)).all():
-        raise argument_error(where, name, PROBABILITY.rule, p, PROBABILITY.remedy)
+    if not ((rates >= 0) & ((rates < 1) if names.rate.open_high else (rates <= 1))).all():
+        raise argument_error(where, name, names.rate.rule, p, names.rate.remedy)
     return torch.from_numpy(np.asarray(np.floor(rates * 2.0**32 + 0.5), np.int64))
 
 

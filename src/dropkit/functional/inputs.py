@@ -12,7 +12,15 @@ from torch import Tensor
 from dropkit._checks import argument_error, argument_type_error
 from dropkit.functional.autograd import traced
 
-__all__ = ["autocast_dtype", "check_input", "check_mask", "check_writable", "leading"]
+__all__ = [
+    "autocast_dtype",
+    "check_dense",
+    "check_input",
+    "check_mask",
+    "check_noise",
+    "check_writable",
+    "leading",
+]
 
 _DTYPES = (
     torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex32, torch.complex64, torch.complex128,
@@ -42,6 +50,16 @@ def check_input(where: str, input: Tensor, name: str = "input", **flags: object)
     for option, flag in flags.items():
         if not isinstance(flag, bool):
             raise argument_type_error(where, option, "True or False", flag)
+
+
+def check_dense(where: str, input: Tensor, is_real: bool = False) -> None:
+    """Raise where a checked input is nested, or complex and should not be."""
+    if input.is_nested:
+        raise argument_type_error(where, "input", "a dense tensor", input.layout, "Pass its parts: input.unbind().")
+    if is_real and input.is_complex():
+        raise argument_type_error(
+            where, "input", "of a real floating type", input.dtype, "Pass torch.view_as_real(input)."
+        )
 
 
 def check_writable(where: str, input: Tensor) -> None:
@@ -82,17 +100,38 @@ def check_mask(
         if not default and not (isinstance(value, list | tuple) and not value):
             found = value.dtype if isinstance(value, Tensor) else value
             raise argument_error(where, name, "left out where a mask is given", found, "A mask has no address.")
-    _check_fits(where, mask, input)
+    _check_fits(where, "mask", mask, input)
 
 
-def _check_fits(where: str, mask: Tensor, input: Tensor) -> None:
+def check_noise(where: str, noise: Tensor | None, input: Tensor, sources: Mapping[str, Any]) -> None:
+    """Raise unless the noise to multiply a dense input by, if there is any, is real, fits, and stands alone.
+
+    Args:
+        where: The function on whose behalf to check.
+        noise: What was given as noise.
+        input: The checked input.
+        sources: Other sources of noise, by name; each must be None, or 0 for the stream.
+    """
+    if noise is None:
+        return
+    if not isinstance(noise, Tensor) or not noise.is_floating_point():
+        found = noise.dtype if isinstance(noise, Tensor) else noise
+        raise argument_type_error(where, "noise", "a tensor of a real floating type", found)
+    for name, value in sources.items():
+        if not (value is None or (name == "stream" and type(value) is int and value == 0)):
+            rule = f"left out where `{name}` is given"
+            raise argument_error(where, "noise", rule, noise.dtype, f"`{name}` draws noise: leave one of them out.")
+    _check_fits(where, "noise", noise, input)
+
+
+def _check_fits(where: str, name: str, mask: Tensor, input: Tensor) -> None:
     if mask.device != input.device:
-        raise argument_error(where, "mask", f"on the input's device {input.device}", mask.device)
+        raise argument_error(where, name, f"on the input's device {input.device}", mask.device)
     if input.is_nested:
         if not mask.is_nested:
-            raise argument_type_error(where, "mask", "nested like the input", mask.layout)
+            raise argument_type_error(where, name, "nested like the input", mask.layout)
         if mask.size(0) != input.size(0):
-            raise argument_error(where, "mask", f"of {input.size(0)} constituents like the input", mask.size(0))
+            raise argument_error(where, name, f"of {input.size(0)} constituents like the input", mask.size(0))
     elif mask.dim() != input.dim() or any(m not in (1, n) for m, n in zip(mask.shape, input.shape, strict=True)):
         rule = f"of shape {tuple(input.shape)}, or with length 1 on axes that share"
-        raise argument_error(where, "mask", rule, tuple(mask.shape))
+        raise argument_error(where, name, rule, tuple(mask.shape))

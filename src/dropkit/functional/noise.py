@@ -9,9 +9,9 @@ from torch import Tensor
 from dropkit.functional.address import Names, check_not_traced, check_source, draw_key, signed
 from dropkit.kernels import fields
 from dropkit.kernels.portable import fold
-from dropkit.random.layout import layout
+from dropkit.random.layout import Layout, layout
 
-__all__ = ["Noise", "find_noise"]
+__all__ = ["Noise", "find_noise", "noise_at"]
 
 _NAMES = Names()
 
@@ -35,6 +35,11 @@ class Noise(NamedTuple):
         """Return the noise of another field of the call, as `dropkit.random.field` counts them; 0 is this one."""
         return self._replace(key=fold(self.key, number, 0)) if number else self
 
+    def place(self, shape: Sequence[int], shared: int | Sequence[int] = ()) -> Layout:
+        """Return the places of a mask or field, with rows as the int64 numbers that operators take."""
+        place = layout(self.where, shape, shared, slices=self.key.dim())
+        return place._replace(row_strides=tuple(map(signed, place.row_strides)))
+
     def keep_mask(self, shape: Sequence[int], threshold: Tensor, shared: int | Sequence[int] = ()) -> Tensor:
         """Draw a mask, True = kept, of length 1 on the axes that share a draw.
 
@@ -43,19 +48,15 @@ class Noise(NamedTuple):
             threshold: Int64 tensor of the rate's threshold, or of one a slice.
             shared: Axes along which one draw is shared; negatives count from the end.
         """
-        place = layout(self.where, shape, shared, slices=self.key.dim())
-        rows = place._replace(row_strides=tuple(map(signed, place.row_strides)))
-        return fields.keep_mask(self.key, self.stream, threshold, rows, self.device)
+        return fields.keep_mask(self.key, self.stream, threshold, self.place(shape, shared), self.device)
 
     def uniform(self, shape: Sequence[int], dtype: torch.dtype, shared: int | Sequence[int] = ()) -> Tensor:
         """Draw uniforms strictly between 0 and 1, of length 1 on the axes that share a draw."""
-        place = layout(self.where, shape, shared, slices=self.key.dim())
-        return fields.uniform(self.key, self.stream, place, self.device, dtype)
+        return fields.uniform(self.key, self.stream, self.place(shape, shared), self.device, dtype)
 
     def normal(self, shape: Sequence[int], dtype: torch.dtype, shared: int | Sequence[int] = ()) -> Tensor:
         """Draw standard normals, of length 1 on the axes that share a draw."""
-        place = layout(self.where, shape, shared, slices=self.key.dim())
-        return fields.normal(self.key, self.stream, place, self.device, dtype)
+        return fields.normal(self.key, self.stream, self.place(shape, shared), self.device, dtype)
 
 
 def find_noise(
@@ -79,8 +80,20 @@ def find_noise(
         names: What these are called in the function.
     """
     threshold, streams, keys = check_source(where, input, p, key, generator, stream, names)
+    return threshold, noise_at(where, input, keys, streams, generator, names)
+
+
+def noise_at(
+    where: str,
+    input: Tensor,
+    keys: Tensor | None,
+    streams: Tensor,
+    generator: torch.Generator | None,
+    names: Names = _NAMES,
+) -> Noise:
+    """Return the noise of a call, from what `check_source` has found; its key is drawn if there is none."""
     check_not_traced(where)
     keys = draw_key(where, generator, input, names) if keys is None else keys
     slices = max(keys.dim(), streams.dim())
     keys, streams = (value.reshape((-1,) * slices) for value in (keys, streams))
-    return threshold, Noise(where, keys, streams, input.device)
+    return Noise(where, keys, streams, input.device)

@@ -16,7 +16,22 @@ from dropkit.random.keys import FOLD
 from dropkit.random.layout import Layout, check_addressable
 from dropkit.random.philox import rounds, split
 
-__all__ = ["dropout", "fold", "integers", "keep_mask", "normal", "select", "survivor_scale", "uniform"]
+__all__ = [
+    "affine_dropout",
+    "around_one",
+    "computing_type",
+    "dropout",
+    "fold",
+    "gaussian_dropout",
+    "integers",
+    "keep_mask",
+    "move",
+    "multiply",
+    "normal",
+    "select",
+    "survivor_scale",
+    "uniform",
+]
 
 # Philox calls at a time: on a CPU few enough for the cache of one core, elsewhere enough to outlast a launch.
 _CPU_TILE, _DEVICE_TILE = 2**14, 2**22
@@ -135,9 +150,8 @@ def select(input: Tensor, keep: Tensor, scale: Tensor | None, *, in_place: bool 
     if scale is None:
         values = values.clone()
     else:
-        wide = torch.float64 if real.dtype == torch.float64 else torch.float32
-        scale = scale.reshape(scale.shape + (1,) * (values.dim() - scale.dim()))
-        values = values.to(wide) * scale.to(device=input.device, dtype=wide)
+        wide = computing_type(input)
+        values = values.to(wide) * _over_leading(scale, values).to(device=input.device, dtype=wide)
     values = values.masked_fill_(drop, 0.0) if in_place else values.masked_fill(drop, 0.0)
     values = values.to(real.dtype)
     if not input.is_complex():
@@ -147,6 +161,80 @@ def select(input: Tensor, keep: Tensor, scale: Tensor | None, *, in_place: bool 
     output = torch.empty_like(input)  # not a view of real numbers, which autograd would not let be overwritten
     torch.view_as_real(output).copy_(values)
     return output
+
+
+def affine_dropout(
+    input: Tensor,
+    key: Tensor,
+    stream: Tensor,
+    threshold: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    dropped: Tensor,
+    place: Layout,
+) -> Tensor:
+    """Return ``scale * input + shift`` where the input is kept, and `dropped` elsewhere."""
+    return move(input, keep_mask(key, stream, threshold, place, input.device), scale, shift, dropped)
+
+
+def move(
+    input: Tensor, keep: Tensor, scale: Tensor, shift: Tensor, dropped: Tensor, *, in_place: bool = True
+) -> Tensor:
+    """Map what is kept, in float32 or wider and rounded once; what is dropped, NaN too, becomes a constant.
+
+    Args:
+        input: Tensor of a real floating type.
+        keep: Bool tensor that broadcasts to the input's shape, True = kept.
+        scale: Factors over the leading axes of the input.
+        shift: What is then added, over the same axes.
+        dropped: Constants, over the same axes.
+        in_place: Whether a copy may be filled in place, as for `select`.
+    """
+    wide = computing_type(input)
+    a, b, c = (_over_leading(value, input).to(device=input.device, dtype=wide) for value in (scale, shift, dropped))
+    values = torch.where(keep, input.to(wide) * a + b, c).to(input.dtype)
+    return torch.empty_like(input).copy_(values) if in_place else values
+
+
+def gaussian_dropout(input: Tensor, key: Tensor, stream: Tensor, deviation: Tensor, place: Layout) -> Tensor:
+    """Return the input times ``1 + deviation * normal``, drawn in float32 or wider."""
+    noise = normal(key, stream, place, input.device, computing_type(input))
+    return multiply(input, around_one(noise, deviation))
+
+
+def around_one(normals: Tensor, deviation: Tensor) -> Tensor:
+    """Return noise of mean 1 and of a standard deviation over its leading axes, from standard normals."""
+    return 1.0 + _over_leading(deviation, normals).to(normals) * normals
+
+
+def multiply(input: Tensor, noise: Tensor, *, in_place: bool = True) -> Tensor:
+    """Multiply by real noise, in its type, and round once.
+
+    Args:
+        input: Tensor of any floating or complex type.
+        noise: Real tensor of a type as wide as the input's or wider, that broadcasts to the input's shape.
+        in_place: Whether a copy may be filled in place, as for `select`.
+    """
+    if input.is_complex():  # as real numbers, for a complex product would make NaN of infinities
+        real = torch.view_as_real(input.resolve_conj())
+        values = (real.to(noise.dtype) * noise.unsqueeze(-1)).to(real.dtype)
+        if not in_place:
+            return torch.view_as_complex(values)
+        output = torch.empty_like(input)
+        torch.view_as_real(output).copy_(values)
+        return output
+    values = (input.to(noise.dtype) * noise).to(input.dtype)
+    return torch.empty_like(input).copy_(values) if in_place else values
+
+
+def computing_type(input: Tensor) -> torch.dtype:
+    """Return the type in which a tensor is computed."""
+    return torch.float64 if input.dtype in (torch.float64, torch.complex128) else torch.float32
+
+
+def _over_leading(value: Tensor, tensor: Tensor) -> Tensor:
+    """Give values over the leading axes of a tensor as many axes as it has."""
+    return value.reshape(value.shape + (1,) * (tensor.dim() - value.dim()))
 
 
 def integers(key: Tensor, stream: Tensor, place: Layout, device: torch.device) -> Tensor:

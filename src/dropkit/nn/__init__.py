@@ -1,19 +1,24 @@
 """Dropout layers for PyTorch: modules that keep their arguments and call `dropkit.functional`."""
 
+from dropkit.nn.alpha import AlphaDropout, FeatureAlphaDropout
 from dropkit.nn.channels import Dropout1d, Dropout2d, Dropout3d
 from dropkit.nn.drop_connect import DropConnect
 from dropkit.nn.dropout import Dropout
+from dropkit.nn.gaussian import GaussianDropout
 from dropkit.nn.locked import LockedDropout
 from dropkit.nn.paths import DropPath, StochasticDepth
 from dropkit.nn.zoneout import Zoneout
 
 __all__ = [
+    "AlphaDropout",
     "DropConnect",
     "DropPath",
     "Dropout",
     "Dropout1d",
     "Dropout2d",
     "Dropout3d",
+    "FeatureAlphaDropout",
+    "GaussianDropout",
     "LockedDropout",
     "StochasticDepth",
     "Zoneout",

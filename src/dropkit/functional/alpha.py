@@ -1,0 +1,210 @@
+"""Alpha dropout: dropout that keeps the mean and the variance of self-normalising networks."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+
+from dropkit._checks import Number, argument_error
+from dropkit.functional.address import check_source
+from dropkit.functional.affine import apply_affine
+from dropkit.functional.autograd import traced
+from dropkit.functional.inputs import check_dense, check_input, check_mask, check_writable, leading
+from dropkit.functional.noise import noise_at
+from dropkit.kernels.portable import move
+
+__all__ = ["MEAN", "SATURATION", "VARIANCE", "alpha_dropout", "feature_alpha_dropout"]
+
+SATURATION = -1.0507009873554805 * 1.6732632423543772  # what SELU tends to below: minus its scale times its alpha
+MEAN = Number(-math.inf, math.inf, open_low=True, open_high=True)
+VARIANCE = Number(0.0, math.inf, open_low=True, open_high=True)
+
+
+def alpha_dropout(
+    input: Tensor,
+    p: float | Tensor = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    mean: float = 0.0,
+    variance: float = 1.0,
+    generator: torch.Generator | None = None,
+    key: int | Tensor | None = None,
+    mask: Tensor | None = None,
+    return_mask: bool = False,
+    stream: int | Tensor = 0,
+) -> Any:
+    """Set elements to SELU's negative saturation with probability `p`, then restore the mean and the variance.
+
+    With a' = -1.7581, where SELU saturates, and r the realised rate, ``p`` rounded to a multiple of ``2**-32``, an
+    element becomes ``A x + B`` if it is kept and ``A a' + B`` if not, whatever it was; its gradient is A or exactly 0.
+    A = (v / (q (r (a' - m)**2 + v)))**(1/2) and B = m - A (q m + r a'), with q = 1 - r, keep the mean m and the
+    variance v of inputs that have them: in expectation over masks, not within one mask.
+
+    Args:
+        input: Tensor of any shape, of a real floating type.
+        p: Probability of dropping an element, as for `dropout`. Default: 0.5.
+        training: Whether to drop. If False the input itself is returned. Default: True, unlike PyTorch's function.
+        inplace: Whether to overwrite the input, as for `dropout`. Default: False.
+        mean: The mean to keep, a finite number. Default: 0.
+        variance: The variance to keep, a finite number above 0. Default: 1.
+        generator: Where to draw the key, as for `dropout`. Default: PyTorch's own generator.
+        key: The key, as for `dropout`. Default: drawn.
+        mask: A bool tensor to use instead of drawing one, True = kept, as for `dropout`. Default: drawn.
+        return_mask: Whether to return ``(output, mask)``; the mask is all True in evaluation. Default: False.
+        stream: Number of the pass, as for `dropout`. Default: 0.
+
+    Returns:
+        A tensor of the input's shape, type and memory format: the input itself in evaluation and for ``p=0``, unless a
+        mask is given; zeros for ``p=1``, as in PyTorch, which keep the default mean but no variance. With
+        `return_mask`, a pair.
+
+    Raises:
+        ArgumentError: If a value is out of range, or as `dropout` does.
+        ArgumentTypeError: If the input is no dense tensor of a real floating type, or as `dropout` does.
+        UnsupportedError: As `dropout` does.
+
+    Examples:
+        >>> import torch, dropkit
+        >>> mask = torch.tensor([True, False, True])
+        >>> dropkit.functional.alpha_dropout(torch.tensor([1.0, 2.0, -1.0]), 0.5, mask=mask)
+        tensor([ 1.6656, -0.7792, -0.1072])
+
+    References:
+        Klambauer, Unterthiner, Mayr and Hochreiter (2017), "Self-normalizing neural networks", section "New dropout
+        technique", whose 1 - q is the probability of dropping.
+    """
+    tensors = (input, p, key, mask, stream)
+    if has_torch_function(tensors):
+        return handle_torch_function(
+            alpha_dropout, tensors, input, p, training, inplace, mean=mean, variance=variance, generator=generator,
+            key=key, mask=mask, return_mask=return_mask, stream=stream,
+        )  # fmt: skip
+    check_input("alpha_dropout", input, training=training, inplace=inplace, return_mask=return_mask)
+    fixed_point = MEAN.check("alpha_dropout", "mean", mean), VARIANCE.check("alpha_dropout", "variance", variance)
+    return _alpha(
+        "alpha_dropout", input, p, training, inplace, (), fixed_point, generator, key, mask, return_mask, stream
+    )
+
+
+def feature_alpha_dropout(
+    input: Tensor,
+    p: float | Tensor = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    mean: float = 0.0,
+    variance: float = 1.0,
+    generator: torch.Generator | None = None,
+    key: int | Tensor | None = None,
+    mask: Tensor | None = None,
+    return_mask: bool = False,
+    stream: int | Tensor = 0,
+) -> Any:
+    """Do what `alpha_dropout` does, with one draw for each example and channel: for all places of a feature map.
+
+    Axis 0 counts examples and axis 1 channels whatever the rank, as in PyTorch, so give a single example an axis of
+    length 1 first.
+
+    Args:
+        input: Tensor of two axes or more, of a real floating type.
+        p: Probability of dropping a channel, as for `dropout`. Default: 0.5.
+        training: Whether to drop. If False the input itself is returned. Default: True, unlike PyTorch's function.
+        inplace: Whether to overwrite the input, as for `dropout`. Default: False.
+        mean: The mean to keep, a finite number. Default: 0.
+        variance: The variance to keep, a finite number above 0. Default: 1.
+        generator: Where to draw the key, as for `dropout`. Default: PyTorch's own generator.
+        key: The key, as for `dropout`. Default: drawn.
+        mask: A bool tensor to use instead of drawing one, True = kept, as for `dropout`. Default: drawn.
+        return_mask: Whether to return ``(output, mask)``; the mask is all True in evaluation. Default: False.
+        stream: Number of the pass, as for `dropout`. Default: 0.
+
+    Returns:
+        As `alpha_dropout`; the mask has length 1 on all axes after the first two.
+
+    Raises:
+        ArgumentError: If the input has fewer than two axes, or as `alpha_dropout` does.
+        ArgumentTypeError: As `alpha_dropout` does.
+        UnsupportedError: As `dropout` does.
+
+    Examples:
+        >>> import torch, dropkit
+        >>> mask = torch.tensor([[[True], [False]]])
+        >>> dropkit.functional.feature_alpha_dropout(torch.ones(1, 2, 3), 0.5, mask=mask)
+        tensor([[[ 1.6656,  1.6656,  1.6656],
+                 [-0.7792, -0.7792, -0.7792]]])
+
+    References:
+        Klambauer, Unterthiner, Mayr and Hochreiter (2017), "Self-normalizing neural networks", section "New dropout
+        technique", whose 1 - q is the probability of dropping; Tompson, Goroshin, Jain, LeCun and Bregler (2015),
+        "Efficient object localization using convolutional networks", section 3.2, for whole feature maps.
+    """
+    tensors = (input, p, key, mask, stream)
+    if has_torch_function(tensors):
+        return handle_torch_function(
+            feature_alpha_dropout, tensors, input, p, training, inplace, mean=mean, variance=variance,
+            generator=generator, key=key, mask=mask, return_mask=return_mask, stream=stream,
+        )  # fmt: skip
+    where = "feature_alpha_dropout"
+    check_input(where, input, training=training, inplace=inplace, return_mask=return_mask)
+    if input.dim() < 2:
+        remedy = "Axis 0 counts examples, axis 1 channels."
+        raise argument_error(where, "input", "of two axes or more", tuple(input.shape), remedy)
+    fixed_point = MEAN.check(where, "mean", mean), VARIANCE.check(where, "variance", variance)
+    shared = range(2, input.dim())
+    return _alpha(where, input, p, training, inplace, shared, fixed_point, generator, key, mask, return_mask, stream)
+
+
+def _alpha(
+    where: str,
+    input: Tensor,
+    p: float | Tensor,
+    training: bool,
+    inplace: bool,
+    shared: Sequence[int],
+    fixed_point: tuple[float, float],
+    generator: torch.Generator | None,
+    key: int | Tensor | None,
+    mask: Tensor | None,
+    return_mask: bool,
+    stream: int | Tensor,
+) -> Any:
+    """Apply alpha dropout with a draw shared along axes, to an input of which `check_input` holds."""
+    check_dense(where, input, is_real=True)
+    threshold, streams, keys = check_source(where, input, p, key, generator, stream)
+    check_mask(where, mask, input, {"key": key, "generator": generator}, {"stream": stream})
+    if not training or (mask is None and not isinstance(p, Tensor) and p == 0):
+        return (input, _all_kept(input, shared, mask)) if return_mask else input
+    if inplace:
+        check_writable(where, input)
+    coefficients = _coefficients(threshold, *fixed_point)
+    if mask is not None:
+        keep = mask & (leading(threshold, input) < 2**32)  # at p = 1 nothing survives, whatever the mask
+        output = move(input, keep, *coefficients, in_place=not traced())
+    else:
+        noise = noise_at(where, input, keys, streams, generator)
+        place = noise.place(input.shape, tuple(shared))
+        output = apply_affine(input, noise.key, noise.stream, threshold, *coefficients, *place)
+        keep = noise.keep_mask(input.shape, threshold, tuple(shared)) if return_mask else output
+    if inplace:
+        output = input.copy_(output)
+    return (output, keep) if return_mask else output
+
+
+def _coefficients(threshold: Tensor, mean: float, variance: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the scale and the shift of what is kept, and what is dropped becomes, in float64; zeros at a rate of 1."""
+    dropping = threshold.to(torch.float64) * 2.0**-32
+    keeping = (2**32 - threshold).clamp(min=1).to(torch.float64) * 2.0**-32
+    scale = torch.sqrt(variance / (keeping * (dropping * (SATURATION - mean) ** 2 + variance)))
+    shift = mean - scale * (keeping * mean + dropping * SATURATION)
+    survives = (threshold < 2**32).to(torch.float64)
+    return scale * survives, shift * survives, (scale * SATURATION + shift) * survives
+
+
+def _all_kept(input: Tensor, shared: Sequence[int], mask: Tensor | None) -> Tensor:
+    """Return the mask of a pass that drops nothing, in the shape that training gives it."""
+    shape = [1 if axis in shared else length for axis, length in enumerate(input.shape)]
+    return torch.ones(shape if mask is None else mask.shape, dtype=torch.bool, device=input.device)

@@ -1,0 +1,53 @@
+"""Dropout that moves units, as an operator: what is kept is scaled and shifted, what is dropped becomes a constant."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dropkit.kernels import portable
+from dropkit.kernels.native import affine as native
+from dropkit.kernels.operators import batch_first, slices_first
+from dropkit.random.layout import Layout
+
+__all__ = ["affine_dropout", "batch_affine"]
+
+_LIBRARY = torch.library.Library("dropkit", "FRAGMENT")
+_LIBRARY.define(
+    "affine_dropout(Tensor input, Tensor key, Tensor stream, Tensor threshold, Tensor scale, Tensor shift, "
+    "Tensor dropped, SymInt[] shape, SymInt[] row_strides, SymInt first_row, SymInt first_column) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+affine_dropout = torch.ops.dropkit.affine_dropout.default
+
+
+def _of_place(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return the kernel with a layout's parts as arguments, as an operator gets them."""
+
+    def run(input: Tensor, *rest: Any) -> Tensor:
+        *values, shape, row_strides, first_row, first_column = rest
+        return kernel(input, *values, Layout(tuple(shape), tuple(row_strides), first_row, first_column))
+
+    return run
+
+
+def _fake(input: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(input)
+
+
+def batch_affine(info: Any, in_dims: tuple[Any, ...], input: Tensor, *rest: Any) -> tuple[Any, ...]:
+    """Move the axis that `vmap` batches to the front of the operator's arguments."""
+    address = batch_first(info, in_dims[:4], input, *rest[:3])
+    return *address, *slices_first(in_dims[4:7], rest[3:6]), *rest[6:]
+
+
+def _batch(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
+    return affine_dropout(*batch_affine(info, in_dims, *arguments)), 0
+
+
+_LIBRARY.impl("affine_dropout", _of_place(portable.affine_dropout), "CompositeExplicitAutograd")
+_LIBRARY.impl("affine_dropout", _of_place(native.affine_dropout), "CPU")
+torch.library.register_fake("dropkit::affine_dropout", _fake, lib=_LIBRARY)
+torch.library.register_vmap("dropkit::affine_dropout", _batch, lib=_LIBRARY)

@@ -1,0 +1,47 @@
+"""Multiplication by Gaussian noise at an address, as an operator."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dropkit.kernels import portable
+from dropkit.kernels.native import gaussian as native
+from dropkit.kernels.operators import batch_first
+from dropkit.random.layout import Layout
+
+__all__ = ["gaussian_dropout"]
+
+_LIBRARY = torch.library.Library("dropkit", "FRAGMENT")
+_LIBRARY.define(
+    "gaussian_dropout(Tensor input, Tensor key, Tensor stream, Tensor deviation, SymInt[] shape, "
+    "SymInt[] row_strides, SymInt first_row, SymInt first_column) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+gaussian_dropout = torch.ops.dropkit.gaussian_dropout.default
+
+
+def _of_place(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return the kernel with a layout's parts as arguments, as an operator gets them."""
+
+    def run(input: Tensor, key: Tensor, stream: Tensor, deviation: Tensor, *place: Any) -> Tensor:
+        shape, row_strides, first_row, first_column = place
+        return kernel(input, key, stream, deviation, Layout(tuple(shape), tuple(row_strides), first_row, first_column))
+
+    return run
+
+
+def _fake(input: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(input)
+
+
+def _batch(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
+    return gaussian_dropout(*batch_first(info, in_dims, *arguments)), 0
+
+
+_LIBRARY.impl("gaussian_dropout", _of_place(portable.gaussian_dropout), "CompositeExplicitAutograd")
+_LIBRARY.impl("gaussian_dropout", _of_place(native.gaussian_dropout), "CPU")
+torch.library.register_fake("dropkit::gaussian_dropout", _fake, lib=_LIBRARY)
+torch.library.register_vmap("dropkit::gaussian_dropout", _batch, lib=_LIBRARY)

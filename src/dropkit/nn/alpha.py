@@ -1,0 +1,225 @@
+"""Alpha dropout, of single elements and of whole channels, as layers."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dropkit._checks import PROBABILITY
+from dropkit.functional import alpha_dropout, feature_alpha_dropout
+from dropkit.functional.alpha import MEAN, SATURATION, VARIANCE
+from dropkit.nn.layer import RateMixin, check_bool
+from dropkit.nn.variants import variant
+
+__all__ = ["AlphaDropout", "FeatureAlphaDropout"]
+
+_FORMULA = (
+    r"y = A \, (z \odot x + (1 - z) \, \alpha') + B, \quad z \sim \mathrm{Bernoulli}(1 - p), \quad "
+    r"A = \left((1 - p) (1 + p \, \alpha'^2)\right)^{-1/2}, \quad B = -A \, p \, \alpha'"
+)
+
+
+class _FixedPointMixin(RateMixin):
+    """A layer that keeps a mean and a variance."""
+
+    inplace: bool
+
+    def _set(self, p: float, inplace: bool, mean: float, variance: float, generator: torch.Generator | None) -> None:
+        name = type(self).__name__
+        self.mean, self.variance = MEAN.check(name, "mean", mean), VARIANCE.check(name, "variance", variance)
+        self._set_noise(p, generator)
+
+    def _options(self, key: Any, mask: Any) -> dict[str, Any]:
+        """Return what the function takes from the layer."""
+        return {"mean": self.mean, "variance": self.variance, "generator": self._source(key, mask)}
+
+    def extra_repr(self) -> str:
+        """Show the rate and whatever differs from the defaults."""
+        options = {"mean": 0.0, "variance": 1.0}
+        return self._shown("inplace", *(name for name, default in options.items() if getattr(self, name) != default))
+
+
+@variant(
+    family="activations",
+    title="alpha dropout",
+    noise="Bernoulli",
+    shared="none",
+    acts_on="activations",
+    dropped=SATURATION,
+    at_one="zeros",
+    evaluation="identity",
+    formula=_FORMULA,
+    symbol="1 - q, the probability of dropping",
+    use="After SELU in self-normalising networks, with standardised inputs and LeCun's normal initialisation.",
+    rates=(0.05, 0.1),
+    inputs=((4, 6),),
+    takes_any_shape=True,
+    function=alpha_dropout,
+)
+class AlphaDropout(_FixedPointMixin, torch.nn.AlphaDropout):
+    """Set elements to SELU's negative saturation with probability `p` in training and restore mean and variance.
+
+    In evaluation it does nothing. A drop-in replacement for `torch.nn.AlphaDropout`, which it subclasses: same
+    arguments in the same order, no parameters, no buffers. It differs where PyTorch's has rough edges: what is
+    dropped has no influence whatever it was (NaN and infinities too), half types are rounded once, and only a 64-bit
+    key is kept for the backward pass.
+
+    Args:
+        p: Probability of dropping an element, in ``[0, 1]``. Checked again whenever it is assigned. Default: 0.5.
+        inplace: Whether to overwrite the input, as for `dropkit.functional.dropout`; PyTorch's layer takes it and does
+            not. Default: False.
+        mean: The mean to keep, a finite number. Default: 0.
+        variance: The variance to keep, a finite number above 0. Default: 1.
+        generator: Where keys are drawn, as for `Dropout`. Default: PyTorch's own generator.
+
+    Raises:
+        ArgumentError: If ``p`` is no number in ``[0, 1]``, or `mean` or `variance` is out of range.
+        ArgumentTypeError: If another argument has a wrong type.
+
+    Examples:
+        >>> import torch, dropkit
+        >>> layer = dropkit.nn.AlphaDropout(p=0.5)
+        >>> layer(torch.ones(4), key=7)
+        tensor([-0.7792,  1.6656,  1.6656,  1.6656])
+        >>> layer.eval()(torch.ones(4))
+        tensor([1., 1., 1., 1.])
+
+    References:
+        Klambauer, Unterthiner, Mayr and Hochreiter (2017), "Self-normalizing neural networks", section "New dropout
+        technique", whose 1 - q is the probability of dropping.
+    """
+
+    def __init__(
+        self,
+        p: float = 0.5,
+        inplace: bool = False,
+        *,
+        mean: float = 0.0,
+        variance: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        PROBABILITY.check("AlphaDropout", "p", p)
+        super().__init__(p, check_bool("AlphaDropout", "inplace", inplace))
+        self._set(p, inplace, mean, variance, generator)
+
+    def forward(
+        self,
+        input: Tensor,
+        *,
+        key: int | Tensor | None = None,
+        mask: Tensor | None = None,
+        return_mask: bool = False,
+        stream: int | Tensor = 0,
+    ) -> Any:
+        """Apply alpha dropout.
+
+        Args:
+            input: Tensor of any shape, of a real floating type.
+            key: As for `dropkit.functional.alpha_dropout`. Default: drawn from the generator.
+            mask: A bool tensor to use instead, True = kept. Default: drawn.
+            return_mask: Whether to return ``(output, mask)``. Default: False.
+            stream: Number of the pass. Default: 0.
+
+        Returns:
+            A tensor of the input's shape and type; with `return_mask`, a pair.
+
+        Raises:
+            ArgumentError: As `dropkit.functional.alpha_dropout`.
+            ArgumentTypeError: As `dropkit.functional.alpha_dropout`.
+        """
+        return alpha_dropout(
+            input, self.rate, self.is_on, self.inplace, **self._options(key, mask), key=key, mask=mask,
+            return_mask=return_mask, stream=stream,
+        )  # fmt: skip
+
+
+@variant(
+    family="activations",
+    title="feature alpha dropout",
+    noise="Bernoulli",
+    shared="places of a feature map",
+    acts_on="activations",
+    dropped=SATURATION,
+    at_one="zeros",
+    evaluation="identity",
+    formula=_FORMULA,
+    symbol="1 - q, the probability of dropping",
+    use="After SELU in convolutional self-normalising networks, whose neighbouring activations are alike.",
+    rates=(0.05, 0.1),
+    inputs=((3, 5, 2, 4),),
+)
+class FeatureAlphaDropout(_FixedPointMixin, torch.nn.FeatureAlphaDropout):
+    """Set channels to SELU's negative saturation with probability `p` in training and restore mean and variance.
+
+    It is `AlphaDropout` with one draw for each example and channel, axes 0 and 1 of the input whatever its rank, as in
+    `torch.nn.FeatureAlphaDropout`, which it subclasses: same arguments in the same order, no parameters, no buffers.
+
+    Args:
+        p: Probability of dropping a channel, in ``[0, 1]``. Checked again whenever it is assigned. Default: 0.5.
+        inplace: Whether to overwrite the input, as for `dropkit.functional.dropout`; PyTorch's layer takes it and does
+            not. Default: False.
+        mean: The mean to keep, a finite number. Default: 0.
+        variance: The variance to keep, a finite number above 0. Default: 1.
+        generator: Where keys are drawn, as for `Dropout`. Default: PyTorch's own generator.
+
+    Raises:
+        ArgumentError: If ``p`` is no number in ``[0, 1]``, or `mean` or `variance` is out of range.
+        ArgumentTypeError: If another argument has a wrong type.
+
+    Examples:
+        >>> import torch, dropkit
+        >>> layer = dropkit.nn.FeatureAlphaDropout(p=0.5)
+        >>> layer(torch.ones(1, 2, 3), key=7)
+        tensor([[[-0.7792, -0.7792, -0.7792],
+                 [ 1.6656,  1.6656,  1.6656]]])
+        >>> layer.eval()(torch.ones(1, 4))
+        tensor([[1., 1., 1., 1.]])
+
+    References:
+        Klambauer, Unterthiner, Mayr and Hochreiter (2017), "Self-normalizing neural networks", section "New dropout
+        technique", whose 1 - q is the probability of dropping; Tompson, Goroshin, Jain, LeCun and Bregler (2015),
+        "Efficient object localization using convolutional networks", section 3.2, for whole feature maps.
+    """
+
+    def __init__(
+        self,
+        p: float = 0.5,
+        inplace: bool = False,
+        *,
+        mean: float = 0.0,
+        variance: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        PROBABILITY.check("FeatureAlphaDropout", "p", p)
+        super().__init__(p, check_bool("FeatureAlphaDropout", "inplace", inplace))
+        self._set(p, inplace, mean, variance, generator)
+
+    def forward(
+        self,
+        input: Tensor,
+        *,
+        key: int | Tensor | None = None,
+        mask: Tensor | None = None,
+        return_mask: bool = False,
+        stream: int | Tensor = 0,
+    ) -> Any:
+        """Apply alpha dropout to whole channels.
+
+        Args:
+            input: Tensor of two axes or more, of a real floating type.
+            key: As for `dropkit.functional.alpha_dropout`. Default: drawn from the generator.
+            mask: A bool tensor to use instead, True = kept. Default: drawn.
+            return_mask: Whether to return ``(output, mask)``. Default: False.
+            stream: Number of the pass. Default: 0.
+
+        Returns:
+            A tensor of the input's shape and type; with `return_mask`, a pair.
+
+        Raises:
+            ArgumentError: As `dropkit.functional.feature_alpha_dropout`.
+            ArgumentTypeError: As `dropkit.functional.feature_alpha_dropout`.
+        """
+        return feature_alpha_dropout(
+            input, self.rate, self.is_on, self.inplace, **self._options(key, mask), key=key, mask=mask,
+            return_mask=return_mask, stream=stream,
+        )  # fmt: skip
