@@ -12,6 +12,7 @@ from sklearn.metrics import r2_score, roc_auc_score
 from torch import nn
 
 import dropkit
+from dropkit.nn.variants import VARIANTS
 from dropkit.study import Budget, Dataset
 from dropkit.study.augmentation import drawn
 from dropkit.study.checkpoint import Checkpoint
@@ -29,6 +30,7 @@ RECIPES = (
         if one.needs != "images" and name != "linear"
         for strength in one.grid(2)
     ),
+    Recipe(variant="Dropout", dropout=0.4),
     Recipe(l1=0.01, max_norm=0.3, label_smoothing=0.2, dropout=0.3, weight_decay=2.0, noise=0.2, mixup=0.5),
 )
 
@@ -50,20 +52,21 @@ def pack(toy: Dataset, tiny: Budget, splits: dict[int, Split]) -> dict[Model, Tr
 
 
 class MaskedByKey(nn.Module):
-    """A dropout layer that takes its mask from the model's address."""
+    """A dropout layer, or one of a variant, that takes its mask from the model's address."""
 
-    def __init__(self, p: float, key: int, layer: int) -> None:
+    def __init__(self, recipe: Recipe, key: int, layer: int) -> None:
         super().__init__()
-        self.p, self.key, self.layer, self.step = p, key, layer, 0
+        self.p, self.key, self.layer, self.step = recipe.dropout, key, layer, 0
+        self.variant = VARIANTS[recipe.variant].build(self.p) if recipe.variant else None
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         if not self.training or self.p == 0:
             return hidden
-        mask = torch.from_numpy(
-            dropkit.random.keep_mask(dropout_key(self.key, self.layer, self.step), hidden.shape, self.p)
-        )
+        key = dropout_key(self.key, self.layer, self.step)
         self.step += 1
-        return hidden * mask / (1 - self.p)
+        if self.variant is not None:
+            return self.variant(hidden, key=key)
+        return hidden * torch.from_numpy(dropkit.random.keep_mask(key, hidden.shape, self.p)) / (1 - self.p)
 
 
 def mean_loss(found: torch.Tensor, targets: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
@@ -81,7 +84,7 @@ def train_alone(model: Model, data: Dataset, split: Split, budget: Budget) -> tu
     for layer, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
         layers.append(nn.Linear(inputs, outputs, bias=not recipe.batch_norm or layer == len(hidden)))
         if layer < len(hidden):
-            dropout = MaskedByKey(recipe.dropout, model.key, layer)
+            dropout = MaskedByKey(recipe, model.key, layer)
             norm = [nn.BatchNorm1d(outputs)] if recipe.batch_norm else []
             layers += [dropout, *norm, nn.ReLU()] if recipe.dropout_before_norm else [*norm, nn.ReLU(), dropout]
     network = nn.Sequential(*layers)

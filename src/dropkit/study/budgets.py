@@ -101,7 +101,7 @@ QUICK = Budget(
     strengths=4,
     minutes=3,
 )
-_EVERY_METHOD = tuple(name for name in METHODS if name != "none")
+_EVERY_METHOD = tuple(name for name, method in METHODS.items() if name != "none" and not method.on_request)
 STANDARD = Budget(
     "standard", epochs=30, selection_seeds=3, confirmation_seeds=10, methods=_EVERY_METHOD, strengths=5, minutes=30,
     widens=True,

@@ -139,7 +139,8 @@ class Dataset:
         except (TypeError, ValueError):
             raise DataError(f"Data set {name!r}: targets must be one class or number a row.") from None
         inputs = np.empty((*checked.shape[:1], 0), np.float32)
-        left_out = ", ".join(method.title for method in METHODS.values() if not method.is_independent)
+        unfit = [method for method in METHODS.values() if not method.is_independent and not method.on_request]
+        left_out = ", ".join(method.title for method in unfit)
         words = f"loaded by your own function; left out, as they would change inputs or network: {left_out}"
         found = cls(name, title, inputs, checked, load=load, **others)
         return replace(found, description=(("inputs", words), *found.description))

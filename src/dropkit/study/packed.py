@@ -22,7 +22,7 @@ from dropkit.study.budgets import Budget
 from dropkit.study.checkpoint import Checkpoint
 from dropkit.study.dataset import Dataset
 from dropkit.study.linear_model import fit_linear
-from dropkit.study.methods import Recipe
+from dropkit.study.methods import Recipe, noisy
 from dropkit.study.metrics import measured, metrics_of
 from dropkit.study.network import initial_parameters, logits, row_losses, row_scores
 from dropkit.study.normalisation import BatchNorm, folded
@@ -232,6 +232,8 @@ class _Pack:
             hidden = self.norms[layer](hidden)
         if not self.recipe.dropout or self.recipe.dropout_before_norm:
             return hidden.relu_()
+        if self.recipe.variant:
+            return noisy(hidden.relu_(), self.recipe, self.rates, self.keys[layer, self.step])
         return activation_dropout(hidden, "relu", self.rates, key=self.keys[layer, self.step])
 
     def _regularise(self) -> None:

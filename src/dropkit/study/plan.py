@@ -158,7 +158,7 @@ def make_plan(
     fitting = [
         name for name, method in METHODS.items() if method.fits(data) and (not network or method.fits_any_network)
     ]
-    left_out = [METHODS[name].title for name in fitting if name not in strengths]
+    left_out = [METHODS[name].title for name in fitting if name not in strengths and not METHODS[name].on_request]
     named = replace(budget, leaves_out=joined(left_out) if left_out else "")
     return Plan(seed, described, named, {name: tuple(grid) for name, grid in strengths.items()}, network or {})
 

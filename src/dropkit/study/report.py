@@ -92,7 +92,8 @@ def _tried(summary: Summary, method: str) -> str:
 
 def _network(plan: Plan) -> str:
     if plan.network:
-        others = joined([method.title for method in METHODS.values() if not method.fits_any_network])
+        unfit = [method for method in METHODS.values() if not method.fits_any_network and not method.on_request]
+        others = joined([method.title for method in unfit])
         return f"{plan.architecture}; {others} are for the study's own networks alone"
     return f"{plan.architecture}, ReLU, dropout after every hidden layer"
 

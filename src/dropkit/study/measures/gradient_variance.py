@@ -8,6 +8,7 @@ from dropkit.functional import dropout
 from dropkit.random import call_key, keep_mask, normal, uniform32
 from dropkit.study.augmentation import changed, drawn
 from dropkit.study.measures.measure import Measure, Trained, Values
+from dropkit.study.methods import noisy
 from dropkit.study.network import logits, row_losses
 
 __all__ = ["BATCH_SIZES", "DRAWS", "MEASURE", "batch_gradient", "gradient_variance"]
@@ -48,6 +49,8 @@ def batch_gradient(model: Trained, size: int, draw: int) -> Tensor:
         hidden = hidden.relu()
         if not recipe.dropout:
             return hidden
+        if recipe.variant:
+            return noisy(hidden, recipe, recipe.dropout, _key(model, size, f"hidden {layer}", draw))
         mask = keep_mask(_key(model, size, f"hidden {layer}", draw), tuple(hidden.shape[1:]), recipe.dropout)
         return dropout(hidden, recipe.dropout, mask=torch.from_numpy(mask)[None])
 

@@ -1,4 +1,4 @@
-"""The methods that a study compares, one file each."""
+"""The methods that a study compares, one file each; those of the registry of layers share one."""
 
 from dropkit.study.methods import (
     batch_norm,
@@ -22,11 +22,13 @@ from dropkit.study.methods import (
     rotation,
     shift,
     smaller_network,
+    variants,
     weight_decay,
 )
 from dropkit.study.methods.method import Method, Recipe
+from dropkit.study.methods.variants import noisy
 
-__all__ = ["METHODS", "Method", "Recipe"]
+__all__ = ["METHODS", "Method", "Recipe", "noisy"]
 
 METHODS: dict[str, Method] = {
     module.METHOD.name: module.METHOD
@@ -55,3 +57,4 @@ METHODS: dict[str, Method] = {
         linear,
     )
 }
+METHODS |= {name: method for name, method in variants.methods().items() if name not in METHODS}

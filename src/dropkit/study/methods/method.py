@@ -21,7 +21,8 @@ class Recipe:
     """How one model is trained. A method sets the fields that it stands for and leaves the others alone.
 
     Args:
-        dropout: Probability of dropping a hidden unit.
+        dropout: Probability of dropping a hidden unit, or the rate of `variant`.
+        variant: Class of `dropkit.nn` whose noise takes the place of dropout's; empty for dropout itself.
         weight_decay: Decoupled decay of weights; a step multiplies them by 1 - learning rate * decay.
         l1: Factor of the sum of absolute weights in the training loss.
         max_norm: Longest incoming weight vector of a hidden unit.
@@ -41,6 +42,7 @@ class Recipe:
     """
 
     dropout: float = 0.0
+    variant: str = ""
     weight_decay: float = 0.0
     l1: float = 0.0
     max_norm: float = math.inf
@@ -62,7 +64,7 @@ class Recipe:
         """What models that train in one pack have in common: their shape, and the costly steps of training."""
         steps = (self.dropout > 0, self.l1 > 0, self.max_norm < math.inf, self.shift > 0, self.noise > 0)
         images = (self.rotation > 0, self.crop < 1, self.flip, self.brightness > 0)
-        return (self.width, self.batch_norm, self.dropout_before_norm, *steps, *images, self.mixup > 0)
+        return (self.width, self.batch_norm, self.dropout_before_norm, self.variant, *steps, *images, self.mixup > 0)
 
     @property
     def is_linear(self) -> bool:
@@ -97,6 +99,7 @@ class Method:
         change: How it changes images, where it does: one of `dataset.IMAGE_CHANGES`. It fits data whose labels survive
             this alone.
         compared: Whether it belongs to the family of tests; a baseline that a network must beat does not.
+        on_request: Whether only those who ask for it by name get it: no budget has it, and no report misses it.
     """
 
     name: str
@@ -111,6 +114,7 @@ class Method:
     needs: str = ""
     change: str = ""
     compared: bool = True
+    on_request: bool = False
 
     def grid(self, count: int) -> tuple[float, ...]:
         """Return the first `count` candidates, rising."""
