@@ -41,7 +41,7 @@ def command(
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = _PIPED
-    rows = sorted(VARIANTS.values(), key=lambda row: _FAMILIES.index(row.family))
+    rows = sorted(VARIANTS.values(), key=lambda row: (_FAMILIES.index(row.family), row.name))
     if name is not None:
         _show_one(console, _named(name, rows))
     elif console.width < _WIDE:
@@ -67,7 +67,7 @@ def _show_table(console: "Console", rows: Iterable["Variant"]) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     table.add_column("name", no_wrap=True)
     for heading in ("acts on", "share a draw", "where", "rates", "paper"):
-        table.add_column(heading, ratio=3 if heading == "where" else None)
+        table.add_column(heading, min_width=30 if heading == "where" else None)
     family = None
     for row in rows:
         if family not in (None, row.family):
