@@ -66,8 +66,8 @@ def _show_table(console: "Console", rows: Iterable["Variant"]) -> None:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     table.add_column("name", no_wrap=True)
-    for heading in ("acts on", "share a draw", "where", "rates", "paper"):
-        table.add_column(heading, min_width=30 if heading == "where" else None)
+    for heading, widest in {"acts on": 12, "share a draw": 22, "where": None, "rates": 9, "paper": 20}.items():
+        table.add_column(heading, max_width=widest)
     family = None
     for row in rows:
         if family not in (None, row.family):
