@@ -35,20 +35,32 @@ class Noise(NamedTuple):
         """Return the noise of another field of the call, as `dropkit.random.field` counts them; 0 is this one."""
         return self._replace(key=fold(self.key, number, 0)) if number else self
 
-    def place(self, shape: Sequence[int], shared: int | Sequence[int] = ()) -> Layout:
+    def place(
+        self,
+        shape: Sequence[int],
+        shared: int | Sequence[int] = (),
+        full_shape: Sequence[int] | None = None,
+    ) -> Layout:
         """Return the places of a mask or field, with rows as the int64 numbers that operators take."""
-        place = layout(self.where, shape, shared, slices=self.key.dim())
+        place = layout(self.where, shape, shared, full_shape=full_shape, slices=self.key.dim())
         return place._replace(row_strides=tuple(map(signed, place.row_strides)))
 
-    def keep_mask(self, shape: Sequence[int], threshold: Tensor, shared: int | Sequence[int] = ()) -> Tensor:
+    def keep_mask(
+        self,
+        shape: Sequence[int],
+        threshold: Tensor,
+        shared: int | Sequence[int] = (),
+        full_shape: Sequence[int] | None = None,
+    ) -> Tensor:
         """Draw a mask, True = kept, of length 1 on the axes that share a draw.
 
         Args:
             shape: Shape of what is masked, slices of axis 0 with it.
             threshold: Int64 tensor of the rate's threshold, or of one a slice.
             shared: Axes along which one draw is shared; negatives count from the end.
+            full_shape: Shape of the whole tensor that this is the beginning of. Default: the same.
         """
-        return fields.keep_mask(self.key, self.stream, threshold, self.place(shape, shared), self.device)
+        return fields.keep_mask(self.key, self.stream, threshold, self.place(shape, shared, full_shape), self.device)
 
     def uniform(self, shape: Sequence[int], dtype: torch.dtype, shared: int | Sequence[int] = ()) -> Tensor:
         """Draw uniforms strictly between 0 and 1, of length 1 on the axes that share a draw."""

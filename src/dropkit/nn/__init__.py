@@ -7,9 +7,12 @@ from dropkit.nn.dropout import Dropout
 from dropkit.nn.gaussian import GaussianDropout
 from dropkit.nn.locked import LockedDropout
 from dropkit.nn.paths import DropPath, StochasticDepth
+from dropkit.nn.recurrent import GRU, LSTM
 from dropkit.nn.zoneout import Zoneout
 
 __all__ = [
+    "GRU",
+    "LSTM",
     "AlphaDropout",
     "DropConnect",
     "DropPath",

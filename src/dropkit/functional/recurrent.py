@@ -1,0 +1,148 @@
+"""Recurrent networks with noise: layers, directions, and sequences of several lengths."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from dropkit.functional.inputs import autocast_dtype
+from dropkit.functional.recurrent_cells import (
+    Cell,
+    CellNoise,
+    Kept,
+    States,
+    Weights,
+    Zone,
+    gru_cell,
+    lstm_cell,
+    run_cell,
+)
+
+__all__ = ["Sequences", "label", "open_packed", "run_network"]
+
+_CELLS: Mapping[str, Cell] = {"LSTM": lstm_cell, "GRU": gru_cell}
+_ZONES = {"LSTM": ("zoneout_h", "zoneout_c"), "GRU": ("zoneout",)}
+
+
+class Sequences(NamedTuple):
+    """A batch of sequences, opened.
+
+    Args:
+        x: Time-major, padded with zeros: (steps, batch, features).
+        is_packed: Whether they were packed.
+        active: Bool tensor (steps, batch, 1): which sequences have not ended; None if all are of one length.
+        places: Where in the flattened time-major batch the packed values are; None if all are of one length.
+        order: Which example of the batch each is; None if they are in order.
+    """
+
+    x: Tensor
+    is_packed: bool = False
+    active: Tensor | None = None
+    places: Tensor | None = None
+    order: Tensor | None = None
+
+    def packed(self, x: Tensor) -> Tensor:
+        """Return time-major values as they are packed, if they were."""
+        if not self.is_packed:
+            return x
+        return x.flatten(0, 1) if self.places is None else x.flatten(0, 1).index_select(0, self.places)
+
+
+def open_packed(packed: PackedSequence) -> Sequences:
+    """Return packed sequences side by side."""
+    values, sizes, order, _ = packed
+    batch = int(sizes[0])
+    active = (torch.arange(batch) < sizes.unsqueeze(1)).to(values.device)
+    if bool((sizes == batch).all()):
+        return Sequences(values.unflatten(0, (-1, batch)), True, order=order)
+    places = active.reshape(-1).nonzero().squeeze(1)
+    padded = values.new_zeros(active.numel(), *values.shape[1:]).index_copy(0, places, values)
+    return Sequences(padded.unflatten(0, active.shape), True, active.unsqueeze(-1), places, order)
+
+
+def label(kind: str, layer: int, direction: int = 0) -> str:
+    """Return the name of a mask, like those of PyTorch's parameters."""
+    return f"{kind}_l{layer}{'_reverse' if direction else ''}"
+
+
+def run_network(
+    mode: str,
+    sequences: Sequences,
+    states: Sequence[Tensor],
+    weights: Sequence[Sequence[Weights]],
+    masks: Mapping[str, tuple[Tensor, Tensor]],
+    training: bool,
+) -> tuple[Tensor, States]:
+    """Run all layers and directions; return the last layer's outputs, time-major or packed, and all last states.
+
+    Args:
+        mode: ``"LSTM"`` or ``"GRU"``.
+        sequences: The input.
+        states: Initial states, each (layers * directions, batch, units), the hidden one first.
+        weights: Parameters by layer and direction.
+        masks: Masks with the thresholds of their rates, by name; batch-first.
+        training: Whether masks are applied; if not, zoneout takes its expectation, and nothing else drops.
+    """
+    noise = _Noise(masks, training, sequences)
+    x, dtype = sequences.x, autocast_dtype(sequences.x)
+    if dtype is not None:
+        with torch.autocast(x.device.type, enabled=False):
+            narrow = [[own.to(dtype) for own in directions] for directions in weights]
+            x, last = _run_layers(mode, x.to(dtype), [state.to(dtype) for state in states], narrow, noise)
+    else:
+        x, last = _run_layers(mode, x, states, weights, noise)
+    return sequences.packed(x), last
+
+
+def _run_layers(
+    mode: str, x: Tensor, states: Sequence[Tensor], weights: Sequence[Sequence[Weights]], noise: "_Noise"
+) -> tuple[Tensor, States]:
+    last: list[States] = []
+    for layer, directions in enumerate(weights):
+        x = noise.drop(x, label("input", layer))
+        outputs = []
+        for direction, own in enumerate(directions):
+            first = tuple(state[layer * len(directions) + direction] for state in states)
+            found = noise.of_cell(mode, layer, direction)
+            output, final = run_cell(_CELLS[mode], x, first, own, found, bool(direction))
+            outputs.append(output)
+            last.append(final)
+        x = torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0]
+        x = noise.drop(x, label("dropout", layer))
+    return noise.drop(x, "output"), tuple(torch.stack(state) for state in zip(*last, strict=True))
+
+
+class _Noise:
+    """All noise of a network, by name, in the order of its sequences."""
+
+    def __init__(self, masks: Mapping[str, tuple[Tensor, Tensor]], training: bool, sequences: Sequences) -> None:
+        self.masks, self.training, self.sequences = masks, training, sequences
+
+    def _kept(self, name: str, *, by_time: bool = True) -> Kept | None:
+        if name not in self.masks or not self.training:
+            return None
+        mask, threshold = self.masks[name]
+        if self.sequences.order is not None and len(mask) > 1:
+            mask = mask.index_select(0, self.sequences.order)
+        return Kept(mask.transpose(0, 1) if by_time else mask, threshold)
+
+    def _zone(self, name: str) -> Zone | None:
+        kept = self._kept(name)
+        if kept is not None:
+            steps, *rest = self.sequences.x.shape[:2]
+            return Zone(kept.mask.expand(steps, *rest, -1), kept.threshold)
+        return Zone(None, self.masks[name][1]) if name in self.masks else None
+
+    def drop(self, x: Tensor, name: str) -> Tensor:
+        kept = self._kept(name)
+        return x if kept is None else kept.drop(x)
+
+    def of_cell(self, mode: str, layer: int, direction: int) -> CellNoise:
+        return CellNoise(
+            recurrent=self._kept(label("recurrent", layer, direction), by_time=False),
+            update=self._kept(label("update", layer, direction)),
+            zones=tuple(self._zone(label(kind, layer, direction)) for kind in _ZONES[mode]),
+            active=self.sequences.active,
+        )

@@ -1,0 +1,106 @@
+"""The masks of a recurrent network: all fields of one key, each with rows for examples and steps."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dropkit._checks import argument_error, argument_type_error
+from dropkit.functional.address import check_source
+from dropkit.functional.noise import find_noise
+
+__all__ = ["Site", "check_masks", "find_masks"]
+
+_RAGGED = 2**32  # what time counts as, so that a mask does not depend on the length of a batch's longest sequence
+
+
+class Site(NamedTuple):
+    """A place in the network that draws a mask.
+
+    Args:
+        name: Its name, which is the mask's.
+        rate: Probability of dropping.
+        field: Number of its field of noise.
+        shape: Shape of its mask: batch, steps or gates, units.
+        middle: What axis 1 of the network's own values counts, of which a mask has all or 1.
+        is_ragged: Whether axis 1 is time, however long.
+    """
+
+    name: str
+    rate: float | Tensor
+    field: int
+    shape: tuple[int, int, int]
+    middle: int
+    is_ragged: bool = False
+
+
+def check_masks(where: str, masks: Any, sites: Sequence[Site], device: torch.device) -> None:
+    """Raise unless masks are bool tensors by name that fit.
+
+    Args:
+        where: The network on whose behalf to check.
+        masks: What was given.
+        sites: All places that may draw.
+        device: Where the network computes.
+    """
+    if not isinstance(masks, Mapping):
+        raise argument_type_error(where, "masks", "a dict of masks by name", masks)
+    known = {site.name: site for site in sites}
+    for name, mask in masks.items():
+        if name not in known:
+            raise argument_error(
+                where, "masks", "a dict with names of this network's masks", name, f"They are {list(known)}."
+            )
+        label = f"masks[{name!r}]"
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            found = mask.dtype if isinstance(mask, Tensor) else mask
+            raise argument_type_error(where, label, "a bool tensor", found, "True is kept.")
+        batch, _, units = known[name].shape
+        whole = (batch, known[name].middle, units)
+        if mask.dim() != 3 or any(m not in (1, n) for m, n in zip(mask.shape, whole, strict=True)):
+            rule = f"of shape {whole}, or with length 1 on axes that share"
+            raise argument_error(where, label, rule, tuple(mask.shape))
+        if mask.device != device:
+            raise argument_error(where, label, f"on the input's device {device}", mask.device)
+
+
+def find_masks(
+    where: str,
+    sites: Sequence[Site],
+    given: Mapping[str, Tensor],
+    input: Tensor,
+    training: bool,
+    key: int | Tensor | None,
+    generator: torch.Generator | None,
+    stream: int | Tensor,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the mask and the threshold of every place that drops; all True in evaluation.
+
+    Args:
+        where: The network on whose behalf they are drawn.
+        sites: All places that may draw.
+        given: Checked masks to use instead of drawing, by name.
+        input: The checked input, batch-first.
+        training: Whether to draw.
+        key: The key, or one an example.
+        generator: Where to draw the key.
+        stream: Number of the pass.
+    """
+    check_source(where, input, 0.0, key, generator, stream)
+    live = [site for site in sites if isinstance(site.rate, Tensor) or site.rate > 0 or site.name in given]
+    found, noise = {}, None
+    for site in live:
+        threshold, *_ = check_source(where, input, site.rate, None, None, 0)
+        mask = given.get(site.name)
+        if not training:
+            mask = torch.ones(site.shape if mask is None else mask.shape, dtype=torch.bool, device=input.device)
+        elif mask is not None:
+            mask = mask & (threshold < 2**32).to(mask.device)  # at p = 1 nothing is kept, whatever the mask
+        else:
+            if noise is None:
+                _, noise = find_noise(where, input, 0.0, key, generator, stream)
+            whole = (site.shape[0], _RAGGED, site.shape[2]) if site.is_ragged else None
+            mask = noise.field(site.field).keep_mask(site.shape, threshold, full_shape=whole)
+        found[site.name] = mask, threshold
+    return found
