@@ -3,6 +3,7 @@
 from dropkit.functional.activation import activation_dropout
 from dropkit.functional.alpha import alpha_dropout, feature_alpha_dropout
 from dropkit.functional.attention import scaled_dot_product_attention
+from dropkit.functional.blocks import drop_block1d, drop_block2d, drop_block3d
 from dropkit.functional.channels import dropout1d, dropout2d, dropout3d, locked_dropout
 from dropkit.functional.drop_connect import drop_connect, drop_connect_inference
 from dropkit.functional.dropout import dropout
@@ -14,6 +15,9 @@ from dropkit.functional.zoneout import zoneout
 __all__ = [
     "activation_dropout",
     "alpha_dropout",
+    "drop_block1d",
+    "drop_block2d",
+    "drop_block3d",
     "drop_connect",
     "drop_connect_inference",
     "drop_path",

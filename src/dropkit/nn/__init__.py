@@ -1,6 +1,7 @@
 """Dropout layers for PyTorch: modules that keep their arguments and call `dropkit.functional`."""
 
 from dropkit.nn.alpha import AlphaDropout, FeatureAlphaDropout
+from dropkit.nn.blocks import DropBlock1d, DropBlock2d, DropBlock3d
 from dropkit.nn.channels import Dropout1d, Dropout2d, Dropout3d
 from dropkit.nn.drop_connect import DropConnect
 from dropkit.nn.dropout import Dropout
@@ -11,9 +12,10 @@ from dropkit.nn.recurrent import GRU, LSTM
 from dropkit.nn.zoneout import Zoneout
 
 __all__ = [
-    "GRU",
-    "LSTM",
     "AlphaDropout",
+    "DropBlock1d",
+    "DropBlock2d",
+    "DropBlock3d",
     "DropConnect",
     "DropPath",
     "Dropout",
@@ -21,7 +23,9 @@ __all__ = [
     "Dropout2d",
     "Dropout3d",
     "FeatureAlphaDropout",
+    "GRU",
     "GaussianDropout",
+    "LSTM",
     "LockedDropout",
     "StochasticDepth",
     "Zoneout",
