@@ -12,6 +12,8 @@ from dropkit.nn.recurrent import GRU, LSTM
 from dropkit.nn.zoneout import Zoneout
 
 __all__ = [
+    "GRU",
+    "LSTM",
     "AlphaDropout",
     "DropBlock1d",
     "DropBlock2d",
@@ -23,9 +25,7 @@ __all__ = [
     "Dropout2d",
     "Dropout3d",
     "FeatureAlphaDropout",
-    "GRU",
     "GaussianDropout",
-    "LSTM",
     "LockedDropout",
     "StochasticDepth",
     "Zoneout",
