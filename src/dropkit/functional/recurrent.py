@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from dropkit.functional import recurrent_gru, recurrent_lstm
 from dropkit.functional.inputs import autocast_dtype
 from dropkit.functional.recurrent_cells import (
     Cell,
@@ -19,6 +20,7 @@ from dropkit.functional.recurrent_cells import (
     lstm_cell,
     run_cell,
 )
+from dropkit.functional.recurrent_fast import fits
 
 __all__ = ["Sequences", "label", "open_packed", "run_network"]
 
@@ -106,12 +108,21 @@ def _run_layers(
         for direction, own in enumerate(directions):
             first = tuple(state[layer * len(directions) + direction] for state in states)
             found = noise.of_cell(mode, layer, direction)
-            output, final = run_cell(_CELLS[mode], x, first, own, found, bool(direction))
+            output, final = _run_layer(mode, x, first, own, found, bool(direction))
             outputs.append(output)
             last.append(final)
         x = torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0]
         x = noise.drop(x, label("dropout", layer))
     return noise.drop(x, "output"), tuple(torch.stack(state) for state in zip(*last, strict=True))
+
+
+def _run_layer(
+    mode: str, x: Tensor, states: States, weights: Weights, noise: CellNoise, reverse: bool
+) -> tuple[Tensor, States]:
+    if not fits(x, states, weights, noise):
+        return run_cell(_CELLS[mode], x, states, weights, noise, reverse)
+    run_fast = recurrent_lstm.run_fast if mode == "LSTM" else recurrent_gru.run_fast
+    return run_fast(x.contiguous(), states, weights, noise, reverse)
 
 
 class _Noise:

@@ -14,7 +14,7 @@ from torch import Tensor
 from dropkit.functional.zoneout import expected_state
 from dropkit.kernels.portable import select, survivor_scale
 
-__all__ = ["Cell", "CellNoise", "Kept", "Weights", "Zone", "gru_cell", "lstm_cell", "run_cell"]
+__all__ = ["Cell", "CellNoise", "Kept", "States", "Weights", "Zone", "gru_cell", "lstm_cell", "run_cell"]
 
 
 class Kept(NamedTuple):
