@@ -42,8 +42,9 @@ format: .venv/.dev ## Format the code and repair what ruff can repair
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: .venv/.dev ## Build the documentation into site/
-	$(BIN)/zensical build --strict --clean
+docs: .venv/.dev ## Write the pages of the variants, and build the documentation into site/
+	$(BIN)/python tools/variant_pages.py
+	PYTHONPATH=tools $(BIN)/zensical build --strict --clean
 
 bench: .venv/.dev ## Run every benchmark
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -1,6 +1,8 @@
 """The documentation builds without a warning and has an entry for every public name."""
 
 import importlib
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,22 +12,38 @@ from pathlib import Path
 import pytest
 
 import dropkit
+from dropkit.nn.variants import VARIANTS
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def documented(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """The names in the inventory of a strict build."""
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site of a strict build."""
     folder = tmp_path_factory.mktemp("docs")
     shutil.copy(ROOT / "mkdocs.yml", folder)
     for part in ("docs", "src"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     command = [str(Path(sys.executable).with_name("zensical")), "build", "--strict"]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tools")}  # of the formulas, as in the Makefile
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment)
     assert result.returncode == 0, result.stdout + result.stderr
-    entries = zlib.decompress((folder / "site" / "objects.inv").read_bytes().split(b"\n", 4)[4])  # after 4 header lines
+    return folder / "site"
+
+
+@pytest.fixture(scope="module")
+def documented(site: Path) -> set[str]:
+    """The names in the site's inventory."""
+    entries = zlib.decompress((site / "objects.inv").read_bytes().split(b"\n", 4)[4])  # after 4 header lines
     return {line.split()[0] for line in entries.decode().splitlines()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_formula_is_shown_without_a_script(site: Path, name: str) -> None:
+    page = (site / "variants" / f"{name}.html").read_text(encoding="utf-8")
+    (formula,) = re.findall("<math.*?</math>", page, flags=re.DOTALL)
+    assert "\\" not in formula, "a command that the converter does not know"
 
 
 @pytest.mark.slow

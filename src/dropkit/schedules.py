@@ -12,9 +12,10 @@ import torch
 
 from dropkit._checks import PROBABILITY, Integer, Number, argument_error, argument_type_error
 from dropkit.errors import ArgumentError, UnsupportedError
+from dropkit.functional import linear_rates
 from dropkit.nn.layer import RateMixin
 
-__all__ = ["Constant", "Early", "Late", "Linear", "RateScheduler", "Schedule"]
+__all__ = ["Constant", "Early", "Late", "Linear", "RateScheduler", "Schedule", "linear_rates"]
 
 Schedule = Callable[[int], float]
 

@@ -94,12 +94,14 @@ class Variant:
     def facts(self) -> dict[str, str]:
         """What a page says of it beside summary and formula, by headings, in their order."""
         dropped = f"{self.dropped:g}" if isinstance(self.dropped, float) else self.dropped
+        dropped = "none is dropped" if dropped == "mean" else dropped
+        at_one = "refused: the noise has no limit" if self.at_one == "refused" else self.at_one
         return {
             "acts on": self.acts_on,
             "noise": self.noise,
             "share a draw": self.shared,
             "what is dropped becomes": dropped,
-            "at p = 1": self.at_one,
+            "at p = 1": at_one,
             "in evaluation": self.evaluation,
             "use": self.use,
             "typical rates": ", ".join(f"{rate:g}" for rate in self.rates),

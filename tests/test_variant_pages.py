@@ -1,0 +1,74 @@
+"""The pages of the variants are what the registry and the docstrings say today, and their pictures are the masks."""
+
+import re
+
+import pytest
+import torch
+
+from dropkit.nn.variants import VARIANTS
+from tools.variant_pages import FOLDER, KEY, pages, panels
+
+PAGES = pages()
+STALE = "The registry or a docstring changed: `make docs` writes the pages anew, which belong to the change."
+
+
+def test_what_is_there_is_what_would_be_written() -> None:
+    assert {path.name for path in FOLDER.iterdir()} == set(PAGES), STALE
+    for name, text in PAGES.items():
+        assert (FOLDER / name).read_text(encoding="utf-8") == text, f"{name}: {STALE}"
+
+
+def test_pages_are_the_same_every_time() -> None:
+    torch.manual_seed(1)
+    assert pages() == PAGES
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_page_says_all_that_the_row_says(name: str) -> None:
+    row, page = VARIANTS[name], PAGES[f"{name}.md"]
+    assert row.summary in " ".join(page.split())
+    assert f"```math\n{row.formula}\n```" in page
+    assert f"**Where to use it.** {row.use}" in page
+    assert all(text.replace("|", "\\|") in page for text in row.facts.values())
+    assert f"[`{name}`]({name}.md)" in PAGES["index.md"]
+    assert (f"{name}.svg" in PAGES) == (f"({name}.svg)" in page)
+
+
+def cells(picture: str) -> set[tuple[int, int]]:
+    """Column and row, in pixels, of every full cell."""
+    found = set()
+    for x, y, inner in re.findall(r'<g transform="translate\((\d+) (\d+)\)">(.*?)</g>', picture, flags=re.DOTALL):
+        for path in re.findall(r'fill-opacity="1" d="(.*?)"', inner):
+            found |= {(int(x) + int(a), int(y) + int(b)) for a, b in re.findall(r"M(\d+) (\d+)h", path)}
+    return found
+
+
+def test_the_picture_of_dropout_is_its_mask() -> None:
+    layer = VARIANTS["Dropout"].build(0.5)
+    _, mask = layer(torch.ones(8, 32), key=KEY, return_mask=True)
+    assert cells(PAGES["Dropout.svg"]) == {(12 * column, 12 * row) for row, column in mask.nonzero().tolist()}
+
+
+def test_what_shares_a_draw_is_drawn_alike() -> None:
+    mask = panels(VARIANTS["Dropout2d"])
+    assert mask is not None
+    examples, channels, height, width = mask.shape
+    want = {
+        (70 * c + 12 * w, 46 * n + 12 * h)
+        for n in range(examples)
+        for c in range(channels)
+        if mask[n, c, 0, 0]
+        for h in range(height)
+        for w in range(width)
+    }
+    assert cells(PAGES["Dropout2d.svg"]) == want
+    assert 0 < len(want) < mask.numel()
+
+
+def test_noise_is_drawn_in_levels() -> None:
+    found = panels(VARIANTS["GaussianDropout"])
+    assert found is not None
+    assert abs(float(found.mean()) - 1) < 5 / 256**0.5  # a false alarm in 10**6, of a deviation of 1 a cell
+    opacities = set(re.findall(r'fill-opacity="([\d.]+)"', PAGES["GaussianDropout.svg"]))
+    assert opacities <= {f"{level / 10:g}" for level in range(1, 11)}
+    assert len(opacities) > 5

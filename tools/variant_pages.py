@@ -1,0 +1,168 @@
+"""Writes `docs/variants`: a page and a picture for each row of the registry, and a table of them all.
+
+Everything on a page comes from the row, the docstring and the layer itself: a new row needs no line here. `make docs`
+runs it, and a test compares what it would write with what is there.
+"""
+
+import inspect
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import dropkit.nn  # fills the registry  # noqa: F401
+from dropkit.nn.variants import VARIANTS, Variant
+from dropkit.study.methods import METHODS
+
+__all__ = ["FOLDER", "pages", "panels"]
+
+FOLDER = Path(__file__).parents[1] / "docs" / "variants"
+KEY = 2014
+_WIDE = (8, 32)  # of a picture of a layer that takes any shape
+_CELL, _GAP, _WIDTH, _MOST = 12, 10, 640, 48  # pixels, and panels
+_ABOVE = ("use", "typical rates")  # of the table
+_NOTE = "<!-- Written by `make docs` from the registry and the docstring. -->"
+_FAMILIES = {
+    "activations": "Activations",
+    "sequences": "Sequences",
+    "weights": "Weights",
+    "paths": "Paths",
+    "attention": "Attention",
+    "learned": "Learned rates",
+}
+_INTRODUCTION = """# Variants
+
+Every kind of dropout that `dropkit.nn` has, from the registry that `dropkit variants` prints. In all of them `p` is the
+probability of dropping. [Where to put dropout, and how much](../placement.md) says which to begin with.
+"""
+
+
+def pages(rows: Iterable[Variant] = tuple(VARIANTS.values())) -> dict[str, str]:
+    """Return the text of every file, by its name in the folder."""
+    rows = sorted(rows, key=lambda row: (list(_FAMILIES).index(row.family), row.name))
+    found = {"index.md": _index(rows)}
+    for row in rows:
+        drawn = panels(row)
+        found[f"{row.name}.md"] = _page(row, drawn)
+        if drawn is not None:
+            found[f"{row.name}.svg"] = _svg(drawn, row.name)
+    return found
+
+
+def _index(rows: Iterable[Variant]) -> str:
+    parts = [_NOTE, _INTRODUCTION]
+    for family, title in _FAMILIES.items():
+        own = [_line(row) for row in rows if row.family == family]
+        if own:
+            heading = [f"## {title}", "", "| class | where | rates | paper |", "|---|---|---|---|"]
+            parts.append("\n".join([*heading, *own, ""]))
+    return "\n".join(parts)
+
+
+def _line(row: Variant) -> str:
+    cells = (f"[`{row.name}`]({row.name}.md)", row.use, row.facts["typical rates"], row.citation)
+    return f"| {' | '.join(map(_cell, cells))} |"
+
+
+def _page(row: Variant, drawn: Tensor | None) -> str:
+    names = " or ".join(f"`dropkit.nn.{name}`" for name in (row.name, *row.aliases))
+    parts = [_NOTE, f"# {row.name}", f"{row.title[:1].upper()}{row.title[1:]}: {names}.", *_description(row)]
+    rates = f"Typical rates: {row.facts['typical rates']}."
+    parts += [f"```math\n{row.formula}\n```", f"**Where to use it.** {row.use} {rates}"]
+    if drawn is not None:
+        parts += [f"![{_caption(row, drawn)}]({row.name}.svg)", f"*{_caption(row, drawn)}*"]
+    lines = [f"| {heading} | {_cell(text)} |" for heading, text in row.facts.items() if heading not in _ABOVE]
+    parts += ["\n".join(["| | |", "|---|---|", *lines]), *_elsewhere(row)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _description(row: Variant) -> list[str]:
+    """Return the paragraphs of the docstring in front of its arguments."""
+    paragraphs = (inspect.getdoc(row.layer) or "").split("\n\n")
+    ends = [number for number, text in enumerate(paragraphs) if text.startswith(("Args:", "Raises:", "Examples:"))]
+    return paragraphs[: min(ends, default=len(paragraphs))]
+
+
+def _elsewhere(row: Variant) -> list[str]:
+    found = [f"Arguments, errors and examples: [`dropkit.nn.{row.name}`](../api/nn.md#dropkit.nn.{row.name})."]
+    name = row.function.__name__ if row.function is not None else ""
+    if name in METHODS:
+        found.append(f"A study compares it: `dropkit study --methods {name}`.")
+    return found
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _caption(row: Variant, drawn: Tensor) -> str:
+    what = "Its mask" if drawn.dtype == torch.bool else "What it multiplies by"
+    colours = "dark is kept" if drawn.dtype == torch.bool else "the darker, the larger"
+    shape = " x ".join(map(str, drawn.shape))
+    return f"{what} at p = {row.rates[0]:g} for {shape} elements: {colours}."
+
+
+def panels(row: Variant) -> Tensor | None:
+    """Return what a row's picture shows at the fixed key: a mask, or factors, or None where neither has a shape.
+
+    A mask that elements share is shown at the size of what shares it.
+    """
+    if not row.is_layer:
+        return None
+    torch.manual_seed(0)  # for layers with weights
+    layer = row.build(row.rates[0])
+    shapes = [_WIDE] * len(row.inputs) if row.takes_any_shape else row.inputs
+    inputs = [torch.ones(shape) for shape in shapes]
+    with torch.no_grad():
+        if "return_mask" in inspect.signature(layer.forward).parameters:
+            mask = layer(*inputs, key=KEY, return_mask=True)[1]
+            shared = row.acts_on == "activations" and mask.dim() == inputs[0].dim()
+            return mask.expand(inputs[0].shape).clone() if shared else mask
+        output = layer(*inputs, key=KEY)
+    return output if isinstance(output, Tensor) and output.shape == inputs[0].shape else None
+
+
+def _svg(drawn: Tensor, name: str) -> str:
+    """Draw the last two axes as panels, one for each index of the others."""
+    columns = drawn.shape[-1]
+    grids = drawn.reshape(-1, drawn.shape[-2] if drawn.dim() > 1 else 1, columns)[:_MOST]
+    count, height, width = len(grids), grids.shape[1] * _CELL, columns * _CELL
+    fit = max(1, (_WIDTH + _GAP) // (width + _GAP))
+    across = min(fit, drawn.shape[-3] if drawn.dim() > 2 else 1)
+    whole = (across * (width + _GAP) - _GAP, -(-count // across) * (height + _GAP) - _GAP)
+    size = f'viewBox="0 0 {whole[0]} {whole[1]}" width="{whole[0]}" height="{whole[1]}"'
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">', f"<title>{name}</title>"]
+    for number, grid in enumerate(grids):
+        x, y = number % across * (width + _GAP), number // across * (height + _GAP)
+        parts.append(f'<g transform="translate({x} {y})">')
+        parts.append(f'<rect width="{width}" height="{height}" fill="#dfe3ee"/>')
+        parts += [f'<path fill="#2f4b8f" fill-opacity="{opacity:g}" d="{path}"/>' for opacity, path in _paths(grid)]
+        parts.append("</g>")
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _paths(grid: Tensor) -> list[tuple[float, str]]:
+    """Return a path of cells for each level of darkness; factors from 0 to 2.5 have ten."""
+    tenths = grid.int() * 10 if grid.dtype == torch.bool else (grid * 4).round().clamp(0, 10).int()
+    found = []
+    for level in sorted(set(tenths.flatten().tolist()) - {0}):
+        cells = (tenths == level).nonzero().tolist()
+        path = "".join(f"M{column * _CELL} {row * _CELL}h{_CELL - 1}v{_CELL - 1}h{1 - _CELL}z" for row, column in cells)
+        found.append((level / 10, path))
+    return found
+
+
+def main() -> None:
+    """Write the folder anew."""
+    FOLDER.mkdir(exist_ok=True)
+    found = pages()
+    for path in FOLDER.iterdir():
+        if path.name not in found:
+            path.unlink()
+    for name, text in found.items():
+        (FOLDER / name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
