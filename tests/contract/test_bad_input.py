@@ -32,6 +32,7 @@ CASES: dict[str, list[Wrong]] = {call: wrongs for family in FAMILIES for call, w
 for call, wrongs in CASES.items():  # None is no mistake where it is the default
     parameters = inspect.signature(PUBLIC[call]).parameters
     CASES[call] = [wrong for wrong in wrongs if wrong.value is not None or parameters[wrong.name].default is not None]
+VARIADIC = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}  # what a wrapped layer takes
 # What a layer hands on as it is to the PyTorch layer that it is a kind of, which checks it.
 HANDED_ON: dict[str, set[str]] = {
     call: names for family in FAMILIES for call, names in getattr(family, "HANDED_ON", {}).items()
@@ -88,7 +89,8 @@ def test_unknown_and_missing_arguments_are_errors_of_type() -> None:
     for call, function in PUBLIC.items():
         with pytest.raises(TypeError):
             function(**GOOD[call], no_such_argument=1)
-        required = [n for n, p in inspect.signature(function).parameters.items() if p.default is p.empty]
+        parameters = inspect.signature(function).parameters.items()
+        required = [n for n, p in parameters if p.default is p.empty and p.kind not in VARIADIC]
         for name in required:
             with pytest.raises(TypeError):
                 function(**{n: v for n, v in GOOD[call].items() if n != name})
@@ -99,7 +101,8 @@ def test_every_argument_of_every_public_callable_is_tried() -> None:
     missing = [
         f"{call}({name})"
         for call, function in PUBLIC.items()
-        for name in set(inspect.signature(function).parameters) - {"self"} - HANDED_ON.get(call, set())
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name != "self" and parameter.kind not in VARIADIC and name not in HANDED_ON.get(call, set())
         if name not in {wrong.name for wrong in CASES[call]}
     ]
     assert missing == []

@@ -5,16 +5,19 @@ from dropkit.functional.alpha import alpha_dropout, feature_alpha_dropout
 from dropkit.functional.attention import scaled_dot_product_attention
 from dropkit.functional.blocks import drop_block1d, drop_block2d, drop_block3d
 from dropkit.functional.channels import dropout1d, dropout2d, dropout3d, locked_dropout
+from dropkit.functional.concrete import concrete_dropout
 from dropkit.functional.drop_connect import drop_connect, drop_connect_inference
 from dropkit.functional.dropout import dropout
 from dropkit.functional.gaussian import gaussian_dropout
 from dropkit.functional.paths import drop_path, linear_rates, skip_path
 from dropkit.functional.residual import dropout_add
+from dropkit.functional.variational import local_reparameterisation, log_uniform_kl, variational_dropout
 from dropkit.functional.zoneout import zoneout
 
 __all__ = [
     "activation_dropout",
     "alpha_dropout",
+    "concrete_dropout",
     "drop_block1d",
     "drop_block2d",
     "drop_block3d",
@@ -29,8 +32,11 @@ __all__ = [
     "feature_alpha_dropout",
     "gaussian_dropout",
     "linear_rates",
+    "local_reparameterisation",
     "locked_dropout",
+    "log_uniform_kl",
     "scaled_dot_product_attention",
     "skip_path",
+    "variational_dropout",
     "zoneout",
 ]

@@ -3,18 +3,24 @@
 from dropkit.nn.alpha import AlphaDropout, FeatureAlphaDropout
 from dropkit.nn.blocks import DropBlock1d, DropBlock2d, DropBlock3d
 from dropkit.nn.channels import Dropout1d, Dropout2d, Dropout3d
+from dropkit.nn.concrete import ConcreteDropout
 from dropkit.nn.drop_connect import DropConnect
 from dropkit.nn.dropout import Dropout
 from dropkit.nn.gaussian import GaussianDropout
+from dropkit.nn.learned import regularisation
 from dropkit.nn.locked import LockedDropout
 from dropkit.nn.paths import DropPath, StochasticDepth
+from dropkit.nn.pruning import pruned
 from dropkit.nn.recurrent import GRU, LSTM
+from dropkit.nn.sparse import SparseVariationalConv2d, SparseVariationalLinear
+from dropkit.nn.variational import VariationalDropout, VariationalLinear
 from dropkit.nn.zoneout import Zoneout
 
 __all__ = [
     "GRU",
     "LSTM",
     "AlphaDropout",
+    "ConcreteDropout",
     "DropBlock1d",
     "DropBlock2d",
     "DropBlock3d",
@@ -27,6 +33,12 @@ __all__ = [
     "FeatureAlphaDropout",
     "GaussianDropout",
     "LockedDropout",
+    "SparseVariationalConv2d",
+    "SparseVariationalLinear",
     "StochasticDepth",
+    "VariationalDropout",
+    "VariationalLinear",
     "Zoneout",
+    "pruned",
+    "regularisation",
 ]

@@ -9,7 +9,7 @@ from dropkit._checks import PROBABILITY, Choice, Number, argument_type_error
 from dropkit.errors import UnsupportedError
 from dropkit.random import threshold
 
-__all__ = ["NoiseMixin", "RateMixin", "check_bool"]
+__all__ = ["NoiseMixin", "RateMixin", "check_bool", "check_generator"]
 
 _SWITCH = Choice(("auto", "on", "off"))
 _THRESHOLD = "_threshold"
@@ -22,6 +22,12 @@ def check_bool(where: str, name: str, value: object) -> bool:
     return value
 
 
+def check_generator(where: str, generator: object) -> None:
+    """Raise unless a generator, if there is any, is one; to be called before a layer draws its weights."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise argument_type_error(where, "generator", "a torch.Generator", generator)
+
+
 class NoiseMixin(torch.nn.Module):
     """A module that draws noise: from which generator, and when."""
 
@@ -29,8 +35,7 @@ class NoiseMixin(torch.nn.Module):
 
     def _set_source(self, generator: torch.Generator | None) -> None:
         """Set what every layer keeps, to be called once `torch.nn.Module` has been set up."""
-        if generator is not None and not isinstance(generator, torch.Generator):
-            raise argument_type_error(type(self).__name__, "generator", "a torch.Generator", generator)
+        check_generator(type(self).__name__, generator)
         self.generator = generator
         self._switch = "auto"
 
