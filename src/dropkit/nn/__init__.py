@@ -14,6 +14,7 @@ from dropkit.nn.pruning import pruned
 from dropkit.nn.recurrent import GRU, LSTM
 from dropkit.nn.sparse import SparseVariationalConv2d, SparseVariationalLinear
 from dropkit.nn.variational import VariationalDropout, VariationalLinear
+from dropkit.nn.weight_drop import WeightDrop
 from dropkit.nn.zoneout import Zoneout
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "StochasticDepth",
     "VariationalDropout",
     "VariationalLinear",
+    "WeightDrop",
     "Zoneout",
     "pruned",
     "regularisation",

@@ -1,4 +1,4 @@
-"""Wrong arguments of DropConnect."""
+"""Wrong arguments of DropConnect and of weight drop."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,8 +6,9 @@ from typing import Any
 import torch
 
 import dropkit
-from dropkit._checks import KEY, PROBABILITY, Choice, Integer
+from dropkit._checks import KEY, PROBABILITY, STREAM, Choice, Integer
 from dropkit.errors import ArgumentError, ArgumentTypeError
+from dropkit.nn import WeightDrop
 from tests.helpers.wrong import FLAGS, Wrong, by_constraint, by_type, inputs, of_one, source, tensors
 
 X, WEIGHT, BIAS = torch.ones(2, 3), torch.ones(4, 3), torch.ones(4)
@@ -86,15 +87,42 @@ def layer_call() -> Iterator[Wrong]:
         yield wrong._replace(where="drop_connect")
 
 
+def weight_drop() -> Iterator[Wrong]:
+    yield from by_type("module", (None, 3, torch.nn.Linear, WEIGHT), "a torch.nn.Module in Python")
+    yield from by_constraint("p", PROBABILITY)
+    rule, remedy = "a name of a parameter, or a sequence of several", "The module has: weight, bias."
+    yield from by_type("names", (3, None, [1], {"weight"}), rule)
+    for value in ("other", (), ["weight", "weight"], ["weight", ""], ""):
+        yield Wrong("names", value, ArgumentError, rule, remedy)
+    yield from by_type("generator", (3, "cpu"), "a torch.Generator")
+
+
+def weight_drop_call() -> Iterator[Wrong]:
+    where = {"where": "WeightDrop"}
+    yield from (wrong._replace(**where) for wrong in of_one(by_constraint("dropout_key", KEY)))
+    yield from (wrong._replace(**where) for wrong in by_type("return_dropout_mask", FLAGS, "True or False"))
+    for wrong in of_one(by_constraint("stream", STREAM)):
+        yield wrong._replace(name="dropout_stream", label="stream", **where)
+    rule = "a mapping of ['weight'] to bool tensors"
+    for value, shown in ((WEIGHT > 0, WEIGHT > 0), (3, 3), ({}, []), ({"bias": BIAS > 0}, ["bias"])):
+        yield Wrong("dropout_mask", value, ArgumentError, rule, shown=(shown,), **where)
+    remedy, value = "True is kept.", {"weight": WEIGHT}
+    yield Wrong("dropout_mask", value, ArgumentTypeError, "a bool tensor", remedy, (WEIGHT.dtype,), "mask", "dropout")
+
+
 GOOD: dict[str, dict[str, Any]] = {
     "dropkit.functional.drop_connect": {"input": X, "weight": WEIGHT},
     "dropkit.functional.drop_connect_inference": {"input": X, "weight": WEIGHT, "activation": torch.relu},
     "dropkit.nn.DropConnect": {"in_features": 3, "out_features": 4},
+    "dropkit.nn.WeightDrop": {"module": torch.nn.Linear(3, 4)},
+    "dropkit.nn.WeightDrop.forward": {"self": WeightDrop(torch.nn.Linear(3, 4)), "input": X},
     "dropkit.nn.DropConnect.forward": {"self": dropkit.nn.DropConnect(3, 4, bias=False), "input": X},
 }
 CASES = {
     "dropkit.functional.drop_connect": list(function()),
     "dropkit.functional.drop_connect_inference": list(inference()),
     "dropkit.nn.DropConnect": list(layer()),
+    "dropkit.nn.WeightDrop": list(weight_drop()),
+    "dropkit.nn.WeightDrop.forward": list(weight_drop_call()),
     "dropkit.nn.DropConnect.forward": list(layer_call()),
 }
