@@ -256,6 +256,23 @@ def test_it_is_exported(name: str) -> None:
     torch.testing.assert_close(exported(*x), network(*x))
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated:FutureWarning")  # PyTorch's own
+@pytest.mark.parametrize("name", LAYERS)
+def test_it_is_exported_to_onnx(name: str) -> None:
+    from onnxruntime import InferenceSession
+
+    row = LAYERS[name]
+    x = inputs(row, torch.float32)
+    network = Followed(built(row, dtype=torch.float32)).eval()
+    buffer = io.BytesIO()
+    torch.onnx.export(network, tuple(x), dynamo=True, verbose=False).save(buffer)
+    session = InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_inputs()]
+    (found,) = session.run(None, dict(zip(names, (each.numpy() for each in x), strict=True)))
+    torch.testing.assert_close(torch.from_numpy(found), network(*x).detach())
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_vmap_with_a_key_has_one_mask_for_all(name: str) -> None:
     row = LAYERS[name]
