@@ -11,9 +11,9 @@ from torch._dynamo.testing import CompileCounter
 
 from dropkit._checks import PROBABILITY
 from dropkit.errors import ArgumentError, ArgumentTypeError, UnsupportedError
-from dropkit.nn import Dropout
+from dropkit.nn import LSTM, Dropout, DropPath
 from dropkit.random import threshold
-from dropkit.schedules import Constant, Early, Late, Linear, RateScheduler, Schedule
+from dropkit.schedules import Constant, Early, Late, Linear, RateScheduler, Schedule, linear_rates
 from tests.helpers.wrong import by_constraint
 
 SCHEDULES = (Constant(0.3), Linear(0.0, 0.5, 7), Early(0.5, 4), Late(0.1, 5))
@@ -104,7 +104,7 @@ def test_layers_have_the_rate_of_every_step_and_the_model_the_same_state(schedul
     scheduler = RateScheduler(model, schedule)
     for step in range(10):
         assert scheduler.last_step == step
-        assert scheduler.rates() == [realised(schedule, step)] * 2 == [layer.p for layer in scheduler.layers]
+        assert scheduler.rates() == [realised(schedule, step)] * 2 == [layer.p for layer, _ in scheduler.targets]
         scheduler.step()
     assert list(model.state_dict()) == keys
 
@@ -123,7 +123,7 @@ def test_layers_may_be_given_with_a_schedule_each() -> None:
 
 def test_a_layer_that_is_used_twice_is_moved_once() -> None:
     layer = Dropout()
-    assert RateScheduler(torch.nn.Sequential(layer, torch.nn.ReLU(), layer), Constant(0.25)).layers == (layer,)
+    assert RateScheduler(torch.nn.Sequential(layer, torch.nn.ReLU(), layer), Constant(0.25)).targets == ((layer, "p"),)
 
 
 def moved_over_five_steps(**compiler: Any) -> None:
@@ -211,14 +211,51 @@ def test_a_copy_of_the_model_stays_and_a_copy_of_both_is_moved() -> None:
     assert (model[1].p, alone[1].p, other[1].p) == (0.25, 0.0, 0.5)
 
 
+def test_layers_with_several_rates_move_those_that_are_not_0_or_are_named() -> None:
+    network, linear = LSTM(3, 4, recurrent_p=0.5, zoneout_c=0.1), Dropout(0.9)
+    keys = list(network.state_dict())
+    scheduler = RateScheduler(torch.nn.ModuleList([network, linear]), Linear(0.0, 0.5, 3))
+    assert scheduler.targets == ((network, "recurrent_p"), (network, "zoneout_c"), (linear, "p"))
+    scheduler.step()
+    assert (network.recurrent_p, network.zoneout_c, network.output_p, linear.p) == (0.25, 0.25, 0.0, 0.25)
+    assert list(network.state_dict()) == keys
+    scheduler.load_state_dict({"last_step": 0})
+    again = RateScheduler(network, Linear(0.0, 0.5, 3))
+    assert again.targets == scheduler.targets[:2], "a rate that follows may be 0 now"
+    scheduler.detach()
+    assert network.rates["recurrent_p"] == 0.0
+    named = RateScheduler([(network, "output_p"), (network, "recurrent_p"), (linear, "p")], [Constant(0.25)] * 3)
+    assert (network.output_p, network.recurrent_p, network.zoneout_c, linear.p) == (0.25, 0.25, 0.0, 0.25)
+    named.detach()
+    assert not list(network.buffers())
+    with pytest.raises(ArgumentError, match=r"`layers` must be one of 'dropout', 'input_p', .*got 'p'"):
+        RateScheduler([(network, "p")], Constant(0.25))
+    with pytest.raises(ArgumentError, match=r"`layers` must be one of 'p', got 'output_p'"):
+        RateScheduler([(linear, "output_p")], Constant(0.25))
+    with pytest.raises(ArgumentError, match=r"^LSTM: `output_p at step 0` must be a number"):
+        RateScheduler([(network, "output_p")], lambda _: 2.0)
+    with pytest.raises(ArgumentError, match="got a LSTM that has none with a rate"):
+        RateScheduler(LSTM(3, 4), Constant(0.25))
+
+
+def test_rates_grow_with_depth_and_with_time() -> None:
+    paths = [DropPath(p) for p in linear_rates(0.4, depth=3)]
+    scheduler = RateScheduler(paths, [Linear(0.0, p, 3) for p in linear_rates(0.4, depth=3)])
+    assert scheduler.rates() == [0.0, 0.0, 0.0]
+    scheduler.step()
+    assert scheduler.rates() == pytest.approx([0.0, 0.1, 0.2], abs=2**-32)
+    scheduler.step()
+    assert scheduler.rates() == pytest.approx([0.0, 0.2, 0.4], abs=2**-32)
+
+
 @pytest.mark.parametrize(
     ("layers", "error", "says"),
     [
-        (torch.nn.ReLU(), ArgumentError, r"got a ReLU that holds none\. Give it dropkit\.nn\.Dropout"),
+        (torch.nn.ReLU(), ArgumentError, r"got a ReLU that has none with a rate\. Give it dropkit\.nn\.Dropout"),
         (torch.nn.Sequential(torch.nn.Dropout()), ArgumentError, r"It has 1 of torch\.nn, which no schedule can move"),
         ([torch.nn.Dropout()], ArgumentTypeError, r"got Dropout\(p=0\.5, inplace=False\).*use those of dropkit\.nn"),
-        ([], ArgumentError, "one or more distinct layers, got "),
-        ([Dropout()] * 2, ArgumentError, "one or more distinct layers, got "),
+        ([], ArgumentError, "one or more distinct layers that have a rate, got "),
+        ([Dropout()] * 2, ArgumentError, "one or more distinct layers that have a rate, got "),
         (None, ArgumentTypeError, "got None"),
         ("model", ArgumentTypeError, "got 'model'"),
         ({"a": Dropout()}, ArgumentTypeError, "got {"),
@@ -235,7 +272,7 @@ def test_what_has_no_layers_is_refused_with_advice(layers: Any, error: type[Exce
         (0.5, ArgumentTypeError, "got 0.5"),
         ("linear", ArgumentTypeError, "got 'linear'"),
         ([Constant(0.5), 0.5], ArgumentTypeError, r"lambda step: 0\.5"),
-        ([Constant(0.5)], ArgumentError, "one schedule, or 2, one a layer, got .* There are 1."),
+        ([Constant(0.5)], ArgumentError, "one schedule, or 2, one a rate, got .* There are 1."),
     ],
 )
 def test_what_is_no_schedule_is_refused(schedule: Any, error: type[Exception], says: str) -> None:

@@ -9,18 +9,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from dropkit._checks import PROBABILITY, Integer, Number, argument_error, argument_type_error
+from dropkit._checks import PROBABILITY, Choice, Integer, Number, argument_error, argument_type_error
 from dropkit.errors import ArgumentError, UnsupportedError
 from dropkit.functional import linear_rates
 from dropkit.nn.layer import RateMixin
+from dropkit.nn.rates import RatesMixin
 
 __all__ = ["Constant", "Early", "Late", "Linear", "RateScheduler", "Schedule", "linear_rates"]
 
 Schedule = Callable[[int], float]
+_Layer = RateMixin | RatesMixin
 
 _STEPS = Integer(1, 2**53, "[1, 2**53]")
 _STEP = Integer(0, 2**53, "[0, 2**53]")
+_WHERE = "RateScheduler"
 _LAYERS = "a module with layers of dropkit.nn, or several such layers"
 
 
@@ -169,18 +173,21 @@ class Late:
 class RateScheduler:
     """Moves the rates of layers by a schedule, and is stepped like a learning-rate scheduler of PyTorch.
 
+    Of a layer that has several rates, such as `dropkit.nn.LSTM`, those move that are not 0, or the one that is named.
+
     Making one sets the rates of step 0. From then on the layers keep their rates in tensors, so that `torch.compile`
     compiles one graph for all steps: make it before the first compiled call. The model's `state_dict` neither gains
     nor loses a key; the handle has its own, and a run that loads both goes on as if it had never stopped. A deep copy
     of the model keeps the rates it had and is moved by no handle; copy both at once to copy the link.
 
     Args:
-        layers: A module, all of whose layers of `dropkit.nn` follow, or the layers themselves.
+        layers: A module, all of whose layers of `dropkit.nn` follow; or several layers, each alone or in a pair with
+            the name of its rate, such as ``(lstm, "recurrent_p")``.
         schedule: From a step, counted from 0, to a rate: a class of this file, or any function. Or several, one a
-            layer in order, such as ``[Linear(0.0, p, 1000) for p in linear_rates(0.2, depth=12)]``.
+            rate in order, such as ``[Linear(0.0, p, 1000) for p in linear_rates(0.2, depth=12)]``.
 
     Raises:
-        ArgumentError: If there are no such layers, one comes twice, schedules are not as many as layers, or a rate
+        ArgumentError: If there are no such layers, a rate comes twice, schedules are not as many as rates, or a rate
             is none that its layer takes. Nothing has changed then.
         ArgumentTypeError: If an argument has a wrong type.
 
@@ -206,10 +213,12 @@ class RateScheduler:
     """
 
     def __init__(
-        self, layers: torch.nn.Module | Iterable[torch.nn.Module], schedule: Schedule | Sequence[Schedule]
+        self,
+        layers: torch.nn.Module | Iterable[torch.nn.Module | tuple[torch.nn.Module, str]],
+        schedule: Schedule | Sequence[Schedule],
     ) -> None:
-        self._layers = _find_layers(layers)
-        self._schedules = _find_schedules(schedule, len(self._layers))
+        self._rates = _find_rates(layers)
+        self._schedules = _find_schedules(schedule, len(self._rates))
         self._attached = True
         self._move(0)
 
@@ -219,13 +228,13 @@ class RateScheduler:
         return self._last_step
 
     @property
-    def layers(self) -> tuple[RateMixin, ...]:
-        """The layers, in order."""
-        return self._layers
+    def targets(self) -> tuple[tuple[torch.nn.Module, str], ...]:
+        """What is moved, in order: layers and the names of their rates."""
+        return self._rates
 
     def rates(self) -> list[float]:
-        """Return the rates of the layers, in order, each a multiple of ``2**-32``."""
-        return [layer.p for layer in self._layers]
+        """Return the rates, in the order of `targets`, each a multiple of ``2**-32``."""
+        return [getattr(layer, name) for layer, name in self._rates]
 
     def step(self) -> None:
         """Set the rates of the next step, to be called once for each update of the weights.
@@ -261,60 +270,77 @@ class RateScheduler:
 
     def detach(self) -> None:
         """Let the layers go: each keeps the rate it has, as a number again, and no step moves it any more."""
-        for layer in self._layers if self._attached else ():
-            layer.unfollow()
+        for layer, name in self._rates if self._attached else ():
+            layer.unfollow(*_names(layer, name))
         self._attached = False
 
     def _move(self, step: int) -> None:
         if not self._attached:
             raise UnsupportedError("RateScheduler: it was detached from its layers. Make a new one for them.")
-        rates = [_rate(schedule, step, layer) for schedule, layer in zip(self._schedules, self._layers, strict=True)]
-        for layer, rate in zip(self._layers, rates, strict=True):
-            layer.follow()
-            layer.p = rate
+        found = [_checked(schedule, step, *rate) for schedule, rate in zip(self._schedules, self._rates, strict=True)]
+        for (layer, name), rate in zip(self._rates, found, strict=True):
+            layer.follow(*_names(layer, name))
+            setattr(layer, name, rate)
         self._last_step = step
 
 
-def _rate(schedule: Schedule, step: int, layer: RateMixin) -> float:
+def _names(layer: _Layer, name: str) -> tuple[str, ...]:
+    """Return what `follow` and `unfollow` take: nothing, where a layer has one rate."""
+    return () if isinstance(layer, RateMixin) else (name,)
+
+
+def _checked(schedule: Schedule, step: int, layer: _Layer, name: str) -> float:
     """Return the rate of a step, which the layer must take."""
-    return layer.RATE.check(type(layer).__name__, f"p at step {step}", schedule(step))
+    domain = layer.RATE if isinstance(layer, RateMixin) else PROBABILITY
+    return domain.check(type(layer).__name__, f"{name} at step {step}", schedule(step))
 
 
-def _find_layers(given: torch.nn.Module | Iterable[torch.nn.Module]) -> tuple[RateMixin, ...]:
-    """Return the layers that have a rate, each once, or raise."""
-    where = "RateScheduler"
+def _rates_of(layer: _Layer) -> list[tuple[_Layer, str]]:
+    """Return a layer with each of its rates that are not 0, or follow already; one rate alone may be 0."""
+    if isinstance(layer, RateMixin):
+        return [(layer, "p")]
+    return [(layer, name) for name, rate in layer.rates.items() if isinstance(rate, Tensor) or rate > 0]
+
+
+def _find_rates(given: object) -> tuple[tuple[_Layer, str], ...]:
+    """Return layers and the names of their rates, each once, or raise."""
     if isinstance(given, torch.nn.Module):
-        found = tuple(module for module in given.modules() if isinstance(module, RateMixin))
+        layers = [module for module in given.modules() if isinstance(module, RateMixin | RatesMixin)]
+        found = [rate for layer in layers for rate in _rates_of(layer)]
         if not found:
             plain = sum(isinstance(module, torch.nn.modules.dropout._DropoutNd) for module in given.modules())
             has = f"It has {plain} of torch.nn, which no schedule can move: use" if plain else "Give it"
             raise ArgumentError(
-                f"{where}: `layers` must be {_LAYERS}, got a {type(given).__name__} that holds none. {has} "
+                f"{_WHERE}: `layers` must be {_LAYERS}, got a {type(given).__name__} that has none with a rate. {has} "
                 "dropkit.nn.Dropout and its like, which take the same arguments."
             )
-        return found
+        return tuple(found)
     if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
-        raise argument_type_error(where, "layers", _LAYERS, given)
-    layers: list[RateMixin] = []
-    for layer in given:
-        if not isinstance(layer, RateMixin):
-            remedy = "Layers of torch.nn cannot be moved: use those of dropkit.nn, which take the same arguments."
-            raise argument_type_error(where, "layers", _LAYERS, layer, remedy)
-        layers.append(layer)
-    if not layers or len({id(layer) for layer in layers}) < len(layers):
-        raise argument_error(where, "layers", "one or more distinct layers", layers)
-    return tuple(layers)
+        raise argument_type_error(_WHERE, "layers", _LAYERS, given)
+    found = [rate for each in given for rate in _of_one(each)]
+    if not found or len({(id(layer), name) for layer, name in found}) < len(found):
+        raise argument_error(_WHERE, "layers", "one or more distinct layers that have a rate", given)
+    return tuple(found)
+
+
+def _of_one(given: object) -> list[tuple[_Layer, str]]:
+    """Return the rates of a layer, or the one that a pair names."""
+    layer, *names = given if isinstance(given, tuple) and len(given) == 2 else (given,)
+    if not isinstance(layer, RateMixin | RatesMixin):
+        remedy = "Layers of torch.nn cannot be moved: use those of dropkit.nn, which take the same arguments."
+        raise argument_type_error(_WHERE, "layers", _LAYERS, layer, remedy)
+    known = Choice(("p",) if isinstance(layer, RateMixin) else layer.RATES)
+    return [(layer, known.check(_WHERE, "layers", name)) for name in names] or _rates_of(layer)
 
 
 def _find_schedules(given: Schedule | Sequence[Schedule], count: int) -> tuple[Schedule, ...]:
-    """Return one schedule a layer, or raise."""
-    where = "RateScheduler"
+    """Return one schedule a rate, or raise."""
     if callable(given):
         return (given,) * count
     if isinstance(given, str | bytes) or not isinstance(given, Sequence) or not all(map(callable, given)):
         remedy = "Such as Linear(0.0, 0.5, steps=1000), or lambda step: 0.5."
-        raise argument_type_error(where, "schedule", "a function from a step to a rate, or one a layer", given, remedy)
+        raise argument_type_error(_WHERE, "schedule", "a function from a step to a rate, or one a rate", given, remedy)
     if len(given) != count:
-        rule = f"one schedule, or {count}, one a layer"
-        raise argument_error(where, "schedule", rule, given, f"There are {len(given)}.")
+        rule = f"one schedule, or {count}, one a rate"
+        raise argument_error(_WHERE, "schedule", rule, given, f"There are {len(given)}.")
     return tuple(given)
