@@ -18,6 +18,7 @@ __all__ = [
     "check_source",
     "draw_key",
     "find_address",
+    "is_readable",
     "or_several",
     "plain_rate",
     "signed",
@@ -115,7 +116,7 @@ def _threshold_tensor(where: str, p: float | Tensor, input: Tensor, names: Names
     if p.requires_grad:
         remedy = f"Dropout has no gradient with respect to its rate; pass {name}.detach()."
         raise argument_error(where, f"{name}.requires_grad", "False", True, remedy)
-    if not _readable(p):  # without waiting: what is out of range counts as the nearest end, and NaN as 1
+    if not is_readable(p):  # without waiting: what is out of range counts as the nearest end, and NaN as 1
         return torch.floor(p.nan_to_num(1.0).clamp(0.0, 1.0) * 2.0**32 + 0.5).to(torch.int64)
     rates = p.numpy(force=True)  # on which a few numbers take a fifth of the time
     if not ((rates >= 0) & ((rates < 1) if names.rate.open_high else (rates <= 1))).all():
@@ -162,7 +163,7 @@ def _stream_tensor(where: str, stream: int | Tensor, input: Tensor, names: Names
     if not isinstance(stream, Tensor):
         return _constant(_STREAM.check(where, "stream", stream))
     _check_tensor(where, "stream", stream, torch.int64, input, names.input)
-    if _readable(stream) and not bool(((stream >= STREAM.low) & (stream <= STREAM.high)).all()):
+    if is_readable(stream) and not bool(((stream >= STREAM.low) & (stream <= STREAM.high)).all()):
         raise argument_error(where, "stream", STREAM.rule, stream)
     return stream
 
@@ -198,7 +199,7 @@ def _check_tensor(where: str, name: str, value: Tensor, dtype: torch.dtype, inpu
         raise argument_error(where, name, f"on the {of}'s device {input.device}", value.device)
 
 
-def _readable(value: Tensor) -> bool:
+def is_readable(value: Tensor) -> bool:
     """Tell whether values can be read here and now: no device to wait for, no tracing, no transform."""
     plain = type(value) in (Tensor, torch.nn.Parameter) and value.device.type == "cpu"
     return plain and not traced()

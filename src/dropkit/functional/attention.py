@@ -19,7 +19,7 @@ from dropkit.functional.attention_inputs import (
     leading_axes,
     plain_scale,
 )
-from dropkit.functional.dropout import dropout
+from dropkit.functional.attention_weights import attend, find_weights, widened
 from dropkit.functional.eager import is_plain
 from dropkit.functional.inputs import autocast_dtype
 from dropkit.kernels.native import operations as native
@@ -124,42 +124,7 @@ def scaled_dot_product_attention(
     if plain and _computes_in_parts(query, key, value, attn_mask):
         threshold = math.floor(dropout_p * 2.0**32 + 0.5)
         return _Attention.apply(query, key, value, attn_mask, is_causal, factor, int(drawn) % 2**64, threshold)
-    return _attend(query, key, value, attn_mask, is_causal, factor, dropout_p, drawn, stream)
-
-
-def _attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None,
-    is_causal: bool,
-    factor: float,
-    p: float | Tensor,
-    dropout_key: int | Tensor,
-    stream: int | Tensor,
-) -> Tensor:
-    """Attend with all weights at once, by operations that PyTorch differentiates, maps and compiles."""
-    dtype = query.dtype
-    query, key, value = _widened(query, key, value)
-    scores = (query * factor) @ key.transpose(-2, -1)
-    if is_causal:
-        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    return (dropout(_weights(scores, attn_mask), p, key=dropout_key, stream=stream) @ value).to(dtype)
-
-
-def _widened(*tensors: Tensor) -> list[Tensor]:
-    """Return tensors in the type to compute in: on a CPU, as PyTorch does there, weights of half types are float32."""
-    is_half = tensors[0].is_cpu and tensors[0].dtype in (torch.float16, torch.bfloat16)
-    return [tensor.to(torch.float32) if is_half else tensor for tensor in tensors]
-
-
-def _weights(scores: Tensor, attn_mask: Tensor | None) -> Tensor:
-    """Return the weights of every query; one that may attend to nothing has weights of zero, and no gradient."""
-    if attn_mask is None:
-        return torch.softmax(scores, -1)
-    scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
-    nothing = (scores == -math.inf).all(-1, keepdim=True)
-    return torch.softmax(scores.masked_fill(nothing, 0.0), -1).masked_fill(nothing, 0.0)
+    return attend(query, key, value, attn_mask, is_causal, factor, dropout_p, key=drawn, stream=stream)[0]
 
 
 def _computes_in_parts(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> bool:
@@ -205,7 +170,7 @@ class _Parts:
         """Return the attention weights of a part, before dropout. They last until those of the next."""
         scores = self.products(self.query[heads, queries], self.key[heads, keys])
         if self.attn_mask is not None:
-            return _weights(scores, self._attn_mask(self.attn_mask, heads, queries))
+            return find_weights(scores, self._attn_mask(self.attn_mask, heads, queries))
         if self.is_causal:  # every query attends to the first key
             rows = torch.arange(queries.start, queries.stop)[:, None]
             scores.masked_fill_(torch.arange(keys.stop) > rows, -math.inf)
@@ -237,7 +202,7 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, *rest: Any) -> Tensor:
         is_causal, factor, dropout_key, threshold = rest
         ctx.rest = rest
-        wide_query, wide_key, wide_value = _widened(query, key, value)
+        wide_query, wide_key, wide_value = widened(query, key, value)
         parts = _Parts(wide_query, wide_key, attn_mask, is_causal, factor)
         values = wide_value.reshape(-1, *value.shape[-2:])
         output = values.new_empty(parts.heads, parts.queries, value.size(-1))
@@ -261,10 +226,11 @@ class _Attention(torch.autograd.Function):
         if torch.is_grad_enabled() or not _is_plain_in_order(grad):  # a second derivative, or a batch of gradients
             with torch.enable_grad():
                 query, key, value = (tensor.view_as(tensor) for tensor in (query, key, value))
-                found = _attend(query, key, value, attn_mask, is_causal, factor, threshold / 2.0**32, dropout_key, 0)
+                rate = threshold / 2.0**32
+                found, _ = attend(query, key, value, attn_mask, is_causal, factor, rate, key=dropout_key)
                 return *torch.autograd.grad(found, (query, key, value), grad, create_graph=True), *none
         shapes, dtype = (query.shape, key.shape, value.shape), query.dtype
-        query, key, value, grad = _widened(query, key, value, grad)
+        query, key, value, grad = widened(query, key, value, grad)
         parts = _Parts(query, key, attn_mask, is_causal, factor)
         values, grads, outputs = (tensor.reshape(-1, *tensor.shape[-2:]) for tensor in (value, grad, output))
         # Causal parts begin with some of the keys alone; else the first part of a head sets what the others add to.

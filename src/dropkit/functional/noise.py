@@ -6,9 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dropkit.functional.address import Names, check_not_traced, check_source, draw_key, signed
+from dropkit.functional.address import Names, check_not_traced, check_source, draw_key, is_readable, signed
 from dropkit.kernels import fields
 from dropkit.kernels.portable import fold
+from dropkit.random import field
 from dropkit.random.layout import Layout, layout
 
 __all__ = ["Noise", "find_noise", "noise_at"]
@@ -34,6 +35,13 @@ class Noise(NamedTuple):
     def field(self, number: int) -> "Noise":
         """Return the noise of another field of the call, as `dropkit.random.field` counts them; 0 is this one."""
         return self._replace(key=fold(self.key, number, 0)) if number else self
+
+    def keys(self, count: int) -> "list[int | Tensor]":
+        """Return the keys of the first fields, for functions that take one: as integers where they can be read."""
+        if self.key.dim() == 0 and is_readable(self.key):
+            key = int(self.key) % 2**64
+            return [field(key, number) for number in range(count)]
+        return [self.field(number).key for number in range(count)]
 
     def place(
         self,

@@ -1,0 +1,314 @@
+"""A layer of a transformer's encoder with dropout where the paper has it."""
+
+import copy
+from collections.abc import Callable
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dropkit._checks import PROBABILITY, Number, argument_error, argument_type_error
+from dropkit.functional import activation_dropout, dropout_add
+from dropkit.functional.address import Names, check_source
+from dropkit.functional.autograd import traced
+from dropkit.functional.noise import find_noise
+from dropkit.nn.attention import MultiheadAttention
+from dropkit.nn.attention_inputs import Call, check_masks, check_sizes, check_tensor
+from dropkit.nn.dropout import Dropout
+from dropkit.nn.factory import check_factory
+from dropkit.nn.layer import NoiseMixin, RateMixin, check_bool
+from dropkit.nn.variants import variant
+
+__all__ = ["TransformerEncoderLayer"]
+
+_WHERE = "TransformerEncoderLayer"
+_NAMES = Names(input="src")
+_EPS = Number(0.0, float("inf"), open_low=True, open_high=True)
+_FIELDS = 4  # of one call's noise: attention weights, their output, hidden units, their output
+_FUSED = ((functional.relu, "relu"), (torch.relu, "relu"), (functional.gelu, "gelu"), (functional.silu, "silu"))
+_Key = int | Tensor | None
+
+
+@variant(
+    family="attention",
+    title="dropout in a transformer",
+    noise="Bernoulli",
+    shared="none",
+    acts_on="attention weights, outputs of sub-layers, hidden units",
+    dropped=0.0,
+    at_one="zeros",
+    evaluation="the layer without dropout",
+    formula=r"y = \mathrm{norm}(h + D(W_2 D(\phi(W_1 h)))), \quad h = \mathrm{norm}(x + D(\mathrm{attention}_D(x)))",
+    symbol="P_drop, the probability of dropping",
+    use="In place of PyTorch's layer in an encoder.",
+    rates=(0.1, 0.3),
+    inputs=((2, 5, 8),),
+    example=lambda p: TransformerEncoderLayer(8, 2, 16, p, batch_first=True),
+    is_layer=False,
+)
+class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
+    """Self-attention and a feed-forward network, with dropout of weights, hidden units and what is added to residuals.
+
+    A drop-in replacement for `torch.nn.TransformerEncoderLayer`, which it subclasses: same arguments in the same order,
+    same `state_dict`, for one seed the same initial parameters, and a place in `torch.nn.TransformerEncoder`. Each kind
+    of dropout may have a rate of its own. The rates live in `self_attn`, `dropout1` and `dropout2`, and `dropout`, as
+    PyTorch's do, where schedules and switches find them; the properties named as the arguments read and set them.
+
+    One key draws the noise of a call: attention weights have its field 0, as `dropkit.random.field` counts, the output
+    of attention has field 1, hidden units have field 2, and the output of the feed-forward network has field 3. Axes of
+    these masks are batch first, with `batch_first` and without. A copy shares the layer's `generator`, so that the
+    layers of an encoder draw other masks.
+
+    In evaluation PyTorch's own code runs, its fused kernel too. There a query whose keys are all masked gives NaN; in
+    training its attention has weights of 0.
+
+    Args:
+        d_model: Width of the input, a multiple of `nhead`.
+        nhead: Number of heads.
+        dim_feedforward: Number of hidden units. Default: 2048.
+        dropout: The rate of all dropout without a rate of its own, in ``[0, 1]``. Default: 0.1.
+        activation: ``"relu"``, ``"gelu"`` or a callable. ReLU, GELU and SiLU of PyTorch, as functions or modules, are
+            fused with dropout. Default: ReLU.
+        layer_norm_eps: What layer normalisation adds to the variance. Default: 1e-5.
+        batch_first: Whether batches are (batch, length, width), not (length, batch, width). Default: False.
+        norm_first: Whether normalisation comes before each sub-layer, not after each residual. Default: False.
+        bias: Whether linear layers and normalisations have biases. Default: True.
+        device: Where parameters are made. Default: PyTorch's default device.
+        dtype: Their type. Default: PyTorch's default type.
+        attention_p: Rate of attention weights. Default: `dropout`.
+        sublayer_p: Rate of what both sub-layers add to the residual. Default: `dropout`.
+        feedforward_p: Rate of hidden units. Default: `dropout`.
+        generator: Where keys are drawn, on the input's device; eager code only, as for `dropkit.functional.dropout`.
+            Default: PyTorch's own generator.
+
+    Raises:
+        ArgumentError: If a value is out of range.
+        ArgumentTypeError: If an argument has a wrong type.
+
+    Examples:
+        >>> import torch, dropkit
+        >>> layer = dropkit.nn.TransformerEncoderLayer(8, nhead=2, batch_first=True, attention_p=0.2)
+        >>> encoder = torch.nn.TransformerEncoder(layer, num_layers=2)
+        >>> encoder(torch.randn(3, 5, 8)).shape
+        torch.Size([3, 5, 8])
+
+    References:
+        Vaswani, Shazeer, Parmar, Uszkoreit, Jones, Gomez, Kaiser and Polosukhin (2017), "Attention is all you need",
+        sections 3.1 and 5.4, whose P_drop = 0.1 is the rate of sub-layers' outputs; weights and hidden units are
+        dropped in the authors' code. Xiong et al. (2020), "On layer normalization in the transformer architecture",
+        section 3, for `norm_first`.
+    """
+
+    self_attn: MultiheadAttention
+
+    def __init__(
+        self,
+        d_model: int,
+        nhead: int,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: str | Callable[[Tensor], Tensor] = functional.relu,
+        layer_norm_eps: float = 1e-5,
+        batch_first: bool = False,
+        norm_first: bool = False,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        attention_p: float | None = None,
+        sublayer_p: float | None = None,
+        feedforward_p: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        check_sizes(_WHERE, {"d_model": d_model, "nhead": nhead, "dim_feedforward": dim_feedforward}, "nhead")
+        rate = PROBABILITY.check(_WHERE, "dropout", dropout)
+        rates = {"attention_p": attention_p, "sublayer_p": sublayer_p, "feedforward_p": feedforward_p}
+        of_weights, of_sublayers, of_hidden = (
+            rate if own is None else PROBABILITY.check(_WHERE, name, own) for name, own in rates.items()
+        )
+        if not callable(activation) and activation not in ("relu", "gelu"):
+            raise argument_error(_WHERE, "activation", "'relu', 'gelu' or a callable", activation)
+        eps = _EPS.check(_WHERE, "layer_norm_eps", layer_norm_eps)
+        for name, flag in (("batch_first", batch_first), ("norm_first", norm_first), ("bias", bias)):
+            check_bool(_WHERE, name, flag)
+        check_factory(_WHERE, device, dtype, generator)
+        super().__init__(
+            d_model, nhead, dim_feedforward, rate, activation, eps, batch_first, norm_first, bias, device, dtype
+        )
+        attention = MultiheadAttention(d_model, nhead, of_weights, bias, batch_first=batch_first, device="meta")
+        attention.load_state_dict(self.self_attn.state_dict(), assign=True)  # what PyTorch's has drawn already
+        self.self_attn = attention
+        self.dropout = Dropout(of_hidden)
+        self.dropout1, self.dropout2 = Dropout(of_sublayers), Dropout(of_sublayers)
+        self.generator = generator
+
+    @property
+    def attention_p(self) -> float:
+        """Probability of dropping an attention weight."""
+        return self.self_attn.p
+
+    @attention_p.setter
+    def attention_p(self, p: float) -> None:
+        self.self_attn.p = PROBABILITY.check(_WHERE, "attention_p", p)
+
+    @property
+    def sublayer_p(self) -> float:
+        """Probability of dropping an element of what a sub-layer adds to the residual."""
+        return self.dropout1.p
+
+    @sublayer_p.setter
+    def sublayer_p(self, p: float) -> None:
+        self.dropout1.p = self.dropout2.p = PROBABILITY.check(_WHERE, "sublayer_p", p)
+
+    @property
+    def feedforward_p(self) -> float:
+        """Probability of dropping a hidden unit."""
+        return self.dropout.p
+
+    @feedforward_p.setter
+    def feedforward_p(self, p: float) -> None:
+        self.dropout.p = PROBABILITY.check(_WHERE, "feedforward_p", p)
+
+    def forward(
+        self,
+        src: Tensor,
+        src_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool = False,
+        *,
+        key: int | Tensor | None = None,
+    ) -> Tensor:
+        """Apply the layer.
+
+        Args:
+            src: Tensor of shape (length, d_model), or a batch with three axes, as `batch_first` says; or a strided
+                nested tensor of such sequences, for which no masks are given.
+            src_mask: As `attn_mask` for `MultiheadAttention`. Default: none.
+            src_key_padding_mask: As its `key_padding_mask`. Default: none.
+            is_causal: Says that `src_mask` is causal, so that it need not be read; not checked. Default: False.
+            key: The key of all noise of the call, as for `dropkit.functional.dropout`; slices of axis 0 are the
+                examples of the batch. Default: drawn.
+
+        Returns:
+            A tensor of the input's shape.
+
+        Raises:
+            ArgumentError: If shapes do not fit, or `is_causal` comes without `src_mask`.
+            ArgumentTypeError: If an argument has a wrong type.
+        """
+        check_bool(_WHERE, "is_causal", is_causal)
+        if isinstance(src, Tensor) and src.is_nested:
+            return self._nested(src, src_mask, src_key_padding_mask, is_causal, key)
+        batch = self._checked(src, src_mask, src_key_padding_mask, is_causal, key)
+        if not (self.training or self._draws() or traced()):
+            return super().forward(src, src_mask, src_key_padding_mask, is_causal)
+        keys: list[_Key] = [None] * _FIELDS
+        if self._draws():
+            generator = self.generator if key is None else None
+            _, noise = find_noise(_WHERE, batch, 0.0, key, generator, names=_NAMES)
+            keys = [*noise.keys(_FIELDS)]
+        if src_key_padding_mask is not None and src.dim() == 2:
+            src_key_padding_mask = src_key_padding_mask.unsqueeze(0)
+        x, masks = batch.contiguous(), (src_mask, src_key_padding_mask, is_causal)
+        if self.norm_first:
+            x = _added(self.dropout1, self._attended(self.norm1(x), masks, keys[0]), x, keys[1])
+            x = _added(self.dropout2, self._fed_forward(self.norm2(x), keys[2]), x, keys[3])
+        else:
+            x = self.norm1(_added(self.dropout1, self._attended(x, masks, keys[0]), x, keys[1]))
+            x = self.norm2(_added(self.dropout2, self._fed_forward(x, keys[2]), x, keys[3]))
+        return x.squeeze(0) if src.dim() == 2 else self._turned(x)
+
+    def _turned(self, x: Tensor) -> Tensor:
+        """Turn a batch as the user lays it into a batch-first one, or back."""
+        return x if self.self_attn.batch_first else x.transpose(0, 1).contiguous()
+
+    def _checked(self, src: Tensor, src_mask: Any, src_key_padding_mask: Any, is_causal: bool, key: Any) -> Tensor:
+        """Check what is given, and return the input as a batch, batch first."""
+        check_tensor(_WHERE, "src", src, (2, 3), self.self_attn.embed_dim)
+        is_batched = src.dim() == 3
+        batch = src.unsqueeze(0) if not is_batched else src if self.self_attn.batch_first else src.transpose(0, 1)
+        call = Call(_WHERE, batch.size(0), self.self_attn.num_heads, batch.size(1), batch.size(1), is_batched)
+        check_masks(call, src_mask, src_key_padding_mask, is_causal, ("src_mask", "src_key_padding_mask"))
+        if key is not None:
+            check_source(_WHERE, batch, 0.0, key, None, 0, _NAMES)
+        return batch
+
+    def _draws(self) -> bool:
+        """Tell whether the next call draws noise."""
+        return any(map(_may_draw, (self.self_attn, self.dropout, self.dropout1, self.dropout2)))
+
+    def _attended(self, x: Tensor, masks: tuple[Tensor | None, Tensor | None, bool], key: _Key) -> Tensor:
+        attn_mask, key_padding_mask, is_causal = masks
+        x = self._turned(x)
+        source = {"dropout_key": key} if isinstance(self.self_attn, MultiheadAttention) else {}
+        output, _ = self.self_attn(
+            x, x, x, attn_mask=attn_mask, key_padding_mask=key_padding_mask, need_weights=False, is_causal=is_causal,
+            **source,
+        )  # fmt: skip
+        return self._turned(output)
+
+    def _fed_forward(self, x: Tensor, key: _Key) -> Tensor:
+        hidden, activation = self.linear1(x), _fused_name(self.activation)
+        if activation and _is_plain(self.dropout):
+            hidden = activation_dropout(hidden, activation, self.dropout.rate, self.dropout.is_on, key=key)
+        else:
+            hidden = _dropped(self.dropout, self.activation(hidden), key)
+        return self.linear2(hidden)
+
+    def _nested(self, src: Tensor, src_mask: Any, src_key_padding_mask: Any, is_causal: bool, key: _Key) -> Tensor:
+        """Apply the layer to sequences padded to one length, unless PyTorch's own code runs, which takes them as is."""
+        if not (self.training or self._draws()):
+            return super().forward(src, src_mask, src_key_padding_mask, is_causal)
+        for name, mask in (("src_mask", src_mask), ("src_key_padding_mask", src_key_padding_mask)):
+            if mask is not None:
+                raise argument_error(_WHERE, name, "None where src is nested", type(mask))
+        if src.layout != torch.strided or not self.self_attn.batch_first:
+            rule = "dense, or nested of the strided layout and batch first"
+            raise argument_type_error(_WHERE, "src", rule, src.layout)
+        lengths = [part.size(0) for part in src.unbind()]
+        padded = torch.nested.to_padded_tensor(src, 0.0)
+        positions = torch.arange(padded.size(1), device=src.device)
+        is_padding = positions >= torch.tensor(lengths, device=src.device)[:, None]
+        output = self.forward(padded, src_key_padding_mask=is_padding, key=key)
+        return torch.nested.as_nested_tensor([row[:length] for row, length in zip(output, lengths, strict=True)])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TransformerEncoderLayer":
+        memo[id(self.generator)] = self.generator
+        memo[id(self)] = copied = self.__class__.__new__(self.__class__)
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
+
+
+def _may_draw(module: torch.nn.Module) -> bool:
+    """Tell whether a module draws at its next call; the user may have put any other in a place of dropout."""
+    if isinstance(module, RateMixin):
+        return module.is_on and (isinstance(module.rate, Tensor) or module.rate > 0)
+    return module.is_on if isinstance(module, NoiseMixin) else module.training
+
+
+def _is_plain(module: torch.nn.Module) -> TypeGuard[Dropout]:
+    """Tell whether a module is nothing but dropout of single elements, so that it may be fused."""
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    return type(module) is Dropout and not hooks and not module.broadcast_dims and module.scale_at == "train"
+
+
+def _dropped(module: torch.nn.Module, x: Tensor, key: _Key) -> Tensor:
+    return module(x, key=key) if isinstance(module, NoiseMixin) else module(x)
+
+
+def _added(module: torch.nn.Module, output: Tensor, residual: Tensor, key: _Key) -> Tensor:
+    """Add what a sub-layer gives to the residual, with dropout."""
+    if not _is_plain(module):
+        return residual + _dropped(module, output, key)
+    return dropout_add(output, residual, module.rate, module.is_on, key=key)
+
+
+def _fused_name(activation: Any) -> str | None:
+    """Return the name of an activation that is fused with dropout."""
+    if isinstance(activation, torch.nn.Module) and (activation._forward_hooks or activation._forward_pre_hooks):
+        return None
+    if type(activation) is torch.nn.GELU:
+        return "gelu_tanh" if activation.approximate == "tanh" else "gelu"
+    kind = {torch.nn.ReLU: "relu", torch.nn.SiLU: "silu"}.get(type(activation))
+    return kind or next((name for function, name in _FUSED if activation is function), None)
