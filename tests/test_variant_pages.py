@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dropkit.nn.variants import VARIANTS
-from tools.variant_pages import FOLDER, KEY, pages, panels
+from tools.variant_pages import FOLDER, KEY, pages, picture
 
 PAGES = pages()
 STALE = "The registry or a docstring changed: `make docs` writes the pages anew, which belong to the change."
@@ -50,8 +50,9 @@ def test_the_picture_of_dropout_is_its_mask() -> None:
 
 
 def test_what_shares_a_draw_is_drawn_alike() -> None:
-    mask = panels(VARIANTS["Dropout2d"])
-    assert mask is not None
+    drawn = picture(VARIANTS["Dropout2d"])
+    assert drawn is not None
+    mask = drawn.cells
     examples, channels, height, width = mask.shape
     want = {
         (70 * c + 12 * w, 46 * n + 12 * h)
@@ -66,9 +67,9 @@ def test_what_shares_a_draw_is_drawn_alike() -> None:
 
 
 def test_noise_is_drawn_in_levels() -> None:
-    found = panels(VARIANTS["GaussianDropout"])
-    assert found is not None
-    assert abs(float(found.mean()) - 1) < 5 / 256**0.5  # a false alarm in 10**6, of a deviation of 1 a cell
+    drawn = picture(VARIANTS["GaussianDropout"])
+    assert drawn is not None
+    assert abs(float(drawn.cells.mean()) - 1) < 5 / 256**0.5  # a false alarm in 10**6, of a deviation of 1 a cell
     opacities = set(re.findall(r'fill-opacity="([\d.]+)"', PAGES["GaussianDropout.svg"]))
     assert opacities <= {f"{level / 10:g}" for level in range(1, 11)}
     assert len(opacities) > 5

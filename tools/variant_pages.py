@@ -5,8 +5,9 @@ runs it, and a test compares what it would write with what is there.
 """
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ import dropkit.nn  # fills the registry  # noqa: F401
 from dropkit.nn.variants import VARIANTS, Variant
 from dropkit.study.methods import METHODS
 
-__all__ = ["FOLDER", "pages", "panels"]
+__all__ = ["FOLDER", "KEY", "Picture", "pages", "picture"]
 
 FOLDER = Path(__file__).parents[1] / "docs" / "variants"
 KEY = 2014
@@ -38,15 +39,22 @@ probability of dropping. [Where to put dropout, and how much](../placement.md) s
 """
 
 
+class Picture(NamedTuple):
+    """What a picture shows: bools or factors, and what they are."""
+
+    cells: Tensor
+    what: str
+
+
 def pages(rows: Iterable[Variant] = tuple(VARIANTS.values())) -> dict[str, str]:
     """Return the text of every file, by its name in the folder."""
     rows = sorted(rows, key=lambda row: (list(_FAMILIES).index(row.family), row.name))
     found = {"index.md": _index(rows)}
     for row in rows:
-        drawn = panels(row)
+        drawn = picture(row)
         found[f"{row.name}.md"] = _page(row, drawn)
         if drawn is not None:
-            found[f"{row.name}.svg"] = _svg(drawn, row.name)
+            found[f"{row.name}.svg"] = _svg(drawn.cells, row.name)
     return found
 
 
@@ -65,7 +73,7 @@ def _line(row: Variant) -> str:
     return f"| {' | '.join(map(_cell, cells))} |"
 
 
-def _page(row: Variant, drawn: Tensor | None) -> str:
+def _page(row: Variant, drawn: Picture | None) -> str:
     names = " or ".join(f"`dropkit.nn.{name}`" for name in (row.name, *row.aliases))
     parts = [_NOTE, f"# {row.name}", f"{row.title[:1].upper()}{row.title[1:]}: {names}.", *_description(row)]
     rates = f"Typical rates: {row.facts['typical rates']}."
@@ -96,31 +104,40 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _caption(row: Variant, drawn: Tensor) -> str:
-    what = "Its mask" if drawn.dtype == torch.bool else "What it multiplies by"
-    colours = "dark is kept" if drawn.dtype == torch.bool else "the darker, the larger"
-    shape = " x ".join(map(str, drawn.shape))
-    return f"{what} at p = {row.rates[0]:g} for {shape} elements: {colours}."
+def _caption(row: Variant, drawn: Picture) -> str:
+    colours = "dark is kept" if drawn.cells.dtype == torch.bool else "the darker, the larger"
+    shape = " x ".join(map(str, drawn.cells.shape))
+    return f"{drawn.what} at p = {row.rates[0]:g}, {shape} elements: {colours}."
 
 
-def panels(row: Variant) -> Tensor | None:
-    """Return what a row's picture shows at the fixed key: a mask, or factors, or None where neither has a shape.
+def picture(row: Variant) -> Picture | None:
+    """Return what a row's picture shows at the fixed key: a mask, else factors of the output, or None for neither.
 
-    A mask that elements share is shown at the size of what shares it.
+    A mask of activations that elements share is shown at the size of what shares it.
     """
-    if not row.is_layer:
-        return None
     torch.manual_seed(0)  # for layers with weights
     layer = row.build(row.rates[0])
     shapes = [_WIDE] * len(row.inputs) if row.takes_any_shape else row.inputs
     inputs = [torch.ones(shape) for shape in shapes]
+    arguments = inspect.signature(layer.forward).parameters
+    key = {name: KEY for name in arguments if name.endswith("key")}
+    asked = {name: True for name in arguments if name.startswith("return_") and "mask" in name}
     with torch.no_grad():
-        if "return_mask" in inspect.signature(layer.forward).parameters:
-            mask = layer(*inputs, key=KEY, return_mask=True)[1]
-            shared = row.acts_on == "activations" and mask.dim() == inputs[0].dim()
-            return mask.expand(inputs[0].shape).clone() if shared else mask
-        output = layer(*inputs, key=KEY)
-    return output if isinstance(output, Tensor) and output.shape == inputs[0].shape else None
+        found = layer(*inputs, **key, **asked)
+        return _mask(row, found[-1], inputs[0]) if asked else _factors(found, layer.eval()(*inputs))
+
+
+def _mask(row: Variant, mask: Tensor | Mapping[str, Tensor], input: Tensor) -> Picture:
+    if isinstance(mask, Mapping):
+        name, mask = next(iter(mask.items()))
+        return Picture(mask, f"Its mask `{name}`")
+    shared = row.acts_on == "activations" and mask.dim() == input.dim()
+    return Picture(mask.expand(input.shape) if shared else mask, "Its mask")
+
+
+def _factors(output: Tensor, plain: Tensor) -> Picture | None:
+    same = isinstance(output, Tensor) and output.shape == plain.shape
+    return Picture(output / plain, "What its output is multiplied by") if same else None
 
 
 def _svg(drawn: Tensor, name: str) -> str:
