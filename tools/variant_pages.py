@@ -7,7 +7,7 @@ runs it, and a test compares what it would write with what is there.
 import inspect
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -120,11 +120,11 @@ def picture(row: Variant) -> Picture | None:
     shapes = [_WIDE] * len(row.inputs) if row.takes_any_shape else row.inputs
     inputs = [torch.ones(shape) for shape in shapes]
     arguments = inspect.signature(layer.forward).parameters
-    key = {name: KEY for name in arguments if name.endswith("key")}
+    key = {name: KEY for name, each in arguments.items() if each.kind is each.KEYWORD_ONLY and name.endswith("key")}
     asked = {name: True for name in arguments if name.startswith("return_") and "mask" in name}
     with torch.no_grad():
         found = layer(*inputs, **key, **asked)
-        return _mask(row, found[-1], inputs[0]) if asked else _factors(found, layer.eval()(*inputs))
+        return _mask(row, found[-1], inputs[0]) if asked else _factors(row, found, layer.eval()(*inputs))
 
 
 def _mask(row: Variant, mask: Tensor | Mapping[str, Tensor], input: Tensor) -> Picture:
@@ -135,9 +135,13 @@ def _mask(row: Variant, mask: Tensor | Mapping[str, Tensor], input: Tensor) -> P
     return Picture(mask.expand(input.shape) if shared else mask, "Its mask")
 
 
-def _factors(output: Tensor, plain: Tensor) -> Picture | None:
-    same = isinstance(output, Tensor) and output.shape == plain.shape
-    return Picture(output / plain, "What its output is multiplied by") if same else None
+def _factors(row: Variant, output: Any, plain: Any) -> Picture | None:
+    """Return output by output of evaluation; nothing where noise of several places comes together in it."""
+    if "," in row.acts_on:
+        return None
+    if isinstance(output, tuple):
+        return Picture(output[-1] / plain[-1], f"What its {row.acts_on} are multiplied by")
+    return Picture(output / plain, "What its output is multiplied by")
 
 
 def _svg(drawn: Tensor, name: str) -> str:
