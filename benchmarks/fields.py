@@ -15,7 +15,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_
 
 import numpy as np
 import torch
-from cpu import minima
+from timing import minima
 
 from dropkit import kernels, random
 from dropkit.kernels import fields, portable

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from cpu import settle_allocator
+from timing import settle_allocator
 from torch import Tensor
 
 from dropkit import kernels

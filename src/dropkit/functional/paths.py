@@ -8,9 +8,11 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from dropkit._checks import PROBABILITY, Choice, Integer, argument_error, argument_type_error
+from dropkit.functional.address import check_source
 from dropkit.functional.autograd import traced
 from dropkit.functional.dropout import dropout
-from dropkit.functional.inputs import check_input
+from dropkit.functional.inputs import check_input, leading
+from dropkit.kernels.portable import survivor_scale
 
 __all__ = ["MODES", "drop_path", "linear_rates", "skip_path"]
 
@@ -183,8 +185,16 @@ def _of_kept(
     found = _run(branch, input.index_select(0, rows))
     if scale_by_keep:
         rates = p.index_select(0, rows) if isinstance(p, Tensor) and p.dim() else p
-        found = dropout(found, rates, mask=keep.new_ones((1,) * found.dim()))
-    return found.new_zeros(input.shape).index_copy(0, rows, found)
+        found = _scaled(found, rates)
+    return found.new_zeros(input.shape).index_copy_(0, rows, found)
+
+
+def _scaled(found: Tensor, p: float | Tensor) -> Tensor:
+    if found.dtype not in (torch.float32, torch.float64):
+        return dropout(found, p, mask=torch.ones((1,) * found.dim(), dtype=torch.bool, device=found.device))
+    threshold, *_ = check_source("skip_path", found, p, None, None, 0)
+    scale = survivor_scale(threshold)  # the same in one pass over memory
+    return found * leading(scale, found).to(found.dtype)
 
 
 def _run(branch: Callable[[Tensor], Tensor], input: Tensor) -> Tensor:

@@ -1,0 +1,127 @@
+"""What the layers cost on a CPU: against a multiplication of the same tensor, and against whoever else has them.
+
+    python benchmarks/layers.py [--quick] [NAME ...]
+
+Every row is measured in one process, its sides interleaved; the minimum of many repeats is taken. A bar stands beside
+each ratio that has one. Names pick rows of the table at the end.
+"""
+
+import sys
+from collections.abc import Callable
+
+import torch
+from peers import timm_drop
+from timing import Ratio, minima, report, settle_allocator, with_backward
+from torch import Tensor
+
+import dropkit
+from dropkit import kernels
+from dropkit.nn import DropBlock2d, Dropout, Dropout1d, Dropout2d, Dropout3d, DropPath, LockedDropout
+
+IMAGES, SEQUENCES, VOLUMES = (64, 128, 28, 28), (32, 512, 256), (16, 32, 16, 28, 28)
+
+
+def shown(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def against_product(name: str, layer: Callable[[Tensor], Tensor], shape: tuple[int, ...], bar: float | None) -> None:
+    """Compare forward, and forward and backward, with those of a multiplication."""
+    x, grad = torch.randn(shape), torch.randn(shape)
+    trained = x.clone().requires_grad_()
+    report(Ratio(f"{name}, {shown(shape)}: multiplication", *minima(lambda: layer(x), lambda: x * 1.25), bar))
+    both = minima(with_backward(layer, trained, grad), with_backward(lambda x: x * 1.25, trained, grad))
+    report(Ratio(f"{name}, {shown(shape)}, forward + backward: multiplication", *both))
+
+
+def channels() -> None:
+    for p in (0.1, 0.5):
+        against_product(f"Dropout1d p = {p}", Dropout1d(p), SEQUENCES, 1.5)
+        against_product(f"Dropout2d p = {p}", Dropout2d(p), IMAGES, 1.5)
+        against_product(f"Dropout3d p = {p}", Dropout3d(p), VOLUMES, 1.5)
+    x = torch.randn(IMAGES).to(memory_format=torch.channels_last)
+    layer = Dropout2d(0.5)
+    name = f"Dropout2d p = 0.5, {shown(IMAGES)} channels-last: multiplication"
+    report(Ratio(name, *minima(lambda: layer(x), lambda: x * 1.25)))
+
+
+def shared_axes() -> None:
+    for shape, axes in ((IMAGES, 1), (IMAGES, (2, 3)), (IMAGES, 0), (SEQUENCES, 0), (SEQUENCES, 1), (SEQUENCES, 2)):
+        against_product(f"Dropout p = 0.5, broadcast_dims={axes}", Dropout(0.5, broadcast_dims=axes), shape, 1.5)
+
+
+def locked() -> None:
+    for p in (0.1, 0.5):
+        against_product(f"LockedDropout p = {p}", LockedDropout(p), SEQUENCES, 1.5)
+    against_product("LockedDropout p = 0.5, time first", LockedDropout(0.5, batch_first=False), SEQUENCES, 1.5)
+
+
+def paths() -> None:
+    for shape in (IMAGES, SEQUENCES):
+        against_product("DropPath p = 0.1", DropPath(0.1), shape, 1.5)
+        against_product("DropPath p = 0.5", DropPath(0.5), shape, 1.5)
+        against_product("DropPath p = 0.5 of the batch", DropPath(0.5, "batch"), shape, 1.5)
+
+
+def convolutions(channels: int) -> torch.nn.Module:
+    """Return the branch of a residual block."""
+    first, second = (torch.nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+    return torch.nn.Sequential(first, torch.nn.ReLU(), second)
+
+
+def skipping() -> None:
+    for shape in ((64, 64, 28, 28), (32, 128, 14, 14)):
+        skip_half(shape)
+
+
+def skip_half(shape: tuple[int, ...]) -> None:
+    """Compare a block that does not run what it drops: half of the rows, so that no draw is a lucky one."""
+    x, grad, half = torch.randn(shape, requires_grad=True), torch.randn(shape), torch.arange(shape[0]) % 2 == 0
+    branch, path, keep = convolutions(shape[1]), DropPath(0.5), half.view(-1, 1, 1, 1)
+
+    def ours(x: Tensor) -> Tensor:
+        return x + path.skip(branch, x, mask=keep)
+
+    def other(x: Tensor) -> Tensor:
+        return x + branch(x) * (keep.to(x.dtype) / 0.5)
+
+    name = f"residual block {shown(shape)} p = 0.5 that skips: one that multiplies by 0"
+    with torch.no_grad():
+        report(Ratio(name, *minima(lambda: ours(x), lambda: other(x)), 1.5, True))
+    both = minima(with_backward(ours, x, grad), with_backward(other, x, grad))
+    report(Ratio(f"{name}, forward + backward", *both, 1.5, True))
+
+
+def blocks() -> None:
+    """Compare DropBlock with timm's, of channels that have blocks of their own and of channels that share them."""
+    drop = timm_drop()
+    if drop is None:
+        print("timm is not installed: DropBlock is compared with nothing")
+        return
+    for shape in (IMAGES, (64, 256, 14, 14)):
+        x = torch.randn(shape)
+        for shares in (False, True):
+            ours = DropBlock2d(0.1, 7, share_channels=shares)
+            theirs = drop.DropBlock2d(0.1, 7, couple_channels=shares)
+            name = f"DropBlock2d {shown(shape)}{', shared by channels' if shares else ''}: timm's"
+            report(Ratio(name, *minima(lambda: ours(x), lambda: theirs(x)), 1.0, True))  # noqa: B023  # called here
+
+
+TABLE: tuple[Callable[[], None], ...] = (channels, shared_axes, locked, paths, skipping, blocks)
+
+
+def main() -> None:
+    """Print the table, for one thread and for two."""
+    settle_allocator()
+    print(f"dropkit {dropkit.__version__}, torch {torch.__version__}\n{kernels.info()}")
+    wanted = [name for name in sys.argv[1:] if not name.startswith("--")]
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        print(f"\n{threads} thread{'s' * (threads > 1)}: microseconds of ours, of the other, and their ratio")
+        for rows in TABLE:
+            if not wanted or rows.__name__ in wanted:
+                rows()
+
+
+if __name__ == "__main__":
+    main()

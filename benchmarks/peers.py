@@ -1,0 +1,52 @@
+"""Other libraries' dropout, where it is installed: to be timed against, and to be tested against."""
+
+import importlib
+import importlib.util
+import os
+import re
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+__all__ = ["keras_layers", "timm_drop"]
+
+_named: list[torch.library.Library] = []  # which lose their operators once they are forgotten
+
+
+def _name_vision_operators() -> None:
+    """Give the operators of torchvision their names.
+
+    Its wheel for CUDA cannot load them beside a PyTorch without it, and its import ends there. With the names alone
+    nothing of it runs, but what imports it can be imported.
+    """
+    found = importlib.util.find_spec("torchvision")
+    if found is None or found.origin is None:
+        return
+    text = Path(found.origin).with_name("_meta_registrations.py").read_text()
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for operator in sorted(set(re.findall(r'"torchvision::(\w+)"', text))):
+        library.define(f"{operator}(Tensor input) -> Tensor")
+    _named.append(library)
+
+
+@cache
+def timm_drop() -> ModuleType | None:
+    """Return timm's module of dropout, or None where timm is not installed."""
+    if importlib.util.find_spec("timm") is None:
+        return None
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError:  # operator torchvision::nms does not exist
+        _name_vision_operators()
+    return importlib.import_module("timm.layers.drop")
+
+
+@cache
+def keras_layers() -> ModuleType | None:
+    """Return the layers of Keras on PyTorch, or None where Keras is not installed."""
+    if importlib.util.find_spec("keras") is None:
+        return None
+    os.environ["KERAS_BACKEND"] = "torch"  # read at import
+    return importlib.import_module("keras.layers")
