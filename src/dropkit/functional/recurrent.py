@@ -20,7 +20,7 @@ from dropkit.functional.recurrent_cells import (
     lstm_cell,
     run_cell,
 )
-from dropkit.functional.recurrent_fast import fits
+from dropkit.functional.recurrent_fast import drop, fits, is_plain
 
 __all__ = ["Sequences", "label", "open_packed", "run_network"]
 
@@ -148,7 +148,9 @@ class _Noise:
 
     def drop(self, x: Tensor, name: str) -> Tensor:
         kept = self._kept(name)
-        return x if kept is None else kept.drop(x)
+        if kept is None:
+            return x
+        return drop(x, kept) if is_plain(x) else kept.drop(x)
 
     def of_cell(self, mode: str, layer: int, direction: int) -> CellNoise:
         return CellNoise(

@@ -7,7 +7,16 @@ from torch import Tensor
 
 from dropkit.functional.autograd import apply_function
 from dropkit.functional.recurrent_cells import CellNoise, States, Weights, gru_cell
-from dropkit.functional.recurrent_fast import HiddenProduct, Mask, grads_by_autograd, order, zone_mask
+from dropkit.functional.recurrent_fast import (
+    HiddenProduct,
+    Update,
+    grads_by_autograd,
+    in_order,
+    integers,
+    order,
+    settle,
+    zone_bits,
+)
 
 __all__ = ["run_fast"]
 
@@ -27,6 +36,7 @@ class _FastGRU(torch.autograd.Function):
         noise: CellNoise,
         reverse: bool,
     ) -> tuple[Tensor, Tensor]:
+        inputs = x, h, weight_ih, weight_hh, bias_ih, bias_hh
         steps, batch, size = *x.shape[:2], h.shape[1]
         flat = x.flatten(0, 1) @ weight_ih.t()
         flat = flat if bias_ih is None else flat.add_(bias_ih)
@@ -36,23 +46,25 @@ class _FastGRU(torch.autograd.Function):
         hs = x.new_empty(steps + 1, batch, size)
         first, last = (steps, 0) if reverse else (0, steps)
         hs[first] = h
-        update, new = Mask(noise.update, gates[:, :, 0].shape), zone_mask(noise, 0, gates[:, :, 0].shape)
-        product = HiddenProduct(noise.recurrent, weight_hh, batch)
-        product.prepare(h)
+        update, new = Update(noise.update, gates[:, :, 0]), zone_bits(noise, 0, gates[:, :, 0])
+        product = HiddenProduct(noise.recurrent, weight_hh, h)
         fresh = torch.empty_like(h)
-        for step, before, after in order(steps, reverse):
-            product.add_to(hidden[step].view(batch, -1), hs[before])
-            now = gates[step]
-            now[:, :2].add_(hidden[step, :, :2]).sigmoid_()
+        hs_bits, gates_bits, fresh_bits = (value.view(integers(x.dtype)) for value in (hs, gates, fresh))
+        parts = zip(order(steps, reverse), in_order(gates, reverse), in_order(hidden, reverse), strict=True)
+        for (step, before, after), now, by_hidden in parts:
+            h = hs[before]
+            product.add_to(by_hidden.view(batch, -1), h)
             r, z, n = now.unbind(1)
-            n.addcmul_(r, hidden[step, :, 2]).tanh_()
-            if update.drop is not None:
-                n.mul_(update.scale).masked_fill_(update.drop[step], 0.0)
-            torch.lerp(n, hs[before], z, out=hs[after] if new is None else fresh)
+            now[:, :2].add_(by_hidden[:, :2]).sigmoid_()
+            n.addcmul_(r, by_hidden[:, 2]).tanh_()
+            if update.keep is not None:
+                n.mul_(update.scale)
+                gates_bits[step, :, 2].bitwise_and_(update.keep[step])
+            torch.lerp(n, h, z, out=hs[after] if new is None else fresh)
             if new is not None:
-                torch.where(new[step], fresh, hs[before], out=hs[after])
-        ctx.save_for_backward(x, h, weight_ih, weight_hh, bias_ih, bias_hh, gates, hidden[:, :, 2], hs)
-        ctx.noise, ctx.reverse = noise, reverse
+                settle(fresh_bits, hs_bits[before], new[step], hs_bits[after])
+        ctx.save_for_backward(*inputs, gates, hidden[:, :, 2], hs)
+        ctx.noise, ctx.reverse, ctx.prepared = noise, reverse, (update, new, product)
         return (hs[:-1] if reverse else hs[1:]).clone(), hs[last].clone()
 
     @staticmethod
@@ -60,24 +72,24 @@ class _FastGRU(torch.autograd.Function):
         *inputs, gates, hidden_n, hs = ctx.saved_tensors
         if torch.is_grad_enabled():
             return *grads_by_autograd(gru_cell, inputs, 1, ctx.noise, ctx.reverse, (grad, grad_h)), None, None
-        x, _, weight_ih, weight_hh, *_ = inputs
-        noise, (steps, batch, *_) = ctx.noise, gates.shape
-        new = zone_mask(noise, 0, hidden_n.shape)
+        x, _, weight_ih, *_ = inputs
+        steps, batch, *_ = gates.shape
+        update, new, product = ctx.prepared
         before = slice(1, None) if ctx.reverse else slice(-1)
-        slopes, slope_n, stays = _slopes(gates, hidden_n, hs[before], Mask(noise.update, hidden_n.shape), new)
-        product = HiddenProduct(noise.recurrent, weight_hh, batch)
+        slopes, slope_n, stays = _slopes(gates, hidden_n, hs[before], update, new)
         dh, kept = grad_h.clone(), torch.empty_like(grad_h)
-        for step, _, _ in reversed(order(steps, ctx.reverse)):
-            dh += grad[step]
-            slopes[step].mul_(dh.unsqueeze(1))
-            slope_n[step].mul_(dh)
-            torch.mul(dh, stays[step], out=kept)
-            product.backward(slopes[step].view(batch, -1), dh)
+        parts = zip(slopes, slope_n, stays, grad, strict=True)
+        for by_hidden, by_n, stay, own in in_order(parts, not ctx.reverse):
+            dh += own
+            by_hidden.mul_(dh.unsqueeze(1))
+            by_n.mul_(dh)
+            torch.mul(dh, stay, out=kept)
+            product.backward(by_hidden.view(batch, -1), dh)
             dh += kept
         wants = ctx.needs_input_grad
-        by_hidden = slopes.view(steps, batch, -1)
-        weight_gradient = product.weight_gradient(by_hidden, hs[before]) if wants[3] else None
-        bias_gradient = by_hidden.sum((0, 1)) if wants[5] else None
+        of_hidden = slopes.view(steps, batch, -1)
+        weight_gradient = product.weight_gradient(of_hidden, hs[before]) if wants[3] else None
+        bias_gradient = of_hidden.sum((0, 1)) if wants[5] else None
         slopes[:, :, 2] = slope_n
         flat = slopes.view(steps * batch, -1)
         return (
@@ -99,7 +111,7 @@ def run_fast(x: Tensor, states: States, weights: Weights, noise: CellNoise, reve
 
 
 def _slopes(
-    gates: Tensor, hidden_n: Tensor, h: Tensor, update: Mask, new: Tensor | None
+    gates: Tensor, hidden_n: Tensor, h: Tensor, update: Update, new: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the slopes of the new state at all steps.
 
@@ -107,16 +119,16 @@ def _slopes(
     """
     r, z, n = gates.unbind(2)
     slope_n = torch.addcmul(torch.full_like(n, update.scale), n, n, value=-1.0 / update.scale).mul_(1.0 - z)
-    if update.drop is not None:
-        slope_n.masked_fill_(update.drop, 0.0)
+    if update.keep is not None:
+        slope_n.view(update.keep.dtype).bitwise_and_(update.keep)
     slopes = torch.addcmul(gates, gates, gates, value=-1.0)  # of the sigmoids
     slopes[:, :, 1].mul_(h - n)
     stays = z.clone()
     if new is not None:
-        old = ~new
-        slope_n.masked_fill_(old, 0.0)
-        slopes[:, :, 1].masked_fill_(old, 0.0)
-        stays.masked_fill_(old, 1.0)
+        slope_n.view(new.dtype).bitwise_and_(new)
+        slopes.view(new.dtype)[:, :, 1].bitwise_and_(new)
+        stays.view(new.dtype).bitwise_and_(new)
+        stays -= (~new).to(stays.dtype)  # ~new is 0 or -1: past a zoned unit the old state goes whole
     slopes[:, :, 0].mul_(slope_n).mul_(hidden_n)
     torch.mul(slope_n, r, out=slopes[:, :, 2])
     return slopes, slope_n, stays

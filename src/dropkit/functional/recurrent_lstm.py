@@ -7,7 +7,16 @@ from torch import Tensor
 
 from dropkit.functional.autograd import apply_function
 from dropkit.functional.recurrent_cells import CellNoise, States, Weights, lstm_cell
-from dropkit.functional.recurrent_fast import HiddenProduct, Mask, grads_by_autograd, order, zone_mask
+from dropkit.functional.recurrent_fast import (
+    HiddenProduct,
+    Update,
+    grads_by_autograd,
+    in_order,
+    integers,
+    order,
+    settle,
+    zone_bits,
+)
 
 __all__ = ["run_fast"]
 
@@ -28,6 +37,7 @@ class _FastLSTM(torch.autograd.Function):
         noise: CellNoise,
         reverse: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        inputs = x, h, c, weight_ih, weight_hh, bias_ih, bias_hh
         steps, batch, size = *x.shape[:2], h.shape[1]
         flat = x.flatten(0, 1) @ weight_ih.t()
         if bias_ih is not None and bias_hh is not None:
@@ -37,29 +47,35 @@ class _FastLSTM(torch.autograd.Function):
         tanh_c = x.new_empty(steps, batch, size)
         first, last = (steps, 0) if reverse else (0, steps)
         hs[first], cs[first] = h, c
-        update, (new_h, new_c) = Mask(noise.update, tanh_c.shape), (zone_mask(noise, i, tanh_c.shape) for i in range(2))
-        product = HiddenProduct(noise.recurrent, weight_hh, batch)
-        product.prepare(h)
+        update = Update(noise.update, tanh_c)
+        new_h, new_c = (zone_bits(noise, state, tanh_c) for state in range(2))
+        product = HiddenProduct(noise.recurrent, weight_hh, h)
         fresh_h, fresh_c = torch.empty_like(h), torch.empty_like(c)
-        for step, before, after in order(steps, reverse):
-            now = gates[step]
-            product.add_to(now.view(batch, -1), hs[before])
-            now[:, :2].sigmoid_()
-            now[:, 3].sigmoid_()
-            i, f, g, o = now.unbind(1)
+        whole = integers(x.dtype)
+        fresh_h_bits, fresh_c_bits, g_bits = (value.view(whole) for value in (fresh_h, fresh_c, gates[:, :, 2]))
+        h_at, c_at, h_bits, c_bits = (value.unbind() for value in (hs, cs, hs.view(whole), cs.view(whole)))
+        parts = zip(
+            order(steps, reverse),
+            *(in_order(part, reverse) for part in (flat.view(steps, batch, -1), gates[:, :, :2], *gates.unbind(2))),
+            strict=True,
+        )
+        for (step, before, after), now, i_f, i, f, g, o in parts:
+            product.add_to(now, h_at[before])
+            i_f.sigmoid_()
+            o.sigmoid_()
             g.tanh_()
-            if update.drop is not None:
-                g.masked_fill_(update.drop[step], 0.0)
-            to_c = cs[after] if new_c is None else fresh_c
-            torch.mul(f, cs[before], out=to_c).addcmul_(i, g, value=update.scale)
-            torch.tanh(to_c, out=tanh_c[step])
-            torch.mul(o, tanh_c[step], out=hs[after] if new_h is None else fresh_h)
+            if update.keep is not None:
+                g_bits[step].bitwise_and_(update.keep[step])
+            to_c = c_at[after] if new_c is None else fresh_c
+            torch.mul(f, c_at[before], out=to_c).addcmul_(i, g, value=update.scale)
+            tanh = torch.tanh(to_c, out=tanh_c[step])
+            torch.mul(o, tanh, out=h_at[after] if new_h is None else fresh_h)
             if new_c is not None:
-                torch.where(new_c[step], fresh_c, cs[before], out=cs[after])
+                settle(fresh_c_bits, c_bits[before], new_c[step], c_bits[after])
             if new_h is not None:
-                torch.where(new_h[step], fresh_h, hs[before], out=hs[after])
-        ctx.save_for_backward(x, h, c, weight_ih, weight_hh, bias_ih, bias_hh, gates, hs, cs, tanh_c)
-        ctx.noise, ctx.reverse = noise, reverse
+                settle(fresh_h_bits, h_bits[before], new_h[step], h_bits[after])
+        ctx.save_for_backward(*inputs, gates, hs, cs, tanh_c)
+        ctx.noise, ctx.reverse, ctx.prepared = noise, reverse, (update, new_h, new_c, product)
         return (hs[:-1] if reverse else hs[1:]).clone(), hs[last].clone(), cs[last].clone()
 
     @staticmethod
@@ -68,27 +84,42 @@ class _FastLSTM(torch.autograd.Function):
         if torch.is_grad_enabled():
             grads = (grad, grad_h, grad_c)
             return *grads_by_autograd(lstm_cell, inputs, 2, ctx.noise, ctx.reverse, grads), None, None
-        x, _, _, weight_ih, weight_hh, bias_ih, _ = inputs
-        noise, (steps, batch, *_) = ctx.noise, gates.shape
-        (new_h, new_c) = (zone_mask(noise, i, tanh_c.shape) for i in range(2))
+        x, _, _, weight_ih, _, bias_ih, _ = inputs
+        steps, batch, *_ = gates.shape
+        update, new_h, new_c, product = ctx.prepared
         before = slice(1, None) if ctx.reverse else slice(-1)
-        slopes, through = _slopes(gates, cs[before], tanh_c, Mask(noise.update, tanh_c.shape), new_h)
-        product = HiddenProduct(noise.recurrent, weight_hh, batch)
+        slopes, through = _slopes(gates, cs[before], tanh_c, update, new_h)
         dh, dc = grad_h.clone(), grad_c.clone()
-        for step, _, _ in reversed(order(steps, ctx.reverse)):
-            dh += grad[step]
-            stays_h = None if new_h is None else dh.masked_fill(new_h[step], 0.0)
-            stays_c = None if new_c is None else dc.masked_fill(new_c[step], 0.0)
-            if stays_c is not None:
-                dc -= stays_c
-            dc.addcmul_(dh, through[step])
-            slopes[step, :, :3].mul_(dc.unsqueeze(1))
-            slopes[step, :, 3].mul_(dh)
-            dc *= gates[step, :, 1]
-            product.backward(slopes[step].view(batch, -1), dh)
-            if stays_c is not None:
+        stays_h, stays_c = torch.empty_like(dh), torch.empty_like(dc)
+        dh_bits, dc_bits, stays_h_bits, stays_c_bits = (
+            value.view(integers(x.dtype)) for value in (dh, dc, stays_h, stays_c)
+        )
+        old_h, old_c = (None if new is None else ~new for new in (new_h, new_c))
+        parts = zip(
+            range(steps),
+            slopes.view(steps, batch, -1),
+            slopes[:, :, :3],
+            slopes[:, :, 3],
+            gates[:, :, 1],
+            through,
+            grad,
+            strict=True,
+        )
+        for step, now, of_c, of_h, f, by_c, own in in_order(parts, not ctx.reverse):
+            dh += own
+            if old_h is not None:
+                torch.bitwise_and(dh_bits, old_h[step], out=stays_h_bits)
+            if old_c is not None and new_c is not None:
+                torch.bitwise_and(dc_bits, old_c[step], out=stays_c_bits)
+                dc_bits.bitwise_and_(new_c[step])
+            dc.addcmul_(dh, by_c)
+            of_c.mul_(dc.unsqueeze(1))
+            of_h.mul_(dh)
+            dc *= f
+            product.backward(now, dh)
+            if old_c is not None:
                 dc += stays_c
-            if stays_h is not None:
+            if old_h is not None:
                 dh += stays_h
         dgates = slopes.view(steps, batch, -1)
         flat = dgates.flatten(0, 1)
@@ -113,22 +144,23 @@ def run_fast(x: Tensor, states: States, weights: Weights, noise: CellNoise, reve
     return output, tuple(last)
 
 
-def _slopes(gates: Tensor, c: Tensor, tanh_c: Tensor, update: Mask, new_h: Tensor | None) -> tuple[Tensor, Tensor]:
+def _slopes(gates: Tensor, c: Tensor, tanh_c: Tensor, update: Update, new_h: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return slopes at all steps, before the gates' functions.
 
     Of the new cell state by three gates, of the new hidden state by the last gate; and of that by the cell state.
     """
     slopes = torch.addcmul(gates, gates, gates, value=-1.0)  # of the sigmoids
     i, _, g, o = gates.unbind(2)
-    slopes[:, :, 0].mul_(g).mul_(update.scale)
+    slopes[:, :, 0].mul_(g)
     slopes[:, :, 1].mul_(c)
     torch.addcmul(i, i * g, g, value=-1.0, out=slopes[:, :, 2])
     slopes[:, :, 3].mul_(tanh_c)
     through = torch.addcmul(o, o * tanh_c, tanh_c, value=-1.0)
-    if update.drop is not None:
-        slopes[:, :, 2].mul_(update.scale).masked_fill_(update.drop, 0.0)
+    as_bits = slopes.view(integers(slopes.dtype))
+    if update.keep is not None:
+        slopes[:, :, ::2].mul_(update.scale)
+        as_bits[:, :, 2].bitwise_and_(update.keep)
     if new_h is not None:
-        old = ~new_h
-        slopes[:, :, 3].masked_fill_(old, 0.0)
-        through.masked_fill_(old, 0.0)
+        as_bits[:, :, 3].bitwise_and_(new_h)
+        through.view(new_h.dtype).bitwise_and_(new_h)
     return slopes, through
