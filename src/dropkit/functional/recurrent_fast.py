@@ -19,6 +19,7 @@ from dropkit.kernels.portable import survivor_scale
 
 __all__ = [
     "HiddenProduct",
+    "Split",
     "Update",
     "drop",
     "fits",
@@ -116,6 +117,29 @@ def settle(new: Tensor, old: Tensor, keep: Tensor, out: Tensor) -> None:
     """Write the new values where they are kept and the old ones elsewhere, all as integers; `new` is overwritten."""
     new.bitwise_xor_(old).bitwise_and_(keep)
     torch.bitwise_xor(new, old, out=out)
+
+
+class Split:
+    """The gradient of a state, walked back from step to step; where the state kept its old value, past the cell."""
+
+    def __init__(self, grad: Tensor, new: Tensor | None) -> None:
+        self.value, self.new = grad.clone(memory_format=torch.contiguous_format), new
+        self.past = torch.empty_like(self.value)
+        kind = integers(grad.dtype)
+        self.bits, self.past_bits = self.value.view(kind), self.past.view(kind)
+
+    def split(self, step: int) -> None:
+        """Set aside what goes past the cell."""
+        if self.new is not None:
+            torch.bitwise_and(self.bits, self.new[step], out=self.past_bits)
+            self.bits.bitwise_xor_(self.past_bits)
+            self.value, self.past = self.past, self.value
+            self.bits, self.past_bits = self.past_bits, self.bits
+
+    def join(self) -> None:
+        """Add what was set aside."""
+        if self.new is not None:
+            self.value += self.past
 
 
 class HiddenProduct:

@@ -9,6 +9,7 @@ from dropkit.functional.autograd import apply_function
 from dropkit.functional.recurrent_cells import CellNoise, States, Weights, gru_cell
 from dropkit.functional.recurrent_fast import (
     HiddenProduct,
+    Split,
     Update,
     grads_by_autograd,
     in_order,
@@ -73,28 +74,38 @@ class _FastGRU(torch.autograd.Function):
         if torch.is_grad_enabled():
             return *grads_by_autograd(gru_cell, inputs, 1, ctx.noise, ctx.reverse, (grad, grad_h)), None, None
         x, _, weight_ih, *_ = inputs
-        steps, batch, *_ = gates.shape
         update, new, product = ctx.prepared
+        steps, batch, *_ = gates.shape
         before = slice(1, None) if ctx.reverse else slice(-1)
-        slopes, slope_n, stays = _slopes(gates, hidden_n, hs[before], update, new)
-        dh, kept = grad_h.clone(), torch.empty_like(grad_h)
-        parts = zip(slopes, slope_n, stays, grad, strict=True)
-        for by_hidden, by_n, stay, own in in_order(parts, not ctx.reverse):
-            dh += own
-            by_hidden.mul_(dh.unsqueeze(1))
-            by_n.mul_(dh)
-            torch.mul(dh, stay, out=kept)
-            product.backward(by_hidden.view(batch, -1), dh)
-            dh += kept
+        dhidden, dn_all = torch.empty_like(gates), torch.empty_like(grad)
+        dh = Split(grad_h, new)
+        other, scale = torch.empty_like(grad_h), torch.full((), update.scale, dtype=x.dtype, device=x.device)
+        parts = zip(range(steps), gates, dhidden, dn_all, hidden_n, hs[before], grad, strict=True)
+        for step, gate, dgate, dn, hidden, h, own in in_order(parts, not ctx.reverse):
+            (r, z, n), (dr, dz, dhidden_n) = gate.unbind(1), dgate.unbind(1)
+            dh.value += own
+            dh.split(step)
+            torch.addcmul(gate, gate, gate, value=-1.0, out=dgate)  # the slopes of the sigmoids
+            dz.mul_(torch.sub(h, n, out=other)).mul_(dh.value)
+            torch.addcmul(scale, n, n, value=-1.0 / update.scale, out=dn)
+            dn.mul_(torch.addcmul(dh.value, dh.value, z, value=-1.0, out=other))
+            if update.keep is not None:
+                dn.view(update.keep.dtype).bitwise_and_(update.keep[step])
+            dr.mul_(hidden).mul_(dn)
+            torch.mul(dn, r, out=dhidden_n)
+            torch.mul(dh.value, z, out=other)
+            product.backward(dgate.view(batch, -1), dh.value)
+            dh.value += other
+            dh.join()
         wants = ctx.needs_input_grad
-        of_hidden = slopes.view(steps, batch, -1)
+        of_hidden = dhidden.view(steps, batch, -1)
         weight_gradient = product.weight_gradient(of_hidden, hs[before]) if wants[3] else None
         bias_gradient = of_hidden.sum((0, 1)) if wants[5] else None
-        slopes[:, :, 2] = slope_n
-        flat = slopes.view(steps * batch, -1)
+        dhidden[:, :, 2] = dn_all
+        flat = dhidden.view(steps * batch, -1)
         return (
             (flat @ weight_ih).view_as(x) if wants[0] else None,
-            dh,
+            dh.value,
             flat.t() @ x.flatten(0, 1) if wants[2] else None,
             weight_gradient,
             flat.sum(0) if wants[4] else None,
@@ -108,27 +119,3 @@ def run_fast(x: Tensor, states: States, weights: Weights, noise: CellNoise, reve
     """Run a layer as `dropkit.functional.recurrent_cells.run_cell` does."""
     output, *last = apply_function(_FastGRU, x, *states, *weights[:4], noise, reverse)
     return output, tuple(last)
-
-
-def _slopes(
-    gates: Tensor, hidden_n: Tensor, h: Tensor, update: Update, new: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the slopes of the new state at all steps.
-
-    By what the hidden state adds to the gates, by the candidate before its tanh, and by the state before, directly.
-    """
-    r, z, n = gates.unbind(2)
-    slope_n = torch.addcmul(torch.full_like(n, update.scale), n, n, value=-1.0 / update.scale).mul_(1.0 - z)
-    if update.keep is not None:
-        slope_n.view(update.keep.dtype).bitwise_and_(update.keep)
-    slopes = torch.addcmul(gates, gates, gates, value=-1.0)  # of the sigmoids
-    slopes[:, :, 1].mul_(h - n)
-    stays = z.clone()
-    if new is not None:
-        slope_n.view(new.dtype).bitwise_and_(new)
-        slopes.view(new.dtype)[:, :, 1].bitwise_and_(new)
-        stays.view(new.dtype).bitwise_and_(new)
-        stays -= (~new).to(stays.dtype)  # ~new is 0 or -1: past a zoned unit the old state goes whole
-    slopes[:, :, 0].mul_(slope_n).mul_(hidden_n)
-    torch.mul(slope_n, r, out=slopes[:, :, 2])
-    return slopes, slope_n, stays

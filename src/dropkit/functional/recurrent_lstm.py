@@ -9,6 +9,7 @@ from dropkit.functional.autograd import apply_function
 from dropkit.functional.recurrent_cells import CellNoise, States, Weights, lstm_cell
 from dropkit.functional.recurrent_fast import (
     HiddenProduct,
+    Split,
     Update,
     grads_by_autograd,
     in_order,
@@ -85,50 +86,42 @@ class _FastLSTM(torch.autograd.Function):
             grads = (grad, grad_h, grad_c)
             return *grads_by_autograd(lstm_cell, inputs, 2, ctx.noise, ctx.reverse, grads), None, None
         x, _, _, weight_ih, _, bias_ih, _ = inputs
-        steps, batch, *_ = gates.shape
         update, new_h, new_c, product = ctx.prepared
+        steps, batch, *_ = gates.shape
         before = slice(1, None) if ctx.reverse else slice(-1)
-        slopes, through = _slopes(gates, cs[before], tanh_c, update, new_h)
-        dh, dc = grad_h.clone(), grad_c.clone()
-        stays_h, stays_c = torch.empty_like(dh), torch.empty_like(dc)
-        dh_bits, dc_bits, stays_h_bits, stays_c_bits = (
-            value.view(integers(x.dtype)) for value in (dh, dc, stays_h, stays_c)
-        )
-        old_h, old_c = (None if new is None else ~new for new in (new_h, new_c))
-        parts = zip(
-            range(steps),
-            slopes.view(steps, batch, -1),
-            slopes[:, :, :3],
-            slopes[:, :, 3],
-            gates[:, :, 1],
-            through,
-            grad,
-            strict=True,
-        )
-        for step, now, of_c, of_h, f, by_c, own in in_order(parts, not ctx.reverse):
-            dh += own
-            if old_h is not None:
-                torch.bitwise_and(dh_bits, old_h[step], out=stays_h_bits)
-            if old_c is not None and new_c is not None:
-                torch.bitwise_and(dc_bits, old_c[step], out=stays_c_bits)
-                dc_bits.bitwise_and_(new_c[step])
-            dc.addcmul_(dh, by_c)
-            of_c.mul_(dc.unsqueeze(1))
-            of_h.mul_(dh)
-            dc *= f
-            product.backward(now, dh)
-            if old_c is not None:
-                dc += stays_c
-            if old_h is not None:
-                dh += stays_h
-        dgates = slopes.view(steps, batch, -1)
+        dgates = torch.empty_like(gates)
+        dh, dc = Split(grad_h, new_h), Split(grad_c, new_c)
+        slope, scaled = torch.empty_like(grad_h), torch.empty_like(grad_c)
+        g_bits = dgates[:, :, 2].view(integers(x.dtype))
+        parts = zip(range(steps), gates, dgates, cs[before], tanh_c, grad, strict=True)
+        for step, gate, dgate, c, tanh, own in in_order(parts, not ctx.reverse):
+            (i, _, g, o), (di, df, dg, do) = gate.unbind(1), dgate.unbind(1)
+            dh.value += own
+            dh.split(step)
+            dc.split(step)
+            torch.addcmul(gate, gate, gate, value=-1.0, out=dgate)  # the slopes of the sigmoids
+            do.mul_(tanh).mul_(dh.value)
+            torch.mul(tanh, tanh, out=slope)
+            dc.value.addcmul_(dh.value, torch.addcmul(o, o, slope, value=-1.0, out=slope))
+            df.mul_(c).mul_(dc.value)
+            torch.mul(dc.value, update.scale, out=scaled)
+            di.mul_(g).mul_(scaled)
+            torch.mul(g, g, out=slope)
+            torch.addcmul(i, i, slope, value=-1.0, out=dg).mul_(scaled)
+            if update.keep is not None:
+                g_bits[step].bitwise_and_(update.keep[step])
+            dc.value *= gate[:, 1]
+            product.backward(dgate.view(batch, -1), dh.value)
+            dc.join()
+            dh.join()
+        dgates = dgates.view(steps, batch, -1)
         flat = dgates.flatten(0, 1)
         wants = ctx.needs_input_grad
         bias = flat.sum(0) if bias_ih is not None and (wants[5] or wants[6]) else None
         return (
             (flat @ weight_ih).view_as(x) if wants[0] else None,
-            dh,
-            dc,
+            dh.value,
+            dc.value,
             flat.t() @ x.flatten(0, 1) if wants[3] else None,
             product.weight_gradient(dgates, hs[before]) if wants[4] else None,
             bias,
@@ -142,25 +135,3 @@ def run_fast(x: Tensor, states: States, weights: Weights, noise: CellNoise, reve
     """Run a layer as `dropkit.functional.recurrent_cells.run_cell` does."""
     output, *last = apply_function(_FastLSTM, x, *states, *weights[:4], noise, reverse)
     return output, tuple(last)
-
-
-def _slopes(gates: Tensor, c: Tensor, tanh_c: Tensor, update: Update, new_h: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return slopes at all steps, before the gates' functions.
-
-    Of the new cell state by three gates, of the new hidden state by the last gate; and of that by the cell state.
-    """
-    slopes = torch.addcmul(gates, gates, gates, value=-1.0)  # of the sigmoids
-    i, _, g, o = gates.unbind(2)
-    slopes[:, :, 0].mul_(g)
-    slopes[:, :, 1].mul_(c)
-    torch.addcmul(i, i * g, g, value=-1.0, out=slopes[:, :, 2])
-    slopes[:, :, 3].mul_(tanh_c)
-    through = torch.addcmul(o, o * tanh_c, tanh_c, value=-1.0)
-    as_bits = slopes.view(integers(slopes.dtype))
-    if update.keep is not None:
-        slopes[:, :, ::2].mul_(update.scale)
-        as_bits[:, :, 2].bitwise_and_(update.keep)
-    if new_h is not None:
-        as_bits[:, :, 3].bitwise_and_(new_h)
-        through.view(new_h.dtype).bitwise_and_(new_h)
-    return slopes, through

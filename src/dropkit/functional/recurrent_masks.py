@@ -8,7 +8,8 @@ from torch import Tensor
 
 from dropkit._checks import argument_error, argument_type_error
 from dropkit.functional.address import check_source
-from dropkit.functional.noise import find_noise
+from dropkit.functional.noise import Noise, find_noise
+from dropkit.kernels.portable import fold
 
 __all__ = ["Site", "check_masks", "find_masks"]
 
@@ -89,7 +90,7 @@ def find_masks(
     """
     check_source(where, input, 0.0, key, generator, stream)
     live = [site for site in sites if isinstance(site.rate, Tensor) or site.rate > 0 or site.name in given]
-    found, noise = {}, None
+    found, noise, noises = {}, None, {}
     for site in live:
         threshold, *_ = check_source(where, input, site.rate, None, None, 0)
         mask = given.get(site.name)
@@ -100,7 +101,15 @@ def find_masks(
         else:
             if noise is None:
                 _, noise = find_noise(where, input, 0.0, key, generator, stream)
+                noises = _fields(noise, live)
             whole = (site.shape[0], _RAGGED, site.shape[2]) if site.is_ragged else None
-            mask = noise.field(site.field).keep_mask(site.shape, threshold, full_shape=whole)
+            mask = noises[site.name].keep_mask(site.shape, threshold, full_shape=whole)
         found[site.name] = mask, threshold
     return found
+
+
+def _fields(noise: Noise, sites: Sequence[Site]) -> dict[str, Noise]:
+    """Return the noise of every site's field, as `Noise.field` does, with one fold of the key for all."""
+    numbers = torch.tensor([site.field for site in sites], device=noise.key.device)
+    keys = fold(noise.key, numbers.reshape(-1, *(1,) * noise.key.dim()), 0)
+    return {site.name: noise._replace(key=key) for site, key in zip(sites, keys, strict=True)}

@@ -258,7 +258,7 @@ def normal(key: Tensor, stream: Tensor, place: Layout, device: torch.device, dty
     return (radius * torch.cos(angle)).to(dtype)
 
 
-def fold(a: Tensor, b: int, c: int) -> Tensor:
+def fold(a: Tensor, b: int | Tensor, c: int) -> Tensor:
     """Mix int64 keys with two integers into new keys, as `dropkit.random.fold` does."""
     words = rounds((b, *split(c), FOLD), split(a))
     return words[0] | words[1] << 32
