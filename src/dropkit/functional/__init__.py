@@ -12,6 +12,7 @@ from dropkit.functional.gaussian import gaussian_dropout
 from dropkit.functional.paths import drop_path, linear_rates, skip_path
 from dropkit.functional.residual import dropout_add
 from dropkit.functional.variational import local_reparameterisation, log_uniform_kl, variational_dropout
+from dropkit.functional.words import embedding_dropout, word_dropout
 from dropkit.functional.zoneout import zoneout
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "dropout2d",
     "dropout3d",
     "dropout_add",
+    "embedding_dropout",
     "feature_alpha_dropout",
     "gaussian_dropout",
     "linear_rates",
@@ -38,5 +40,6 @@ __all__ = [
     "scaled_dot_product_attention",
     "skip_path",
     "variational_dropout",
+    "word_dropout",
     "zoneout",
 ]

@@ -17,6 +17,7 @@ from dropkit.nn.sparse import SparseVariationalConv2d, SparseVariationalLinear
 from dropkit.nn.transformer import TransformerEncoderLayer
 from dropkit.nn.variational import VariationalDropout, VariationalLinear
 from dropkit.nn.weight_drop import WeightDrop
+from dropkit.nn.words import EmbeddingDropout, WordDropout
 from dropkit.nn.zoneout import Zoneout
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Dropout1d",
     "Dropout2d",
     "Dropout3d",
+    "EmbeddingDropout",
     "FeatureAlphaDropout",
     "GaussianDropout",
     "LockedDropout",
@@ -44,6 +46,7 @@ __all__ = [
     "VariationalDropout",
     "VariationalLinear",
     "WeightDrop",
+    "WordDropout",
     "Zoneout",
     "pruned",
     "regularisation",
