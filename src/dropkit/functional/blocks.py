@@ -254,5 +254,5 @@ def seed_threshold(threshold: Tensor, lengths: Any, blocks: Any) -> Tensor:
 
 def _places_to_kept(keep: Tensor, slices: int) -> Tensor:
     """Return the number of places over that of kept ones, of no meaning where nothing is kept."""
-    count = keep.sum(tuple(range(slices, keep.dim())))
+    count = keep.sum(tuple(range(slices, keep.dim()))) if slices else torch.count_nonzero(keep)  # which is faster
     return math.prod(keep.shape[slices:]) / count.clamp(min=1).to(torch.float64)

@@ -1,9 +1,9 @@
 """Blocks grown from the places where they begin: one operator, whose many small steps the compiler need not see."""
 
+import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = ["grow"]
@@ -20,16 +20,37 @@ Args:
 """
 
 
+_CPU_TILE = 2**18  # places at a time, few enough for the cache of one core
+
+
 def _grow(keep: Tensor, blocks: list[int]) -> Tensor:
-    keep = F.pad(keep, [block - 1 for block in reversed(blocks) for _ in range(2)], value=True)
-    for axis, block in enumerate(blocks, start=keep.dim() - len(blocks)):
-        grown = 1
-        while grown < block:  # by as much as has grown before, so that it takes few steps
-            more = min(grown, block - grown)
-            length = keep.shape[axis] - more
-            keep = keep.narrow(axis, 0, length) & keep.narrow(axis, more, length)
-            grown += more
-    return keep
+    first = keep.dim() - len(blocks)
+    grown = [n + b - 1 for n, b in zip(keep.shape[first:], blocks, strict=True)]
+    output = keep.new_ones((*keep.shape[:first], *grown))
+    if not keep.numel():
+        return output
+    maps = keep.reshape(-1, *keep.shape[first:])
+    count = max(_CPU_TILE // math.prod(grown), 1) if keep.device.type == "cpu" else len(maps)
+    for found, some in zip(output.view(-1, *grown).split(count), maps.split(count), strict=True):
+        found.copy_(_grow_maps(some, blocks))
+    return output
+
+
+def _grow_maps(keep: Tensor, blocks: list[int]) -> Tensor:
+    padded = keep.new_ones((len(keep), *(n + 2 * b - 2 for n, b in zip(keep.shape[1:], blocks, strict=True))))
+    inside: Any = (slice(None), *(slice(b - 1, b - 1 + n) for n, b in zip(keep.shape[1:], blocks, strict=True)))
+    padded[inside] = keep
+    # Neighbours along an axis are as far apart in memory everywhere, so whole tensors are shifted, not row by row. What
+    # comes from beyond the end of a row lies outside of what is left in the end.
+    flat = padded.view(torch.uint8).reshape(-1)
+    for block, stride in zip(blocks, padded.stride()[1:], strict=True):
+        done = 1
+        while done < block:  # by as much as has grown before, so that it takes few steps
+            more = min(done, block - done)
+            flat = flat[: len(flat) - more * stride] & flat[more * stride :]
+            done += more
+    shape = len(keep), *(n + b - 1 for n, b in zip(keep.shape[1:], blocks, strict=True))
+    return flat.as_strided(shape, padded.stride()).view(torch.bool)
 
 
 def _fake(keep: Tensor, blocks: list[int]) -> Tensor:
