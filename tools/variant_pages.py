@@ -118,7 +118,8 @@ def picture(row: Variant) -> Picture | None:
     torch.manual_seed(0)  # for layers with weights
     layer = row.build(row.rates[0])
     shapes = [_WIDE] * len(row.inputs) if row.takes_any_shape else row.inputs
-    inputs = [torch.ones(shape) for shape in shapes]
+    dtype = torch.int64 if isinstance(layer, torch.nn.Embedding) else torch.float32
+    inputs = [torch.ones(shape, dtype=dtype) for shape in shapes]
     arguments = inspect.signature(layer.forward).parameters
     key = {name: KEY for name, each in arguments.items() if each.kind is each.KEYWORD_ONLY and name.endswith("key")}
     asked = {name: True for name in arguments if name.startswith("return_") and "mask" in name}

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dropkit._checks import PROBABILITY, Choice, Integer, argument_error, argument_type_error
 from dropkit.functional import drop_connect, drop_connect_inference
+from dropkit.functional.drop_connect import SAMPLES
 from dropkit.nn.factory import check_factory
 from dropkit.nn.layer import RateMixin, check_bool
 from dropkit.nn.variants import variant
@@ -15,7 +16,6 @@ from dropkit.nn.variants import variant
 __all__ = ["DropConnect"]
 
 _WIDTH = Integer(0, 2**31 - 1, "[0, 2**31)")
-_SAMPLES = Integer(1, 2**31 - 1, "[1, 2**31)")
 _INFERENCE = Choice(("mean", "gaussian"))
 
 
@@ -98,7 +98,7 @@ class DropConnect(RateMixin, torch.nn.Linear):
         if _INFERENCE.check(where, "inference", inference) == "gaussian" and activation is None:
             remedy = "Without one, the average over draws would be the plain layer and noise."
             raise argument_error(where, "inference", "'mean' without `activation`", inference, remedy)
-        _SAMPLES.check(where, "samples", samples)
+        SAMPLES.check(where, "samples", samples)
         check_factory(where, device, dtype, generator)
         super().__init__(in_features, out_features, bias, device, dtype)
         self._set_noise(p, generator)

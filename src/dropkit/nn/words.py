@@ -122,7 +122,7 @@ class WordDropout(RateMixin):
     title="embedding dropout",
     noise="Bernoulli",
     shared="all occurrences of a word in a sequence, or in the batch with per='batch'",
-    acts_on="activations",
+    acts_on="rows of the embedding table",
     dropped=0.0,
     at_one="zeros",
     evaluation="the plain table",
