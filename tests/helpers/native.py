@@ -15,6 +15,7 @@ from dropkit.kernels.native.library import library
 from dropkit.random.layout import Layout, layout
 
 CPU = torch.device("cpu")
+LENGTHS = (1, 2, 3, 7, 8, 9, 63, 64, 65, 130, 600)
 RATES = (0.0, 2.0**-32, 1e-6, 0.1, 1 / 3, 0.5, 0.9, 1 - 2.0**-32, 1.0)
 
 
@@ -78,6 +79,27 @@ def addresses(draw: st.DrawFn) -> Address:
         offset = tuple(draw(st.integers(0, 2**b - n)) for b, n in zip(sizes, shape, strict=True))
     key, stream = draw(st.integers(0, 2**64 - 1)), draw(st.integers(0, 2**30 - 1))
     return Address(key, shape, stream, offset, full_shape, tuple(axes))
+
+
+@st.composite
+def tensors(draw: st.DrawFn) -> Tensor:
+    """Tensors of every type that the kernels take, in any order in memory."""
+    rank = draw(st.integers(1, 5))
+    lengths: list[int] = []
+    for _ in range(rank):
+        lengths.append(draw(st.sampled_from(LENGTHS)))
+        if torch.Size(lengths).numel() > 60_000:
+            lengths[-1] = 2
+    x = torch.randn(lengths).to(draw(st.sampled_from(list(operations.TYPES))))
+    x = x.permute(draw(st.permutations(range(rank))))
+    form = draw(st.sampled_from(("dense", "gaps", "overlap", "view")))
+    if form == "gaps":
+        x = x[..., ::2]
+    elif form == "overlap":
+        x = x[..., :1].expand(x.shape)
+    elif form == "view":
+        x = x[..., x.shape[-1] // 2 :]
+    return x
 
 
 def keep_mask(address: Address, t: int) -> np.ndarray:

@@ -13,12 +13,11 @@ from dropkit.kernels import portable
 from dropkit.kernels.native import operations
 from dropkit.kernels.native.strided import bit_steps, memory_axes
 from dropkit.random.layout import layout
-from tests.helpers.native import RATES, bits, signed
+from tests.helpers.native import RATES, bits, signed, tensors
 
 pytestmark = [pytest.mark.native, pytest.mark.usefixtures("instruction_set")]
 
 KEY = random.call_key(17, "strided", step=4)
-LENGTHS = (1, 2, 3, 7, 8, 9, 63, 64, 65, 130, 600)
 
 
 def strides_that_count(x: Tensor) -> list[tuple[int, int]]:
@@ -29,26 +28,6 @@ def assert_as_portable(x: Tensor, *address: Any) -> None:
     found, want = operations.dropout(x, *address), portable.dropout(x, *address)
     assert torch.equal(bits(found), bits(want))
     assert strides_that_count(found) == strides_that_count(want) or not x.numel()
-
-
-@st.composite
-def tensors(draw: st.DrawFn) -> Tensor:
-    rank = draw(st.integers(1, 5))
-    lengths: list[int] = []
-    for _ in range(rank):
-        lengths.append(draw(st.sampled_from(LENGTHS)))
-        if torch.Size(lengths).numel() > 60_000:
-            lengths[-1] = 2
-    x = torch.randn(lengths).to(draw(st.sampled_from(list(operations.TYPES))))
-    x = x.permute(draw(st.permutations(range(rank))))
-    form = draw(st.sampled_from(("dense", "gaps", "overlap", "view")))
-    if form == "gaps":
-        x = x[..., ::2]
-    elif form == "overlap":
-        x = x[..., :1].expand(x.shape)
-    elif form == "view":
-        x = x[..., x.shape[-1] // 2 :]
-    return x
 
 
 @given(tensors(), st.data())

@@ -11,6 +11,7 @@
 
 #include "activation.h"
 #include "cases.h"
+#include "check_affine.h"
 #include "check_fields.h"
 #include "report.h"
 #include "task.h"
@@ -163,6 +164,7 @@ void check_task(Type type) {
   }
 
   check_fields<T>(type, place, task, bytes);
+  check_affine<T>(type, place, task, bytes);
   const std::string what = std::string(kTypeNames[type]) + ", " + text(place, task);
   switch (below(kActivations)) {
     case kRelu: return check_fused<T, Relu>(type, kRelu, task, bytes, what);
@@ -275,6 +277,7 @@ void check_call(Type type) {
     normals[i] = Normal<T>::of(draw, draw_at(second, at / columns % rows, at % columns));
   }
   const Place& only = places[0];
+  const AffineCall<T> affine(packed, steps[2], places, input);
 
   char what[200];
   std::snprintf(what, sizeof what, "call, %s, %lld slices of %lld rows of %lld columns", kTypeNames[type], static_cast<long long>(slices),
@@ -315,6 +318,7 @@ void check_call(Type type) {
       found = untouched<T>(elements);
       dropkit_normal(type, found.data(), packed);
       expect(are_equal(found, normals), path->name, std::string("normals of a ") + what);
+      affine.check(type, path->name, what);
       if (steps[2] == 0) {
         found = untouched<T>(elements);
         dropkit_apply_bits(type, input.data(), found.data(), words.data(), elements, only.threshold, is_scaled);
@@ -354,7 +358,8 @@ void check_strided(Type type) {
   const u64 threshold = below(kOne);
   const auto scale = static_cast<compute_t<T>>(4294967296.0 / static_cast<double>(kOne - threshold));
   const std::vector<T> input = any_values<T>(elements);
-  std::vector<T> values(input.size());
+  const double map[] = {any_number(), any_number(), any_number()};
+  std::vector<T> values(input.size()), mapped(input.size());
   for (i64 at = 0; at < elements; ++at) {
     i64 left = at, bit = first;
     for (int axis = rank; axis-- > 0;) {
@@ -363,7 +368,9 @@ void check_strided(Type type) {
       left /= in_memory[a];
     }
     const auto i = static_cast<std::size_t>(at);
-    values[i] = scaled(input[i], words[static_cast<std::size_t>(bit / 64)] >> (bit % 64) & 1, scale);
+    const bool keep = words[static_cast<std::size_t>(bit / 64)] >> (bit % 64) & 1;
+    values[i] = scaled(input[i], keep, scale);
+    mapped[i] = moved(input[i], keep, map[0], map[1], map[2]);
   }
   std::string what = std::string("bits applied along axes, ") + kTypeNames[type];
   for (int axis = 0; axis < rank; ++axis) {
@@ -378,6 +385,9 @@ void check_strided(Type type) {
       std::vector<T> found = untouched<T>(elements);
       dropkit_apply_bits_strided(type, input.data(), found.data(), words.data(), first, threshold, 1, rank, in_memory.data(), steps.data());
       expect(are_equal(found, values), path->name, what);
+      found = untouched<T>(elements);
+      dropkit_affine_by_bits(type, input.data(), found.data(), words.data(), first, map, rank, in_memory.data(), steps.data());
+      expect(are_same_numbers(found, mapped), path->name, "affine " + what);
     }
   }
 }

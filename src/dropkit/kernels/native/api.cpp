@@ -28,16 +28,25 @@ const Table* best() {
 
 std::atomic<const Table*> chosen{best()};
 
-void apply_bits(int64_t type, const void* input, void* output, const uint64_t* words, int64_t first_bit, uint64_t threshold, bool is_scaled, int64_t rank, const int64_t* lengths, const int64_t* bit_steps) {
+StoredCall by_bits(const void* input, void* output, const uint64_t* words, int64_t first_bit) {
   StoredCall call{};
   call.task.input = input;
   call.task.output = output;
   call.task.words = words;
   call.task.first_bit = first_bit;
-  call.task.scale = is_scaled ? scale_of(threshold) : 1.0;
-  call.kernel = chosen.load()->apply_bits.of[type];
+  return call;
+}
+
+void run_all(StoredCall& call, int64_t rank, const int64_t* lengths, const int64_t* bit_steps) {
   const int64_t elements = call.divide(rank, lengths, bit_steps), units = call.units();
   if (elements > 0) for_each(units, elements / units, run_stored, &call);
+}
+
+void apply_bits(int64_t type, const void* input, void* output, const uint64_t* words, int64_t first_bit, uint64_t threshold, bool is_scaled, int64_t rank, const int64_t* lengths, const int64_t* bit_steps) {
+  StoredCall call = by_bits(input, output, words, first_bit);
+  call.task.scale = is_scaled ? scale_of(threshold) : 1.0;
+  call.kernel = chosen.load()->apply_bits.of[type];
+  run_all(call, rank, lengths, bit_steps);
 }
 
 void activate(int64_t type, int64_t activation, const void* bias, Call call) {
@@ -98,6 +107,26 @@ DROPKIT_EXPORT void dropkit_dropout_plain(int64_t type, const void* input, void*
   Call call = under(address, input, output, elements, columns);
   call.words = words;
   call.kernel = chosen.load()->dropout.of[type];
+  call.element_size = kElementSize[type];
+  run_all(call);
+}
+
+// The same where what is kept is shifted too, and what is dropped becomes a constant; each slice may have its own numbers.
+DROPKIT_EXPORT void dropkit_affine(int64_t type, const void* input, void* output, const int64_t* packed) {
+  Call call = unpacked(input, output, packed);
+  call.scales = numbers(packed[kScales]);
+  call.shifts = numbers(packed[kShifts]);
+  call.dropped = numbers(packed[kDropped]);
+  call.kernel = chosen.load()->affine.of[type];
+  call.element_size = kElementSize[type];
+  run_all(call);
+}
+
+// A contiguous tensor times one plus multiples of normals.
+DROPKIT_EXPORT void dropkit_gaussian(int64_t type, const void* input, void* output, const int64_t* packed) {
+  Call call = unpacked(input, output, packed);
+  call.scales = numbers(packed[kScales]);
+  call.kernel = chosen.load()->fields.gaussian.of[type];
   call.element_size = kElementSize[type];
   run_all(call);
 }
@@ -181,4 +210,15 @@ DROPKIT_EXPORT void dropkit_apply_bits(int64_t type, const void* input, void* ou
 // many bits apart neighbours are, 0 where they share one. One axis at least has a step of 1, or all have 0.
 DROPKIT_EXPORT void dropkit_apply_bits_strided(int64_t type, const void* input, void* output, const uint64_t* words, int64_t first_bit, uint64_t threshold, int64_t is_scaled, int64_t rank, const int64_t* lengths, const int64_t* bit_steps) {
   apply_bits(type, input, output, words, first_bit, threshold, is_scaled, rank, lengths, bit_steps);
+}
+
+// The same where what is kept is shifted too, and what is dropped becomes a constant: `map` has the scale, what is added,
+// and the constant.
+DROPKIT_EXPORT void dropkit_affine_by_bits(int64_t type, const void* input, void* output, const uint64_t* words, int64_t first_bit, const double* map, int64_t rank, const int64_t* lengths, const int64_t* bit_steps) {
+  StoredCall call = by_bits(input, output, words, first_bit);
+  call.task.scale = map[0];
+  call.task.shift = map[1];
+  call.task.dropped = map[2];
+  call.kernel = chosen.load()->affine_by_bits.of[type];
+  run_all(call, rank, lengths, bit_steps);
 }

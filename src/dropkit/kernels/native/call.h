@@ -20,6 +20,7 @@ struct Call {
   uint64_t first_row, row_step, first_column;  // row_step: from one slice to the next
   const uint64_t *keys, *streams, *thresholds;
   int64_t key_step, stream_step, threshold_step;  // 0 where all slices share one
+  const double *scales, *shifts, *dropped;         // of slices, as there are thresholds; null where scales follow from these
   bool is_scaled, keeps_all;  // whether survivors are scaled; whether the mask is known otherwise, and none drawn
   void (*kernel)(const Task&);
   int64_t element_size = 0;  // of the output; 0 where its pages are no matter, or there already
@@ -56,6 +57,9 @@ void run(int64_t begin, int64_t end, void* context) {
     task.stream = call.streams[slice * call.stream_step];
     task.threshold = call.thresholds[slice * call.threshold_step];
     task.scale = call.is_scaled ? scale_of(task.threshold) : 1.0;
+    if (call.scales) task.scale = call.scales[slice * call.threshold_step];
+    if (call.shifts) task.shift = call.shifts[slice * call.threshold_step];
+    if (call.dropped) task.dropped = call.dropped[slice * call.threshold_step];
     if (call.keeps_all) task.threshold = 0;
     task.first_row = call.first_row + static_cast<uint64_t>(slice) * call.row_step;
     task.first_column = call.first_column;
@@ -88,9 +92,11 @@ constexpr int64_t kElementSize[kTypes] = {4, 8, 2, 2};
 enum Packed {
   kScaled, kSlices, kRows, kColumns, kFirstRow, kRowStep, kFirstColumn,
   kKeys, kStreams, kThresholds, kKeyStep, kStreamStep, kThresholdStep,
+  kScales, kShifts, kDropped,
 };
 
 const uint64_t* pointer(int64_t address) { return reinterpret_cast<const uint64_t*>(address); }
+const double* numbers(int64_t address) { return reinterpret_cast<const double*>(address); }
 
 Call unpacked(const void* input, void* output, const int64_t* packed) {
   Call call{};

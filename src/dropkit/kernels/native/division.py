@@ -73,7 +73,9 @@ class Division(NamedTuple):
     first_row: int
     first_column: int
 
-    def calls(self, key: Tensor, stream: Tensor, threshold: Tensor, scaled: bool) -> Iterator[Call]:
+    def calls(
+        self, key: Tensor, stream: Tensor, threshold: Tensor, scaled: bool, numbers: tuple[Tensor, ...] = ()
+    ) -> Iterator[Call]:
         """Yield the calls, of which an empty mask has none.
 
         Args:
@@ -81,10 +83,11 @@ class Division(NamedTuple):
             stream: Int64 tensor of streams, with the same axes.
             threshold: Int64 tensor of rates' thresholds, over the leading axes of the mask.
             scaled: Whether survivors are scaled.
+            numbers: Up to three contiguous float64 tensors of the shape of `threshold`, that a kernel reads as well.
         """
         if not self.mask_shape.numel():
             return
-        address: tuple[Tensor, ...] = key, stream, threshold
+        address: tuple[Tensor, ...] = key, stream, threshold, *numbers
         if self.slices is None:
             yield Call(0, self._packed(scaled, 1, self.first_row, 0, address), address)
             return
@@ -103,9 +106,8 @@ class Division(NamedTuple):
 
     def _packed(self, scaled: bool, slices: int, first_row: int, row_step: int, address: tuple[Tensor, ...]) -> Any:
         sizes = scaled, slices, self.rows, self.columns, int64(first_row), int64(row_step), self.first_column
-        key, stream, threshold = address
-        places = key.data_ptr(), stream.data_ptr(), threshold.data_ptr()
-        return PACKED(*sizes, *places, key.numel() > 1, stream.numel() > 1, threshold.numel() > 1)
+        places, has_several = [value.data_ptr() for value in address], [value.numel() > 1 for value in address]
+        return PACKED(*sizes, *places[:3], *has_several[:3], *places[3:])
 
 
 def divide(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout) -> Division:

@@ -286,7 +286,9 @@ constexpr Table table(const char* name, bool (*is_supported)(), Fields fields) {
       name,
       is_supported,
       {{fill<Isa, Scale<Isa, float>>, fill<Isa, Scale<Isa, double>>, fill<Isa, Scale<Isa, Float16>>, fill<Isa, Scale<Isa, BFloat16>>}},
-      {{apply_bits<Isa, float>, apply_bits<Isa, double>, apply_bits<Isa, Float16>, apply_bits<Isa, BFloat16>}},
+      {{apply_bits<Scale<Isa, float>>, apply_bits<Scale<Isa, double>>, apply_bits<Scale<Isa, Float16>>, apply_bits<Scale<Isa, BFloat16>>}},
+      {{fill<Isa, Affine<Isa, float>>, fill<Isa, Affine<Isa, double>>, fill_behind<Isa, Affine<Isa, Float16>>, fill_behind<Isa, Affine<Isa, BFloat16>>}},
+      {{apply_bits<Affine<Isa, float>>, apply_bits<Affine<Isa, double>>, apply_bits<Affine<Isa, Float16>>, apply_bits<Affine<Isa, BFloat16>>}},
       // As light as a multiplication, and waiting for memory where numbers are wide, it is not worth a call.
       {{fill<Isa, Map<Isa, float, AddStep>>, fill<Isa, Map<Isa, double, AddStep>>, fill_behind<Isa, Map<Isa, Float16, AddStep>>, fill_behind<Isa, Map<Isa, BFloat16, AddStep>>}},
       {mapped<Isa, ActivateStep<Relu>>(), mapped<Isa, ActivateStep<Gelu>>(), mapped<Isa, ActivateStep<GeluTanh>>(), mapped<Isa, ActivateStep<Silu>>()},

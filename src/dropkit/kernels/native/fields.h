@@ -131,16 +131,21 @@ inline F cosine_of_turns(F x) {
   return t * polynomial<F, N::kSine>(series.sine, t * t);
 }
 
-struct Integer {
+// What becomes of draws: `of` makes a number of them, or of two, and `put` stores numbers that are neighbours.
+template <class T>
+struct Stored {
+  using Type = T;
+  static void put(const Task&, const T* numbers, T* to, const T*, i64 count) { std::memcpy(to, numbers, count * sizeof(T)); }
+};
+
+struct Integer : Stored<i64> {
   static constexpr int kKeys = 1;
-  using Type = i64;
   static i64 of(u32 draw, u32) { return draw; }
 };
 
 template <class T>
-struct Uniform {
+struct Uniform : Stored<T> {
   static constexpr int kKeys = 1;
-  using Type = T;
   static T of(u32 draw, u32) {
     compute_t<T> found;
     uniform(draw, found);
@@ -149,17 +154,48 @@ struct Uniform {
 };
 
 // Box and Muller (1958), by the cosine alone.
+template <class F>
+inline F normal(u32 draw, u32 second_draw) {
+  F first, second;
+  uniform(draw, first);
+  uniform(second_draw, second);
+  return std::sqrt(-2 * logarithm(first)) * cosine_of_turns(second);
+}
+
 template <class T>
-struct Normal {
+struct Normal : Stored<T> {
+  static constexpr int kKeys = 2;
+  static T of(u32 draw, u32 second_draw) { return from_compute<T>(normal<compute_t<T>>(draw, second_draw)); }
+};
+
+// An input times one plus a multiple of a normal.
+template <class T>
+struct Gaussian {
   static constexpr int kKeys = 2;
   using Type = T;
-  static T of(u32 draw, u32 second_draw) {
-    compute_t<T> first, second;
-    uniform(draw, first);
-    uniform(second_draw, second);
-    return from_compute<T>(std::sqrt(-2 * logarithm(first)) * cosine_of_turns(second));
+  static compute_t<T> of(u32 draw, u32 second_draw) { return normal<compute_t<T>>(draw, second_draw); }
+  static void put(const Task& task, const compute_t<T>* normals, T* to, const T* from, i64 count) {
+    const compute_t<T> scale = static_cast<compute_t<T>>(task.scale);
+    for (i64 i = 0; i < count; i += kGroup) {
+      ask_ahead<false>(from + i);
+      ask_ahead<true>(to + i);
+    }
+    for (i64 i = 0; i < count; ++i) to[i] = from_compute<T>(to_float(from[i]) * (1 + scale * normals[i]));
   }
 };
+
+// Move the numbers of a row to where those of the row before end. Whole blocks are copied: the next row comes to lie on
+// what is too much.
+template <class Number>
+inline void close_up(Number* numbers, i64 row, i64 blocks, i64 skipped, i64 count) {
+  const Number* from = numbers + 8 * row * blocks + skipped;
+  Number* to = numbers + row * count;
+  for (i64 block = 0; block < blocks; ++block) {
+    Number eight[8];
+    std::memcpy(eight, from + 8 * block, sizeof eight);
+    std::memcpy(to + 8 * block, eight, sizeof eight);
+  }
+}
 
 // The numbers of a part of a slice. Rows of few blocks are drawn several at once, longer ones a piece at a time.
 template <class Isa, class Step>
@@ -173,6 +209,7 @@ void field(const Task& task) {
   const int blocks_a_piece = blocks_a_row < kBlocksAtOnce ? static_cast<int>(blocks_a_row) : kBlocksAtOnce;
   const int rows_at_once = kBlocksAtOnce / blocks_a_piece;
   T* const output = static_cast<T*>(task.output) + task.offset;
+  const T* const input = task.input ? static_cast<const T*>(task.input) + task.offset : output;
   for (i64 r = task.row_begin; r < task.row_end; r += rows_at_once) {
     const int rows = static_cast<int>(task.row_end - r < rows_at_once ? task.row_end - r : rows_at_once);
     Blocks at;
@@ -187,16 +224,19 @@ void field(const Task& task) {
       draw<Isa>(keys, stream, at, draws[0]);
       if constexpr (Step::kKeys == 2) draw<Isa>(second_keys, stream, at, draws[1]);
       const u64 low = block * 8 < begin ? begin : block * 8, high = block * 8 + kPiece < end ? block * 8 + kPiece : end;
-      T* to = output + r * task.columns + static_cast<i64>(low - task.first_column);
-      if (high - low == kPiece) {
-        for (int i = 0; i < kPiece; ++i) to[i] = Step::of(draws[0][i], draws[Step::kKeys - 1][i]);
-        continue;
-      }
-      T values[kPiece];
-      for (int i = 0; i < kPiece; ++i) values[i] = Step::of(draws[0][i], draws[Step::kKeys - 1][i]);
-      for (int row = 0; row < rows; ++row) {
-        const T* from = values + 8 * row * blocks_a_piece + (low - block * 8);
-        std::memcpy(to + row * task.columns, from, (high - low) * sizeof(T));
+      decltype(Step::of(0, 0)) numbers[kPiece + 8];
+      for (int i = 0; i < kPiece; ++i) numbers[i] = Step::of(draws[0][i], draws[Step::kKeys - 1][i]);
+      const i64 first = r * task.columns + static_cast<i64>(low - task.first_column), count = high - low;
+      if (count == kPiece) {
+        Step::put(task, numbers, output + first, input + first, kPiece);
+      } else if (count == task.columns) {  // whole rows, which are neighbours
+        for (int row = 0; row < rows; ++row) close_up(numbers, row, blocks_a_piece, low - block * 8, count);
+        Step::put(task, numbers, output + first, input + first, rows * count);
+      } else {
+        for (int row = 0; row < rows; ++row) {
+          const i64 to = first + row * task.columns;
+          Step::put(task, numbers + 8 * row * blocks_a_piece + (low - block * 8), output + to, input + to, count);
+        }
       }
     }
   }
@@ -208,6 +248,7 @@ constexpr Fields fields() {
       field<Isa, Integer>,
       {{field<Isa, Uniform<float>>, field<Isa, Uniform<double>>, field<Isa, Uniform<Float16>>, field<Isa, Uniform<BFloat16>>}},
       {{field<Isa, Normal<float>>, field<Isa, Normal<double>>, field<Isa, Normal<Float16>>, field<Isa, Normal<BFloat16>>}},
+      {{field<Isa, Gaussian<float>>, field<Isa, Gaussian<double>>, field<Isa, Gaussian<Float16>>, field<Isa, Gaussian<BFloat16>>}},
   };
 }
 

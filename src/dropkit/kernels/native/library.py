@@ -45,8 +45,11 @@ _WORDS = {  # how many arguments each function takes
     "dropkit_integers": 2,
     "dropkit_uniform": 3,
     "dropkit_normal": 3,
+    "dropkit_gaussian": 4,
+    "dropkit_affine": 4,
     "dropkit_apply_bits": 7,
     "dropkit_apply_bits_strided": 10,
+    "dropkit_affine_by_bits": 9,
 }
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "dropkit_kernel": (ctypes.c_char_p, ()),

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from dropkit.kernels import portable
 from dropkit.kernels.native.division import Division, divide
 from dropkit.kernels.native.library import Library, library, share_threads
 from dropkit.kernels.native.packing import int64, packed_place
-from dropkit.kernels.native.strided import bit_steps, is_laid_out_like, memory_axes
+from dropkit.kernels.native.strided import MemoryAxes, bit_steps, is_laid_out_like, memory_axes
 from dropkit.random.layout import Layout
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "keep_bits_plain",
     "keep_mask",
     "serving",
+    "spread_bits",
     "takes",
 ]
 
@@ -157,19 +159,32 @@ def dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, place
             size = call.offset * input.element_size()
             native.dropout(TYPES[input.dtype], input.data_ptr() + size, output.data_ptr() + size, call.packed)
         return output
-    spread = _dropout_by_bits(native, division, input, key, stream, threshold, scaled)
+
+    def apply(index: tuple[int, ...], places: tuple[int, ...], axes: MemoryAxes) -> None:
+        rate = int(threshold[index] if threshold.numel() > 1 else threshold)
+        native.apply_bits_strided(TYPES[input.dtype], *places, rate, scaled, len(axes), *axes)
+
+    spread = spread_bits(native, division, input, key, stream, threshold, apply)
     if spread is not None:
         return spread
     keep = _keep_mask(native, division, key, stream, threshold)
     return portable.select(input, keep, portable.survivor_scale(threshold) if scaled else None)
 
 
-def _dropout_by_bits(
-    native: Library, division: Division, input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, scaled: bool
+def spread_bits(
+    native: Library,
+    division: Division,
+    input: Tensor,
+    key: Tensor,
+    stream: Tensor,
+    threshold: Tensor,
+    apply: Callable[[tuple[int, ...], tuple[int, ...], MemoryAxes], None],
 ) -> Tensor | None:
     """Apply dropout where elements share places of the mask or lie in another order, if the kernels can.
 
-    The mask is drawn at its own size, a bit a place, and spread over the elements as these lie in memory.
+    The mask is drawn at its own size, a bit a place, and spread over the elements as these lie in memory: by `apply`,
+    which gets the index of the rate, the addresses of input, output and mask with the place of the first bit, and the
+    axes.
     """
     if input.dtype not in TYPES:
         return None
@@ -187,8 +202,7 @@ def _dropout_by_bits(
         native.keep_bits(words.data_ptr(), call.offset, call.packed)
     for index in itertools.product(*map(range, rates.shape)):
         first = sum(i * step for i, step in zip(index, steps, strict=False))
-        places = source[index].data_ptr(), output[index].data_ptr(), words.data_ptr(), first
-        native.apply_bits_strided(TYPES[input.dtype], *places, int(rates[index]), scaled, len(axes), *axes)
+        apply(index, (source[index].data_ptr(), output[index].data_ptr(), words.data_ptr(), first), axes)
     return output
 
 

@@ -38,6 +38,7 @@ struct Scale {
     if (task.words) words_base = task.words + task.offset / kGroup;
     move(0);
   }
+  explicit Scale(const StoredTask& task) : Scale(task.input, task.output, task.scale) {}
   void move(i64 at) {
     input = input_base + at;
     output = output_base + at;
@@ -58,6 +59,57 @@ struct Scale {
     std::memcpy(output, to, count * sizeof(T));
     input += count;
     output += count;
+  }
+};
+
+// A sink that scales and shifts what is kept, and puts a constant in the place of the rest.
+template <class Isa, class T>
+struct Affine {
+  const T *input, *input_base;
+  T *output, *output_base;
+  compute_t<T> scale, shift, dropped;
+
+  template <class AnyTask>
+  Affine(const AnyTask& task, i64 offset)
+      : input_base(static_cast<const T*>(task.input) + offset),
+        output_base(static_cast<T*>(task.output) + offset),
+        scale(static_cast<compute_t<T>>(task.scale)),
+        shift(static_cast<compute_t<T>>(task.shift)),
+        dropped(static_cast<compute_t<T>>(task.dropped)) {
+    move(0);
+  }
+  explicit Affine(const Task& task) : Affine(task, task.offset) {}
+  explicit Affine(const StoredTask& task) : Affine(task, 0) {}
+  void move(i64 at) {
+    input = input_base + at;
+    output = output_base + at;
+  }
+  void full(u64 keep) {
+    ask_ahead<false>(input);
+    ask_ahead<true>(output);
+    map(input, output, keep);
+    input += kGroup;
+    output += kGroup;
+  }
+  void partial(u64 keep, int count) {
+    T from[kGroup] = {}, to[kGroup];
+    std::memcpy(from, input, count * sizeof(T));
+    map(from, to, keep);
+    std::memcpy(output, to, count * sizeof(T));
+    input += count;
+    output += count;
+  }
+  void put(u64 keep, int count) { count == kGroup ? full(keep) : partial(keep, count); }
+  void map(const T* from, T* to, u64 keep) const {
+    Block<Isa, T> value;
+    for (int i = 0; i < kGroup; i += value.kCount) {
+      value.load(from + i);
+      for (auto& part : value.part) {
+        const auto chosen = value.chosen(keep >> i, static_cast<int>(&part - value.part));
+        part = chosen ? part * scale + shift : all<typename Block<Isa, T>::V>(dropped);
+      }
+      value.store(to + i);
+    }
   }
 };
 

@@ -119,9 +119,9 @@ void across_runs(const StoredTask& task, Sink& sink) {
   }
 }
 
-template <class Isa, class T>
+template <class Sink>
 void apply_bits(const StoredTask& task) {
-  Scale<Isa, T> sink(task.input, task.output, task.scale);
+  Sink sink(task);
   if (task.across.length) {
     across_runs(task, sink);
   } else {

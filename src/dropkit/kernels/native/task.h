@@ -15,7 +15,7 @@ struct Task {
   std::uint64_t key, stream, threshold, first_row, first_column;
   std::int64_t offset;  // elements of the tensor before the slice
   std::int64_t columns, row_begin, row_end, column_begin, column_end;
-  double scale;
+  double scale, shift, dropped;  // what is kept is scaled, or also shifted, and what is not becomes 0, or a constant
 };
 
 // An axis of a tensor that is dense in memory: how far apart the bits and the elements of neighbours are.
@@ -31,7 +31,7 @@ struct StoredTask {
   void* output;
   const std::uint64_t* words;
   std::int64_t first_bit;
-  double scale;
+  double scale, shift, dropped;
   Axis axes[kMaxRank];
   int rank;
   Axis inner, across;
@@ -54,6 +54,7 @@ struct StoredKernels {
 struct Fields {
   Kernel integers;          // to int64
   Kernels uniform, normal;
+  Kernels gaussian;         // the input times one plus a multiple of a normal
 };
 
 struct Table {
@@ -61,6 +62,8 @@ struct Table {
   bool (*is_supported)();
   Kernels dropout;                            // of the input
   StoredKernels apply_bits;                   // the same by a mask drawn before
+  Kernels affine;                             // of the input, shifted, to a constant
+  StoredKernels affine_by_bits;               // the same by a mask drawn before
   Kernels add;                                // the residual added to it
   Kernels activate[kActivations];             // of the activation of input + bias
   Kernels activate_gradient[kActivations];    // the gradient of that, with respect to its input
