@@ -1,6 +1,8 @@
 """What PyTorch asks of an operator: a truthful schema, shape-only version and batching rule, for every one of ours."""
 
+import importlib
 import itertools
+import pkgutil
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +11,13 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dropkit import random
+from dropkit import kernels, random
 from dropkit.kernels import affine, fields, fused, gaussian, operators
 from dropkit.kernels.native import operations
 from dropkit.random.layout import layout
+
+for _module in pkgutil.iter_modules(kernels.__path__):
+    importlib.import_module(f"dropkit.kernels.{_module.name}")  # each makes its operators known
 
 KEY, STREAM, RATE = torch.tensor(77), torch.tensor(0), torch.tensor(random.threshold(0.4))
 CPU = torch.device("cpu")
@@ -128,6 +133,16 @@ def gaussian_samples() -> dict[str, tuple[Any, ...]]:
     }
 
 
+def grow_samples() -> dict[str, tuple[Any, ...]]:
+    keep = torch.rand(2, 3, 6, 7) > 0.2
+    return {
+        "two axes": (keep, [3, 4]),
+        "one axis": (keep, [5]),
+        "of one place": (keep, [1, 1]),
+        "channels last": (keep.contiguous(memory_format=torch.channels_last), [2, 1]),
+    }
+
+
 def add_samples() -> dict[str, tuple[Any, ...]]:
     x, residual = torch.randn(3, 4, 5), torch.randn(3, 4, 5)
     return {name: (make(), make(), KEY, STREAM, RATE) for name, make in INPUTS.items()} | {
@@ -162,6 +177,7 @@ SAMPLES = {
     "dropkit::keep_mask": mask_samples(),
     "dropkit::affine_dropout": affine_samples(),
     "dropkit::gaussian_dropout": gaussian_samples(),
+    "dropkit::grow": grow_samples(),
     "dropkit::dropout_add": add_samples(),
     "dropkit::activation_dropout": activation_samples(),
     "dropkit::activation_dropout_backward": gradient_samples(),
@@ -209,7 +225,9 @@ def test_meta_tensors_get_the_same_answer(operator: str, name: str) -> None:
     if any(isinstance(argument, torch.device) for argument in arguments):
         meta = resolve(operator)(*(torch.device("meta") if isinstance(a, torch.device) else a for a in arguments))
     else:
-        alone = dict.fromkeys(("dropkit::dropout", "dropkit::affine_dropout", "dropkit::gaussian_dropout"), 1)
+        alone = dict.fromkeys(
+            ("dropkit::dropout", "dropkit::affine_dropout", "dropkit::gaussian_dropout", "dropkit::grow"), 1
+        )
         tensors = {**alone, "dropkit::activation_dropout_backward": 3}.get(operator, 2)
         on_meta = [a.to("meta") if isinstance(a, Tensor) else a for a in arguments[:tensors]]
         meta = resolve(operator)(*on_meta, *arguments[tensors:])
