@@ -6,6 +6,7 @@ Every row is measured in one process, its sides interleaved; the minimum of many
 each ratio that has one. Names pick rows of the table at the end.
 """
 
+import math
 import sys
 from collections.abc import Callable
 
@@ -16,7 +17,18 @@ from torch import Tensor
 
 import dropkit
 from dropkit import kernels
-from dropkit.nn import DropBlock2d, Dropout, Dropout1d, Dropout2d, Dropout3d, DropPath, LockedDropout
+from dropkit.nn import (
+    AlphaDropout,
+    DropBlock2d,
+    Dropout,
+    Dropout1d,
+    Dropout2d,
+    Dropout3d,
+    DropPath,
+    FeatureAlphaDropout,
+    GaussianDropout,
+    LockedDropout,
+)
 
 IMAGES, SEQUENCES, VOLUMES = (64, 128, 28, 28), (32, 512, 256), (16, 32, 16, 28, 28)
 
@@ -107,7 +119,47 @@ def blocks() -> None:
             report(Ratio(name, *minima(lambda: ours(x), lambda: theirs(x)), 1.0, True))  # noqa: B023  # called here
 
 
-TABLE: tuple[Callable[[], None], ...] = (channels, shared_axes, locked, paths, skipping, blocks)
+def self_normalising() -> None:
+    for p in (0.05, 0.5):
+        for shape in (IMAGES, SEQUENCES):
+            against_pytorch(f"AlphaDropout p = {p}", AlphaDropout(p), torch.nn.AlphaDropout(p), shape, 5.0)
+            against_product(f"FeatureAlphaDropout p = {p}", FeatureAlphaDropout(p), shape, 1.5)
+            theirs = torch.nn.FeatureAlphaDropout(p)
+            against_pytorch(f"FeatureAlphaDropout p = {p}", FeatureAlphaDropout(p), theirs, shape)
+
+
+def gaussian() -> None:
+    for p in (0.2, 0.5):
+        deviation = math.sqrt(p / (1 - p))
+        for shape in (IMAGES, SEQUENCES):
+            against_pytorch(
+                f"GaussianDropout p = {p}",
+                GaussianDropout(p),
+                lambda x: x * (1 + deviation * torch.randn_like(x)),  # noqa: B023  # called here
+                shape,
+                3.0,
+            )
+
+
+def against_pytorch(
+    name: str,
+    ours: Callable[[Tensor], Tensor],
+    theirs: Callable[[Tensor], Tensor],
+    shape: tuple[int, ...],
+    bar: float | None = None,
+) -> None:
+    """Compare forward, and forward and backward, with those of PyTorch's operations for the same."""
+    x, grad = torch.randn(shape), torch.randn(shape)
+    trained = x.clone().requires_grad_()
+    name = f"{name}, {shown(shape)}: PyTorch's operations"
+    report(Ratio(name, *minima(lambda: ours(x), lambda: theirs(x)), bar, True))
+    both = minima(with_backward(ours, trained, grad), with_backward(theirs, trained, grad))
+    report(Ratio(f"{name}, forward + backward", *both, None, True))
+
+
+TABLE: tuple[Callable[[], None], ...] = (
+    channels, shared_axes, locked, paths, skipping, blocks, self_normalising, gaussian,
+)  # fmt: skip
 
 
 def main() -> None:
