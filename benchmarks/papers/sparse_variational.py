@@ -2,10 +2,11 @@
 
     python benchmarks/papers/sparse_variational.py [--quick] [--mnist FOLDER] [--epochs N]
 
-784-300-10 with ReLU, Adam at 1e-3, batches of 100, the divergence's weight growing from 0 to 1 over the first half of
-the epochs, the learning rate cut to a fifth at 50, 60, 70 and 80 % of them. Reference: a published PyTorch run of this
-network and recipe, 100 epochs, 98.4 % and 35.6 times fewer weights. With random labels a plain network learns the
-training set by heart; this one is expected to find no weight worth keeping.
+784-300-10 with ReLU, Adam at 1e-3, batches of 100; over the first half of the epochs the divergence's weight grows
+from 0 to 1, over the second half the learning rate falls to 0. That fall matters: while steps jitter, means of
+weights that carry nothing stay too far from 0 to be pruned. Reference: a published PyTorch run of this network, 100
+epochs, 98.4 % and 35.6 times fewer weights. With random labels a plain network learns the training set by heart; this
+one is expected to find no weight worth keeping.
 """
 
 import argparse
@@ -38,8 +39,7 @@ def train(model: torch.nn.Module, data: mnist.Digits, epochs: int) -> None:
     """Train a model, with what its layers ask for, and print a line every tenth of the way."""
     rows, start = len(data.images), time.perf_counter()
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-    cuts = [round(share * epochs) for share in (0.5, 0.6, 0.7, 0.8)]
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, cuts, gamma=0.2)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda epoch: min(1.0, 2 * (1 - epoch / epochs)))
 
     def objective(images: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
         return cross_entropy(model(images), labels) + weight * dropkit.nn.regularisation(model, rows)
@@ -110,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="the embedded digits and few epochs")
     parser.add_argument("--mnist", type=Path, help="folder with the four files of MNIST")
-    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--epochs", type=int, default=40)
     options = parser.parse_args()
     print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
     data = mnist.read(None if options.quick else options.mnist)
