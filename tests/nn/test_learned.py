@@ -174,6 +174,20 @@ def test_it_is_exported(name: str) -> None:
     torch.testing.assert_close(exported(x), network(x))
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated:FutureWarning")  # PyTorch's own
+@every
+def test_it_is_exported_to_onnx(name: str) -> None:
+    from onnxruntime import InferenceSession
+
+    x = inputs(ROWS[name], torch.float32)
+    network, buffer = torch.nn.Sequential(built(ROWS[name], torch.float32), torch.nn.Tanh()).eval(), io.BytesIO()
+    torch.onnx.export(network, (x,), dynamo=True, verbose=False).save(buffer)
+    session = InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), network(x).detach())
+
+
 @every
 def test_vmap_with_a_key_has_one_noise_for_all(name: str) -> None:
     layer, x = built(ROWS[name]), inputs(ROWS[name])
