@@ -77,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="a narrower network, fewer steps and sizes")
     quick = parser.parse_args().quick
-    width, steps = (64, 1500) if quick else (128, 3000)
+    width, steps = (64, 1000) if quick else (128, 1500)
     print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
     print(f"{width} units, {steps} steps, length scale 1e-2")
     print(f"{'rows':>6} {'hidden p at 3/4':>16} {'at the end':>11} {'RMSE':>6} {'epistemic std':>14} {'seconds':>8}")
