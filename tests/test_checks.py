@@ -150,7 +150,6 @@ def test_messages_name_everything_and_stay_short() -> None:
     ("value", "rank", "want"),
     [((), None, ()), ([], 0, ()), ((2, 3), 2, (2, 3)), (np.array([2, 3]), None, (2, 3)), (range(3), 3, (0, 1, 2)),
      (iter([4]), 1, (4,)), ((2**64,), None, (2**64,))],
-    ids=repr,
 )  # fmt: skip
 def test_shapes(value: Any, rank: int | None, want: tuple[int, ...]) -> None:
     checked = check_shape("here", "shape", value, rank)

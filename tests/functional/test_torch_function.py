@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 import dropkit
 from dropkit.functional import dropout
+from tests.helpers.ids import by_name
 
 X = torch.randn(4, 6)
 
@@ -36,7 +37,7 @@ class Recorder(TorchFunctionMode):
     [{"p": 0.3}, {"p": 0.0}, {"p": 1.0}, {"training": False}, {"key": 3}, {"inplace": True}, {"return_mask": True},
      {"mask": torch.ones(4, 6, dtype=torch.bool)}, {"generator": torch.Generator()}, {"broadcast_dims": (1,)},
      {"stream": 4, "key": 2}, {"offset": (0, 0), "full_shape": (9, 9), "key": 1}, {"scale_at": "eval"}],
-    ids=str,
+    ids=by_name,
 )  # fmt: skip
 def test_a_mode_sees_every_call_with_its_arguments(options: dict[str, Any]) -> None:
     x = X.clone()

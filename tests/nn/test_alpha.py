@@ -11,6 +11,7 @@ import dropkit
 from dropkit import random
 from dropkit.functional import alpha_dropout, feature_alpha_dropout
 from dropkit.schedules import Linear, RateScheduler
+from tests.helpers.ids import by_name
 
 X = torch.randn(4, 5, 3, 2)
 LAYERS = {
@@ -45,7 +46,7 @@ def test_layer_and_function_agree_in_names_and_defaults(ours: Any, theirs: Any, 
     [({}, {"key": 3}), ({"p": 0.9}, {"key": 3, "stream": 4}), ({"mean": 1.0, "variance": 2.0}, {"key": 3}),
      ({}, {"key": torch.arange(4), "return_mask": True}),
      ({"p": 0.1}, {"mask": torch.rand(4, 5, 1, 1) > 0.3, "return_mask": True})],
-    ids=str,
+    ids=by_name,
 )  # fmt: skip
 @pytest.mark.parametrize("training", [True, False])
 def test_the_layer_is_the_function(

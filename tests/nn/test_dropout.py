@@ -15,6 +15,7 @@ from dropkit._checks import PROBABILITY
 from dropkit.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from dropkit.functional import dropout
 from tests.helpers.contract import RATES, realised, scale
+from tests.helpers.ids import by_name
 
 X = torch.randn(5, 8)
 
@@ -74,7 +75,7 @@ def test_layer_and_function_agree_in_names_and_defaults() -> None:
      ({"broadcast_dims": (0, 1)}, {"key": 3}), ({"broadcast_dims": [-1]}, {"key": 3, "return_mask": True}),
      ({"scale_at": "eval"}, {"key": 3}), ({}, {"key": 3, "offset": (1, 2), "full_shape": (9, 10)}),
      ({"p": 0.1}, {"mask": X > 0, "return_mask": True})],
-    ids=str,
+    ids=by_name,
 )  # fmt: skip
 @pytest.mark.parametrize("training", [True, False])
 def test_the_layer_is_the_function(built: dict[str, Any], called: dict[str, Any], training: bool) -> None:

@@ -10,6 +10,7 @@ import dropkit
 from dropkit.errors import ArgumentError
 from dropkit.functional import gaussian_dropout
 from dropkit.schedules import Linear, RateScheduler
+from tests.helpers.ids import by_name
 
 X = torch.randn(4, 5)
 
@@ -28,7 +29,7 @@ def test_layer_and_function_agree_in_names_and_defaults() -> None:
     ("p", "called"),
     [(0.5, {"key": 3}), (0.9, {"key": 3, "stream": 4}), (0.2, {"key": torch.arange(4), "return_noise": True}),
      (0.1, {"noise": torch.randn(4, 1), "return_noise": True})],
-    ids=str,
+    ids=by_name,
 )  # fmt: skip
 @pytest.mark.parametrize("training", [True, False])
 def test_the_layer_is_the_function(p: float, called: dict[str, Any], training: bool) -> None:
