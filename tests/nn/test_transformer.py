@@ -105,7 +105,9 @@ def test_it_has_pytorchs_parameters_and_state(options: dict[str, Any]) -> None:
     layers[1].load_state_dict(ours, strict=True)
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu", torch.tanh, torch.nn.SiLU()], ids=str)
+@pytest.mark.parametrize(
+    "activation", ["relu", "gelu", torch.tanh, torch.nn.SiLU()], ids=lambda one: getattr(one, "__name__", str(one))
+)
 @pytest.mark.parametrize("norm_first", [True, False])
 def test_without_dropout_it_is_pytorchs(activation: Any, norm_first: bool) -> None:
     for batch_first, bias, is_batched in itertools.product((True, False), repeat=3):
@@ -126,7 +128,11 @@ def test_without_dropout_it_is_pytorchs(activation: Any, norm_first: bool) -> No
                     torch.testing.assert_close(hinted, want)
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu", torch.tanh, torch.nn.GELU("tanh"), torch.nn.ReLU()], ids=str)
+@pytest.mark.parametrize(
+    "activation",
+    ["relu", "gelu", torch.tanh, torch.nn.GELU("tanh"), torch.nn.ReLU()],
+    ids=lambda one: getattr(one, "__name__", str(one)),
+)
 @pytest.mark.parametrize("norm_first", [True, False])
 def test_output_and_gradients_are_the_formula(activation: Any, norm_first: bool) -> None:
     built = {"activation": activation, "norm_first": norm_first, "dtype": torch.float64} | RATES
