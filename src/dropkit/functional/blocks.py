@@ -9,12 +9,11 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from dropkit._checks import Integer, argument_type_error
 from dropkit.functional.address import check_source
-from dropkit.functional.autograd import traced
 from dropkit.functional.channels import check_map
 from dropkit.functional.inputs import check_input, check_mask, leading
+from dropkit.functional.masked import apply_mask
 from dropkit.functional.noise import find_noise
 from dropkit.kernels.blocks import grow
-from dropkit.kernels.portable import select
 
 __all__ = ["BLOCK_SIZE", "drop_block1d", "drop_block2d", "drop_block3d", "seed_threshold"]
 
@@ -235,7 +234,7 @@ def _drop_blocks(
         keep = mask & (leading(threshold, input) < 2**32)
     has_slices = threshold.dim() or streams.dim() or (keys is not None and keys.dim())
     scale = _places_to_kept(keep, 1 if has_slices else 0)
-    output = select(input, keep, scale, in_place=not traced())
+    output = apply_mask(input, keep, scale)
     return (output, keep) if return_mask else output
 
 
