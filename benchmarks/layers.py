@@ -28,6 +28,7 @@ from dropkit.nn import (
     FeatureAlphaDropout,
     GaussianDropout,
     LockedDropout,
+    TransformerEncoderLayer,
 )
 
 IMAGES, SEQUENCES, VOLUMES = (64, 128, 28, 28), (32, 512, 256), (16, 32, 16, 28, 28)
@@ -157,8 +158,25 @@ def against_pytorch(
     report(Ratio(f"{name}, forward + backward", *both, None, True))
 
 
+def transformer() -> None:
+    """Compare training steps of an encoder's layer with PyTorch's, with dropout and without, eager and compiled."""
+    shape = (8, 256, 256)
+    x, grad = torch.randn(shape, requires_grad=True), torch.randn(shape)
+    sizes = {"d_model": 256, "nhead": 4, "dim_feedforward": 1024, "batch_first": True}
+    ours = TransformerEncoderLayer(dropout=0.1, **sizes)
+    theirs, without = (torch.nn.TransformerEncoderLayer(dropout=p, **sizes) for p in (0.1, 0.0))
+    layers = (ours, theirs, without)
+    compiled = [torch.compile(layer, isolate_recompiles=True) for layer in layers]
+    times = minima(*(with_backward(layer, x, grad) for layer in (*layers, *compiled)))
+    for way, (own, other, none) in (("", times[:3]), (" compiled", times[3:])):
+        name = f"TransformerEncoderLayer p = 0.1, {shown(shape)}, forward + backward{way}"
+        report(
+            Ratio(f"{name}: PyTorch's", own, other, None, True), Ratio(f"{name}: PyTorch's without dropout", own, none)
+        )
+
+
 TABLE: tuple[Callable[[], None], ...] = (
-    channels, shared_axes, locked, paths, skipping, blocks, self_normalising, gaussian,
+    channels, shared_axes, locked, paths, skipping, blocks, self_normalising, gaussian, transformer,
 )  # fmt: skip
 
 
