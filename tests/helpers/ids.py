@@ -2,5 +2,5 @@
 
 
 def by_name(value: object) -> str:
-    """Return the names of the arguments that a case gives, or the case itself."""
-    return ",".join(value) if isinstance(value, dict) else repr(value)
+    """Return the names of the arguments that a case gives, the name of what has one, or the case itself."""
+    return ",".join(value) if isinstance(value, dict) else getattr(value, "__name__", repr(value))

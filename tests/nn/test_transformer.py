@@ -20,6 +20,7 @@ from dropkit.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from dropkit.nn import Dropout, MultiheadAttention, TransformerEncoderLayer
 from dropkit.schedules import Linear, RateScheduler
 from tests.helpers.contract import scale
+from tests.helpers.ids import by_name
 
 KEY = 0x720F_0000_1234_5678
 BATCH, LENGTH, WIDTH, HEADS, HIDDEN = 3, 5, 8, 2, 16
@@ -105,9 +106,7 @@ def test_it_has_pytorchs_parameters_and_state(options: dict[str, Any]) -> None:
     layers[1].load_state_dict(ours, strict=True)
 
 
-@pytest.mark.parametrize(
-    "activation", ["relu", "gelu", torch.tanh, torch.nn.SiLU()], ids=lambda one: getattr(one, "__name__", str(one))
-)
+@pytest.mark.parametrize("activation", ["relu", "gelu", torch.tanh, torch.nn.SiLU()], ids=by_name)
 @pytest.mark.parametrize("norm_first", [True, False])
 def test_without_dropout_it_is_pytorchs(activation: Any, norm_first: bool) -> None:
     for batch_first, bias, is_batched in itertools.product((True, False), repeat=3):
@@ -131,7 +130,7 @@ def test_without_dropout_it_is_pytorchs(activation: Any, norm_first: bool) -> No
 @pytest.mark.parametrize(
     "activation",
     ["relu", "gelu", torch.tanh, torch.nn.GELU("tanh"), torch.nn.ReLU()],
-    ids=lambda one: getattr(one, "__name__", str(one)),
+    ids=by_name,
 )
 @pytest.mark.parametrize("norm_first", [True, False])
 def test_output_and_gradients_are_the_formula(activation: Any, norm_first: bool) -> None:
