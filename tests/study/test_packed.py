@@ -16,7 +16,7 @@ from dropkit.nn.variants import VARIANTS
 from dropkit.study import Budget, Dataset
 from dropkit.study.augmentation import drawn
 from dropkit.study.checkpoint import Checkpoint
-from dropkit.study.methods import METHODS, Recipe
+from dropkit.study.methods import METHODS, Recipe, acts_on_weights
 from dropkit.study.network import initial_parameters
 from dropkit.study.packed import Model, Training, _Pack, dropout_key, noise_key, shuffled, train
 from dropkit.study.preparation import CATEGORY, Column
@@ -57,16 +57,33 @@ class MaskedByKey(nn.Module):
     def __init__(self, recipe: Recipe, key: int, layer: int) -> None:
         super().__init__()
         self.p, self.key, self.layer, self.step = recipe.dropout, key, layer, 0
-        self.variant = VARIANTS[recipe.variant].build(self.p) if recipe.variant else None
+        self.off = self.p == 0 or acts_on_weights(recipe)
+        self.variant = VARIANTS[recipe.variant].build(self.p) if recipe.variant and not self.off else None
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        if not self.training or self.p == 0:
+        if not self.training or self.off:
             return hidden
         key = dropout_key(self.key, self.layer, self.step)
         self.step += 1
         if self.variant is not None:
             return self.variant(hidden, key=key)
         return hidden * torch.from_numpy(dropkit.random.keep_mask(key, hidden.shape, self.p)) / (1 - self.p)
+
+
+class DroppedWeights(nn.Linear):
+    """A linear layer; where the model's variant acts on weights, those into hidden layers drop by its address."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool, model: Model, layer: int | None) -> None:
+        super().__init__(inputs, outputs, bias)
+        self.model, self.layer, self.step = model, layer, 0
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.layer is None or not self.training or not acts_on_weights(self.model.recipe):
+            return super().forward(hidden)
+        key, p = dropout_key(self.model.key, self.layer, self.step), self.model.recipe.dropout
+        mask = torch.from_numpy(dropkit.random.keep_mask(key, self.weight.T.shape, p))
+        self.step += 1
+        return hidden @ (self.weight.T * mask / (1 - p)) + self.bias
 
 
 def mean_loss(found: torch.Tensor, targets: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
@@ -82,7 +99,8 @@ def train_alone(model: Model, data: Dataset, split: Split, budget: Budget) -> tu
     widths = (data.columns, *hidden, data.outputs)
     layers: list[nn.Module] = []
     for layer, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
-        layers.append(nn.Linear(inputs, outputs, bias=not recipe.batch_norm or layer == len(hidden)))
+        bias = not recipe.batch_norm or layer == len(hidden)
+        layers.append(DroppedWeights(inputs, outputs, bias, model, layer if layer < len(hidden) else None))
         if layer < len(hidden):
             dropout = MaskedByKey(recipe, model.key, layer)
             norm = [nn.BatchNorm1d(outputs)] if recipe.batch_norm else []

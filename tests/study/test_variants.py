@@ -16,7 +16,7 @@ from dropkit.nn import variants as registry
 from dropkit.nn.variants import VARIANTS
 from dropkit.study import BUDGETS, METHODS, Budget, Dataset
 from dropkit.study.measures.gradient_variance import batch_gradient
-from dropkit.study.methods import Recipe, noisy
+from dropkit.study.methods import Recipe, acts_on_weights, noisy
 from dropkit.study.methods.variants import methods
 from dropkit.study.plan import make_plan
 from tests.study.test_measures import model
@@ -40,16 +40,13 @@ def new_row(monkeypatch: pytest.MonkeyPatch) -> str:
     return "plain"
 
 
-def test_rows_that_fit_are_methods_by_their_functions_names() -> None:
-    fitting = {
-        row.function.__name__
-        for row in VARIANTS.values()
-        if row.function and row.acts_on == "activations" and row.evaluation == "identity" and (4, 6) in row.inputs
-    }
-    assert set(FOUND) == fitting
-    assert "dropout" in FOUND
-    assert FOUND.keys() <= METHODS.keys()
+def test_rows_that_fit_are_methods_by_their_names() -> None:
+    assert {"dropout", "gaussian_dropout", "alpha_dropout", "weight_drop"} <= FOUND.keys() <= METHODS.keys()
     assert METHODS["dropout"].recipe(0.5) == Recipe(dropout=0.5), "the study's own stays"
+    for name, method in FOUND.items():
+        row = VARIANTS[method.recipe(0.5).variant]
+        assert name == row.name.lower() or name.replace("_", "") == row.name.lower()
+        assert row.function is not None
 
 
 def test_a_new_row_is_a_method_with_its_rates_first(new_row: str) -> None:
@@ -61,7 +58,7 @@ def test_a_new_row_is_a_method_with_its_rates_first(new_row: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"function": None}, {"acts_on": "weights"}, {"evaluation": "scaled"}, {"takes_any_shape": False}]
+    "change", [{"function": None}, {"acts_on": "states"}, {"evaluation": "scaled"}, {"takes_any_shape": False}]
 )
 def test_a_row_that_does_not_fit_is_none(change: dict[str, Any]) -> None:
     row = replace(VARIANTS["Dropout"], inputs=((2, 3, 4, 5),))
@@ -82,10 +79,13 @@ def test_nothing_changes_for_those_who_do_not_ask(new_row: str, toy: Dataset, ti
         assert not METHODS[name].fits_any_network
 
 
-@pytest.mark.parametrize("name", FOUND)
+UNITS = [name for name, method in FOUND.items() if not acts_on_weights(method.recipe(0.5))]
+
+
+@pytest.mark.parametrize("name", UNITS)
 def test_models_of_a_pack_have_each_the_noise_of_its_own_rate_and_key(name: str) -> None:
-    row = next(row for row in VARIANTS.values() if row.function and row.function.__name__ == name)
-    recipe = Recipe(dropout=0.5, variant=row.name)
+    recipe = FOUND[name].recipe(0.5)
+    row = VARIANTS[recipe.variant]
     hidden, rates, keys = torch.randn(3, 5, 7), torch.tensor([0.1, 0.5, 0.25]).double(), torch.tensor([5, 2**60, -9])
     found = noisy(hidden, recipe, rates, keys)
     for one, x, p, key in zip(found, hidden, rates.tolist(), keys.tolist(), strict=True):
@@ -109,12 +109,13 @@ def test_a_study_of_a_new_row_is_a_study_of_its_noise(new_row: str, toy: Dataset
     assert again.table() == result.table()
 
 
-def test_gradients_vary_with_the_variants_noise() -> None:
-    trained = model((3, 5, 4), 16, Recipe(dropout=0.5, variant="Dropout"))
+@pytest.mark.parametrize("variant", ["Dropout", "WeightDrop"])
+def test_gradients_vary_with_the_variants_noise(variant: str) -> None:
+    trained = model((3, 5, 4), 16, Recipe(dropout=0.5, variant=variant))
     one, again, other = (batch_gradient(trained, 16, draw) for draw in (0, 0, 1))
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
-    nothing = replace(trained, recipe=Recipe(dropout=1e-12, variant="Dropout"))
+    nothing = replace(trained, recipe=Recipe(dropout=1e-12, variant=variant))
     torch.testing.assert_close(batch_gradient(nothing, 16, 0), batch_gradient(replace(trained, recipe=Recipe()), 16, 0))
 
 

@@ -43,7 +43,8 @@ class Variant:
             that the contract of layers binds it; else its own tests prove it. Default: True.
         takes_any_shape: Whether its input may have any shape. Default: False.
         function: The stateless form, called as ``function(input, p, training, key=...)`` with one rate and key a slice
-            of axis 0 as well; a study trains models of several rates at once by it. Default: none.
+            of axis 0 as well, and with a weight as input where it acts on weights; a study trains models of several
+            rates at once by it. Default: none.
         aliases: Other names under which it is exported.
     """
 

@@ -41,6 +41,7 @@ _ADDED = ("_p", "_switch", "dropped_names", "generator")
     inputs=((3, 5),),
     example=lambda p: WeightDrop(torch.nn.Linear(5, 4), p),
     is_layer=False,
+    function=dropout,
 )
 class WeightDrop(RateMixin):
     """Drop parameters of a module, drawn once a forward pass for all examples and steps, in training.

@@ -22,7 +22,7 @@ from dropkit.study.budgets import Budget
 from dropkit.study.checkpoint import Checkpoint
 from dropkit.study.dataset import Dataset
 from dropkit.study.linear_model import fit_linear
-from dropkit.study.methods import Recipe, noisy
+from dropkit.study.methods import Recipe, acts_on_weights, noisy
 from dropkit.study.metrics import measured, metrics_of
 from dropkit.study.network import initial_parameters, logits, row_losses, row_scores
 from dropkit.study.normalisation import BatchNorm, folded
@@ -142,6 +142,7 @@ class _Pack:
         self.best = [parameter.detach().clone() for parameter in self.parameters]
         self.best_loss = torch.full((len(models),), torch.inf, dtype=torch.float64)
         self.rates = torch.tensor([recipe.dropout for recipe in recipes], dtype=torch.float64)
+        self.on_weights = acts_on_weights(self.recipe)
         self.shrink = 1 - budget.learning_rate * _strengths([recipe.weight_decay for recipe in recipes])
         self.l1 = _strengths([recipe.l1 for recipe in recipes])
         self.longest = _strengths([recipe.max_norm for recipe in recipes])
@@ -194,7 +195,7 @@ class _Pack:
         return {name: torch.from_numpy(np.stack([one[name] for one in each])) for name in each[0]}
 
     def _train_step(self, rows: Tensor, draws: Mapping[str, Tensor]) -> None:
-        found = logits(self.parameters, self._batch(rows, draws), self._activate)
+        found = logits(self._noisy_parameters(), self._batch(rows, draws), self._activate)
         losses = self._losses(found, self.targets[self.seats[:, None], rows], draws)
         self.optimizer.zero_grad()
         losses.mean(1).sum().backward()
@@ -225,12 +226,20 @@ class _Pack:
             found = found + self.noise * torch.from_numpy(np.stack([fields[model.key] for model in self.models]))
         return mixed(found, draws["mixup"]) if "mixup" in draws else found
 
+    def _noisy_parameters(self) -> list[Tensor]:
+        if not self.on_weights:
+            return self.parameters
+        found = list(self.parameters)
+        for layer in range(len(found) // 2 - 1):
+            found[2 * layer] = noisy(found[2 * layer], self.recipe, self.rates, self.keys[layer, self.step])
+        return found
+
     def _activate(self, hidden: Tensor, layer: int) -> Tensor:
         if self.recipe.dropout and self.recipe.dropout_before_norm:
             hidden = dropout(hidden, self.rates, key=self.keys[layer, self.step])
         if self.norms:
             hidden = self.norms[layer](hidden)
-        if not self.recipe.dropout or self.recipe.dropout_before_norm:
+        if not self.recipe.dropout or self.recipe.dropout_before_norm or self.on_weights:
             return hidden.relu_()
         if self.recipe.variant:
             return noisy(hidden.relu_(), self.recipe, self.rates, self.keys[layer, self.step])

@@ -8,7 +8,7 @@ from dropkit.functional import dropout
 from dropkit.random import call_key, keep_mask, normal, uniform32
 from dropkit.study.augmentation import changed, drawn
 from dropkit.study.measures.measure import Measure, Trained, Values
-from dropkit.study.methods import noisy
+from dropkit.study.methods import acts_on_weights, noisy
 from dropkit.study.network import logits, row_losses
 
 __all__ = ["BATCH_SIZES", "DRAWS", "MEASURE", "batch_gradient", "gradient_variance"]
@@ -42,12 +42,13 @@ def _trace(model: Trained, size: int, draws: int) -> float:
 def batch_gradient(model: Trained, size: int, draw: int) -> Tensor:
     """Return the gradient of one mini-batch's mean training loss, as one vector in float64."""
     recipe, shape = model.recipe, (len(model.train),)
+    on_weights = acts_on_weights(recipe)
     order = np.argsort(uniform32(_key(model, size, "rows", draw), shape), kind="stable")
     rows = torch.from_numpy(model.train[order[:size]])
 
     def activate(hidden: Tensor, layer: int) -> Tensor:
         hidden = hidden.relu()
-        if not recipe.dropout:
+        if not recipe.dropout or on_weights:
             return hidden
         if recipe.variant:
             return noisy(hidden, recipe, recipe.dropout, _key(model, size, f"hidden {layer}", draw))
@@ -55,7 +56,11 @@ def batch_gradient(model: Trained, size: int, draw: int) -> Tensor:
         return dropout(hidden, recipe.dropout, mask=torch.from_numpy(mask)[None])
 
     parameters = [parameter.detach().requires_grad_() for parameter in model.parameters]
-    found = logits(parameters, _inputs(model, rows, draw)[None], activate)
+    noised = list(parameters)
+    for layer in range(len(parameters) // 2 - 1 if on_weights else 0):
+        key = _key(model, size, f"hidden {layer}", draw)
+        noised[2 * layer] = noisy(parameters[2 * layer], recipe, recipe.dropout, key)
+    found = logits(noised, _inputs(model, rows, draw)[None], activate)
     loss = row_losses(found, model.targets[rows][None], torch.tensor([recipe.label_smoothing])).mean()
     return torch.cat([part.flatten() for part in torch.autograd.grad(loss, parameters)]).double()
 

@@ -26,9 +26,9 @@ from dropkit.study.methods import (
     weight_decay,
 )
 from dropkit.study.methods.method import Method, Recipe
-from dropkit.study.methods.variants import noisy
+from dropkit.study.methods.variants import acts_on_weights, noisy
 
-__all__ = ["METHODS", "Method", "Recipe", "noisy"]
+__all__ = ["METHODS", "Method", "Recipe", "acts_on_weights", "noisy"]
 
 METHODS: dict[str, Method] = {
     module.METHOD.name: module.METHOD

@@ -1,9 +1,11 @@
 """The rows of the registry of layers that fit the network of a study, as methods: a new row needs no code here.
 
-A row fits whose function makes noise of a matrix of rows and hidden units, and does nothing in evaluation. Its layer
-stands where dropout stands, behind every hidden layer, and its mask or noise has the same address.
+A row fits whose function acts on a matrix of rows and hidden units and does nothing in evaluation, or acts on weights.
+On units it acts where dropout does, behind every hidden layer; on weights, on those that lead into hidden layers. Its
+mask or noise has dropout's address.
 """
 
+import re
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -14,18 +16,22 @@ from dropkit.nn.variants import VARIANTS, Variant
 from dropkit.study.methods import dropout
 from dropkit.study.methods.method import Method, Recipe
 
-__all__ = ["methods", "noisy"]
+__all__ = ["acts_on_weights", "methods", "noisy"]
 
 _OPEN = Number(0.0, 1.0, open_low=True, open_high=True, remedy="p is the rate, the probability of dropping a unit.")
 
 
 def methods(rows: Mapping[str, Variant] = VARIANTS) -> dict[str, Method]:
-    """Return a method for each row that fits, by the name of the row's function."""
-    fitting = [(row, row.function) for row in rows.values() if row.function is not None and _fits(row)]
-    return {function.__name__: _method(row, function.__name__) for row, function in fitting}
+    """Return a method for each row that fits, by its name: that of the class, as a function's is written."""
+    found = {}
+    for row in rows.values():
+        if row.function is not None and (row.acts_on == "weights" or _fits_units(row)):
+            name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", row.name).lower()
+            found[name] = _method(row, name)
+    return found
 
 
-def _fits(row: Variant) -> bool:
+def _fits_units(row: Variant) -> bool:
     takes_a_matrix = row.takes_any_shape or any(len(shape) == 2 for shape in row.inputs)
     return row.acts_on == "activations" and row.evaluation == "identity" and takes_a_matrix
 
@@ -45,11 +51,16 @@ def _method(row: Variant, name: str) -> Method:
     )
 
 
-def noisy(hidden: Tensor, recipe: Recipe, p: float | Tensor, key: int | Tensor) -> Tensor:
-    """Return hidden units of shape (models, rows, units) with the noise of a recipe's variant.
+def acts_on_weights(recipe: Recipe) -> bool:
+    """Whether a recipe's variant acts on weights, not on units."""
+    return bool(recipe.variant) and VARIANTS[recipe.variant].acts_on == "weights"
+
+
+def noisy(values: Tensor, recipe: Recipe, p: float | Tensor, key: int | Tensor) -> Tensor:
+    """Return hidden units, or weights, of several models with the noise of a recipe's variant.
 
     Args:
-        hidden: The units.
+        values: The units or weights, of shape (models, ...).
         recipe: Whose variant it is.
         p: The rate, or one a model.
         key: The key, or one a model.
@@ -57,5 +68,5 @@ def noisy(hidden: Tensor, recipe: Recipe, p: float | Tensor, key: int | Tensor) 
     function = VARIANTS[recipe.variant].function
     if function is None:
         raise TypeError(recipe.variant)  # no method is made of a row without one
-    noised: Tensor = function(hidden, p, True, key=key)
+    noised: Tensor = function(values, p, True, key=key)
     return noised
