@@ -132,7 +132,8 @@ def _mask(row: Variant, mask: Tensor | Mapping[str, Tensor], input: Tensor) -> P
     if isinstance(mask, Mapping):
         name, mask = next(iter(mask.items()))
         return Picture(mask, f"Its mask `{name}`")
-    shared = row.acts_on == "activations" and mask.dim() == input.dim()
+    fits = mask.dim() == input.dim() and all(a in (1, b) for a, b in zip(mask.shape, input.shape, strict=True))
+    shared = row.acts_on == "activations" and fits
     return Picture(mask.expand(input.shape) if shared else mask, "Its mask")
 
 
