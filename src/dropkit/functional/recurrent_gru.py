@@ -80,9 +80,9 @@ class _FastGRU(torch.autograd.Function):
         dhidden, dn_all = torch.empty_like(gates), torch.empty_like(grad)
         dh = Split(grad_h, new)
         other, scale = torch.empty_like(grad_h), torch.full((), update.scale, dtype=x.dtype, device=x.device)
-        parts = zip(range(steps), gates, dhidden, dn_all, hidden_n, hs[before], grad, strict=True)
-        for step, gate, dgate, dn, hidden, h, own in in_order(parts, not ctx.reverse):
-            (r, z, n), (dr, dz, dhidden_n) = gate.unbind(1), dgate.unbind(1)
+        whole = (dhidden.view(steps, batch, -1), dhidden, gates, *dhidden.unbind(2), *gates.unbind(2))
+        parts = zip(range(steps), *whole, dn_all, hidden_n, hs[before], grad, strict=True)
+        for step, flat, dgate, gate, dr, dz, dhidden_n, r, z, n, dn, hidden, h, own in in_order(parts, not ctx.reverse):
             dh.value += own
             dh.split(step)
             torch.addcmul(gate, gate, gate, value=-1.0, out=dgate)  # the slopes of the sigmoids
@@ -94,7 +94,7 @@ class _FastGRU(torch.autograd.Function):
             dr.mul_(hidden).mul_(dn)
             torch.mul(dn, r, out=dhidden_n)
             torch.mul(dh.value, z, out=other)
-            product.backward(dgate.view(batch, -1), dh.value)
+            product.backward(flat, dh.value)
             dh.value += other
             dh.join()
         wants = ctx.needs_input_grad

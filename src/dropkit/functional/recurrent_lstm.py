@@ -93,9 +93,9 @@ class _FastLSTM(torch.autograd.Function):
         dh, dc = Split(grad_h, new_h), Split(grad_c, new_c)
         slope, scaled = torch.empty_like(grad_h), torch.empty_like(grad_c)
         g_bits = dgates[:, :, 2].view(integers(x.dtype))
-        parts = zip(range(steps), gates, dgates, cs[before], tanh_c, grad, strict=True)
-        for step, gate, dgate, c, tanh, own in in_order(parts, not ctx.reverse):
-            (i, _, g, o), (di, df, dg, do) = gate.unbind(1), dgate.unbind(1)
+        whole = (dgates.view(steps, batch, -1), dgates[:, :, ::2], dgates, gates, *dgates.unbind(2), *gates.unbind(2))
+        parts = zip(range(steps), *whole, cs[before], tanh_c, grad, strict=True)
+        for step, flat, dig, dgate, gate, di, df, dg, do, i, f, g, o, c, tanh, own in in_order(parts, not ctx.reverse):
             dh.value += own
             dh.split(step)
             dc.split(step)
@@ -104,14 +104,14 @@ class _FastLSTM(torch.autograd.Function):
             torch.mul(tanh, tanh, out=slope)
             dc.value.addcmul_(dh.value, torch.addcmul(o, o, slope, value=-1.0, out=slope))
             df.mul_(c).mul_(dc.value)
-            torch.mul(dc.value, update.scale, out=scaled)
-            di.mul_(g).mul_(scaled)
+            di.mul_(g)
             torch.mul(g, g, out=slope)
-            torch.addcmul(i, i, slope, value=-1.0, out=dg).mul_(scaled)
+            torch.addcmul(i, i, slope, value=-1.0, out=dg)
+            dig.mul_(torch.mul(dc.value, update.scale, out=scaled).unsqueeze(1))
             if update.keep is not None:
                 g_bits[step].bitwise_and_(update.keep[step])
-            dc.value *= gate[:, 1]
-            product.backward(dgate.view(batch, -1), dh.value)
+            dc.value *= f
+            product.backward(flat, dh.value)
             dc.join()
             dh.join()
         dgates = dgates.view(steps, batch, -1)
