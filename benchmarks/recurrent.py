@@ -9,7 +9,7 @@ each ratio that has one.
 from typing import Any
 
 import torch
-from cpu import Call, Ratio, minima, report, settle_allocator
+from timing import Call, Ratio, minima, report, settle_allocator
 
 import dropkit
 from dropkit import kernels
