@@ -1,5 +1,6 @@
 """LSTM and GRU under the compiler, export, `torch.func` and autograd of every order."""
 
+import io
 import warnings
 from typing import Any
 
@@ -199,3 +200,20 @@ def test_autocast(kind: str) -> None:
     assert same(found, want)
     found[0].float().sum().backward()
     assert all(parameter.grad.dtype == torch.float32 for parameter in layer.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated:FutureWarning")  # PyTorch's own
+@pytest.mark.parametrize("zoneouts", [True, False])
+@pytest.mark.parametrize("kind", BOTH)
+def test_it_is_exported_to_onnx(kind: str, zoneouts: bool) -> None:
+    from onnxruntime import InferenceSession
+
+    rates = {name: p for name, p in RATES_OF[kind].items() if zoneouts or "zoneout" not in name}
+    layer, x = network(kind, 3, 4, dtype=torch.float32, **rates).eval(), inputs().float()
+    buffer = io.BytesIO()
+    torch.onnx.export(layer, (x,), dynamo=True, verbose=False).save(buffer)
+    session = InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
+    found = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    for a, b in zip(found, flat(layer(x)), strict=True):
+        torch.testing.assert_close(torch.from_numpy(a), b.detach())
