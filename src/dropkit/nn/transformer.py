@@ -60,8 +60,8 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
     these masks are batch first, with `batch_first` and without. A copy shares the layer's `generator`, so that the
     layers of an encoder draw other masks.
 
-    In evaluation PyTorch's own code runs, its fused kernel too. There a query whose keys are all masked gives NaN; in
-    training its attention has weights of 0.
+    In evaluation PyTorch's own code runs. Its fused kernel gives NaN for a query whose keys are all masked; everywhere
+    else such a query gets weights of 0.
 
     Args:
         d_model: Width of the input, a multiple of `nhead`.
