@@ -10,7 +10,8 @@ import pytest
 
 from dropkit import __version__
 from dropkit.cli.progress import progress_shown
-from dropkit.study import BUDGETS, METHODS, SOURCES, Progress
+from dropkit.study import BUDGETS, SOURCES, Progress
+from dropkit.study.methods import METHODS_WITH_A_FILE
 from tests.helpers.command import call
 from tests.helpers.studies import TINY, make_toy, single_thread
 
@@ -207,7 +208,8 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "Examples:\n  " in out
     listed = "".join(out.split())  # names are broken where the lines end
-    assert ",".join(name for name in METHODS if name != "none") in listed
+    assert ",".join(name for name in METHODS_WITH_A_FILE if name != "none") in listed
+    assert "gaussian_dropout" in listed
     for option in ("--budget", "--seed", "--name", "--resume", "--quiet", "--json"):
         assert option in out
 

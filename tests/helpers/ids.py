@@ -2,5 +2,8 @@
 
 
 def by_name(value: object) -> str:
-    """Return the names of the arguments that a case gives, the name of what has one, or the case itself."""
-    return ",".join(value) if isinstance(value, dict) else getattr(value, "__name__", repr(value))
+    """Return the arguments that a case gives, but for tensors and generators, whose values have no name."""
+    if not isinstance(value, dict):
+        return getattr(value, "__name__", repr(value))
+    plain = (bool, int, float, str, tuple, list)
+    return ",".join(f"{name}={one!r}" if isinstance(one, plain) else name for name, one in value.items())

@@ -16,7 +16,8 @@ from dropkit.nn.variants import VARIANTS
 from dropkit.study import Budget, Dataset
 from dropkit.study.augmentation import drawn
 from dropkit.study.checkpoint import Checkpoint
-from dropkit.study.methods import METHODS, Recipe, acts_on_weights
+from dropkit.study.methods import METHODS, Recipe
+from dropkit.study.methods.variants import acts_on_weights
 from dropkit.study.network import initial_parameters
 from dropkit.study.packed import Model, Training, _Pack, dropout_key, noise_key, shuffled, train
 from dropkit.study.preparation import CATEGORY, Column

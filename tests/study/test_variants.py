@@ -16,8 +16,8 @@ from dropkit.nn import variants as registry
 from dropkit.nn.variants import VARIANTS
 from dropkit.study import BUDGETS, METHODS, Budget, Dataset
 from dropkit.study.measures.gradient_variance import batch_gradient
-from dropkit.study.methods import Recipe, acts_on_weights, noisy
-from dropkit.study.methods.variants import methods
+from dropkit.study.methods import Recipe
+from dropkit.study.methods.variants import acts_on_weights, methods, noisy
 from dropkit.study.plan import make_plan
 from tests.study.test_measures import model
 

@@ -13,7 +13,7 @@ from dropkit.cli.progress import progress_shown
 from dropkit.errors import ArgumentError, ArgumentTypeError
 from dropkit.study import api
 from dropkit.study.loading import data_name
-from dropkit.study.methods import METHODS
+from dropkit.study.methods import METHODS_WITH_A_FILE
 
 if TYPE_CHECKING:
     from dropkit.study.result import Result
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["HELP", "command"]
 
 _RUNS = Path("runs")
-_METHODS = ", ".join(name for name in METHODS if name != "none")
+_METHODS = ", ".join(name for name in METHODS_WITH_A_FILE if name != "none")
 _OPTIONS = {"data": "DATA", "directory": "--name", "hidden": "--network"}
 
 HELP = """Find out on real data whether dropout helps, at which rate, and against which alternative.
@@ -81,7 +81,11 @@ def command(
     batch_size: Annotated[str | None, typer.Option(metavar="<int>", help="Rows a step.")] = None,
     methods: Annotated[
         str | None,
-        typer.Option(metavar="<names>", help=f"What is compared with none, with commas between: {_METHODS}."),
+        typer.Option(
+            metavar="<names>",
+            help=f"What is compared with none, with commas between: {_METHODS}; or a layer that fits the "
+            "network, such as gaussian_dropout.",
+        ),
     ] = None,
     rates: Annotated[
         str | None, typer.Option(metavar="<numbers>", help="Dropout rates to try, such as 0.2,0.5.")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 
 from dropkit._checks import Choice, Integer, Number, argument_error, argument_type_error
-from dropkit.study.methods import METHODS
+from dropkit.study.methods import METHODS, METHODS_WITH_A_FILE
 
 __all__ = ["BUDGETS", "QUICK", "STANDARD", "THOROUGH", "Budget"]
 
@@ -11,6 +11,12 @@ _WHOLE = Integer(1, 10**9, "[1, 10**9]")
 _SEVERAL = Integer(2, 1000, remedy="One seed shows no spread.")
 _RATE = Number(0.0, 1.0, open_low=True)
 _MINUTES = Number(0.0, 1e6, open_low=True)
+
+
+def _check_method(name: object) -> str:
+    if isinstance(name, str) and name in METHODS and name != "none":
+        return name
+    return Choice(tuple(known for known in METHODS if known != "none")).check("Budget", "methods", name)
 
 
 @dataclass(frozen=True)
@@ -74,8 +80,7 @@ class Budget:
         object.__setattr__(self, "hidden", tuple(_WHOLE.check("Budget", "hidden", width) for width in self.hidden))
         if isinstance(self.methods, str) or not isinstance(self.methods, tuple | list):
             raise argument_error("Budget", "methods", "a sequence of names", self.methods)
-        known = Choice(tuple(name for name in METHODS if name != "none"))
-        object.__setattr__(self, "methods", tuple(known.check("Budget", "methods", name) for name in self.methods))
+        object.__setattr__(self, "methods", tuple(map(_check_method, self.methods)))
         if not isinstance(self.widens, bool):
             raise argument_type_error("Budget", "widens", "True or False", self.widens)
         if self.widens and self.strengths == 1:
@@ -101,7 +106,7 @@ QUICK = Budget(
     strengths=4,
     minutes=3,
 )
-_EVERY_METHOD = tuple(name for name, method in METHODS.items() if name != "none" and not method.on_request)
+_EVERY_METHOD = tuple(name for name in METHODS_WITH_A_FILE if name != "none")
 STANDARD = Budget(
     "standard", epochs=30, selection_seeds=3, confirmation_seeds=10, methods=_EVERY_METHOD, strengths=5, minutes=30,
     widens=True,

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from dropkit._checks import Choice, argument_error, argument_type_error
 from dropkit.study.budgets import Budget
 from dropkit.study.dataset import Dataset
-from dropkit.study.methods import METHODS
+from dropkit.study.methods import METHODS, METHODS_WITH_A_FILE
 
 __all__ = ["check_methods", "that_fit"]
 
-_MOST = min(len(method.strengths) for method in METHODS.values() if len(method.strengths) > 1)
+_MOST = min(len(method.strengths) for method in METHODS_WITH_A_FILE.values() if len(method.strengths) > 1)
 Grids = Mapping[str, tuple[float, ...]]
 
 

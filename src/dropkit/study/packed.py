@@ -22,7 +22,8 @@ from dropkit.study.budgets import Budget
 from dropkit.study.checkpoint import Checkpoint
 from dropkit.study.dataset import Dataset
 from dropkit.study.linear_model import fit_linear
-from dropkit.study.methods import Recipe, acts_on_weights, noisy
+from dropkit.study.methods import Recipe
+from dropkit.study.methods.variants import acts_on_weights, noisy
 from dropkit.study.metrics import measured, metrics_of
 from dropkit.study.network import initial_parameters, logits, row_losses, row_scores
 from dropkit.study.normalisation import BatchNorm, folded

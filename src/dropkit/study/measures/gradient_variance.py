@@ -8,7 +8,7 @@ from dropkit.functional import dropout
 from dropkit.random import call_key, keep_mask, normal, uniform32
 from dropkit.study.augmentation import changed, drawn
 from dropkit.study.measures.measure import Measure, Trained, Values
-from dropkit.study.methods import acts_on_weights, noisy
+from dropkit.study.methods.variants import acts_on_weights, noisy
 from dropkit.study.network import logits, row_losses
 
 __all__ = ["BATCH_SIZES", "DRAWS", "MEASURE", "batch_gradient", "gradient_variance"]

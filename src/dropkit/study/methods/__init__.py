@@ -1,5 +1,8 @@
 """The methods that a study compares, one file each; those of the registry of layers share one."""
 
+from collections import UserDict
+from collections.abc import Iterator
+
 from dropkit.study.methods import (
     batch_norm,
     brightness,
@@ -22,15 +25,13 @@ from dropkit.study.methods import (
     rotation,
     shift,
     smaller_network,
-    variants,
     weight_decay,
 )
 from dropkit.study.methods.method import Method, Recipe
-from dropkit.study.methods.variants import acts_on_weights, noisy
 
-__all__ = ["METHODS", "Method", "Recipe", "acts_on_weights", "noisy"]
+__all__ = ["METHODS", "METHODS_WITH_A_FILE", "Method", "Recipe"]
 
-METHODS: dict[str, Method] = {
+METHODS_WITH_A_FILE: dict[str, Method] = {
     module.METHOD.name: module.METHOD
     for module in (
         none,
@@ -57,4 +58,38 @@ METHODS: dict[str, Method] = {
         linear,
     )
 }
-METHODS |= {name: method for name, method in variants.methods().items() if name not in METHODS}
+
+
+class _Methods(UserDict[str, Method]):
+    """The methods by name: those with a file, and, once they are asked for, those of the registry of layers.
+
+    The registry imports PyTorch, which much of what a study does can do without.
+    """
+
+    has_all = False
+
+    def _join_layers(self) -> None:
+        if not self.has_all:
+            from dropkit.study.methods import variants
+
+            self.has_all = True
+            self.data = variants.methods() | self.data
+            self.data = {name: self.data[name] for name in (*METHODS_WITH_A_FILE, *self.data)}
+
+    def __missing__(self, name: str) -> Method:
+        self._join_layers()
+        return self.data[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.data or name in list(self)
+
+    def __iter__(self) -> Iterator[str]:
+        self._join_layers()
+        return iter(self.data)
+
+    def __len__(self) -> int:
+        self._join_layers()
+        return len(self.data)
+
+
+METHODS = _Methods(METHODS_WITH_A_FILE)

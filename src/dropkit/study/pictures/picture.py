@@ -1,5 +1,6 @@
 """What a picture of the report is, and the look that all of them share."""
 
+import colorsys
 import io
 import re
 from dataclasses import dataclass
@@ -72,8 +73,13 @@ class Picture:
 
 def colour(method: str) -> str:
     """Return the colour of a method, the same in all pictures."""
-    others = [name for name in METHODS if name != "none"]
-    return _NONE if method == "none" else _COLOURS[others.index(method) % len(_COLOURS)]
+    if method == "none":
+        return _NONE
+    place = [name for name in METHODS if name != "none"].index(method)
+    if place < len(_COLOURS):
+        return _COLOURS[place]
+    hue = place * 0.618034 % 1.0  # as many more as the registry of layers asks for, by the golden ratio far apart
+    return "#" + "".join(f"{round(255 * part):02x}" for part in colorsys.hsv_to_rgb(hue, 0.65, 0.7))
 
 
 def panels(count: int, height: float = 3.4, label: str = "", apart: int = 0) -> "tuple[Figure, list[Axes]]":
