@@ -2,9 +2,13 @@
 
     python benchmarks/papers/drop_connect.py [--quick]
 
-The paper trains 784-800-800-10 on the 60,000 images of MNIST. Here it is a narrower network on a part of the
-embedded 5,000, so errors are higher: what shall agree is their order. All arms of a seed share rows, first
-weights and batches; printed are mean errors, and each arm's gain over none with its 95 % interval over seeds.
+The paper trains 784-800-800-10 on the 60,000 images of MNIST. Here it is a narrower network on 1,000 of the embedded
+5,000, for few steps, so errors are higher. All arms of a seed share rows, first weights and batches; printed are mean
+errors, and each arm's gain over none with its 95 % interval over seeds.
+
+At this size the paper's order is reproduced for dropout alone. Six seeds of 784-256-256-10: none 10.95 %, dropout 9.86,
+a gain of 1.09 [0.69, 1.50]; DropConnect 11.41, or 11.38 by Gaussian draws, a gain of -0.43 [-1.16, 0.30], so no
+better than none. Whether wider layers, more images or more steps change that was not measured.
 """
 
 import argparse
