@@ -148,6 +148,7 @@ def test_it_compiles_once_while_it_learns(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # PyTorch's own
 @pytest.mark.slow
 @every
 def test_compiled_gradients_are_those_of_eager_code(name: str) -> None:
