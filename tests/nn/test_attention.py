@@ -1,11 +1,8 @@
 """Multi-head attention: PyTorch's own without dropout, the formula with it, for all of its options."""
 
-import copy
 import inspect
-import io
 import itertools
 import math
-import pickle
 from typing import Any
 
 import pytest
@@ -13,29 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch._dynamo.testing import CompileCounter
-from torch.utils.checkpoint import checkpoint
 
 from dropkit import random
-from dropkit.errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from dropkit.errors import ArgumentError, ArgumentTypeError
 from dropkit.nn import MultiheadAttention
-from dropkit.schedules import Linear, RateScheduler
+from tests.helpers.attention import BATCH, HEADS, KEY, KEYS, QUERIES, WIDTH, inputs, pair
 from tests.helpers.contract import all_masks, chances, realised, scale
 
-KEY = 0x720F_0000_1234_5678
-BATCH, QUERIES, KEYS, WIDTH, HEADS = 3, 4, 5, 8, 2
 FLAGS = ("bias", "add_bias_kv", "add_zero_attn", "batch_first")
-
-
-def pair(p: float = 0.0, **options: Any) -> tuple[MultiheadAttention, torch.nn.MultiheadAttention]:
-    """Our layer and PyTorch's, made from one seed, with biases that are not 0."""
-    layers = []
-    for kind in (MultiheadAttention, torch.nn.MultiheadAttention):
-        torch.manual_seed(0)
-        layers.append(kind(WIDTH, HEADS, p, **options))
-        for parameter in layers[-1].parameters():
-            parameter.data += 0.1 * torch.randn(parameter.shape, dtype=parameter.dtype)
-    return tuple(layers)
 
 
 def weights_of(layer: torch.nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,12 +32,6 @@ def weights_of(layer: torch.nn.MultiheadAttention, query: Tensor, key: Tensor, v
 
 def output_of(layer: torch.nn.MultiheadAttention, weights: Tensor, values: Tensor) -> Tensor:
     return (weights @ values).transpose(1, 2).flatten(-2) @ layer.out_proj.weight.T + layer.out_proj.bias
-
-
-def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    shapes = ((BATCH, QUERIES, WIDTH), (BATCH, KEYS, WIDTH), (BATCH, KEYS, WIDTH))
-    return tuple(torch.randn(shape, dtype=dtype, generator=generator) for shape in shapes)
 
 
 def test_it_is_pytorchs() -> None:
@@ -325,116 +301,6 @@ def test_a_generator_of_its_own() -> None:
         before = layers[0].generator.get_state()
         layers[0](x, x, x, need_weights=need_weights, dropout_key=KEY)
         assert torch.equal(layers[0].generator.get_state(), before)
-
-
-def pickled(layer: torch.nn.Module) -> torch.nn.Module:
-    return pickle.loads(pickle.dumps(layer))  # noqa: S301  # our own bytes
-
-
-def saved(layer: torch.nn.Module) -> torch.nn.Module:
-    buffer = io.BytesIO()
-    torch.save(layer, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=False)
-
-
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled, saved])
-def test_copies_are_equal_and_separate(duplicate: Any) -> None:
-    layer, x = pair(0.4)[0], inputs()[0]
-    other = duplicate(layer)
-    assert repr(other) == repr(layer)
-    assert torch.equal(other(x, x, x, dropout_key=KEY)[0], layer(x, x, x, dropout_key=KEY)[0])
-    other.p = 0.9
-    assert layer.p == 0.4
-
-
-@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
-@pytest.mark.parametrize("need_weights", [True, False])
-def test_a_scheduled_rate_compiles_once(need_weights: bool) -> None:
-    layer, x = pair(0.0, batch_first=True)[0], inputs()[0]
-    before = list(layer.state_dict())
-    scheduler = RateScheduler(layer, Linear(0.0, 0.5, steps=3))
-    graphs = CompileCounter()
-    compiled = torch.compile(layer, backend=graphs, fullgraph=True)
-    for step in range(4):
-        key = torch.tensor(KEY + step)
-        found, _ = compiled(x, x, x, need_weights=need_weights, dropout_key=key)
-        want, _ = pair(min(step / 4, 0.5), batch_first=True)[0](x, x, x, dropout_key=KEY + step)
-        torch.testing.assert_close(found, want)
-        scheduler.step()
-    assert graphs.frame_count == 1
-    assert list(layer.state_dict()) == before
-    evaluated, _ = torch.compile(layer.eval(), backend=graphs, fullgraph=True)(x, x, x)
-    torch.testing.assert_close(evaluated, layer(x, x, x)[0])
-
-
-def test_it_is_exported_in_evaluation() -> None:
-    layer, x = pair(0.4, batch_first=True)[0].eval(), inputs()[0]
-    exported = torch.export.export(layer, (x, x, x)).module()
-    for found, want in zip(exported(x, x, x), layer(x, x, x), strict=True):
-        torch.testing.assert_close(found, want)
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
-def test_torchscript_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match=r"^MultiheadAttention: TorchScript cannot express addressed masks"):
-        torch.jit.script(MultiheadAttention(8, 2))
-
-
-@pytest.mark.parametrize("need_weights", [True, False])
-def test_vmap_with_a_key_has_one_mask_for_all(need_weights: bool) -> None:
-    layer, x = pair(0.4, batch_first=True, dtype=torch.float64)[0], inputs(torch.float64)[0]
-    several = torch.stack([x, 2 * x, -x])
-
-    def attend(x: Tensor) -> Tensor:
-        return layer(x, x, x, need_weights=need_weights, dropout_key=KEY)[0]
-
-    found = torch.func.vmap(attend)(several)
-    for i in range(3):
-        torch.testing.assert_close(found[i], attend(several[i]))
-    torch.testing.assert_close(torch.func.vmap(layer.eval())(several, several, several)[0][1], attend(2 * x))
-
-
-@pytest.mark.parametrize("need_weights", [True, False])
-def test_derivatives_of_first_and_second_order(need_weights: bool) -> None:
-    layer, _ = pair(0.4, batch_first=True, dtype=torch.float64)
-    x = torch.randn(2, 3, WIDTH, dtype=torch.float64, requires_grad=True)
-
-    def attend(x: Tensor) -> Tensor:
-        return layer(x, x, x, need_weights=need_weights, dropout_key=KEY)[0]
-
-    assert torch.autograd.gradcheck(attend, x, fast_mode=True)
-    assert torch.autograd.gradgradcheck(attend, x, fast_mode=True)
-
-
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_a_checkpoint_draws_the_same_mask(reentrant: bool) -> None:
-    layer, gradients = pair(0.4, batch_first=True)[0], []
-    for checkpointed in (True, False):
-        x = inputs()[0].requires_grad_()
-        torch.manual_seed(5)
-        out = checkpoint(layer, x, x, x, use_reentrant=reentrant)[0] if checkpointed else layer(x, x, x)[0]
-        torch.rand(3)
-        out.square().sum().backward()
-        gradients.append(x.grad)
-    torch.testing.assert_close(*gradients)  # a reentrant one does not know that its inputs are one
-
-
-@pytest.mark.parametrize("need_weights", [True, False])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_types_and_autocast(dtype: torch.dtype, need_weights: bool) -> None:
-    layer, _ = pair(0.4, batch_first=True, add_bias_kv=True)
-    tensors, padding = inputs(), torch.zeros(BATCH, KEYS).index_fill(1, torch.tensor([1]), -math.inf)
-    options = {"need_weights": need_weights, "key_padding_mask": padding, "dropout_key": KEY}
-    want, _ = layer(*tensors, **options)
-    with torch.autocast("cpu", dtype=dtype):
-        found, weights = layer(*tensors, **options)
-    assert found.dtype == dtype
-    torch.testing.assert_close(found.float(), want, atol=0.05, rtol=0.05)
-    narrow, weights = copy.deepcopy(layer).to(dtype)(*(x.to(dtype) for x in tensors), **options)
-    assert narrow.dtype == dtype
-    assert weights is None or weights.dtype == dtype
-    torch.testing.assert_close(narrow.float(), want, atol=0.05, rtol=0.05)
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
