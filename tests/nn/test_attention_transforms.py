@@ -1,9 +1,7 @@
 """Multi-head attention copied, compiled, exported, differentiated, recomputed and in half types."""
 
 import copy
-import io
 import math
-import pickle
 from typing import Any
 
 import pytest
@@ -16,17 +14,7 @@ from dropkit.errors import UnsupportedError
 from dropkit.nn import MultiheadAttention
 from dropkit.schedules import Linear, RateScheduler
 from tests.helpers.attention import BATCH, KEY, KEYS, WIDTH, inputs, pair
-
-
-def pickled(layer: torch.nn.Module) -> torch.nn.Module:
-    return pickle.loads(pickle.dumps(layer))  # noqa: S301  # our own bytes
-
-
-def saved(layer: torch.nn.Module) -> torch.nn.Module:
-    buffer = io.BytesIO()
-    torch.save(layer, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=False)
+from tests.helpers.copies import pickled, saved
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled, saved])

@@ -2,8 +2,6 @@
 
 import copy
 import inspect
-import io
-import pickle
 from typing import Any
 
 import pytest
@@ -15,6 +13,7 @@ from dropkit._checks import PROBABILITY
 from dropkit.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from dropkit.functional import dropout
 from tests.helpers.contract import RATES, realised, scale
+from tests.helpers.copies import pickled, saved
 from tests.helpers.ids import by_name
 
 X = torch.randn(5, 8)
@@ -106,17 +105,6 @@ def test_it_has_no_state() -> None:
     theirs = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Dropout())
     assert ours.state_dict().keys() == theirs.state_dict().keys()
     ours.load_state_dict(theirs.state_dict(), strict=True)
-
-
-def pickled(layer: torch.nn.Module) -> torch.nn.Module:
-    return pickle.loads(pickle.dumps(layer))  # noqa: S301  # our own bytes
-
-
-def saved(layer: torch.nn.Module) -> torch.nn.Module:
-    buffer = io.BytesIO()
-    torch.save(layer, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=False)
 
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickled, saved])

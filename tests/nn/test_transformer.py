@@ -2,10 +2,8 @@
 
 import copy
 import inspect
-import io
 import itertools
 import math
-import pickle
 from typing import Any
 
 import pytest
@@ -20,6 +18,7 @@ from dropkit.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from dropkit.nn import Dropout, MultiheadAttention, TransformerEncoderLayer
 from dropkit.schedules import Linear, RateScheduler
 from tests.helpers.contract import scale
+from tests.helpers.copies import pickled, saved
 from tests.helpers.ids import by_name
 
 KEY = 0x720F_0000_1234_5678
@@ -290,17 +289,6 @@ def test_modules_put_in_the_places_of_dropout_are_called() -> None:
     plain.dropout = plain.dropout1 = plain.dropout2 = torch.nn.Identity()
     plain.self_attn = layer_of(torch.nn.TransformerEncoderLayer, dropout=0.0, dtype=torch.float64).self_attn
     torch.testing.assert_close(plain(x), bare)
-
-
-def pickled(layer: torch.nn.Module) -> torch.nn.Module:
-    return pickle.loads(pickle.dumps(layer))  # noqa: S301  # our own bytes
-
-
-def saved(layer: torch.nn.Module) -> torch.nn.Module:
-    buffer = io.BytesIO()
-    torch.save(layer, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=False)
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled, saved])

@@ -19,7 +19,7 @@ class LearnedMixin(NoiseMixin):
 
         It belongs to the whole training set: a loss takes it once, or divided by the number of rows at every step.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # each class has its own prior
 
 
 def regularisation(model: torch.nn.Module, rows: int) -> Tensor:

@@ -57,7 +57,7 @@ class _SparseMixin(LearnedMixin):
         return log_uniform_kl(self.log_alpha).sum()
 
     def _operate(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError  # the linear operation of the PyTorch layer beside this class
 
     def _apply_noise(self, input: Tensor, key: int | Tensor | None, stream: int | Tensor) -> Tensor:
         weight = self.weight if self.is_on else self.pruned_weight
