@@ -1,6 +1,7 @@
 """Alpha dropout, of single elements and of whole channels, as layers."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,16 +23,53 @@ _FORMULA = (
 class _FixedPointMixin(RateMixin):
     """A layer that keeps a mean and a variance."""
 
+    FUNCTION: ClassVar[Callable[..., Any]]
     inplace: bool
 
-    def _set(self, p: float, inplace: bool, mean: float, variance: float, generator: torch.Generator | None) -> None:
+    def __init__(
+        self,
+        p: float = 0.5,
+        inplace: bool = False,
+        *,
+        mean: float = 0.0,
+        variance: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
         name = type(self).__name__
+        PROBABILITY.check(name, "p", p)
+        super().__init__(p, check_bool(name, "inplace", inplace))
         self.mean, self.variance = MEAN.check(name, "mean", mean), VARIANCE.check(name, "variance", variance)
         self._set_noise(p, generator)
 
-    def _options(self, key: Any, mask: Any) -> dict[str, Any]:
-        """Return what the function takes from the layer."""
-        return {"mean": self.mean, "variance": self.variance, "generator": self._source(key, mask)}
+    def forward(
+        self,
+        input: Tensor,
+        *,
+        key: int | Tensor | None = None,
+        mask: Tensor | None = None,
+        return_mask: bool = False,
+        stream: int | Tensor = 0,
+    ) -> Any:
+        """Apply alpha dropout.
+
+        Args:
+            input: Tensor of a shape that the layer takes, of a real floating type.
+            key: As for `dropkit.functional.alpha_dropout`. Default: drawn from the generator.
+            mask: A bool tensor to use instead, True = kept. Default: drawn.
+            return_mask: Whether to return ``(output, mask)``. Default: False.
+            stream: Number of the pass. Default: 0.
+
+        Returns:
+            A tensor of the input's shape and type; with `return_mask`, a pair.
+
+        Raises:
+            ArgumentError: As `dropkit.functional.alpha_dropout`.
+            ArgumentTypeError: As `dropkit.functional.alpha_dropout`.
+        """
+        return type(self).FUNCTION(
+            input, self.rate, self.is_on, self.inplace, mean=self.mean, variance=self.variance,
+            generator=self._source(key, mask), key=key, mask=mask, return_mask=return_mask, stream=stream,
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         """Show the rate and whatever differs from the defaults."""
@@ -89,48 +127,7 @@ class AlphaDropout(_FixedPointMixin, torch.nn.AlphaDropout):
         technique", whose 1 - q is the probability of dropping.
     """
 
-    def __init__(
-        self,
-        p: float = 0.5,
-        inplace: bool = False,
-        *,
-        mean: float = 0.0,
-        variance: float = 1.0,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        PROBABILITY.check("AlphaDropout", "p", p)
-        super().__init__(p, check_bool("AlphaDropout", "inplace", inplace))
-        self._set(p, inplace, mean, variance, generator)
-
-    def forward(
-        self,
-        input: Tensor,
-        *,
-        key: int | Tensor | None = None,
-        mask: Tensor | None = None,
-        return_mask: bool = False,
-        stream: int | Tensor = 0,
-    ) -> Any:
-        """Apply alpha dropout.
-
-        Args:
-            input: Tensor of any shape, of a real floating type.
-            key: As for `dropkit.functional.alpha_dropout`. Default: drawn from the generator.
-            mask: A bool tensor to use instead, True = kept. Default: drawn.
-            return_mask: Whether to return ``(output, mask)``. Default: False.
-            stream: Number of the pass. Default: 0.
-
-        Returns:
-            A tensor of the input's shape and type; with `return_mask`, a pair.
-
-        Raises:
-            ArgumentError: As `dropkit.functional.alpha_dropout`.
-            ArgumentTypeError: As `dropkit.functional.alpha_dropout`.
-        """
-        return alpha_dropout(
-            input, self.rate, self.is_on, self.inplace, **self._options(key, mask), key=key, mask=mask,
-            return_mask=return_mask, stream=stream,
-        )  # fmt: skip
+    FUNCTION = staticmethod(alpha_dropout)
 
 
 @variant(
@@ -181,45 +178,4 @@ class FeatureAlphaDropout(_FixedPointMixin, torch.nn.FeatureAlphaDropout):
         "Efficient object localization using convolutional networks", section 3.2, for whole feature maps.
     """
 
-    def __init__(
-        self,
-        p: float = 0.5,
-        inplace: bool = False,
-        *,
-        mean: float = 0.0,
-        variance: float = 1.0,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        PROBABILITY.check("FeatureAlphaDropout", "p", p)
-        super().__init__(p, check_bool("FeatureAlphaDropout", "inplace", inplace))
-        self._set(p, inplace, mean, variance, generator)
-
-    def forward(
-        self,
-        input: Tensor,
-        *,
-        key: int | Tensor | None = None,
-        mask: Tensor | None = None,
-        return_mask: bool = False,
-        stream: int | Tensor = 0,
-    ) -> Any:
-        """Apply alpha dropout to whole channels.
-
-        Args:
-            input: Tensor of two axes or more, of a real floating type.
-            key: As for `dropkit.functional.alpha_dropout`. Default: drawn from the generator.
-            mask: A bool tensor to use instead, True = kept. Default: drawn.
-            return_mask: Whether to return ``(output, mask)``. Default: False.
-            stream: Number of the pass. Default: 0.
-
-        Returns:
-            A tensor of the input's shape and type; with `return_mask`, a pair.
-
-        Raises:
-            ArgumentError: As `dropkit.functional.feature_alpha_dropout`.
-            ArgumentTypeError: As `dropkit.functional.feature_alpha_dropout`.
-        """
-        return feature_alpha_dropout(
-            input, self.rate, self.is_on, self.inplace, **self._options(key, mask), key=key, mask=mask,
-            return_mask=return_mask, stream=stream,
-        )  # fmt: skip
+    FUNCTION = staticmethod(feature_alpha_dropout)
