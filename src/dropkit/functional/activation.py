@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
 
 from dropkit._checks import Choice
 from dropkit.functional.address import check_source, find_address, plain_rate
@@ -13,6 +12,7 @@ from dropkit.functional.dropout import dropout
 from dropkit.functional.eager import is_plain_gradient
 from dropkit.functional.fused import check_activated, check_bias, gated, is_alike, is_one_key, one_key, takes_operator
 from dropkit.functional.inputs import autocast_dtype, check_input
+from dropkit.functional.overrides import overridable
 from dropkit.kernels import fused
 from dropkit.kernels.activations import activate, activate_backward
 from dropkit.kernels.native import operations as native
@@ -24,6 +24,7 @@ _WHERE = "activation_dropout"
 _ACTIVATION = Choice(native.ACTIVATIONS)
 
 
+@overridable
 def activation_dropout(
     input: Tensor,
     activation: str = "relu",
@@ -74,12 +75,6 @@ def activation_dropout(
     References:
         Hendrycks and Gimpel (2016), "Gaussian error linear units", section 2, for GELU; Srivastava et al. (2014).
     """
-    tensors = (input, p, bias, key, stream)
-    if has_torch_function(tensors):
-        return handle_torch_function(
-            activation_dropout, tensors, input, activation, p, training, bias=bias, generator=generator, key=key,
-            stream=stream,
-        )  # fmt: skip
     if (
         is_one_key(input, p, training, generator, key, stream)
         and (bias is None or is_alike(bias, input, input.shape[-1:]))

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
 
 from dropkit._checks import Number, argument_error
 from dropkit.functional.address import check_source
 from dropkit.functional.affine import apply_affine
 from dropkit.functional.autograd import traced
-from dropkit.functional.inputs import check_dense, check_input, check_mask, check_writable, leading
+from dropkit.functional.inputs import check_dense, check_input, check_mask, check_writable, is_identity, kept_by
 from dropkit.functional.noise import noise_at
+from dropkit.functional.overrides import overridable
 from dropkit.kernels.portable import move
 
 __all__ = ["MEAN", "SATURATION", "VARIANCE", "alpha_dropout", "feature_alpha_dropout"]
@@ -23,6 +23,7 @@ MEAN = Number(-math.inf, math.inf, open_low=True, open_high=True)
 VARIANCE = Number(0.0, math.inf, open_low=True, open_high=True)
 
 
+@overridable
 def alpha_dropout(
     input: Tensor,
     p: float | Tensor = 0.5,
@@ -77,12 +78,6 @@ def alpha_dropout(
         Klambauer, Unterthiner, Mayr and Hochreiter (2017), "Self-normalizing neural networks", section "New dropout
         technique", whose 1 - q is the probability of dropping.
     """
-    tensors = (input, p, key, mask, stream)
-    if has_torch_function(tensors):
-        return handle_torch_function(
-            alpha_dropout, tensors, input, p, training, inplace, mean=mean, variance=variance, generator=generator,
-            key=key, mask=mask, return_mask=return_mask, stream=stream,
-        )  # fmt: skip
     check_input("alpha_dropout", input, training=training, inplace=inplace, return_mask=return_mask)
     fixed_point = MEAN.check("alpha_dropout", "mean", mean), VARIANCE.check("alpha_dropout", "variance", variance)
     return _alpha(
@@ -90,6 +85,7 @@ def alpha_dropout(
     )
 
 
+@overridable
 def feature_alpha_dropout(
     input: Tensor,
     p: float | Tensor = 0.5,
@@ -142,12 +138,6 @@ def feature_alpha_dropout(
         technique", whose 1 - q is the probability of dropping; Tompson, Goroshin, Jain, LeCun and Bregler (2015),
         "Efficient object localization using convolutional networks", section 3.2, for whole feature maps.
     """
-    tensors = (input, p, key, mask, stream)
-    if has_torch_function(tensors):
-        return handle_torch_function(
-            feature_alpha_dropout, tensors, input, p, training, inplace, mean=mean, variance=variance,
-            generator=generator, key=key, mask=mask, return_mask=return_mask, stream=stream,
-        )  # fmt: skip
     where = "feature_alpha_dropout"
     check_input(where, input, training=training, inplace=inplace, return_mask=return_mask)
     if input.dim() < 2:
@@ -176,13 +166,13 @@ def _alpha(
     check_dense(where, input, is_real=True)
     threshold, streams, keys = check_source(where, input, p, key, generator, stream)
     check_mask(where, mask, input, {"key": key, "generator": generator}, {"stream": stream})
-    if not training or (mask is None and not isinstance(p, Tensor) and p == 0):
+    if is_identity(p, training, mask):
         return (input, _all_kept(input, shared, mask)) if return_mask else input
     if inplace:
         check_writable(where, input)
     coefficients = _coefficients(threshold, *fixed_point)
     if mask is not None:
-        keep = mask & (leading(threshold, input) < 2**32)  # at p = 1 nothing survives, whatever the mask
+        keep = kept_by(mask, threshold)
         output = move(input, keep, *coefficients, in_place=not traced())
     else:
         noise = noise_at(where, input, keys, streams, generator)

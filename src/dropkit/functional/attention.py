@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
 
 from dropkit.functional.address import Names, check_not_traced, check_source, draw_key, plain_rate
 from dropkit.functional.attention_inputs import (
@@ -21,7 +20,8 @@ from dropkit.functional.attention_inputs import (
 )
 from dropkit.functional.attention_weights import attend, find_weights, widened
 from dropkit.functional.eager import is_plain
-from dropkit.functional.inputs import autocast_dtype
+from dropkit.functional.inputs import autocast_dtype, is_identity
+from dropkit.functional.overrides import overridable
 from dropkit.kernels.native import operations as native
 
 __all__ = ["scaled_dot_product_attention"]
@@ -32,6 +32,7 @@ _WEIGHTS_AT_ONCE = 2**18
 _FEWEST_QUERIES = 32
 
 
+@overridable
 def scaled_dot_product_attention(
     query: Tensor,
     key: Tensor,
@@ -90,12 +91,6 @@ def scaled_dot_product_attention(
         Vaswani et al. (2017), "Attention is all you need", sections 3.2.1 and 5.4. Rabe and Staats (2021),
         "Self-attention does not need O(n^2) memory", for computing it in parts.
     """
-    tensors = (query, key, value, attn_mask, dropout_p, dropout_key, stream)
-    if has_torch_function(tensors):
-        return handle_torch_function(
-            scaled_dot_product_attention, tensors, query, key, value, attn_mask, dropout_p, is_causal, scale,
-            enable_gqa, training=training, generator=generator, dropout_key=dropout_key, stream=stream,
-        )  # fmt: skip
     check_tensors(query, key, value)
     dropout_p = plain_rate(dropout_p)
     half = autocast_dtype(query)
@@ -111,7 +106,7 @@ def scaled_dot_product_attention(
     leading = leading_axes(query, key, value, attn_mask, enable_gqa)
     whole = query.expand(*leading[0], *query.shape[-2:])  # whose axis 0 is that of the weights
     check_source(WHERE, whole, dropout_p, dropout_key, generator, stream, _NAMES)
-    if not training or (not isinstance(dropout_p, Tensor) and dropout_p == 0):
+    if is_identity(dropout_p, training):
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
         )

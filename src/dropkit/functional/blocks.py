@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
 
 from dropkit._checks import Integer, argument_type_error
 from dropkit.functional.address import check_source
 from dropkit.functional.channels import check_map
-from dropkit.functional.inputs import check_input, check_mask, leading
+from dropkit.functional.inputs import check_input, check_mask, is_identity, kept_by
 from dropkit.functional.masked import apply_mask
 from dropkit.functional.noise import find_noise
+from dropkit.functional.overrides import overridable
 from dropkit.kernels.blocks import grow
 
 __all__ = ["BLOCK_SIZE", "drop_block1d", "drop_block2d", "drop_block3d", "seed_threshold"]
@@ -20,6 +20,7 @@ __all__ = ["BLOCK_SIZE", "drop_block1d", "drop_block2d", "drop_block3d", "seed_t
 BLOCK_SIZE = Integer(1, 2**31 - 1, "[1, 2**31)", "It is the length of a block along each axis of a map.")
 
 
+@overridable
 def drop_block1d(
     input: Tensor,
     p: float | Tensor = 0.1,
@@ -76,14 +77,13 @@ def drop_block1d(
         Ghiasi, Lin and Le (2018), "DropBlock: a regularization method for convolutional networks", section 3,
         algorithm 1 and equation 1, whose keep_prob is the probability of keeping.
     """
-    tensors = (input, p, key, mask, stream)
-    options: dict[str, Any] = {"generator": generator, "key": key, "mask": mask, "return_mask": return_mask}
-    options |= {"stream": stream}
-    if has_torch_function(tensors):
-        return handle_torch_function(drop_block1d, tensors, input, p, training, block_size, share_channels, **options)
-    return _drop_blocks(1, input, p, training, block_size, share_channels, **options)
+    return _drop_blocks(
+        1, input, p, training, block_size, share_channels, generator=generator, key=key, mask=mask,
+        return_mask=return_mask, stream=stream,
+    )  # fmt: skip
 
 
+@overridable
 def drop_block2d(
     input: Tensor,
     p: float | Tensor = 0.1,
@@ -132,14 +132,13 @@ def drop_block2d(
         Ghiasi, Lin and Le (2018), "DropBlock: a regularization method for convolutional networks", section 3,
         algorithm 1 and equation 1, whose keep_prob is the probability of keeping.
     """
-    tensors = (input, p, key, mask, stream)
-    options: dict[str, Any] = {"generator": generator, "key": key, "mask": mask, "return_mask": return_mask}
-    options |= {"stream": stream}
-    if has_torch_function(tensors):
-        return handle_torch_function(drop_block2d, tensors, input, p, training, block_size, share_channels, **options)
-    return _drop_blocks(2, input, p, training, block_size, share_channels, **options)
+    return _drop_blocks(
+        2, input, p, training, block_size, share_channels, generator=generator, key=key, mask=mask,
+        return_mask=return_mask, stream=stream,
+    )  # fmt: skip
 
 
+@overridable
 def drop_block3d(
     input: Tensor,
     p: float | Tensor = 0.1,
@@ -187,12 +186,10 @@ def drop_block3d(
         Ghiasi, Lin and Le (2018), "DropBlock: a regularization method for convolutional networks", section 3,
         algorithm 1 and equation 1, whose keep_prob is the probability of keeping.
     """
-    tensors = (input, p, key, mask, stream)
-    options: dict[str, Any] = {"generator": generator, "key": key, "mask": mask, "return_mask": return_mask}
-    options |= {"stream": stream}
-    if has_torch_function(tensors):
-        return handle_torch_function(drop_block3d, tensors, input, p, training, block_size, share_channels, **options)
-    return _drop_blocks(3, input, p, training, block_size, share_channels, **options)
+    return _drop_blocks(
+        3, input, p, training, block_size, share_channels, generator=generator, key=key, mask=mask,
+        return_mask=return_mask, stream=stream,
+    )  # fmt: skip
 
 
 def _drop_blocks(
@@ -219,7 +216,7 @@ def _drop_blocks(
     if mask is not None:
         check_mask(where, mask, input, {"key": key, "generator": generator}, {"stream": stream})
     channels, lengths = input.dim() - dims - 1, input.shape[-dims:]
-    if not training or (mask is None and not isinstance(p, Tensor) and p == 0):
+    if is_identity(p, training, mask):
         shape = (*input.shape[:channels], 1 if share_channels else input.shape[channels], *lengths)
         kept = torch.ones(shape if mask is None else mask.shape, dtype=torch.bool, device=input.device)
         return (input, kept) if return_mask else input
@@ -231,7 +228,7 @@ def _drop_blocks(
         shape = (*input.shape[:-dims], *places)
         keep = grow(noise.keep_mask(shape, seed_threshold(threshold, lengths, blocks), shared), blocks)
     else:
-        keep = mask & (leading(threshold, input) < 2**32)
+        keep = kept_by(mask, threshold)
     has_slices = threshold.dim() or streams.dim() or (keys is not None and keys.dim())
     scale = _places_to_kept(keep, 1 if has_slices else 0)
     output = apply_mask(input, keep, scale)

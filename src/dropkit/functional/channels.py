@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
 
 from dropkit._checks import argument_error, argument_type_error
 from dropkit.functional.dropout import dropout
+from dropkit.functional.overrides import overridable
 
 __all__ = ["check_map", "dropout1d", "dropout2d", "dropout3d", "locked_dropout"]
 
@@ -34,6 +34,7 @@ def check_map(where: str, name: str, dims: int, input: Tensor) -> None:
         raise argument_error(where, "input", f"of shape {shapes}", shape, remedies.get(input.dim(), "").format(name))
 
 
+@overridable
 def dropout1d(
     input: Tensor,
     p: float | Tensor = 0.5,
@@ -81,19 +82,12 @@ def dropout1d(
         Tompson, Goroshin, Jain, LeCun and Bregler (2015), "Efficient object localization using convolutional networks",
         section 3.2.
     """
-    tensors = (input, p, key, mask, stream)
-    options: dict[str, Any] = {
-        "generator": generator,
-        "key": key,
-        "mask": mask,
-        "return_mask": return_mask,
-        "stream": stream,
-    }
-    if has_torch_function(tensors):
-        return handle_torch_function(dropout1d, tensors, input, p, training, inplace, **options)
-    return _drop_channels(1, input, p, training, inplace, options)
+    return _drop_channels(
+        1, input, p, training, inplace, generator=generator, key=key, mask=mask, return_mask=return_mask, stream=stream
+    )
 
 
+@overridable
 def dropout2d(
     input: Tensor,
     p: float | Tensor = 0.5,
@@ -139,19 +133,12 @@ def dropout2d(
         Tompson, Goroshin, Jain, LeCun and Bregler (2015), "Efficient object localization using convolutional networks",
         section 3.2.
     """
-    tensors = (input, p, key, mask, stream)
-    options: dict[str, Any] = {
-        "generator": generator,
-        "key": key,
-        "mask": mask,
-        "return_mask": return_mask,
-        "stream": stream,
-    }
-    if has_torch_function(tensors):
-        return handle_torch_function(dropout2d, tensors, input, p, training, inplace, **options)
-    return _drop_channels(2, input, p, training, inplace, options)
+    return _drop_channels(
+        2, input, p, training, inplace, generator=generator, key=key, mask=mask, return_mask=return_mask, stream=stream
+    )
 
 
+@overridable
 def dropout3d(
     input: Tensor,
     p: float | Tensor = 0.5,
@@ -197,19 +184,12 @@ def dropout3d(
         Tompson, Goroshin, Jain, LeCun and Bregler (2015), "Efficient object localization using convolutional networks",
         section 3.2.
     """
-    tensors = (input, p, key, mask, stream)
-    options: dict[str, Any] = {
-        "generator": generator,
-        "key": key,
-        "mask": mask,
-        "return_mask": return_mask,
-        "stream": stream,
-    }
-    if has_torch_function(tensors):
-        return handle_torch_function(dropout3d, tensors, input, p, training, inplace, **options)
-    return _drop_channels(3, input, p, training, inplace, options)
+    return _drop_channels(
+        3, input, p, training, inplace, generator=generator, key=key, mask=mask, return_mask=return_mask, stream=stream
+    )
 
 
+@overridable
 def locked_dropout(
     input: Tensor,
     p: float | Tensor = 0.5,
@@ -259,16 +239,6 @@ def locked_dropout(
         section 4; the name is that of Merity, Keskar and Socher (2018), "Regularizing and optimizing LSTM language
         models", section 4.2.
     """
-    tensors = (input, p, key, mask, stream)
-    options: dict[str, Any] = {
-        "generator": generator,
-        "key": key,
-        "mask": mask,
-        "return_mask": return_mask,
-        "stream": stream,
-    }
-    if has_torch_function(tensors):
-        return handle_torch_function(locked_dropout, tensors, input, p, training, batch_first, **options)
     where = "locked_dropout"
     if not isinstance(batch_first, bool):
         raise argument_type_error(where, "batch_first", "True or False", batch_first)
@@ -277,12 +247,16 @@ def locked_dropout(
         remedy = f"Of one sequence of shape (L, C), call unsqueeze({axis}) first." if input.dim() == 2 else ""
         raise argument_error(where, "input", f"of shape {rule}", tuple(input.shape), remedy)
     shared = (1 if batch_first else 0,) if mask is None else ()
-    return dropout(input, p, training, broadcast_dims=shared, **options)
+    return dropout(
+        input, p, training, broadcast_dims=shared, generator=generator, key=key, mask=mask, return_mask=return_mask,
+        stream=stream,
+    )  # fmt: skip
 
 
 def _drop_channels(
-    dims: int, input: Tensor, p: float | Tensor, training: bool, inplace: bool, options: dict[str, Any]
+    dims: int, input: Tensor, p: float | Tensor, training: bool, inplace: bool, *, mask: Tensor | None, **noise: Any
 ) -> Any:
+    """Drop channels of maps with so many dimensions."""
     check_map(f"dropout{dims}d", "dropout", dims, input)
-    shared = tuple(range(-dims, 0)) if options["mask"] is None else ()
-    return dropout(input, p, training, inplace, broadcast_dims=shared, **options)
+    shared = tuple(range(-dims, 0)) if mask is None else ()
+    return dropout(input, p, training, inplace, broadcast_dims=shared, mask=mask, **noise)

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
 
 from dropkit._checks import Number, check_axes
 from dropkit.functional.address import check_source
 from dropkit.functional.noise import find_noise
+from dropkit.functional.overrides import overridable
 from dropkit.functional.variational import check_alike, check_real, widened
 
 __all__ = ["TEMPERATURE", "concrete_dropout", "relaxed_mask"]
@@ -29,6 +29,7 @@ def relaxed_mask(logit: Tensor, uniform: Tensor, temperature: float) -> Tensor:
     return torch.sigmoid((torch.logit(uniform) - logit) / temperature)
 
 
+@overridable
 def concrete_dropout(
     input: Tensor,
     logit: Tensor,
@@ -72,12 +73,6 @@ def concrete_dropout(
     References:
         Gal, Hron and Kendall (2017), "Concrete dropout", equation 5, whose p is the probability of dropping.
     """
-    tensors = (input, logit, key, stream)
-    if has_torch_function(tensors):
-        return handle_torch_function(
-            concrete_dropout, tensors, input, logit, temperature, training, broadcast_dims=broadcast_dims,
-            generator=generator, key=key, stream=stream,
-        )  # fmt: skip
     check_real(_WHERE, "input", input, training=training)
     check_alike(_WHERE, "logit", logit, input)
     temperature = TEMPERATURE.check(_WHERE, "temperature", temperature)

@@ -6,14 +6,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
 
 from dropkit._checks import Integer, argument_error, argument_type_error
 from dropkit.functional.address import check_source, signed
 from dropkit.functional.autograd import traced
 from dropkit.functional.connections import Linear, connect, connect_by_mask, takes_parts
-from dropkit.functional.inputs import autocast_dtype, check_input, check_mask, leading
+from dropkit.functional.inputs import autocast_dtype, check_input, check_mask, is_identity, kept_by, leading
 from dropkit.functional.noise import Noise, find_noise
+from dropkit.functional.overrides import overridable
 from dropkit.kernels import fields
 from dropkit.kernels.portable import select, survivor_scale
 from dropkit.random.layout import layout
@@ -24,6 +24,7 @@ SAMPLES = Integer(1, 2**31 - 1, "[1, 2**31)")
 _NORMALS_AT_ONCE = 2**20
 
 
+@overridable
 def drop_connect(
     input: Tensor,
     weight: Tensor,
@@ -74,12 +75,6 @@ def drop_connect(
         Wan, Zeiler, Zhang, LeCun and Fergus (2013), "Regularization of neural networks using DropConnect", section 3,
         whose p is the probability of keeping.
     """
-    tensors = (input, weight, bias, p, key, mask, stream)
-    if has_torch_function(tensors):
-        return handle_torch_function(
-            drop_connect, tensors, input, weight, bias, p, training, generator=generator, key=key, mask=mask,
-            return_mask=return_mask, stream=stream,
-        )  # fmt: skip
     where = "drop_connect"
     _check_linear(where, input, weight, bias, training=training, return_mask=return_mask)
     examples = _examples(input)
@@ -88,7 +83,7 @@ def drop_connect(
     if mask is not None:
         weights = examples[..., None, None].expand(shape)
         check_mask(where, mask, weights, {"key": key, "generator": generator}, {"stream": stream})
-    if not training or (not isinstance(p, Tensor) and p == 0 and mask is None):
+    if is_identity(p, training, mask):
         ones = torch.ones((), dtype=torch.bool, device=input.device)
         output = F.linear(input, weight, bias)
         return (output, ones.expand(shape if mask is None else mask.shape)) if return_mask else output
@@ -100,12 +95,13 @@ def drop_connect(
             mask = noise.keep_mask(shape, threshold) if return_mask or not in_parts else None
             output = connect(linear, threshold, noise) if mask is None or in_parts else connect_by_mask(linear, mask)
         else:
-            mask = mask & (leading(threshold, mask) < 2**32)
+            mask = kept_by(mask, threshold)
             output = connect_by_mask(linear, mask)
         output = select(output, leading(threshold < 2**32, output), survivor_scale(threshold), in_place=not traced())
     return (output.to(dtype), mask) if return_mask else output.to(dtype)
 
 
+@overridable
 def drop_connect_inference(
     input: Tensor,
     weight: Tensor,
@@ -154,12 +150,6 @@ def drop_connect_inference(
         Wan, Zeiler, Zhang, LeCun and Fergus (2013), "Regularization of neural networks using DropConnect",
         section 3.2 and algorithm 2, whose p is the probability of keeping.
     """
-    tensors = (input, weight, bias, p, key, stream)
-    if has_torch_function(tensors):
-        return handle_torch_function(
-            drop_connect_inference, tensors, input, weight, bias, p, activation=activation, samples=samples,
-            generator=generator, key=key, stream=stream,
-        )  # fmt: skip
     where = "drop_connect_inference"
     _check_linear(where, input, weight, bias)
     if input.is_complex():

@@ -12,7 +12,7 @@ from dropkit._checks import Choice
 from dropkit.functional import eager, nested
 from dropkit.functional.address import check_not_traced, check_source, draw_key, signed
 from dropkit.functional.autograd import apply_dropout, traced
-from dropkit.functional.inputs import check_input, check_mask, check_writable, leading
+from dropkit.functional.inputs import check_input, check_mask, check_writable, kept_by, leading
 from dropkit.kernels import operators
 from dropkit.kernels.portable import select, survivor_scale
 from dropkit.random.layout import Layout, layout
@@ -146,7 +146,7 @@ def dropout(
     elif not training:
         output = _times_keep_probability(input, threshold)
     elif mask is not None:
-        keep = mask & (leading(threshold, input) < 2**32)  # at p = 1 nothing survives, whatever the mask
+        keep = kept_by(mask, threshold)
         output = select(input, keep, survivor_scale(threshold) if scaled else None, in_place=not traced())
     else:
         check_not_traced(_WHERE)

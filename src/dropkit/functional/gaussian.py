@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
 
 from dropkit._checks import PROBABILITY
 from dropkit.functional.address import Names, check_source, or_several
 from dropkit.functional.autograd import apply_function, traced
-from dropkit.functional.inputs import check_dense, check_input, check_noise
+from dropkit.functional.inputs import check_dense, check_input, check_noise, is_identity
 from dropkit.functional.noise import noise_at
+from dropkit.functional.overrides import overridable
 from dropkit.kernels import fields, operators
 from dropkit.kernels import gaussian as kernels
 from dropkit.kernels.portable import around_one, computing_type, multiply
@@ -24,6 +24,7 @@ RATE = replace(PROBABILITY, open_high=True, remedy="The variance of the noise, p
 _NAMES = Names(rate=or_several(RATE, "rate", torch.float64))
 
 
+@overridable
 def gaussian_dropout(
     input: Tensor,
     p: float | Tensor = 0.5,
@@ -72,18 +73,12 @@ def gaussian_dropout(
         Srivastava, Hinton, Krizhevsky, Sutskever and Salakhutdinov (2014), "Dropout: a simple way to prevent neural
         networks from overfitting", section 10, whose p is the probability of keeping.
     """
-    tensors = (input, p, key, noise, stream)
-    if has_torch_function(tensors):
-        return handle_torch_function(
-            gaussian_dropout, tensors, input, p, training, generator=generator, key=key, noise=noise,
-            return_noise=return_noise, stream=stream,
-        )  # fmt: skip
     check_input(_WHERE, input, training=training, return_noise=return_noise)
     check_dense(_WHERE, input)
     threshold, streams, keys = check_source(_WHERE, input, p, key, generator, stream, _NAMES)
     check_noise(_WHERE, noise, input, {"key": key, "generator": generator, "stream": stream})
     wide = computing_type(input)
-    if not training or (noise is None and not isinstance(p, Tensor) and p == 0):
+    if is_identity(p, training, noise):
         shape = input.shape if noise is None else noise.shape
         return (input, torch.ones(shape, dtype=wide, device=input.device)) if return_noise else input
     if noise is not None:

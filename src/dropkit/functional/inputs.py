@@ -19,6 +19,8 @@ __all__ = [
     "check_mask",
     "check_noise",
     "check_writable",
+    "is_identity",
+    "kept_by",
     "leading",
 ]
 
@@ -30,6 +32,16 @@ _DTYPES = (
 def leading(value: Tensor, input: Tensor) -> Tensor:
     """Shape one value, or one a slice of axis 0, so that it broadcasts to the input."""
     return value.to(input.device).reshape(value.shape + (1,) * (input.dim() - value.dim()))
+
+
+def is_identity(p: float | Tensor, training: bool, given: Tensor | None = None) -> bool:
+    """Tell whether a pass changes nothing: evaluation, or a rate known to be 0 where no mask or noise is given."""
+    return not training or (given is None and not isinstance(p, Tensor) and p == 0)
+
+
+def kept_by(mask: Tensor, threshold: Tensor) -> Tensor:
+    """Return what a given mask keeps at a rate: at p = 1 nothing, whatever the mask."""
+    return mask & (leading(threshold, mask) < 2**32)
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:

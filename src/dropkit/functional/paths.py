@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
 
 from dropkit._checks import PROBABILITY, Choice, Integer, argument_error, argument_type_error
 from dropkit.functional.address import check_source
 from dropkit.functional.autograd import traced
 from dropkit.functional.dropout import dropout
-from dropkit.functional.inputs import check_input, leading
+from dropkit.functional.inputs import check_input, is_identity, leading
+from dropkit.functional.overrides import overridable
 from dropkit.kernels.portable import survivor_scale
 
 __all__ = ["MODES", "drop_path", "linear_rates", "skip_path"]
@@ -21,6 +21,7 @@ _DEPTH = Integer(1, 2**31 - 1, "[1, 2**31)", "It is the number of blocks.")
 _FIRST = Choice(("zero", "paper"))
 
 
+@overridable
 def drop_path(
     input: Tensor,
     p: float | Tensor = 0.1,
@@ -72,29 +73,36 @@ def drop_path(
         Huang, Sun, Liu, Sedra and Weinberger (2016), "Deep networks with stochastic depth", section 3, which draws once
         for a batch and scales in evaluation, and whose p is the probability of keeping.
     """
-    tensors = (input, p, key, mask, stream)
-    options: dict[str, Any] = {"generator": generator, "key": key, "mask": mask, "stream": stream}
-    if has_torch_function(tensors):
-        return handle_torch_function(
-            drop_path, tensors, input, p, training, mode, scale_by_keep, return_mask=return_mask, **options
-        )
-    return _drop("drop_path", input, p, training, mode, scale_by_keep, return_mask=return_mask, **options)
+    return _drop(
+        "drop_path", input, p, training, mode, scale_by_keep, generator=generator, key=key, mask=mask,
+        return_mask=return_mask, stream=stream,
+    )  # fmt: skip
 
 
 def _drop(
-    where: str, input: Tensor, p: float | Tensor, training: bool, mode: str, scale_by_keep: bool, **options: Any
+    where: str,
+    input: Tensor,
+    p: float | Tensor,
+    training: bool,
+    mode: str,
+    scale_by_keep: bool,
+    *,
+    mask: Tensor | None,
+    **noise: Any,
 ) -> Any:
+    """Drop paths on behalf of a function."""
     MODES.check(where, "mode", mode)
     if not isinstance(scale_by_keep, bool):
         raise argument_type_error(where, "scale_by_keep", "True or False", scale_by_keep)
     rank = input.dim() if isinstance(input, Tensor) else 1  # what is no tensor is left to dropout's own check
     if rank == 0:
         raise argument_error(where, "input", "of one axis or more", ())
-    shared = tuple(range(1 if mode == "row" else 0, rank)) if options["mask"] is None else ()
+    shared = tuple(range(1 if mode == "row" else 0, rank)) if mask is None else ()
     scale_at = "train" if scale_by_keep or not training else "eval"
-    return dropout(input, p, training, broadcast_dims=shared, scale_at=scale_at, **options)
+    return dropout(input, p, training, broadcast_dims=shared, scale_at=scale_at, mask=mask, **noise)
 
 
+@overridable
 def skip_path(
     branch: Callable[[Tensor], Tensor],
     input: Tensor,
@@ -153,12 +161,6 @@ def skip_path(
         Huang, Sun, Liu, Sedra and Weinberger (2016), "Deep networks with stochastic depth", section 3, whose p is the
         probability of keeping.
     """
-    tensors = (input, p, key, mask, stream)
-    options: dict[str, Any] = {"generator": generator, "key": key, "mask": mask, "stream": stream}
-    if has_torch_function(tensors):
-        return handle_torch_function(
-            skip_path, tensors, branch, input, p, training, mode, scale_by_keep, return_mask=return_mask, **options
-        )
     where = "skip_path"
     if not callable(branch):
         raise argument_type_error(where, "branch", "a function or a module", branch)
@@ -166,8 +168,11 @@ def skip_path(
     if input.is_nested:
         raise argument_type_error(where, "input", "a dense tensor", input.layout, "Use drop_path(branch(input)).")
     thin = input.new_ones((*input.shape[:1], *(1,) * (input.dim() - 1)))
-    _, keep = _drop(where, thin, p, training, mode, scale_by_keep, return_mask=True, **options)
-    if not training or (mask is None and not isinstance(p, Tensor) and p == 0):
+    _, keep = _drop(
+        where, thin, p, training, mode, scale_by_keep, generator=generator, key=key, mask=mask, return_mask=True,
+        stream=stream,
+    )  # fmt: skip
+    if is_identity(p, training, mask):
         output = branch(input)
     elif traced():
         output = dropout(_run(branch, input), p, mask=keep, scale_at="train" if scale_by_keep else "eval")

@@ -4,13 +4,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
 
 from dropkit.functional.address import check_source, find_address, plain_rate
 from dropkit.functional.autograd import apply_function
 from dropkit.functional.dropout import dropout
 from dropkit.functional.fused import check_residual, gated, is_alike, is_one_key, one_key, takes_operator
 from dropkit.functional.inputs import autocast_dtype, check_input
+from dropkit.functional.overrides import overridable
 from dropkit.kernels import fused
 from dropkit.kernels.native import operations as native
 
@@ -19,6 +19,7 @@ __all__ = ["dropout_add"]
 _WHERE = "dropout_add"
 
 
+@overridable
 def dropout_add(
     input: Tensor,
     residual: Tensor,
@@ -59,11 +60,6 @@ def dropout_add(
         Srivastava, Hinton, Krizhevsky, Sutskever and Salakhutdinov (2014), "Dropout: a simple way to prevent neural
         networks from overfitting", section 4.
     """
-    tensors = (input, residual, p, key, stream)
-    if has_torch_function(tensors):
-        return handle_torch_function(
-            dropout_add, tensors, input, residual, p, training, generator=generator, key=key, stream=stream
-        )
     if is_one_key(input, p, training, generator, key, stream) and is_alike(residual, input, input.shape):
         address = one_key(_WHERE, input, p, key)
         if torch.is_grad_enabled() and (input.requires_grad or residual.requires_grad):

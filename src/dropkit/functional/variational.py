@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import sigmoid, softplus
-from torch.overrides import handle_torch_function, has_torch_function
 
 from dropkit._checks import Choice, argument_error, argument_type_error
 from dropkit.functional.address import Names, check_source
 from dropkit.functional.inputs import autocast_dtype, check_input
 from dropkit.functional.noise import find_noise
+from dropkit.functional.overrides import overridable
 
 __all__ = ["bounded", "check_real", "local_reparameterisation", "log_uniform_kl", "variational_dropout", "widened"]
 
@@ -77,6 +77,7 @@ def bounded(value: Tensor, high: float) -> Tensor:
     return _Bounded.apply(value, high)
 
 
+@overridable
 def log_uniform_kl(log_alpha: Tensor, approximation: str = "sigmoid") -> Tensor:
     """Give the Kullback-Leibler divergence of noise N(1, alpha) from a log-uniform prior, for each alpha.
 
@@ -106,8 +107,6 @@ def log_uniform_kl(log_alpha: Tensor, approximation: str = "sigmoid") -> Tensor:
         Molchanov, Ashukha and Vetrov (2017), "Variational dropout sparsifies deep neural networks", equation 14.
         Kingma, Salimans and Welling (2015), "Variational dropout and the local reparameterization trick", appendix C.
     """
-    if has_torch_function((log_alpha,)):
-        return handle_torch_function(log_uniform_kl, (log_alpha,), log_alpha, approximation)
     check_real("log_uniform_kl", "log_alpha", log_alpha)
     chosen = _APPROXIMATION.check("log_uniform_kl", "approximation", approximation)
     log_alpha = widened(log_alpha)
@@ -120,6 +119,7 @@ def log_uniform_kl(log_alpha: Tensor, approximation: str = "sigmoid") -> Tensor:
     return _CONSTANT - 0.5 * log_alpha - alpha * (c1 + alpha * (c2 + alpha * c3))
 
 
+@overridable
 def variational_dropout(
     input: Tensor,
     log_alpha: Tensor,
@@ -157,11 +157,6 @@ def variational_dropout(
         Kingma, Salimans and Welling (2015), "Variational dropout and the local reparameterization trick", section 3.2.
     """
     where = "variational_dropout"
-    tensors = (input, log_alpha, key, stream)
-    if has_torch_function(tensors):
-        return handle_torch_function(
-            variational_dropout, tensors, input, log_alpha, training, generator=generator, key=key, stream=stream
-        )
     check_real(where, "input", input, training=training)
     check_alike(where, "log_alpha", log_alpha, input)
     if not training:
@@ -173,6 +168,7 @@ def variational_dropout(
     return (wide * (1.0 + deviation * noise.normal(input.shape, wide.dtype))).to(input.dtype)
 
 
+@overridable
 def local_reparameterisation(
     operation: Callable[[Tensor, Tensor, Tensor | None], Tensor],
     input: Tensor,
@@ -223,12 +219,6 @@ def local_reparameterisation(
         Kingma, Salimans and Welling (2015), "Variational dropout and the local reparameterization trick", equation 6.
     """
     where = "local_reparameterisation"
-    tensors = (input, weight, variance, bias, key, stream)
-    if has_torch_function(tensors):
-        return handle_torch_function(
-            local_reparameterisation, tensors, operation, input, weight, variance, bias, training,
-            generator=generator, key=key, stream=stream,
-        )  # fmt: skip
     if not callable(operation):
         raise argument_type_error(where, "operation", "a callable", operation)
     check_real(where, "input", input, training=training)

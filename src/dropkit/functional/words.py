@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
 
 from dropkit._checks import Choice, Integer, argument_error, argument_type_error
 from dropkit.functional.address import check_source
 from dropkit.functional.dropout import dropout
-from dropkit.functional.inputs import check_input, check_mask, leading
+from dropkit.functional.inputs import check_input, check_mask, is_identity, kept_by
 from dropkit.functional.noise import find_noise
+from dropkit.functional.overrides import overridable
 
 __all__ = ["PER", "WORD", "embedding_dropout", "spared_words", "word_dropout"]
 
@@ -21,6 +21,7 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _WORDS = Integer(0, 2**34, "[0, 2**34]")
 
 
+@overridable
 def word_dropout(
     input: Tensor,
     p: float | Tensor = 0.5,
@@ -71,12 +72,6 @@ def word_dropout(
         Daume (2015), "Deep unordered composition rivals syntactic methods for text classification", section 3, for
         whole embeddings.
     """
-    tensors = (input, p, key, mask, stream)
-    if has_torch_function(tensors):
-        return handle_torch_function(
-            word_dropout, tensors, input, p, training, unknown=unknown, spared=spared, generator=generator, key=key,
-            mask=mask, return_mask=return_mask, stream=stream,
-        )  # fmt: skip
     where = "word_dropout"
     kept_always = spared_words(where, unknown, spared)
     _check_words(where, input, unknown, training=training, return_mask=return_mask)
@@ -85,19 +80,20 @@ def word_dropout(
     threshold, *_ = check_source(where, tokens, p, key, generator, stream)
     if mask is not None:
         check_mask(where, mask, words, {"key": key, "generator": generator}, {"stream": stream})
-    if not training or (not isinstance(p, Tensor) and p == 0 and mask is None):
+    if is_identity(p, training, mask):
         return (input, torch.ones_like(words, dtype=torch.bool)) if return_mask else input
     if mask is None:
         threshold, noise = find_noise(where, tokens, p, key, generator, stream)
         keep = noise.keep_mask(words.shape, threshold)
     else:
-        keep = mask & (leading(threshold, words) < 2**32)
+        keep = kept_by(mask, threshold)
     for word in kept_always:
         keep = keep | (input == word)
     output = input.masked_fill(~keep, 0 if unknown is None else unknown)
     return (output, keep) if return_mask else output
 
 
+@overridable
 def embedding_dropout(
     input: Tensor,
     tokens: Tensor,
@@ -153,12 +149,6 @@ def embedding_dropout(
         section 4.2 (``per="sequence"``). Merity, Keskar and Socher (2018), "Regularizing and optimizing LSTM language
         models", section 4.3 (``per="batch"``).
     """
-    tensors = (input, tokens, p, key, mask, stream)
-    if has_torch_function(tensors):
-        return handle_torch_function(
-            embedding_dropout, tensors, input, tokens, words, p, training, per=per, batch_first=batch_first,
-            generator=generator, key=key, mask=mask, return_mask=return_mask, stream=stream,
-        )  # fmt: skip
     where = "embedding_dropout"
     _check_dense(where, input, training=training, batch_first=batch_first, return_mask=return_mask)
     _check_tokens(where, tokens, input)
@@ -171,14 +161,14 @@ def embedding_dropout(
     threshold, *_ = check_source(where, sequences, p, key, generator, stream)
     if mask is not None:
         check_mask(where, mask, table, {"key": key, "generator": generator}, {"stream": stream})
-    if not training or (not isinstance(p, Tensor) and p == 0 and mask is None):
+    if is_identity(p, training, mask):
         ones = torch.ones((), dtype=torch.bool, device=input.device)
         return (input, ones.expand(table.shape if mask is None else mask.shape)) if return_mask else input
     if mask is None:
         threshold, noise = find_noise(where, sequences, p, key, generator, stream)
         mask = noise.keep_mask(table.shape, threshold)
     else:
-        mask = mask & (leading(threshold, mask) < 2**32)
+        mask = kept_by(mask, threshold)
     if by_sequence:
         rows = tokens.movedim(axis, 0)
         keep = mask.expand(table.shape).gather(1, rows.flatten(1).long()).reshape(rows.shape)

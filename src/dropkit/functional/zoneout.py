@@ -4,12 +4,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
 
 from dropkit._checks import argument_error, argument_type_error
 from dropkit.functional.address import Names, check_source
-from dropkit.functional.inputs import check_input, check_mask, leading
+from dropkit.functional.inputs import check_input, check_mask, is_identity, kept_by, leading
 from dropkit.functional.noise import find_noise
+from dropkit.functional.overrides import overridable
 
 __all__ = ["expected_state", "zoneout"]
 
@@ -17,6 +17,7 @@ _WHERE = "zoneout"
 _NAMES = Names(input="new")
 
 
+@overridable
 def zoneout(
     new: Tensor,
     old: Tensor,
@@ -67,18 +68,12 @@ def zoneout(
         Krueger, Maharaj, Kramár, Pezeshki, Ballas, Ke, Goyal, Bengio, Courville and Pal (2017), "Zoneout: regularizing
         RNNs by randomly preserving hidden activations", section 3, whose z is p.
     """
-    tensors = (new, old, p, key, mask, stream)
-    if has_torch_function(tensors):
-        return handle_torch_function(
-            zoneout, tensors, new, old, p, training, generator=generator, key=key, mask=mask, return_mask=return_mask,
-            stream=stream,
-        )  # fmt: skip
     check_input(_WHERE, new, "new", training=training, return_mask=return_mask)
     _check_old(old, new)
     threshold, *_ = check_source(_WHERE, new, p, key, generator, stream, _NAMES)
     if mask is not None:
         check_mask(_WHERE, mask, new, {"key": key, "generator": generator}, {"stream": stream})
-    is_new = not isinstance(p, Tensor) and p == 0 and mask is None
+    is_new = is_identity(p, True, mask)
     if is_new or not training:
         output = new if is_new else expected_state(new, old, threshold)
         shape = torch.broadcast_shapes(new.shape if mask is None else mask.shape, leading(threshold, new).shape)
@@ -87,7 +82,7 @@ def zoneout(
         threshold, noise = find_noise(_WHERE, new, p, key, generator, stream, _NAMES)
         mask = noise.keep_mask(new.shape, threshold)
     else:
-        mask = mask & (leading(threshold, new) < 2**32)  # at p = 1 all is old, whatever the mask
+        mask = kept_by(mask, threshold)
     output = torch.where(mask, new, old)
     return (output, mask) if return_mask else output
 

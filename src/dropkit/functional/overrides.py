@@ -1,0 +1,25 @@
+"""Public functions that tensor subclasses and modes may take over, as they may PyTorch's own."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from torch.overrides import handle_torch_function, has_torch_function
+
+__all__ = ["overridable"]
+
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
+
+
+def overridable(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
+    """Let a tensor among the arguments, or a mode, answer the call by its ``__torch_function__``, if it has one."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        arguments = (*args, *kwargs.values())
+        if has_torch_function(arguments):
+            return handle_torch_function(call, arguments, *args, **kwargs)
+        return function(*args, **kwargs)
+
+    return call
