@@ -11,7 +11,7 @@ from dropkit.functional.address import check_source
 from dropkit.functional.channels import check_map
 from dropkit.functional.inputs import check_input, check_mask, is_identity, kept_by
 from dropkit.functional.masked import apply_mask
-from dropkit.functional.noise import find_noise
+from dropkit.functional.noise import noise_at
 from dropkit.functional.overrides import overridable
 from dropkit.kernels.blocks import grow
 
@@ -213,8 +213,7 @@ def _drop_blocks(
         raise argument_type_error(where, "input", "a dense tensor", input.layout, "Pad it, or take its parts.")
     size = BLOCK_SIZE.check(where, "block_size", block_size)
     threshold, streams, keys = check_source(where, input, p, key, generator, stream)
-    if mask is not None:
-        check_mask(where, mask, input, {"key": key, "generator": generator}, {"stream": stream})
+    check_mask(where, mask, input, {"key": key, "generator": generator}, {"stream": stream})
     channels, lengths = input.dim() - dims - 1, input.shape[-dims:]
     if is_identity(p, training, mask):
         shape = (*input.shape[:channels], 1 if share_channels else input.shape[channels], *lengths)
@@ -222,7 +221,7 @@ def _drop_blocks(
         return (input, kept) if return_mask else input
     if mask is None:
         blocks = [max(min(size, length), 1) for length in lengths]
-        _, noise = find_noise(where, input, p, key, generator, stream)
+        noise = noise_at(where, input, keys, streams, generator)
         places = [length - block + 1 for length, block in zip(lengths, blocks, strict=True)]
         shared = (channels,) if share_channels else ()
         shape = (*input.shape[:-dims], *places)

@@ -12,7 +12,7 @@ from dropkit.functional.address import check_source, signed
 from dropkit.functional.autograd import traced
 from dropkit.functional.connections import Linear, connect, connect_by_mask, takes_parts
 from dropkit.functional.inputs import autocast_dtype, check_input, check_mask, is_identity, kept_by, leading
-from dropkit.functional.noise import Noise, find_noise
+from dropkit.functional.noise import Noise, find_noise, noise_at
 from dropkit.functional.overrides import overridable
 from dropkit.kernels import fields
 from dropkit.kernels.portable import select, survivor_scale
@@ -78,11 +78,10 @@ def drop_connect(
     where = "drop_connect"
     _check_linear(where, input, weight, bias, training=training, return_mask=return_mask)
     examples = _examples(input)
-    threshold, *_ = check_source(where, examples, p, key, generator, stream)
+    threshold, streams, keys = check_source(where, examples, p, key, generator, stream)
     shape = (*examples.shape, weight.size(0), weight.size(1) + (bias is not None))
-    if mask is not None:
-        weights = examples[..., None, None].expand(shape)
-        check_mask(where, mask, weights, {"key": key, "generator": generator}, {"stream": stream})
+    weights = examples[..., None, None].expand(shape)
+    check_mask(where, mask, weights, {"key": key, "generator": generator}, {"stream": stream})
     if is_identity(p, training, mask):
         ones = torch.ones((), dtype=torch.bool, device=input.device)
         output = F.linear(input, weight, bias)
@@ -90,7 +89,7 @@ def drop_connect(
     linear, dtype = _widened(input, weight, bias)
     with torch.autocast(input.device.type, enabled=False):
         if mask is None:
-            threshold, noise = find_noise(where, examples, p, key, generator, stream)
+            noise = noise_at(where, examples, keys, streams, generator)
             in_parts = takes_parts(input)
             mask = noise.keep_mask(shape, threshold) if return_mask or not in_parts else None
             output = connect(linear, threshold, noise) if mask is None or in_parts else connect_by_mask(linear, mask)

@@ -10,7 +10,7 @@ from dropkit._checks import Choice, Integer, argument_error, argument_type_error
 from dropkit.functional.address import check_source
 from dropkit.functional.dropout import dropout
 from dropkit.functional.inputs import check_input, check_mask, is_identity, kept_by
-from dropkit.functional.noise import find_noise
+from dropkit.functional.noise import noise_at
 from dropkit.functional.overrides import overridable
 
 __all__ = ["PER", "WORD", "embedding_dropout", "spared_words", "word_dropout"]
@@ -77,14 +77,12 @@ def word_dropout(
     _check_words(where, input, unknown, training=training, return_mask=return_mask)
     words = input if unknown is not None else input[..., :1]
     tokens = input.new_empty(()).expand(input.shape if unknown is not None else input.shape[:-1])  # by shape alone
-    threshold, *_ = check_source(where, tokens, p, key, generator, stream)
-    if mask is not None:
-        check_mask(where, mask, words, {"key": key, "generator": generator}, {"stream": stream})
+    threshold, streams, keys = check_source(where, tokens, p, key, generator, stream)
+    check_mask(where, mask, words, {"key": key, "generator": generator}, {"stream": stream})
     if is_identity(p, training, mask):
         return (input, torch.ones_like(words, dtype=torch.bool)) if return_mask else input
     if mask is None:
-        threshold, noise = find_noise(where, tokens, p, key, generator, stream)
-        keep = noise.keep_mask(words.shape, threshold)
+        keep = noise_at(where, tokens, keys, streams, generator).keep_mask(words.shape, threshold)
     else:
         keep = kept_by(mask, threshold)
     for word in kept_always:
@@ -158,15 +156,13 @@ def embedding_dropout(
     # By their shape alone: sequences have keys and rates of their own, and a mask of all words each.
     sequences = input.new_empty(()).expand((tokens.size(axis),) if by_sequence else ())
     table = sequences.unsqueeze(-1).expand(*sequences.shape, number)
-    threshold, *_ = check_source(where, sequences, p, key, generator, stream)
-    if mask is not None:
-        check_mask(where, mask, table, {"key": key, "generator": generator}, {"stream": stream})
+    threshold, streams, keys = check_source(where, sequences, p, key, generator, stream)
+    check_mask(where, mask, table, {"key": key, "generator": generator}, {"stream": stream})
     if is_identity(p, training, mask):
         ones = torch.ones((), dtype=torch.bool, device=input.device)
         return (input, ones.expand(table.shape if mask is None else mask.shape)) if return_mask else input
     if mask is None:
-        threshold, noise = find_noise(where, sequences, p, key, generator, stream)
-        mask = noise.keep_mask(table.shape, threshold)
+        mask = noise_at(where, sequences, keys, streams, generator).keep_mask(table.shape, threshold)
     else:
         mask = kept_by(mask, threshold)
     if by_sequence:

@@ -8,7 +8,7 @@ from torch import Tensor
 from dropkit._checks import argument_error, argument_type_error
 from dropkit.functional.address import Names, check_source
 from dropkit.functional.inputs import check_input, check_mask, is_identity, kept_by, leading
-from dropkit.functional.noise import find_noise
+from dropkit.functional.noise import noise_at
 from dropkit.functional.overrides import overridable
 
 __all__ = ["expected_state", "zoneout"]
@@ -70,17 +70,15 @@ def zoneout(
     """
     check_input(_WHERE, new, "new", training=training, return_mask=return_mask)
     _check_old(old, new)
-    threshold, *_ = check_source(_WHERE, new, p, key, generator, stream, _NAMES)
-    if mask is not None:
-        check_mask(_WHERE, mask, new, {"key": key, "generator": generator}, {"stream": stream})
+    threshold, streams, keys = check_source(_WHERE, new, p, key, generator, stream, _NAMES)
+    check_mask(_WHERE, mask, new, {"key": key, "generator": generator}, {"stream": stream})
     is_new = is_identity(p, True, mask)
     if is_new or not training:
         output = new if is_new else expected_state(new, old, threshold)
         shape = torch.broadcast_shapes(new.shape if mask is None else mask.shape, leading(threshold, new).shape)
         return (output, torch.ones(shape, dtype=torch.bool, device=new.device)) if return_mask else output
     if mask is None:
-        threshold, noise = find_noise(_WHERE, new, p, key, generator, stream, _NAMES)
-        mask = noise.keep_mask(new.shape, threshold)
+        mask = noise_at(_WHERE, new, keys, streams, generator, _NAMES).keep_mask(new.shape, threshold)
     else:
         mask = kept_by(mask, threshold)
     output = torch.where(mask, new, old)
