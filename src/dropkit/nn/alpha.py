@@ -9,7 +9,7 @@ from torch import Tensor
 from dropkit._checks import PROBABILITY
 from dropkit.functional import alpha_dropout, feature_alpha_dropout
 from dropkit.functional.alpha import MEAN, SATURATION, VARIANCE
-from dropkit.nn.layer import RateMixin, check_bool
+from dropkit.nn.layer import MaskMixin, check_bool
 from dropkit.nn.variants import variant
 
 __all__ = ["AlphaDropout", "FeatureAlphaDropout"]
@@ -20,7 +20,7 @@ _FORMULA = (
 )
 
 
-class _FixedPointMixin(RateMixin):
+class _FixedPointMixin(MaskMixin):
     """A layer that keeps a mean and a variance."""
 
     FUNCTION: ClassVar[Callable[..., Any]]
@@ -41,40 +41,13 @@ class _FixedPointMixin(RateMixin):
         self.mean, self.variance = MEAN.check(name, "mean", mean), VARIANCE.check(name, "variance", variance)
         self._set_noise(p, generator)
 
-    def forward(
-        self,
-        input: Tensor,
-        *,
-        key: int | Tensor | None = None,
-        mask: Tensor | None = None,
-        return_mask: bool = False,
-        stream: int | Tensor = 0,
-    ) -> Any:
-        """Apply alpha dropout.
-
-        Args:
-            input: Tensor of a shape that the layer takes, of a real floating type.
-            key: As for `dropkit.functional.alpha_dropout`. Default: drawn from the generator.
-            mask: A bool tensor to use instead, True = kept. Default: drawn.
-            return_mask: Whether to return ``(output, mask)``. Default: False.
-            stream: Number of the pass. Default: 0.
-
-        Returns:
-            A tensor of the input's shape and type; with `return_mask`, a pair.
-
-        Raises:
-            ArgumentError: As `dropkit.functional.alpha_dropout`.
-            ArgumentTypeError: As `dropkit.functional.alpha_dropout`.
-        """
-        return type(self).FUNCTION(
-            input, self.rate, self.is_on, self.inplace, mean=self.mean, variance=self.variance,
-            generator=self._source(key, mask), key=key, mask=mask, return_mask=return_mask, stream=stream,
-        )  # fmt: skip
+    def _drop(self, input: Tensor, **noise: Any) -> Any:
+        fixed_point = {"mean": self.mean, "variance": self.variance}
+        return type(self).FUNCTION(input, self.rate, self.is_on, self.inplace, **fixed_point, **noise)
 
     def extra_repr(self) -> str:
         """Show the rate and whatever differs from the defaults."""
-        options = {"mean": 0.0, "variance": 1.0}
-        return self._shown("inplace", *(name for name, default in options.items() if getattr(self, name) != default))
+        return self._shown("inplace", mean=0.0, variance=1.0)
 
 
 @variant(

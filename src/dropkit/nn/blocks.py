@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dropkit.functional import drop_block1d, drop_block2d, drop_block3d
 from dropkit.functional.blocks import BLOCK_SIZE
-from dropkit.nn.layer import RateMixin, check_bool
+from dropkit.nn.layer import MaskMixin, check_bool
 from dropkit.nn.variants import variant
 
 __all__ = ["DropBlock1d", "DropBlock2d", "DropBlock3d"]
@@ -28,7 +28,7 @@ _ROW: dict[str, Any] = {
 }
 
 
-class _DropBlockNd(RateMixin):
+class _DropBlockNd(MaskMixin):
     """What the layers of one, two and three dimensions have in common."""
 
     FUNCTION: ClassVar[Callable[..., Any]]
@@ -47,39 +47,13 @@ class _DropBlockNd(RateMixin):
         self.share_channels = check_bool(name, "share_channels", share_channels)
         self._set_noise(p, generator)
 
-    def forward(
-        self,
-        input: Tensor,
-        *,
-        key: int | Tensor | None = None,
-        mask: Tensor | None = None,
-        return_mask: bool = False,
-        stream: int | Tensor = 0,
-    ) -> Any:
-        """Drop blocks.
-
-        Args:
-            input: Tensor of a shape that the layer takes, of a floating or complex type.
-            key: As for `dropkit.functional.dropout`. Default: drawn from the generator.
-            mask: A bool tensor of what is kept in the end, to use instead, True = kept. Default: drawn.
-            return_mask: Whether to return ``(output, mask)``. Default: False.
-            stream: Number of the pass. Default: 0.
-
-        Returns:
-            A tensor of the input's shape and type; with `return_mask`, a pair.
-
-        Raises:
-            ArgumentError: As `dropkit.functional.drop_block1d`.
-            ArgumentTypeError: As `dropkit.functional.drop_block1d`.
-        """
-        return type(self).FUNCTION(
-            input, self.rate, self.is_on, self.block_size, self.share_channels, generator=self._source(key, mask),
-            key=key, mask=mask, return_mask=return_mask, stream=stream,
-        )  # fmt: skip
+    def _drop(self, input: Tensor, **noise: Any) -> Any:
+        options = self.block_size, self.share_channels
+        return type(self).FUNCTION(input, self.rate, self.is_on, *options, **noise)
 
     def extra_repr(self) -> str:
         """Show the rate, the size of a block, and whether channels share blocks."""
-        return self._shown("block_size", *(["share_channels"] if self.share_channels else []))
+        return self._shown("block_size", share_channels=False)
 
 
 @variant(
@@ -89,7 +63,7 @@ class _DropBlockNd(RateMixin):
     example=lambda p: DropBlock1d(p, block_size=3),
     **_ROW,
 )
-class DropBlock1d(_DropBlockNd, torch.nn.Module):
+class DropBlock1d(_DropBlockNd):
     """Zero blocks of neighbouring steps, a fraction `p` of them all, in training and scale the rest to make up for it.
 
     An input has shape (C, L) or (N, C, L).
@@ -129,7 +103,7 @@ class DropBlock1d(_DropBlockNd, torch.nn.Module):
     example=lambda p: DropBlock2d(p, block_size=3),
     **_ROW,
 )
-class DropBlock2d(_DropBlockNd, torch.nn.Module):
+class DropBlock2d(_DropBlockNd):
     """Zero square blocks of pixels, a fraction `p` of them all, in training and scale the rest to make up for it.
 
     An input has shape (N, C, H, W).
@@ -170,7 +144,7 @@ class DropBlock2d(_DropBlockNd, torch.nn.Module):
     example=lambda p: DropBlock3d(p, block_size=3),
     **_ROW,
 )
-class DropBlock3d(_DropBlockNd, torch.nn.Module):
+class DropBlock3d(_DropBlockNd):
     """Zero cubic blocks of voxels, a fraction `p` of them all, in training and scale the rest to make up for it.
 
     An input has shape (C, D, H, W) or (N, C, D, H, W).

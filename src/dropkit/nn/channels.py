@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dropkit._checks import PROBABILITY
 from dropkit.functional import dropout1d, dropout2d, dropout3d
-from dropkit.nn.layer import RateMixin, check_bool
+from dropkit.nn.layer import MaskMixin, check_bool
 from dropkit.nn.variants import variant
 
 __all__ = ["Dropout1d", "Dropout2d", "Dropout3d"]
@@ -27,7 +27,7 @@ _ROW = {
 }
 
 
-class _DropoutNd(RateMixin):
+class _DropoutNd(MaskMixin):
     """What the layers of one, two and three dimensions have in common."""
 
     FUNCTION: ClassVar[Callable[..., Any]]
@@ -40,35 +40,8 @@ class _DropoutNd(RateMixin):
         super().__init__(p, inplace)
         self._set_noise(p, generator)
 
-    def forward(
-        self,
-        input: Tensor,
-        *,
-        key: int | Tensor | None = None,
-        mask: Tensor | None = None,
-        return_mask: bool = False,
-        stream: int | Tensor = 0,
-    ) -> Any:
-        """Apply dropout.
-
-        Args:
-            input: Tensor of a shape that the layer takes, of a floating or complex type.
-            key: As for `dropkit.functional.dropout`. Default: drawn from the generator.
-            mask: A bool tensor to use instead, True = kept. Default: drawn.
-            return_mask: Whether to return ``(output, mask)``. Default: False.
-            stream: Number of the pass. Default: 0.
-
-        Returns:
-            A tensor of the input's shape and type; with `return_mask`, a pair.
-
-        Raises:
-            ArgumentError: If the input has another number of axes, or as `dropkit.functional.dropout`.
-            ArgumentTypeError: As `dropkit.functional.dropout`.
-        """
-        return type(self).FUNCTION(
-            input, self.rate, self.is_on, self.inplace, generator=self._source(key, mask), key=key, mask=mask,
-            return_mask=return_mask, stream=stream,
-        )  # fmt: skip
+    def _drop(self, input: Tensor, **noise: Any) -> Any:
+        return type(self).FUNCTION(input, self.rate, self.is_on, self.inplace, **noise)
 
     def extra_repr(self) -> str:
         """Show the rate and whether the input is overwritten."""

@@ -149,8 +149,7 @@ class DropConnect(RateMixin, torch.nn.Linear):
 
     def extra_repr(self) -> str:
         """Show the sizes, the rate and whatever differs from the defaults."""
-        options = {"inference": "mean", "samples": 1000}
-        shown = self._shown(*(name for name, default in options.items() if getattr(self, name) != default))
+        shown = self._shown(inference="mean", samples=1000)
         is_plain = self.activation is None or isinstance(self.activation, torch.nn.Module)  # which is shown as a child
         activation = "" if is_plain else f", activation={getattr(self.activation, '__name__', self.activation)}"
         return f"{torch.nn.Linear.extra_repr(self)}, {shown}{activation}"

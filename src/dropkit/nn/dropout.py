@@ -135,5 +135,4 @@ class Dropout(RateMixin, torch.nn.Dropout):
 
     def extra_repr(self) -> str:
         """Show the rate and whatever differs from the defaults."""
-        options = {"broadcast_dims": (), "scale_at": "train"}
-        return self._shown("inplace", *(name for name, default in options.items() if getattr(self, name) != default))
+        return self._shown("inplace", broadcast_dims=(), scale_at="train")

@@ -30,7 +30,7 @@ __all__ = ["GaussianDropout"]
     takes_any_shape=True,
     function=gaussian_dropout,
 )
-class GaussianDropout(RateMixin, torch.nn.Module):
+class GaussianDropout(RateMixin):
     """Multiply elements by normal noise of mean 1 and variance ``p / (1 - p)`` in training; do nothing in evaluation.
 
     The noise has the mean and the variance of dropout at the same rate. It is drawn again for the backward pass, for

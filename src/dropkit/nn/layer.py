@@ -9,7 +9,7 @@ from dropkit._checks import PROBABILITY, Choice, Number, argument_type_error
 from dropkit.errors import UnsupportedError
 from dropkit.random import threshold
 
-__all__ = ["NoiseMixin", "RateMixin", "check_bool", "check_generator"]
+__all__ = ["MaskMixin", "NoiseMixin", "RateMixin", "check_bool", "check_generator"]
 
 _SWITCH = Choice(("auto", "on", "off"))
 _THRESHOLD = "_threshold"
@@ -114,11 +114,47 @@ class RateMixin(NoiseMixin):
         self._buffers.pop(_THRESHOLD, None)
         self._non_persistent_buffers_set.discard(_THRESHOLD)
 
-    def _shown(self, *names: str) -> str:
-        """Return the rate and attributes as a representation shows them."""
-        parts = [f"p={self.p}", *(f"{name}={getattr(self, name)!r}" for name in names)]
-        return ", ".join(parts + self._parts())
+    def _shown(self, *names: str, **defaults: object) -> str:
+        """Return what a representation shows: the rate, attributes, and such as differ from their defaults."""
+        shown = (*names, *(name for name, default in defaults.items() if getattr(self, name) != default))
+        return ", ".join([f"p={self.p}", *(f"{name}={getattr(self, name)!r}" for name in shown), *self._parts()])
 
     def extra_repr(self) -> str:
         """Show the rate."""
         return self._shown()
+
+
+class MaskMixin(RateMixin):
+    """A layer of one input whose noise is a mask: it can be given, and read."""
+
+    def forward(
+        self,
+        input: Tensor,
+        *,
+        key: int | Tensor | None = None,
+        mask: Tensor | None = None,
+        return_mask: bool = False,
+        stream: int | Tensor = 0,
+    ) -> Any:
+        """Apply the layer.
+
+        Args:
+            input: Tensor of a shape and type that the layer's function in `dropkit.functional` takes.
+            key: As for that function. Default: drawn from the generator.
+            mask: A bool tensor to use instead, True = kept. Default: drawn.
+            return_mask: Whether to return ``(output, mask)``. Default: False.
+            stream: Number of the pass. Default: 0.
+
+        Returns:
+            A tensor of the input's shape and type; with `return_mask`, a pair.
+
+        Raises:
+            ArgumentError: As that function.
+            ArgumentTypeError: As that function.
+        """
+        source = self._source(key, mask)
+        return self._drop(input, generator=source, key=key, mask=mask, return_mask=return_mask, stream=stream)
+
+    def _drop(self, input: Tensor, **noise: Any) -> Any:
+        """Call the layer's function with its rate, its options, and where the noise of this call comes from."""
+        raise NotImplementedError

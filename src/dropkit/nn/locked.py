@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dropkit.functional import locked_dropout
-from dropkit.nn.layer import RateMixin, check_bool
+from dropkit.nn.layer import MaskMixin, check_bool
 from dropkit.nn.variants import variant
 
 __all__ = ["LockedDropout"]
@@ -27,7 +27,7 @@ __all__ = ["LockedDropout"]
     rates=(0.5, 0.4, 0.2),
     inputs=((3, 5, 4),),
 )
-class LockedDropout(RateMixin, torch.nn.Module):
+class LockedDropout(MaskMixin):
     """Zero the same features at all steps of a sequence, with probability `p`, and scale the rest, in training.
 
     An input has shape (N, L, C), or (L, N, C) without `batch_first`; sequences of one batch have masks of their own.
@@ -61,35 +61,8 @@ class LockedDropout(RateMixin, torch.nn.Module):
         self.batch_first = check_bool("LockedDropout", "batch_first", batch_first)
         self._set_noise(p, generator)
 
-    def forward(
-        self,
-        input: Tensor,
-        *,
-        key: int | Tensor | None = None,
-        mask: Tensor | None = None,
-        return_mask: bool = False,
-        stream: int | Tensor = 0,
-    ) -> Any:
-        """Apply dropout.
-
-        Args:
-            input: Tensor of shape (N, L, C), or (L, N, C) without `batch_first`, of a floating or complex type.
-            key: As for `dropkit.functional.dropout`. Default: drawn from the generator.
-            mask: A bool tensor to use instead, True = kept. Default: drawn.
-            return_mask: Whether to return ``(output, mask)``. Default: False.
-            stream: Number of the pass. Default: 0.
-
-        Returns:
-            A tensor of the input's shape and type; with `return_mask`, a pair.
-
-        Raises:
-            ArgumentError: If the input has another number of axes, or as `dropkit.functional.dropout`.
-            ArgumentTypeError: As `dropkit.functional.dropout`.
-        """
-        return locked_dropout(
-            input, self.rate, self.is_on, self.batch_first, generator=self._source(key, mask), key=key, mask=mask,
-            return_mask=return_mask, stream=stream,
-        )  # fmt: skip
+    def _drop(self, input: Tensor, **noise: Any) -> Any:
+        return locked_dropout(input, self.rate, self.is_on, self.batch_first, **noise)
 
     def extra_repr(self) -> str:
         """Show the rate and the order of the axes."""

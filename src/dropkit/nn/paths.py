@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dropkit.functional import drop_path, skip_path
 from dropkit.functional.paths import MODES
-from dropkit.nn.layer import RateMixin, check_bool
+from dropkit.nn.layer import MaskMixin, check_bool
 from dropkit.nn.variants import variant
 
 __all__ = ["DropPath", "StochasticDepth"]
@@ -30,7 +30,7 @@ __all__ = ["DropPath", "StochasticDepth"]
     inputs=((32, 2, 2),),
     aliases=("StochasticDepth",),
 )
-class DropPath(RateMixin, torch.nn.Module):
+class DropPath(MaskMixin):
     """Zero the output of a residual branch with probability `p`, for each example, and scale the rest, in training.
 
     Use it on the branch, never on the sum: ``x + drop_path(branch(x))``, or ``x + drop_path.skip(branch, x)``, which
@@ -76,35 +76,8 @@ class DropPath(RateMixin, torch.nn.Module):
         self.scale_by_keep = check_bool("DropPath", "scale_by_keep", scale_by_keep)
         self._set_noise(p, generator)
 
-    def forward(
-        self,
-        input: Tensor,
-        *,
-        key: int | Tensor | None = None,
-        mask: Tensor | None = None,
-        return_mask: bool = False,
-        stream: int | Tensor = 0,
-    ) -> Any:
-        """Drop what a branch gives.
-
-        Args:
-            input: Tensor with the batch along axis 0, of a floating or complex type.
-            key: As for `dropkit.functional.drop_path`. Default: drawn from the generator.
-            mask: A bool tensor to use instead, True = kept. Default: drawn.
-            return_mask: Whether to return ``(output, mask)``. Default: False.
-            stream: Number of the pass. Default: 0.
-
-        Returns:
-            A tensor of the input's shape and type; with `return_mask`, a pair.
-
-        Raises:
-            ArgumentError: As `dropkit.functional.drop_path`.
-            ArgumentTypeError: As `dropkit.functional.drop_path`.
-        """
-        return drop_path(
-            input, self.rate, self.is_on, self.mode, self.scale_by_keep, generator=self._source(key, mask), key=key,
-            mask=mask, return_mask=return_mask, stream=stream,
-        )  # fmt: skip
+    def _drop(self, input: Tensor, **noise: Any) -> Any:
+        return drop_path(input, self.rate, self.is_on, self.mode, self.scale_by_keep, **noise)
 
     def skip(
         self,
@@ -141,8 +114,7 @@ class DropPath(RateMixin, torch.nn.Module):
 
     def extra_repr(self) -> str:
         """Show the rate and whatever differs from the defaults."""
-        options = {"mode": "row", "scale_by_keep": True}
-        return self._shown(*(name for name, default in options.items() if getattr(self, name) != default))
+        return self._shown(mode="row", scale_by_keep=True)
 
 
 StochasticDepth = DropPath

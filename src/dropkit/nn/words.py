@@ -10,7 +10,7 @@ from dropkit._checks import PROBABILITY, argument_type_error
 from dropkit.functional import embedding_dropout, word_dropout
 from dropkit.functional.words import PER, spared_words
 from dropkit.nn.factory import check_factory
-from dropkit.nn.layer import RateMixin, check_bool
+from dropkit.nn.layer import MaskMixin, RateMixin, check_bool
 from dropkit.nn.variants import variant
 
 __all__ = ["EmbeddingDropout", "WordDropout"]
@@ -32,7 +32,7 @@ __all__ = ["EmbeddingDropout", "WordDropout"]
     rates=(0.3, 0.25),
     inputs=((2, 5, 3),),
 )
-class WordDropout(RateMixin):
+class WordDropout(MaskMixin):
     """Replace each token by an unknown word with probability `p`, or zero its whole embedding, in training.
 
     With `unknown` it takes integer tensors of tokens, without it their embeddings, whose last axis is the features;
@@ -81,40 +81,12 @@ class WordDropout(RateMixin):
         self.unknown = unknown
         self.spared = words
 
-    def forward(
-        self,
-        input: Tensor,
-        *,
-        key: int | Tensor | None = None,
-        mask: Tensor | None = None,
-        return_mask: bool = False,
-        stream: int | Tensor = 0,
-    ) -> Any:
-        """Apply word dropout.
-
-        Args:
-            input: Tokens or embeddings, as for `dropkit.functional.word_dropout`.
-            key: As for `dropkit.functional.word_dropout`. Default: drawn.
-            mask: A bool tensor to use instead, True = kept. Default: drawn.
-            return_mask: Whether to return ``(output, mask)``. Default: False.
-            stream: Number of the pass. Default: 0.
-
-        Returns:
-            A tensor of the input's shape and type; with `return_mask`, a pair.
-
-        Raises:
-            ArgumentError: As `dropkit.functional.word_dropout`.
-            ArgumentTypeError: As `dropkit.functional.word_dropout`.
-        """
-        return word_dropout(
-            input, self.rate, self.is_on, unknown=self.unknown, spared=self.spared, generator=self._source(key, mask),
-            key=key, mask=mask, return_mask=return_mask, stream=stream,
-        )  # fmt: skip
+    def _drop(self, input: Tensor, **noise: Any) -> Any:
+        return word_dropout(input, self.rate, self.is_on, unknown=self.unknown, spared=self.spared, **noise)
 
     def extra_repr(self) -> str:
         """Show the rate and whatever differs from the defaults."""
-        options = {"unknown": None, "spared": ()}
-        return self._shown(*(name for name, default in options.items() if getattr(self, name) != default))
+        return self._shown(unknown=None, spared=())
 
 
 @variant(
@@ -246,6 +218,4 @@ class EmbeddingDropout(RateMixin, torch.nn.Embedding):
 
     def extra_repr(self) -> str:
         """Show the sizes, the rate and whatever differs from the defaults."""
-        options = {"per": "sequence", "batch_first": True}
-        shown = self._shown(*(name for name, default in options.items() if getattr(self, name) != default))
-        return f"{torch.nn.Embedding.extra_repr(self)}, {shown}"
+        return f"{torch.nn.Embedding.extra_repr(self)}, {self._shown(per='sequence', batch_first=True)}"
