@@ -1,16 +1,19 @@
 """Other libraries' layers, given the same mask: theirs is read off a tensor of ones, drawn with the same seed."""
 
+import math
 import warnings
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import dropkit
 from benchmarks import peers
+from dropkit import random
 
 pytestmark = pytest.mark.slow  # their imports take seconds
 
@@ -96,3 +99,39 @@ def test_shared_axes_of_keras(keras: Any) -> None:
     want, mask = seeded(theirs, x)
     out = dropkit.nn.Dropout(0.4, broadcast_dims=1)(x, mask=mask[:, :1])
     torch.testing.assert_close(out, want, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_gaussian_dropout_of_keras(keras: Any, p: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their normals are replaced by those of our key, so that mean and deviation of the noise are theirs."""
+    x, key = values((64, 6)), 11
+    normals = torch.from_numpy(random.normal(key, x.shape, dtype=np.float32))
+    sizes = []
+
+    def drawn(mean: float, deviation: float, size: tuple[int, ...], **_: Any) -> Tensor:
+        sizes.append(tuple(size))
+        return mean + deviation * normals
+
+    monkeypatch.setattr(torch, "normal", drawn)
+    want = keras.GaussianDropout(p)(x, training=True)
+    assert sizes == [(64, 6)]
+    layer = dropkit.nn.GaussianDropout(p)
+    torch.testing.assert_close(layer(x, key=key), want, rtol=1e-6, atol=4e-5)  # normals agree to 4e-6
+    noise = 1 + math.sqrt(p / (1 - p)) * normals
+    torch.testing.assert_close(layer(x, noise=noise), want, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("shared", [(), (2, 3)], ids=str)
+@pytest.mark.parametrize("p", [0.05, 0.5, 0.9])
+def test_alpha_dropout_of_keras(keras: Any, p: float, shared: tuple[int, ...]) -> None:
+    x = values((16, 6, 3, 4))
+    noise_shape = tuple(1 if axis in shared else length for axis, length in enumerate(x.shape))
+
+    def theirs(x: Tensor) -> Tensor:
+        return keras.AlphaDropout(p, noise_shape=noise_shape, seed=7)(x, training=True)
+
+    mask = theirs(torch.ones_like(x)) != theirs(torch.zeros_like(x))  # what is dropped does not depend on the input
+    assert 0 < mask.sum() < mask.numel()
+    layer = (dropkit.nn.FeatureAlphaDropout if shared else dropkit.nn.AlphaDropout)(p)
+    own = mask[..., :1, :1] if shared else mask
+    torch.testing.assert_close(layer(x, mask=own), theirs(x), rtol=1e-6, atol=1e-6)
