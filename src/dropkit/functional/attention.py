@@ -222,7 +222,7 @@ class _Attention(torch.autograd.Function):
             with torch.enable_grad():
                 query, key, value = (tensor.view_as(tensor) for tensor in (query, key, value))
                 rate = threshold / 2.0**32
-                found, _ = attend(query, key, value, attn_mask, is_causal, factor, rate, key=dropout_key)
+                found, *_ = attend(query, key, value, attn_mask, is_causal, factor, rate, key=dropout_key)
                 return *torch.autograd.grad(found, (query, key, value), grad, create_graph=True), *none
         shapes, dtype = (query.shape, key.shape, value.shape), query.dtype
         query, key, value, grad = widened(query, key, value, grad)

@@ -20,9 +20,10 @@ def attend(
     factor: float,
     p: float | Tensor,
     training: bool = True,
+    return_mask: bool = False,
     **source: Any,
-) -> tuple[Tensor, Tensor]:
-    """Return the output and the weights after dropout.
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the output, the weights after dropout, and their mask if it is asked for.
 
     Args:
         query: Tensor of shape (..., heads, queries, width).
@@ -33,6 +34,7 @@ def attend(
         factor: What scores are multiplied by.
         p: Rate of dropping weights.
         training: Whether to drop.
+        return_mask: Whether to return the mask.
         **source: Where the noise comes from, as for `dropkit.functional.dropout`.
     """
     dtype = query.dtype
@@ -40,8 +42,9 @@ def attend(
     scores = (query * factor) @ keys.transpose(-2, -1)
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    weights = dropout(find_weights(scores, attn_mask), p, training, **source)
-    return (weights @ value).to(dtype), weights.to(dtype)
+    found = dropout(find_weights(scores, attn_mask), p, training, return_mask=return_mask, **source)
+    weights, mask = found if return_mask else (found, None)
+    return (weights @ value).to(dtype), weights.to(dtype), mask
 
 
 def widened(*tensors: Tensor) -> list[Tensor]:

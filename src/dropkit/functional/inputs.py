@@ -17,6 +17,7 @@ __all__ = [
     "check_dense",
     "check_input",
     "check_mask",
+    "check_masks",
     "check_noise",
     "check_writable",
     "is_identity",
@@ -113,6 +114,32 @@ def check_mask(
             found = value.dtype if isinstance(value, Tensor) else value
             raise argument_error(where, name, "left out where a mask is given", found, "A mask has no address.")
     _check_fits(where, "mask", mask, input)
+
+
+def check_masks(where: str, masks: Any, shapes: Mapping[str, tuple[int, ...]], device: torch.device) -> None:
+    """Raise unless masks are bool tensors by name that fit.
+
+    Args:
+        where: The module on whose behalf to check.
+        masks: What was given.
+        shapes: The shape of every mask that the module may draw, by name.
+        device: Where the module computes.
+    """
+    if not isinstance(masks, Mapping):
+        raise argument_type_error(where, "masks", "a dict of masks by name", masks)
+    for name, mask in masks.items():
+        if name not in shapes:
+            rule = "a dict with names of this module's masks"
+            raise argument_error(where, "masks", rule, name, f"They are {list(shapes)}.")
+        label, shape = f"masks[{name!r}]", shapes[name]
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            found = mask.dtype if isinstance(mask, Tensor) else mask
+            raise argument_type_error(where, label, "a bool tensor", found, "True is kept.")
+        if mask.dim() != len(shape) or any(m not in (1, n) for m, n in zip(mask.shape, shape, strict=True)):
+            rule = f"of shape {shape}, or with length 1 on axes that share"
+            raise argument_error(where, label, rule, tuple(mask.shape))
+        if mask.device != device:
+            raise argument_error(where, label, f"on the input's device {device}", mask.device)
 
 
 def check_noise(where: str, noise: Tensor | None, input: Tensor, sources: Mapping[str, Any]) -> None:

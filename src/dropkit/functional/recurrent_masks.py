@@ -1,17 +1,16 @@
 """The masks of a recurrent network: all fields of one key, each with rows for examples and steps."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dropkit._checks import argument_error, argument_type_error
 from dropkit.functional.address import check_source
 from dropkit.functional.noise import Noise, find_noise
 from dropkit.kernels.portable import fold
 
-__all__ = ["Site", "check_masks", "find_masks"]
+__all__ = ["Site", "find_masks"]
 
 _RAGGED = 2**32  # what time counts as, so that a mask does not depend on the length of a batch's longest sequence
 
@@ -34,36 +33,6 @@ class Site(NamedTuple):
     shape: tuple[int, int, int]
     middle: int
     is_ragged: bool = False
-
-
-def check_masks(where: str, masks: Any, sites: Sequence[Site], device: torch.device) -> None:
-    """Raise unless masks are bool tensors by name that fit.
-
-    Args:
-        where: The network on whose behalf to check.
-        masks: What was given.
-        sites: All places that may draw.
-        device: Where the network computes.
-    """
-    if not isinstance(masks, Mapping):
-        raise argument_type_error(where, "masks", "a dict of masks by name", masks)
-    known = {site.name: site for site in sites}
-    for name, mask in masks.items():
-        if name not in known:
-            raise argument_error(
-                where, "masks", "a dict with names of this network's masks", name, f"They are {list(known)}."
-            )
-        label = f"masks[{name!r}]"
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            found = mask.dtype if isinstance(mask, Tensor) else mask
-            raise argument_type_error(where, label, "a bool tensor", found, "True is kept.")
-        batch, _, units = known[name].shape
-        whole = (batch, known[name].middle, units)
-        if mask.dim() != 3 or any(m not in (1, n) for m, n in zip(mask.shape, whole, strict=True)):
-            rule = f"of shape {whole}, or with length 1 on axes that share"
-            raise argument_error(where, label, rule, tuple(mask.shape))
-        if mask.device != device:
-            raise argument_error(where, label, f"on the input's device {device}", mask.device)
 
 
 def find_masks(

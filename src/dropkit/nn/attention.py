@@ -137,7 +137,9 @@ class MultiheadAttention(RateMixin, torch.nn.MultiheadAttention):
         *,
         dropout_key: int | Tensor | None = None,
         dropout_mask: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
+        return_dropout_mask: bool = False,
+        stream: int | Tensor = 0,
+    ) -> Any:
         """Attend.
 
         Args:
@@ -156,24 +158,29 @@ class MultiheadAttention(RateMixin, torch.nn.MultiheadAttention):
                 examples of the batch. Default: drawn.
             dropout_mask: Bool tensor of shape (batch, heads, queries, keys), of length 1 on axes that share, True =
                 kept, to use instead. Default: drawn.
+            return_dropout_mask: Whether to return that mask too. Default: False.
+            stream: Number of the pass, as for `dropkit.functional.dropout`. Default: 0.
 
         Returns:
             The output, of the query's shape, and the weights, of shape (batch, queries, keys), or (batch, heads,
             queries, keys) where they are not averaged, without the batch's axis where there is no batch; or None
-            without `need_weights`. In training they are the weights after dropout, as PyTorch's are.
+            without `need_weights`. In training they are the weights after dropout, as PyTorch's are. With
+            `return_dropout_mask` also the mask, batch first, of a batch of one where there is none; all True in
+            evaluation.
 
         Raises:
             ArgumentError: If shapes do not fit, `is_causal` comes without `attn_mask`, or sources of noise are mixed.
             ArgumentTypeError: If an argument has a wrong type.
         """
         flags = {"need_weights": need_weights, "average_attn_weights": average_attn_weights, "is_causal": is_causal}
+        flags["return_dropout_mask"] = return_dropout_mask
         for name, flag in flags.items():
             check_bool("MultiheadAttention", name, flag)
         has_masks = any(mask is not None for mask in (attn_mask, key_padding_mask, dropout_mask))
-        is_plain = not (self.training or self.is_on or has_masks or traced())
+        is_plain = not (self.training or self.is_on or has_masks or return_dropout_mask or traced())
         if is_plain and isinstance(query, Tensor) and query.is_nested:
             return self._fused(query, key, value, need_weights, average_attn_weights)
-        call = self._checked(query, key, value, key_padding_mask, attn_mask, is_causal, dropout_key)
+        call = self._checked(query, key, value, key_padding_mask, attn_mask, is_causal, dropout_key, stream)
         if is_plain:
             return self._fused(query, key, value, need_weights, average_attn_weights)
         q, k, v = self._extended(*(self._heads(x, call) for x in self._projected(query, key, value)))
@@ -181,18 +188,20 @@ class MultiheadAttention(RateMixin, torch.nn.MultiheadAttention):
         extra = k.size(-2) - call.keys
         merged = None if is_hinted else merge_masks(call, attn_mask, key_padding_mask, extra, q.dtype)
         generator = self._source(dropout_key, dropout_mask)
-        if not need_weights and dropout_mask is None:
+        if not (need_weights or return_dropout_mask) and dropout_mask is None:
             output = scaled_dot_product_attention(
-                q, k, v, merged, self.rate, is_hinted, training=self.is_on, generator=generator, dropout_key=dropout_key
-            )
+                q, k, v, merged, self.rate, is_hinted, training=self.is_on, generator=generator,
+                dropout_key=dropout_key, stream=stream,
+            )  # fmt: skip
             return self._joined(output, call), None
-        output, weights = attend(
-            q, k, v, merged, is_hinted, 1 / math.sqrt(self.head_dim), self.rate, self.is_on, generator=generator,
-            key=dropout_key, mask=dropout_mask,
+        output, weights, mask = attend(
+            q, k, v, merged, is_hinted, 1 / math.sqrt(self.head_dim), self.rate, self.is_on, return_dropout_mask,
+            generator=generator, key=dropout_key, mask=dropout_mask, stream=stream,
         )  # fmt: skip
         weights = weights.mean(1) if average_attn_weights else weights
         weights = weights if call.is_batched else weights.squeeze(0)
-        return self._joined(output, call), weights if need_weights else None
+        result = self._joined(output, call), weights if need_weights else None
+        return (*result, mask) if return_dropout_mask else result
 
     def _fused(self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool, average: bool) -> Any:
         """Attend as PyTorch does where nothing is dropped or masked, by its fused kernel if it may."""
@@ -209,6 +218,7 @@ class MultiheadAttention(RateMixin, torch.nn.MultiheadAttention):
         attn_mask: Tensor | None,
         is_causal: bool,
         dropout_key: int | Tensor | None,
+        stream: int | Tensor,
     ) -> Call:
         """Check what is given, and return its sizes."""
         where = "MultiheadAttention"
@@ -228,9 +238,9 @@ class MultiheadAttention(RateMixin, torch.nn.MultiheadAttention):
         batch = query.size(batch_axis) if is_batched else 1
         call = Call(where, batch, self.num_heads, query.size(axis), key.size(axis), is_batched)
         check_masks(call, attn_mask, key_padding_mask, is_causal, ("attn_mask", "key_padding_mask"))
-        if dropout_key is not None:
+        if dropout_key is not None or type(stream) is not int or stream != 0:
             of_batch = query.transpose(0, batch_axis) if is_batched else query.unsqueeze(0)
-            check_source(where, of_batch, 0.0, dropout_key, None, 0, _NAMES)
+            check_source(where, of_batch, 0.0, dropout_key, None, stream, _NAMES)
         return call
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from dropkit._checks import PROBABILITY, Choice, Integer, argument_error, argument_type_error
-from dropkit.functional.inputs import autocast_dtype
+from dropkit.functional.inputs import autocast_dtype, check_masks
 from dropkit.functional.recurrent import Sequences, label, open_packed, run_network
 from dropkit.functional.recurrent_cells import Weights
-from dropkit.functional.recurrent_masks import Site, check_masks, find_masks
+from dropkit.functional.recurrent_masks import Site, find_masks
 from dropkit.nn.layer import NoiseMixin, check_bool
 from dropkit.nn.rates import RatesMixin
 
@@ -114,7 +114,8 @@ class RecurrentBase(NoiseMixin, RatesMixin, torch.nn.RNNBase):
         steps, batch = sequences.x.shape[:2]
         states = self._states(hx, input, sequences)
         sites, given = self._sites(steps, batch), {} if masks is None else masks
-        check_masks(where, given, sites, sequences.x.device)
+        shapes = {site.name: (batch, site.middle, site.shape[2]) for site in sites}
+        check_masks(where, given, shapes, sequences.x.device)
         found = find_masks(where, sites, given, sequences.x.transpose(0, 1), self.is_on, key, self._source(key), stream)
         if any(self.is_on or name.startswith("zoneout") for name in found):
             x, last = run_network(self.mode, sequences, states, self._weights(), found, self.is_on)

@@ -1,8 +1,8 @@
 """A layer of a transformer's encoder with dropout where the paper has it."""
 
 import copy
-from collections.abc import Callable
-from typing import Any, TypeGuard
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from dropkit._checks import PROBABILITY, Number, argument_error, argument_type_e
 from dropkit.functional import activation_dropout, dropout_add
 from dropkit.functional.address import Names, check_source
 from dropkit.functional.autograd import traced
+from dropkit.functional.inputs import check_masks as check_named_masks
 from dropkit.functional.noise import find_noise
 from dropkit.nn.attention import MultiheadAttention
 from dropkit.nn.attention_inputs import Call, check_masks, check_sizes, check_tensor
@@ -25,9 +26,28 @@ __all__ = ["TransformerEncoderLayer"]
 _WHERE = "TransformerEncoderLayer"
 _NAMES = Names(input="src")
 _EPS = Number(0.0, float("inf"), open_low=True, open_high=True)
-_FIELDS = 4  # of one call's noise: attention weights, their output, hidden units, their output
+_PLACES = ("self_attn", "dropout1", "dropout", "dropout2")  # of dropout, in the order of their fields of noise
 _FUSED = ((functional.relu, "relu"), (torch.relu, "relu"), (functional.gelu, "gelu"), (functional.silu, "silu"))
 _Key = int | Tensor | None
+
+
+class _Noise(NamedTuple):
+    """Where the noise of one call comes from, place by place, and the masks it drew, if they are asked for."""
+
+    keys: Mapping[str, _Key]
+    masks: Mapping[str, Tensor]
+    stream: int | Tensor
+    drawn: dict[str, Tensor] | None
+
+    def is_seen(self, place: str) -> bool:
+        """Tell whether the mask of a place is given or asked for, so that the place must not be fused."""
+        return place in self.masks or self.drawn is not None
+
+    def of(self, place: str) -> dict[str, Any]:
+        """Return what says where the noise of a place comes from, by the names of `dropkit.functional.dropout`."""
+        if place in self.masks:
+            return {"mask": self.masks[place]}
+        return {"key": self.keys[place], "stream": self.stream}
 
 
 @variant(
@@ -56,8 +76,10 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
     PyTorch's do, where schedules and switches find them; the properties named as the arguments read and set them.
 
     One key draws the noise of a call: attention weights have its field 0, as `dropkit.random.field` counts, the output
-    of attention has field 1, hidden units have field 2, and the output of the feed-forward network has field 3. Axes of
-    these masks are batch first, with `batch_first` and without. A copy shares the layer's `generator`, so that the
+    of attention has field 1, hidden units have field 2, and the output of the feed-forward network has field 3. Masks
+    are named like the modules that drop: ``self_attn``, ``dropout1``, ``dropout`` and ``dropout2``, in this order. Axes
+    of these masks are batch first, with `batch_first` and without: (batch, heads, queries, keys) for weights, (batch,
+    length, units) for the others. A copy shares the layer's `generator`, so that the
     layers of an encoder draw other masks.
 
     In evaluation PyTorch's own code runs. Its fused kernel gives NaN for a query whose keys are all masked; everywhere
@@ -178,7 +200,10 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         is_causal: bool = False,
         *,
         key: int | Tensor | None = None,
-    ) -> Tensor:
+        masks: Mapping[str, Tensor] | None = None,
+        return_masks: bool = False,
+        stream: int | Tensor = 0,
+    ) -> Any:
         """Apply the layer.
 
         Args:
@@ -189,89 +214,135 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
             is_causal: Says that `src_mask` is causal, so that it need not be read; not checked. Default: False.
             key: The key of all noise of the call, as for `dropkit.functional.dropout`; slices of axis 0 are the
                 examples of the batch. Default: drawn.
+            masks: Bool tensors by name to use instead of drawing, True = kept, of length 1 on axes that share; others
+                are drawn. Nested sequences have the masks of the padded batch. Default: none.
+            return_masks: Whether to return the masks too. Default: False.
+            stream: Number of the pass, as for `dropkit.functional.dropout`. Default: 0.
 
         Returns:
-            A tensor of the input's shape.
+            A tensor of the input's shape; with `return_masks`, also a dict of masks, all True in evaluation. What was
+            put in the place of a `MultiheadAttention` or `Dropout` of this package has no mask.
 
         Raises:
-            ArgumentError: If shapes do not fit, or `is_causal` comes without `src_mask`.
+            ArgumentError: If shapes do not fit, a mask is unknown, or `is_causal` comes without `src_mask`.
             ArgumentTypeError: If an argument has a wrong type.
         """
-        check_bool(_WHERE, "is_causal", is_causal)
+        for name, flag in (("is_causal", is_causal), ("return_masks", return_masks)):
+            check_bool(_WHERE, name, flag)
+        is_seen = masks is not None or return_masks
+        is_plain = not (self.training or is_seen or self._draws())
         if isinstance(src, Tensor) and src.is_nested:
-            return self._nested(src, src_mask, src_key_padding_mask, is_causal, key)
-        batch = self._checked(src, src_mask, src_key_padding_mask, is_causal, key)
-        if not (self.training or self._draws() or traced()):
+            if is_plain:
+                return super().forward(src, src_mask, src_key_padding_mask, is_causal)
+            padded, is_padding = self._padded(src, src_mask, src_key_padding_mask)
+            options: dict[str, Any] = {"key": key, "masks": masks, "return_masks": return_masks, "stream": stream}
+            found = self.forward(padded, src_key_padding_mask=is_padding, **options)
+            return (_nested_as(src, found[0]), found[1]) if return_masks else _nested_as(src, found)
+        batch = self._checked(src, src_mask, src_key_padding_mask, is_causal, key, stream)
+        if is_plain and not traced():
             return super().forward(src, src_mask, src_key_padding_mask, is_causal)
-        keys: list[_Key] = [None] * _FIELDS
-        if self._draws():
-            generator = self.generator if key is None else None
-            _, noise = find_noise(_WHERE, batch, 0.0, key, generator, names=_NAMES)
-            keys = [*noise.keys(_FIELDS)]
+        noise = self._noise(batch, key, masks, return_masks, stream)
         if src_key_padding_mask is not None and src.dim() == 2:
             src_key_padding_mask = src_key_padding_mask.unsqueeze(0)
-        x, masks = batch.contiguous(), (src_mask, src_key_padding_mask, is_causal)
+        x, ignored = batch.contiguous(), (src_mask, src_key_padding_mask, is_causal)
         if self.norm_first:
-            x = _added(self.dropout1, self._attended(self.norm1(x), masks, keys[0]), x, keys[1])
-            x = _added(self.dropout2, self._fed_forward(self.norm2(x), keys[2]), x, keys[3])
+            x = self._added("dropout1", self._attended(self.norm1(x), ignored, noise), x, noise)
+            x = self._added("dropout2", self._fed_forward(self.norm2(x), noise), x, noise)
         else:
-            x = self.norm1(_added(self.dropout1, self._attended(x, masks, keys[0]), x, keys[1]))
-            x = self.norm2(_added(self.dropout2, self._fed_forward(x, keys[2]), x, keys[3]))
-        return x.squeeze(0) if src.dim() == 2 else self._turned(x)
+            x = self.norm1(self._added("dropout1", self._attended(x, ignored, noise), x, noise))
+            x = self.norm2(self._added("dropout2", self._fed_forward(x, noise), x, noise))
+        x = x.squeeze(0) if src.dim() == 2 else self._turned(x)
+        return (x, noise.drawn) if return_masks else x
 
     def _turned(self, x: Tensor) -> Tensor:
         """Turn a batch as the user lays it into a batch-first one, or back."""
         return x if self.self_attn.batch_first else x.transpose(0, 1).contiguous()
 
-    def _checked(self, src: Tensor, src_mask: Any, src_key_padding_mask: Any, is_causal: bool, key: Any) -> Tensor:
+    def _checked(
+        self, src: Tensor, src_mask: Any, src_key_padding_mask: Any, is_causal: bool, key: _Key, stream: int | Tensor
+    ) -> Tensor:
         """Check what is given, and return the input as a batch, batch first."""
         check_tensor(_WHERE, "src", src, (2, 3), self.self_attn.embed_dim)
         is_batched = src.dim() == 3
         batch = src.unsqueeze(0) if not is_batched else src if self.self_attn.batch_first else src.transpose(0, 1)
         call = Call(_WHERE, batch.size(0), self.self_attn.num_heads, batch.size(1), batch.size(1), is_batched)
         check_masks(call, src_mask, src_key_padding_mask, is_causal, ("src_mask", "src_key_padding_mask"))
-        if key is not None:
-            check_source(_WHERE, batch, 0.0, key, None, 0, _NAMES)
+        if key is not None or type(stream) is not int or stream != 0:
+            check_source(_WHERE, batch, 0.0, key, None, stream, _NAMES)
         return batch
 
-    def _draws(self) -> bool:
-        """Tell whether the next call draws noise."""
-        return any(map(_may_draw, (self.self_attn, self.dropout, self.dropout1, self.dropout2)))
+    def _draws(self, given: Iterable[str] = ()) -> bool:
+        """Tell whether the next call draws noise in a place whose mask is not given."""
+        return any(_may_draw(getattr(self, place)) for place in _PLACES if place not in given)
 
-    def _attended(self, x: Tensor, masks: tuple[Tensor | None, Tensor | None, bool], key: _Key) -> Tensor:
-        attn_mask, key_padding_mask, is_causal = masks
-        x = self._turned(x)
-        source = {"dropout_key": key} if isinstance(self.self_attn, MultiheadAttention) else {}
-        output, _ = self.self_attn(
+    def _noise(self, batch: Tensor, key: _Key, masks: Any, return_masks: bool, stream: int | Tensor) -> _Noise:
+        """Return the noise of a call, whose key is drawn if none is given and some place needs one."""
+        if masks is not None:
+            examples, length, width = batch.shape
+            shapes: dict[str, tuple[int, ...]] = dict.fromkeys(_PLACES, (examples, length, width))
+            shapes["self_attn"] = (examples, self.self_attn.num_heads, length, length)
+            shapes["dropout"] = (examples, length, self.linear1.out_features)
+            own = {place: shapes[place] for place in _PLACES if _has_mask(getattr(self, place))}
+            check_named_masks(_WHERE, masks, own, batch.device)
+        given = {} if masks is None else masks
+        keys: list[_Key] = [None] * len(_PLACES)
+        if self._draws(given):
+            generator = self.generator if key is None else None
+            _, noise = find_noise(_WHERE, batch, 0.0, key, generator, names=_NAMES)
+            keys = [*noise.keys(len(_PLACES))]
+        return _Noise(dict(zip(_PLACES, keys, strict=True)), given, stream, {} if return_masks else None)
+
+    def _attended(self, x: Tensor, ignored: tuple[Tensor | None, Tensor | None, bool], noise: _Noise) -> Tensor:
+        attn_mask, key_padding_mask, is_causal = ignored
+        x, options = self._turned(x), {}
+        if isinstance(self.self_attn, MultiheadAttention):
+            source = noise.of("self_attn")
+            options = {name if name == "stream" else f"dropout_{name}": value for name, value in source.items()}
+            options["return_dropout_mask"] = noise.drawn is not None
+        output, _, *drawn = self.self_attn(
             x, x, x, attn_mask=attn_mask, key_padding_mask=key_padding_mask, need_weights=False, is_causal=is_causal,
-            **source,
+            **options,
         )  # fmt: skip
+        if noise.drawn is not None and drawn:
+            noise.drawn["self_attn"] = drawn[0]
         return self._turned(output)
 
-    def _fed_forward(self, x: Tensor, key: _Key) -> Tensor:
+    def _fed_forward(self, x: Tensor, noise: _Noise) -> Tensor:
         hidden, activation = self.linear1(x), _fused_name(self.activation)
-        if activation and _is_plain(self.dropout):
-            hidden = activation_dropout(hidden, activation, self.dropout.rate, self.dropout.is_on, key=key)
+        if activation and _is_plain(self.dropout) and not noise.is_seen("dropout"):
+            rate, is_on = self.dropout.rate, self.dropout.is_on
+            hidden = activation_dropout(hidden, activation, rate, is_on, **noise.of("dropout"))
         else:
-            hidden = _dropped(self.dropout, self.activation(hidden), key)
+            hidden = self._dropped("dropout", self.activation(hidden), noise)
         return self.linear2(hidden)
 
-    def _nested(self, src: Tensor, src_mask: Any, src_key_padding_mask: Any, is_causal: bool, key: _Key) -> Tensor:
-        """Apply the layer to sequences padded to one length, unless PyTorch's own code runs, which takes them as is."""
-        if not (self.training or self._draws()):
-            return super().forward(src, src_mask, src_key_padding_mask, is_causal)
+    def _added(self, place: str, output: Tensor, residual: Tensor, noise: _Noise) -> Tensor:
+        """Add what a sub-layer gives to the residual, with dropout."""
+        module = getattr(self, place)
+        if not _is_plain(module) or noise.is_seen(place):
+            return residual + self._dropped(place, output, noise)
+        return dropout_add(output, residual, module.rate, module.is_on, **noise.of(place))
+
+    def _dropped(self, place: str, x: Tensor, noise: _Noise) -> Tensor:
+        module = getattr(self, place)
+        if not isinstance(module, NoiseMixin):
+            return module(x)
+        if noise.drawn is None or not _has_mask(module):
+            return module(x, **noise.of(place))
+        x, noise.drawn[place] = module(x, **noise.of(place), return_mask=True)
+        return x
+
+    def _padded(self, src: Tensor, src_mask: Any, src_key_padding_mask: Any) -> tuple[Tensor, Tensor]:
+        """Return nested sequences padded to one length, and where they are padded."""
         for name, mask in (("src_mask", src_mask), ("src_key_padding_mask", src_key_padding_mask)):
             if mask is not None:
                 raise argument_error(_WHERE, name, "None where src is nested", type(mask))
         if src.layout != torch.strided or not self.self_attn.batch_first:
             rule = "dense, or nested of the strided layout and batch first"
             raise argument_type_error(_WHERE, "src", rule, src.layout)
-        lengths = [part.size(0) for part in src.unbind()]
+        lengths = torch.tensor([part.size(0) for part in src.unbind()], device=src.device)
         padded = torch.nested.to_padded_tensor(src, 0.0)
-        positions = torch.arange(padded.size(1), device=src.device)
-        is_padding = positions >= torch.tensor(lengths, device=src.device)[:, None]
-        output = self.forward(padded, src_key_padding_mask=is_padding, key=key)
-        return torch.nested.as_nested_tensor([row[:length] for row, length in zip(output, lengths, strict=True)])
+        return padded, torch.arange(padded.size(1), device=src.device) >= lengths[:, None]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "TransformerEncoderLayer":
         memo[id(self.generator)] = self.generator
@@ -293,15 +364,15 @@ def _is_plain(module: torch.nn.Module) -> TypeGuard[Dropout]:
     return type(module) is Dropout and not hooks and not module.broadcast_dims and module.scale_at == "train"
 
 
-def _dropped(module: torch.nn.Module, x: Tensor, key: _Key) -> Tensor:
-    return module(x, key=key) if isinstance(module, NoiseMixin) else module(x)
+def _has_mask(module: torch.nn.Module) -> TypeGuard[MultiheadAttention | Dropout]:
+    """Tell whether a module in a place of dropout takes and returns a mask."""
+    return isinstance(module, MultiheadAttention | Dropout)
 
 
-def _added(module: torch.nn.Module, output: Tensor, residual: Tensor, key: _Key) -> Tensor:
-    """Add what a sub-layer gives to the residual, with dropout."""
-    if not _is_plain(module):
-        return residual + _dropped(module, output, key)
-    return dropout_add(output, residual, module.rate, module.is_on, key=key)
+def _nested_as(src: Tensor, padded: Tensor) -> Tensor:
+    """Return padded sequences with the lengths of nested ones."""
+    lengths = [part.size(0) for part in src.unbind()]
+    return torch.nested.as_nested_tensor([row[:length] for row, length in zip(padded, lengths, strict=True)])
 
 
 def _fused_name(activation: Any) -> str | None:

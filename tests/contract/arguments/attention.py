@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 import dropkit
-from dropkit._checks import KEY, PROBABILITY, Integer, Number
+from dropkit._checks import KEY, PROBABILITY, STREAM, Integer, Number
 from dropkit.errors import ArgumentError, ArgumentTypeError
 from tests.helpers.wrong import FLAGS, Wrong, by_constraint, by_type, of_one, tensors
 
@@ -85,6 +85,8 @@ def masks(attn_mask: str, padding: str) -> Iterator[Wrong]:
 def keys(name: str, prefix: str, of: str) -> Iterator[Wrong]:
     yield from of_one(by_constraint(name, KEY))
     yield from (wrong._replace(name=name) for wrong in tensors(prefix, of) if wrong.name == "key")
+    yield from of_one(by_constraint("stream", STREAM))
+    yield from (wrong for wrong in tensors(prefix, of) if wrong.name == "stream")
 
 
 def attending() -> Iterator[Wrong]:
@@ -96,7 +98,7 @@ def attending() -> Iterator[Wrong]:
     rule = "of the key's lengths (2, 3) on the axes before the last"
     yield Wrong("value", X[:, :2], ArgumentError, rule, shown=((2, 2, 8),))
     yield from masks("attn_mask", "key_padding_mask")
-    yield from flags("need_weights", "average_attn_weights", "is_causal")
+    yield from flags("need_weights", "average_attn_weights", "is_causal", "return_dropout_mask")
     yield from keys("dropout_key", "dropout_", "query")
     in_dropout: dict[str, Any] = {"label": "mask", "where": "dropout"}
     yield Wrong("dropout_mask", 1, ArgumentTypeError, "a bool tensor", "True is kept.", **in_dropout)
@@ -108,8 +110,24 @@ def attending() -> Iterator[Wrong]:
 def encoding() -> Iterator[Wrong]:
     yield from tensor("src", "of two axes, unbatched, or three")
     yield from masks("src_mask", "src_key_padding_mask")
-    yield from flags("is_causal")
+    yield from flags("is_causal", "return_masks")
     yield from keys("key", "", "src")
+    yield from by_type("masks", (3, [X], X), "a dict of masks by name")
+    good, rule = torch.ones(2, 3, 8, dtype=torch.bool), "a dict with names of this module's masks"
+    names = "They are ['self_attn', 'dropout1', 'dropout', 'dropout2']."
+    yield Wrong("masks", {"norm1": good}, ArgumentError, rule, names, ("norm1",))
+    for value, shown in ((good.float(), torch.float32), ([True], [True])):
+        wrong, label = {"dropout1": value}, "masks['dropout1']"
+        yield Wrong("masks", wrong, ArgumentTypeError, "a bool tensor", "True is kept.", (shown,), label)
+    for name, whole in (("self_attn", (2, 2, 3, 3)), ("dropout1", (2, 3, 8)), ("dropout", (2, 3, 16))):
+        for shape in (whole[1:], (3, *whole[1:]), (*whole[:-1], 2)):
+            wrong, rule = {name: torch.ones(shape, dtype=torch.bool)}, f"of shape {whole}, or with length 1 on axes"
+            label = f"masks['{name}']"
+            yield Wrong("masks", wrong, ArgumentError, f"{rule} that share", shown=(shape,), label=label)
+    meta = good.to("meta")
+    wrong = {"dropout2": meta}
+    rule = "on the input's device cpu"
+    yield Wrong("masks", wrong, ArgumentError, rule, shown=(meta.device,), label="masks['dropout2']")
 
 
 ATTENTION = dropkit.nn.MultiheadAttention(8, 2, 0.1, batch_first=True)

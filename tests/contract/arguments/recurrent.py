@@ -104,7 +104,7 @@ def network_masks(kind: str) -> Iterator[Wrong]:
     yield from by_type("masks", (3, [X], X), "a dict of masks by name")
     zones = ["zoneout_c_l0", "zoneout_h_l0"] if kind == "LSTM" else ["zoneout_l0"]
     names = ["input_l0", "recurrent_l0", "update_l0", *zones, "output"]
-    good, rule = torch.ones(2, 1, 4, dtype=torch.bool), "a dict with names of this network's masks"
+    good, rule = torch.ones(2, 1, 4, dtype=torch.bool), "a dict with names of this module's masks"
     yield Wrong("masks", {"recurrent_l1": good}, ArgumentError, rule, f"They are {names}.", ("recurrent_l1",))
     for value, shown in ((good.float(), torch.float32), ([True], [True])):
         wrong = {"update_l0": value}
