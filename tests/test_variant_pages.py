@@ -5,8 +5,9 @@ import re
 import pytest
 import torch
 
+from dropkit import random
 from dropkit.nn.variants import VARIANTS
-from tools.variant_pages import FOLDER, KEY, pages, picture
+from tools.variant_pages import FOLDER, KEY, pages, pictures
 
 PAGES = pages()
 STALE = "The registry or a docstring changed: `make docs` writes the pages anew, which belong to the change."
@@ -31,7 +32,9 @@ def test_a_page_says_all_that_the_row_says(name: str) -> None:
     assert f"**Where to use it.** {row.use}" in page
     assert all(text.replace("|", "\\|") in page for text in row.facts.values())
     assert f"[`{name}`]({name}.md)" in PAGES["index.md"]
-    assert (f"{name}.svg" in PAGES) == (f"({name}.svg)" in page)
+    drawn = [file for file in PAGES if re.fullmatch(rf"{name}(-\d)?\.svg", file)]
+    assert drawn == re.findall(r"!\[.*\]\((.*)\)", page)
+    assert drawn
 
 
 def cells(picture: str) -> set[tuple[int, int]]:
@@ -50,9 +53,7 @@ def test_the_picture_of_dropout_is_its_mask() -> None:
 
 
 def test_what_shares_a_draw_is_drawn_alike() -> None:
-    drawn = picture(VARIANTS["Dropout2d"])
-    assert drawn is not None
-    mask = drawn.cells
+    mask = pictures(VARIANTS["Dropout2d"])["Dropout2d.svg"].cells
     examples, channels, height, width = mask.shape
     want = {
         (70 * c + 12 * w, 46 * n + 12 * h)
@@ -67,9 +68,18 @@ def test_what_shares_a_draw_is_drawn_alike() -> None:
 
 
 def test_noise_is_drawn_in_levels() -> None:
-    drawn = picture(VARIANTS["GaussianDropout"])
-    assert drawn is not None
+    drawn = pictures(VARIANTS["GaussianDropout"])["GaussianDropout.svg"]
     assert abs(float(drawn.cells.mean()) - 1) < 5 / 256**0.5  # a false alarm in 10**6, of a deviation of 1 a cell
     opacities = set(re.findall(r'fill-opacity="([\d.]+)"', PAGES["GaussianDropout.svg"]))
     assert opacities <= {f"{level / 10:g}" for level in range(1, 11)}
     assert len(opacities) > 5
+
+
+def test_an_encoder_layer_has_a_picture_of_every_mask() -> None:
+    drawn = pictures(VARIANTS["TransformerEncoderLayer"])
+    files = ("TransformerEncoderLayer.svg", *(f"TransformerEncoderLayer-{number}.svg" for number in (2, 3, 4)))
+    for number, name, place in zip(range(4), files, ("self_attn", "dropout1", "dropout", "dropout2"), strict=True):
+        mask = drawn[name].cells
+        assert torch.equal(mask, torch.from_numpy(random.keep_mask(random.field(KEY, number), mask.shape, 0.1)))
+        assert f"*Its mask `{place}` at p = 0.1" in PAGES["TransformerEncoderLayer.md"]
+        assert len(cells(PAGES[name])) == mask.sum()

@@ -1,4 +1,4 @@
-"""Writes `docs/variants`: a page and a picture for each row of the registry, and a table of them all.
+"""Writes `docs/variants`: a page and pictures for each row of the registry, and a table of them all.
 
 Everything on a page comes from the row, the docstring and the layer itself: a new row needs no line here. `make docs`
 runs it, and a test compares what it would write with what is there.
@@ -7,7 +7,7 @@ runs it, and a test compares what it would write with what is there.
 import inspect
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ import dropkit.nn  # fills the registry  # noqa: F401
 from dropkit.nn.variants import VARIANTS, Variant
 from dropkit.study.methods import METHODS
 
-__all__ = ["FOLDER", "KEY", "Picture", "pages", "picture"]
+__all__ = ["FOLDER", "KEY", "Picture", "pages", "pictures"]
 
 FOLDER = Path(__file__).parents[1] / "docs" / "variants"
 KEY = 2014
@@ -51,10 +51,9 @@ def pages(rows: Iterable[Variant] = tuple(VARIANTS.values())) -> dict[str, str]:
     rows = sorted(rows, key=lambda row: (list(_FAMILIES).index(row.family), row.name))
     found = {"index.md": _index(rows)}
     for row in rows:
-        drawn = picture(row)
+        drawn = pictures(row)
         found[f"{row.name}.md"] = _page(row, drawn)
-        if drawn is not None:
-            found[f"{row.name}.svg"] = _svg(drawn.cells, row.name)
+        found |= {name: _svg(each.cells, row.name) for name, each in drawn.items()}
     return found
 
 
@@ -73,13 +72,13 @@ def _line(row: Variant) -> str:
     return f"| {' | '.join(map(_cell, cells))} |"
 
 
-def _page(row: Variant, drawn: Picture | None) -> str:
+def _page(row: Variant, drawn: Mapping[str, Picture]) -> str:
     names = " or ".join(f"`dropkit.nn.{name}`" for name in (row.name, *row.aliases))
     parts = [_NOTE, f"# {row.name}", f"{row.title[:1].upper()}{row.title[1:]}: {names}.", *_description(row)]
     rates = f"Typical rates: {row.facts['typical rates']}."
     parts += [f"```math\n{row.formula}\n```", f"**Where to use it.** {row.use} {rates}"]
-    if drawn is not None:
-        parts += [f"![{_caption(row, drawn)}]({row.name}.svg)", f"*{_caption(row, drawn)}*"]
+    for name, each in drawn.items():
+        parts += [f"![{_caption(row, each)}]({name})", f"*{_caption(row, each)}*"]
     lines = [f"| {heading} | {_cell(text)} |" for heading, text in row.facts.items() if heading not in _ABOVE]
     parts += ["\n".join(["| | |", "|---|---|", *lines]), *_elsewhere(row)]
     return "\n\n".join(parts) + "\n"
@@ -110,8 +109,8 @@ def _caption(row: Variant, drawn: Picture) -> str:
     return f"{drawn.what} at p = {row.rates[0]:g}, {shape} elements: {colours}."
 
 
-def picture(row: Variant) -> Picture | None:
-    """Return what a row's picture shows at the fixed key: a mask, else factors of the output, or None for neither.
+def pictures(row: Variant) -> dict[str, Picture]:
+    """Return what a row's pictures show at the fixed key, by file: its masks, or else factors of its output.
 
     A mask of activations that elements share is shown at the size of what shares it.
     """
@@ -125,25 +124,20 @@ def picture(row: Variant) -> Picture | None:
     asked = {name: True for name in arguments if name.startswith("return_") and "mask" in name}
     with torch.no_grad():
         found = layer(*inputs, **key, **asked)
-        return _mask(row, found[-1], inputs[0]) if asked else _factors(row, found, layer.eval()(*inputs))
+        if not asked:
+            drawn = [Picture(found / layer.eval()(*inputs), "What its output is multiplied by")]
+        elif isinstance(found[-1], Mapping):
+            drawn = [Picture(mask, f"Its mask `{name}`") for name, mask in found[-1].items()]
+        else:
+            drawn = [_mask(row, found[-1], inputs[0])]
+    files = [f"{row.name}.svg", *(f"{row.name}-{number}.svg" for number in range(2, len(drawn) + 1))]
+    return dict(zip(files, drawn, strict=True))
 
 
-def _mask(row: Variant, mask: Tensor | Mapping[str, Tensor], input: Tensor) -> Picture:
-    if isinstance(mask, Mapping):
-        name, mask = next(iter(mask.items()))
-        return Picture(mask, f"Its mask `{name}`")
+def _mask(row: Variant, mask: Tensor, input: Tensor) -> Picture:
     fits = mask.dim() == input.dim() and all(a in (1, b) for a, b in zip(mask.shape, input.shape, strict=True))
     shared = row.acts_on == "activations" and fits
     return Picture(mask.expand(input.shape) if shared else mask, "Its mask")
-
-
-def _factors(row: Variant, output: Any, plain: Any) -> Picture | None:
-    """Return output by output of evaluation; nothing where noise of several places comes together in it."""
-    if "," in row.acts_on:
-        return None
-    if isinstance(output, tuple):
-        return Picture(output[-1] / plain[-1], f"What its {row.acts_on} are multiplied by")
-    return Picture(output / plain, "What its output is multiplied by")
 
 
 def _svg(drawn: Tensor, name: str) -> str:
