@@ -152,6 +152,17 @@ def test_an_input_of_zeros_has_no_noise_and_finite_gradients() -> None:
     assert torch.equal(grads[0], weight.sum(0).expand(2, 3))
 
 
+@pytest.mark.parametrize("bad", [math.nan, -0.5])
+def test_what_is_no_variance_gives_nan(bad: float) -> None:
+    x, weight, variance = drawn(2, 3), drawn(4, 3), drawn(4, 3).square()
+    variance[1, 2] = bad  # small beside what else the output reads
+    x[0] = torch.tensor([10.0, 10.0, 0.1])
+    out = local_reparameterisation(linear, x, weight, variance, key=KEY)
+    assert out.isnan().tolist() == [[False, True, False, False]] * 2
+    noise = variational_dropout(x, torch.tensor([0.0, math.nan, 0.0]), key=KEY)
+    assert noise.isnan().tolist() == [[False, True, False]] * 2
+
+
 def test_small_variances_survive_half_types_and_autocast() -> None:
     x, weight = torch.full((64, 8), 300.0), torch.zeros(16, 8)
     variance = torch.full((16, 8), 1e-9)  # 0 in float16, and the square of the input infinity

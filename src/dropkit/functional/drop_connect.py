@@ -14,6 +14,7 @@ from dropkit.functional.connections import Linear, connect, connect_by_mask, tak
 from dropkit.functional.inputs import autocast_dtype, check_input, check_mask, is_identity, kept_by, leading
 from dropkit.functional.noise import Noise, find_noise, noise_at
 from dropkit.functional.overrides import overridable
+from dropkit.functional.variational import deviation_of
 from dropkit.kernels import fields
 from dropkit.kernels.portable import select, survivor_scale
 from dropkit.random.layout import layout
@@ -165,9 +166,7 @@ def drop_connect_inference(
         odds = (threshold / (2**32 - threshold).clamp(min=1).to(torch.float64)).to(mean.dtype)
         survives = leading(threshold < 2**32, mean)
         mean, variance = (torch.where(survives, value, 0.0) for value in (mean, leading(odds, mean) * square))
-        certain = variance == 0  # where a square root has no derivative
-        deviation = torch.where(certain, 0.0, torch.where(certain, 1.0, variance).sqrt())
-        return _averaged(mean, deviation, activation, samples, noise).to(dtype)
+        return _averaged(mean, deviation_of(variance), activation, samples, noise).to(dtype)
 
 
 def _averaged(

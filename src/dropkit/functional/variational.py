@@ -15,7 +15,15 @@ from dropkit.functional.inputs import autocast_dtype, check_input
 from dropkit.functional.noise import find_noise
 from dropkit.functional.overrides import overridable
 
-__all__ = ["bounded", "check_real", "local_reparameterisation", "log_uniform_kl", "variational_dropout", "widened"]
+__all__ = [
+    "bounded",
+    "check_real",
+    "deviation_of",
+    "local_reparameterisation",
+    "log_uniform_kl",
+    "variational_dropout",
+    "widened",
+]
 
 _APPROXIMATION = Choice(("sigmoid", "polynomial"))
 _CONSTANT = 0.5 * (0.57721566490153286 + math.log(2.0))  # half of Euler's constant and ln 2: KL + 0.5 ln(alpha) at 0
@@ -48,6 +56,12 @@ def check_alike(where: str, name: str, tensor: Any, input: Tensor) -> None:
 def widened(tensor: Tensor) -> Tensor:
     """Return a tensor in float32 or wider."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def deviation_of(variance: Tensor) -> Tensor:
+    """Return the square root of a variance; where there is none, 0 without a gradient, for the root's is infinite."""
+    certain = variance <= 0  # sums of squares may round to less than 0
+    return torch.where(certain, 0.0, torch.where(certain, 1.0, variance).sqrt())
 
 
 class _Bounded(torch.autograd.Function):
@@ -193,7 +207,7 @@ def local_reparameterisation(
             `torch.nn.functional.linear` or a convolution.
         input: Dense tensor of a real floating type, as the operation takes it.
         weight: The mean of the weights.
-        variance: Their variance, of the same shape; not negative.
+        variance: Their variance, of the same shape. Not negative: outputs that read a negative one are NaN.
         bias: A bias without noise. Default: none.
         training: Whether to draw noise; if not, the mean is returned. Default: True.
         generator: Where to draw the key, as for `dropout`. Default: PyTorch's own generator.
@@ -235,9 +249,7 @@ def local_reparameterisation(
     _, noise = find_noise(where, mean, 0.0, key, generator, stream, _OUTPUT)
     is_cast = autocast_dtype(input) is not None
     with torch.autocast(input.device.type, enabled=False) if is_cast else contextlib.nullcontext():
-        spread = operation(widened(input).square(), widened(variance), None)
+        checked = torch.where(variance < 0, math.nan, widened(variance))
+        spread = operation(widened(input).square(), checked, None)
     wide = widened(mean)
-    # The root's slope at 0, where an input is 0 throughout, is infinite: there is no noise there, and no gradient.
-    has_noise = spread > 0
-    deviation = torch.where(has_noise, torch.where(has_noise, spread, 1.0).sqrt(), 0.0)
-    return (wide + deviation * noise.normal(mean.shape, wide.dtype)).to(mean.dtype)
+    return (wide + deviation_of(spread) * noise.normal(mean.shape, wide.dtype)).to(mean.dtype)
