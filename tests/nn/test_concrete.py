@@ -72,6 +72,13 @@ def test_any_layer_may_be_wrapped_with_what_else_it_takes() -> None:
         ConcreteDropout(lstm)
 
 
+@pytest.mark.parametrize("lazy", [torch.nn.LazyLinear(3), torch.nn.LazyConv2d(3, 2)], ids=["linear", "conv"])
+def test_a_layer_that_does_not_know_its_inputs_yet_needs_their_number(lazy: Any) -> None:
+    with pytest.raises(ArgumentError, match=f"`features` must be given for a layer of type {type(lazy).__name__}, got"):
+        ConcreteDropout(lazy)
+    assert ConcreteDropout(lazy, features=6).features == 6
+
+
 @pytest.mark.parametrize(
     ("layer", "options", "features"),
     [(torch.nn.Linear(6, 3), {}, 6), (torch.nn.Conv2d(4, 6, 3), {}, 4), (torch.nn.Conv2d(4, 6, 3, groups=2), {}, 4),

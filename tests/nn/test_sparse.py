@@ -1,5 +1,6 @@
 """Sparse variational layers: additive noise, weights left out in evaluation, PyTorch's layers otherwise."""
 
+import copy
 import inspect
 import math
 from typing import Any
@@ -11,7 +12,7 @@ from torch.nn.functional import conv2d, linear
 
 from dropkit import random
 from dropkit.functional import log_uniform_kl
-from dropkit.nn import SparseVariationalConv2d, SparseVariationalLinear
+from dropkit.nn import SparseVariationalConv2d, SparseVariationalLinear, WeightDrop
 
 KEY = 0x720F_0000_1234_5678
 
@@ -73,8 +74,10 @@ def test_evaluation_leaves_out_the_noisiest_weights(layer: Any) -> None:
     operation = linear if isinstance(layer, torch.nn.Linear) else lambda *v: conv2d(*v, padding=1)
     want = operation(x, torch.where(noisy, 0.0, layer.weight), layer.bias)
     torch.testing.assert_close(layer.eval()(x), want)
-    mean = layer.train()(x, key=KEY) - layer(x, key=KEY) + operation(x, layer.weight, layer.bias)
-    assert not torch.allclose(mean, want)  # in training nothing is left out
+    spread = operation(x * x, layer.log_sigma2.exp(), None).sqrt()
+    noise = torch.from_numpy(random.normal(KEY, tuple(want.shape)))
+    whole = operation(x, layer.weight, layer.bias) + spread * noise
+    torch.testing.assert_close(layer.train()(x, key=KEY), whole)  # in training nothing is left out
     layer.threshold = 4.0
     assert layer.sparsity == 0
 
@@ -96,6 +99,23 @@ def test_the_divergence_is_summed_over_all_weights(layer: Any) -> None:
     gradients = torch.autograd.grad(layer.kl(), (layer.weight, layer.log_sigma2))
     assert (gradients[0] * layer.weight > 0).all()  # it draws means to 0
     assert (gradients[1] < 0).all()  # and asks for noise
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, value: Tensor) -> Tensor:
+        return 2 * value
+
+
+@pytest.mark.parametrize("layer", layers(), ids=["linear", "conv2d"])
+def test_what_others_put_in_the_place_of_the_bias_is_used(layer: Any) -> None:
+    x = drawn(3, 6) if isinstance(layer, torch.nn.Linear) else drawn(3, 2, 5, 5)
+    layer = layer.eval()
+    whole, bias = layer(x), layer.bias.view(-1, *(1,) * (x.dim() - 2))
+    dropped = WeightDrop(torch.nn.Sequential(copy.deepcopy(layer)), 1.0, "0.bias")
+    dropped.switch = "on"
+    torch.testing.assert_close(dropped(x), whole - bias)
+    torch.nn.utils.parametrize.register_parametrization(layer, "bias", Doubled())
+    torch.testing.assert_close(layer(x), whole + bias)
 
 
 @pytest.mark.parametrize("ours", [SparseVariationalLinear, SparseVariationalConv2d])

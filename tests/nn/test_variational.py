@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-import dropkit
 from dropkit import random
 from dropkit.errors import ArgumentError
 from dropkit.functional import log_uniform_kl
@@ -99,6 +98,15 @@ def test_the_divergence_is_summed_over_every_noise(layer: Any, noises: int) -> N
     torch.testing.assert_close(gradient, torch.full_like(gradient, share * slope))
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors is a no-op:UserWarning")
+@pytest.mark.parametrize("per", ["weight", "unit", "layer"])
+def test_a_layer_without_weights_has_no_divergence(per: str) -> None:
+    for sizes in ((0, 3), (3, 0)):
+        layer = VariationalLinear(*sizes, per=per)
+        assert layer.kl().item() == 0
+        assert layer(torch.ones(2, sizes[0])).shape == (2, sizes[1])
+
+
 def test_above_one_the_divergence_is_that_which_holds_there() -> None:
     layer = VariationalDropout(4, 0.9, max_alpha=1e6)
     torch.testing.assert_close(layer.kl(), 4 * log_uniform_kl(torch.tensor(math.log(9.0)), "sigmoid"))
@@ -153,9 +161,3 @@ def test_it_is_pytorchs_linear_layer_with_one_parameter_more() -> None:
         layer.log_alpha.fill_(-5)
     layer.reset_parameters()
     assert (layer.log_alpha == 0).all()
-
-
-def test_the_switch_to_train_is_not_touched_by_a_call() -> None:
-    layer = dropkit.nn.VariationalDropout(3).eval()
-    layer(torch.ones(2, 3))
-    assert not layer.training

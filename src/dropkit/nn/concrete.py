@@ -191,7 +191,7 @@ class ConcreteDropout(LearnedMixin):
 def _features(where: str, layer: torch.nn.Module) -> int:
     """Return how many inputs of a layer may be dropped on their own."""
     found = getattr(layer, "in_channels" if isinstance(layer, _ConvNd) else "in_features", None)
-    if isinstance(found, int):
+    if isinstance(found, int) and found > 0:  # a lazy layer has 0 until it has been called
         return found
     remedy = "It is the number of inputs that may be dropped on their own."
     raise argument_error(where, "features", f"given for a layer of type {type(layer).__name__}", None, remedy)

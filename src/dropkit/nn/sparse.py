@@ -24,6 +24,7 @@ class _SparseMixin(LearnedMixin):
     """What layers with a mean and a variance for every weight have in common."""
 
     weight: Tensor
+    bias: Any  # a tensor or None, which PyTorch's layers declare in different ways
     log_sigma2: torch.nn.Parameter
 
     def _set_variance(self, threshold: float, log_sigma2: float, generator: torch.Generator | None) -> None:
@@ -62,7 +63,7 @@ class _SparseMixin(LearnedMixin):
     def _apply_noise(self, input: Tensor, key: int | Tensor | None, stream: int | Tensor) -> Tensor:
         weight = self.weight if self.is_on else self.pruned_weight
         return local_reparameterisation(
-            self._operate, input, weight, widened(self.log_sigma2).exp(), self._parameters["bias"],
+            self._operate, input, weight, widened(self.log_sigma2).exp(), self.bias,
             self.is_on,
             generator=self._source(key), key=key, stream=stream,
         )  # fmt: skip

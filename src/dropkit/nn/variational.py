@@ -52,11 +52,10 @@ class _AlphaMixin(LearnedMixin):
         """The rates of dropout with the same mean and variance, alpha / (1 + alpha)."""
         return torch.sigmoid(self.bounded_log_alpha).detach()
 
-    def _kl(self, noises: int) -> Tensor:
-        """Return the divergence of so many independent noises that share the alphas."""
+    def _kl(self, *shape: int) -> Tensor:
+        """Return the divergence of independent noises of a shape, which share the alphas."""
         approximation = "polynomial" if self.max_alpha <= 1.0 else "sigmoid"
-        divergence = log_uniform_kl(self.bounded_log_alpha, approximation)
-        return divergence.sum() * (noises // divergence.numel())
+        return log_uniform_kl(self.bounded_log_alpha, approximation).expand(shape).sum()
 
 
 @variant(
@@ -254,7 +253,7 @@ class VariationalLinear(_AlphaMixin, torch.nn.Linear):
 
     def kl(self) -> Tensor:
         """Return the divergence of the weights from a log-uniform prior, in nats, summed over all of them."""
-        return self._kl(self.weight.numel())
+        return self._kl(*self.weight.shape)
 
     def forward(self, input: Tensor, *, key: int | Tensor | None = None, stream: int | Tensor = 0) -> Tensor:
         """Apply the layer.
