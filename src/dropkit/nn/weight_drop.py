@@ -23,6 +23,7 @@ __all__ = ["WeightDrop"]
 _WHERE = "WeightDrop"
 _NAMES = Names("weight", "p", "dropout_key")
 _ADDED = ("_p", "_switch", "dropped_names", "generator")
+_OUTSIDE = "Give a module that contains it, and the weight's name there, with dots."
 
 
 @variant(
@@ -58,13 +59,14 @@ class WeightDrop(RateMixin):
     `dropout_stream`.
 
     Args:
-        module: Any module, except one that has an attribute `p`, `rate`, `generator` or `switch` of its own.
+        module: Any module, except one that has an attribute `p`, `rate`, `generator`, `switch` or any other that this
+            class adds, and one whose hooks read the weight before `forward` runs; then one that contains it.
         p: Probability of dropping an element of a weight, in ``[0, 1]``. Default: 0.5.
         names: The parameters, by their names in the `state_dict`; those of submodules have dots. Default: ``"weight"``.
         generator: Where keys are drawn, on the parameters' device; eager code only. Default: PyTorch's own generator.
 
     Raises:
-        ArgumentError: If `p` is no number in ``[0, 1]``, a name is unknown, or the module has such an attribute.
+        ArgumentError: If `p` is no number in ``[0, 1]``, a name is unknown, or the module is such a one.
         ArgumentTypeError: If an argument has a wrong type.
 
     Examples:
@@ -140,8 +142,9 @@ class WeightDrop(RateMixin):
         """
         check_bool(_WHERE, "return_dropout_mask", return_dropout_mask)
         dropped, masks = self._draw(dropout_key, dropout_mask, dropout_stream)
-        before = _substitute(self, dropped)
+        before: list[tuple[Module, str, Any]] = []
         try:
+            _substitute(self, dropped, before)
             output = super().forward(*arguments, **options)
         finally:
             for owner, name, value in reversed(before):
@@ -223,9 +226,8 @@ def _parameter(module: Module, path: str) -> Any:
     return module.get_submodule(prefix)._parameters[name]  # behind what an outer call has put there
 
 
-def _substitute(module: Module, dropped: Mapping[str, Tensor]) -> list[tuple[Module, str, Any]]:
-    """Put tensors in front of parameters, and return what was there: attributes are found before parameters."""
-    before = []
+def _substitute(module: Module, dropped: Mapping[str, Tensor], before: list[tuple[Module, str, Any]]) -> None:
+    """Put tensors in front of parameters, and note what was there: attributes are found before parameters."""
     for path, tensor in dropped.items():
         prefix, _, name = path.rpartition(".")
         owner = module.get_submodule(prefix)
@@ -237,7 +239,6 @@ def _substitute(module: Module, dropped: Mapping[str, Tensor]) -> list[tuple[Mod
         for name, value in (("_flat_weights", weights), ("_flat_weight_refs", refs)):
             before.append((owner, name, owner.__dict__.get(name)))
             owner.__dict__[name] = value
-    return before
 
 
 def _check_module(module: Any) -> None:
@@ -247,8 +248,7 @@ def _check_module(module: Any) -> None:
     added = {*vars(WeightDrop), *vars(RateMixin), *vars(NoiseMixin), *_ADDED} - {*dir(Module)}
     for name in sorted((name for name in added if hasattr(module, name)), key=str.swapcase):
         rule = f"a module without an attribute `{name}`, which {_WHERE} adds"
-        remedy = "Give a module that contains it, and the weight's name there, with dots."
-        raise argument_error(_WHERE, "module", rule, type(module).__name__, remedy)
+        raise argument_error(_WHERE, "module", rule, type(module).__name__, _OUTSIDE)
 
 
 def _check_names(module: Module, names: Any) -> None:
@@ -260,8 +260,23 @@ def _check_names(module: Module, names: Any) -> None:
     known = dict(module.named_parameters(remove_duplicate=False))
     if not paths or len(set(paths)) != len(paths) or not set(paths) <= known.keys():
         raise argument_error(_WHERE, "names", rule, names, f"The module has: {', '.join(known) or 'none'}.")
+    early = _read_early(module)
     for path in paths:
+        if path in early:
+            rule = "no weight that a hook reads before `forward`, as old weight norm, spectral norm and pruning do"
+            raise argument_error(_WHERE, "names", rule, path, _OUTSIDE)
         if torch.nn.parameter.is_lazy(known[path]):
             raise argument_error(_WHERE, "names", rule, names, f"Run the module first: {path} has no shape yet.")
         if not (known[path].is_floating_point() or known[path].is_complex()):
             raise argument_type_error(_WHERE, "names", "of a floating or complex type", known[path].dtype)
+
+
+def _read_early(module: Module) -> set[str]:
+    """Return names of parameters from which hooks of PyTorch's compute a weight before a module's `forward` runs."""
+    found = set()
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(name := getattr(hook, "name", None), str):  # torch.nn.utils.weight_norm, spectral_norm
+            found |= {f"{name}_g", f"{name}_v", f"{name}_orig"}
+        if isinstance(name := getattr(hook, "_tensor_name", None), str):  # torch.nn.utils.prune
+            found.add(f"{name}_orig")
+    return found
