@@ -159,7 +159,9 @@ def test_what_is_dropped_has_a_gradient_of_plus_zero_and_may_be_nan() -> None:
 def test_derivatives_of_first_and_second_order_of_all_tensors() -> None:
     leaves = [tensor.requires_grad_() for tensor in tensors(2, 3, (2,))]
     for options in ({"key": KEY}, {"mask": torch.rand(2, 2, 4) < 0.5}):
-        assert torch.autograd.gradcheck(lambda *v, o=options: drop_connect(*v, 0.4, **o), leaves)
+        assert torch.autograd.gradcheck(
+            lambda *v, o=options: drop_connect(*v, 0.4, **o), leaves, check_batched_grad=True
+        )
         assert torch.autograd.gradgradcheck(lambda *v, o=options: drop_connect(*v, 0.4, **o), leaves)
     some = [leaves[0].detach(), leaves[1], leaves[2].detach()]
     assert torch.autograd.gradgradcheck(lambda *v: drop_connect(*v, 0.4, key=KEY), some)

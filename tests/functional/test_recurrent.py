@@ -1,5 +1,6 @@
 """The fast ways through LSTM and GRU against the plain operations: values, gradients, and when each is taken."""
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -78,6 +79,30 @@ def test_both_ways_agree_with_each_noise_alone_and_at_one(
     fast, slow = both(monkeypatch, plain, lambda: with_gradients(layer, inputs(), states_of(layer), key=KEY))
     for found, want in zip(fast, slow, strict=True):
         torch.testing.assert_close(found, want, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", BOTH)
+def test_a_batch_of_gradients_is_each_of_them(kind: str, form: str) -> None:
+    layer, x = noisy(kind, form), inputs(FORMS[form].get("batch_first", False)).requires_grad_()
+    output, _ = layer(x, key=KEY)
+    wanted, several = [x, *layer.parameters()], torch.randn(3, *output.shape, dtype=torch.float64)
+    found = torch.autograd.grad(output, wanted, several, retain_graph=True, is_grads_batched=True)
+    for i, one in enumerate(several):
+        for batched, want in zip(found, torch.autograd.grad(output, wanted, one, retain_graph=True), strict=True):
+            torch.testing.assert_close(batched[i], want, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", BOTH)
+def test_an_empty_batch(kind: str, form: str) -> None:
+    layer = noisy(kind, form)
+    x = inputs(layer.batch_first).narrow(0 if layer.batch_first else 1, 0, 0).requires_grad_()
+    found = flat(layer(x))
+    theirs = flat(getattr(torch.nn, kind).forward(copy.deepcopy(layer).eval(), x))
+    assert [tensor.shape for tensor in found] == [tensor.shape for tensor in theirs]
+    gradients = torch.autograd.grad(found[0].sum(), [x, *layer.parameters()])
+    assert all((gradient == 0).all() for gradient in gradients)
 
 
 @pytest.mark.parametrize("wanted", ["input", "states", "weight_ih", "weight_hh", "bias_ih", "bias_hh"])

@@ -49,7 +49,7 @@ def test_derivatives_of_first_and_second_order(kind: str, options: dict[str, Any
     for training in (True, False):
         layer.train(training)
         given = (*states, *layer.parameters())
-        assert torch.autograd.gradcheck(lambda *v: called(layer, *v), given, fast_mode=True)
+        assert torch.autograd.gradcheck(lambda *v: called(layer, *v), given, fast_mode=True, check_batched_grad=True)
         assert torch.autograd.gradgradcheck(lambda *v: called(layer, *v), given, fast_mode=True)
 
 

@@ -9,12 +9,17 @@ from torch._functorch.utils import unwrap_dead_wrappers
 from dropkit.kernels import operators
 from dropkit.kernels.portable import select, survivor_scale
 
-__all__ = ["apply_dropout", "apply_function", "traced"]
+__all__ = ["apply_dropout", "apply_function", "is_batched", "traced"]
 
 
 def traced() -> bool:
     """Tell whether code is being compiled or transformed, where in-place work and reading of values must be avoided."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def is_batched(*grads: Tensor) -> bool:
+    """Tell whether autograd asks for several gradients at once, which neither in-place work nor views of bits take."""
+    return any(torch._C._functorch.is_legacy_batchedtensor(grad) for grad in grads)
 
 
 def apply_function(function: type[torch.autograd.Function], *arguments: Any) -> Any:

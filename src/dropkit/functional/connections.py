@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from dropkit.functional.address import signed
-from dropkit.functional.autograd import traced
+from dropkit.functional.autograd import is_batched, traced
 from dropkit.functional.noise import Noise
 from dropkit.kernels import operators
 from dropkit.random.layout import Layout
@@ -25,7 +25,7 @@ _CPU_WEIGHTS, _DEVICE_WEIGHTS = 2**18, 2**24
 
 def takes_parts(input: Tensor) -> bool:
     """Tell whether examples can be done some at a time: real numbers, and nothing that traces or transforms them."""
-    return not (traced() or forward_ad._current_level >= 0 or input.is_complex())
+    return not (traced() or forward_ad._current_level >= 0 or is_batched(input) or input.is_complex())
 
 
 def connect(linear: Linear, threshold: Tensor, noise: Noise) -> Tensor:

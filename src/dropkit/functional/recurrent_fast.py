@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from dropkit.functional.autograd import apply_function, traced
+from dropkit.functional.autograd import apply_function, is_batched, traced
 from dropkit.functional.recurrent_cells import Cell, CellNoise, Kept, Weights, run_cell
 from dropkit.kernels.portable import survivor_scale
 
@@ -38,6 +38,7 @@ def fits(x: Tensor, states: Sequence[Tensor], weights: Weights, noise: CellNoise
     others = (*states, *(weight for weight in weights if weight is not None))
     return (
         is_plain(x)
+        and x.shape[1] > 0  # which a shape with a -1 needs
         and weights.hr is None
         and all(type(tensor) in (Tensor, Parameter) and tensor.dtype == x.dtype for tensor in others)
         and all(zone is None or zone.mask is not None for zone in noise.zones)
@@ -87,7 +88,10 @@ class _Drop(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return apply_function(_Drop, grad, *ctx.noise), None, None
+        keep, scale = ctx.noise
+        if is_batched(grad):
+            return torch.where(keep != 0, grad * scale, 0.0), None, None
+        return apply_function(_Drop, grad, keep, scale), None, None
 
 
 def drop(x: Tensor, kept: Kept) -> Tensor:
@@ -197,7 +201,7 @@ class HiddenProduct:
 def grads_by_autograd(
     cell: Cell, inputs: Sequence[Tensor | None], states: int, noise: CellNoise, reverse: bool, grads: Sequence[Tensor]
 ) -> list[Tensor | None]:
-    """Return the gradients of a layer's inputs, differentiable again.
+    """Return the gradients of a layer's inputs, differentiable again, by operations that PyTorch maps over a batch.
 
     Args:
         cell: What one step computes.
@@ -208,10 +212,11 @@ def grads_by_autograd(
         grads: Gradients of the hidden states and of the last states.
     """
     # Views, so that an input's own gradient does not contain that of another one computed from it.
-    own = [tensor if tensor is None else tensor.view_as(tensor) for tensor in inputs]
-    x, *rest = own
-    weights: Any = Weights(*rest[states:])  # type: ignore[arg-type]  # two biases may be none, the others are not
-    outputs, last = run_cell(cell, x, tuple(rest[:states]), weights, noise, reverse)  # type: ignore[arg-type]
-    wanted = [tensor for tensor in own if tensor is not None and tensor.requires_grad]
-    found = iter(torch.autograd.grad((outputs, *last), wanted, grads, create_graph=True, allow_unused=True))
+    with torch.enable_grad():
+        own = [tensor if tensor is None else tensor.view_as(tensor) for tensor in inputs]
+        x, *rest = own
+        weights: Any = Weights(*rest[states:])  # type: ignore[arg-type]  # two biases may be none, the others are not
+        outputs, last = run_cell(cell, x, tuple(rest[:states]), weights, noise, reverse)  # type: ignore[arg-type]
+        wanted = [tensor for tensor in own if tensor is not None and tensor.requires_grad]
+        found = iter(torch.autograd.grad((outputs, *last), wanted, grads, create_graph=True, allow_unused=True))
     return [next(found) if tensor is not None and tensor.requires_grad else None for tensor in own]

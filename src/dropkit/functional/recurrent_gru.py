@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dropkit.functional.autograd import apply_function
+from dropkit.functional.autograd import apply_function, is_batched
 from dropkit.functional.recurrent_cells import CellNoise, States, Weights, gru_cell
 from dropkit.functional.recurrent_fast import (
     HiddenProduct,
@@ -71,8 +71,9 @@ class _FastGRU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_h: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, gates, hidden_n, hs = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return *grads_by_autograd(gru_cell, inputs, 1, ctx.noise, ctx.reverse, (grad, grad_h)), None, None
+        grads = grad, grad_h
+        if torch.is_grad_enabled() or is_batched(*grads):
+            return *grads_by_autograd(gru_cell, inputs, 1, ctx.noise, ctx.reverse, grads), None, None
         x, _, weight_ih, *_ = inputs
         update, new, product = ctx.prepared
         steps, batch, *_ = gates.shape

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dropkit.functional.autograd import apply_function
+from dropkit.functional.autograd import apply_function, is_batched
 from dropkit.functional.recurrent_cells import CellNoise, States, Weights, lstm_cell
 from dropkit.functional.recurrent_fast import (
     HiddenProduct,
@@ -82,8 +82,8 @@ class _FastLSTM(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_h: Tensor, grad_c: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, gates, hs, cs, tanh_c = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            grads = (grad, grad_h, grad_c)
+        grads = grad, grad_h, grad_c
+        if torch.is_grad_enabled() or is_batched(*grads):
             return *grads_by_autograd(lstm_cell, inputs, 2, ctx.noise, ctx.reverse, grads), None, None
         x, _, _, weight_ih, _, bias_ih, _ = inputs
         update, new_h, new_c, product = ctx.prepared
