@@ -285,6 +285,25 @@ def test_vmap_with_a_key_has_one_mask_for_all(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LAYERS)
+def test_models_with_rates_and_keys_of_their_own(name: str) -> None:
+    row = LAYERS[name]
+    layer, x = built(row), [torch.stack([each, 2 * each]) for each in inputs(row)]
+    layer.follow()
+    ((rate, _),) = layer.named_buffers()
+    thresholds, keys = torch.tensor([2**30, 2**31, 3 * 2**30]), torch.tensor([KEY, 5, -1])
+
+    def model(threshold: Tensor, key: Tensor, *x: Tensor) -> Tensor:
+        return torch.func.functional_call(layer, {rate: threshold}, x, {"key": key})
+
+    alone = [torch.stack([model(*one, *v) for v in zip(*x, strict=True)]) for one in zip(thresholds, keys, strict=True)]
+    rest, wanted = [None] * len(x), torch.stack(alone)
+    models_first = torch.vmap(torch.vmap(model, (None, None, *[0] * len(x))), (0, 0, *rest))(thresholds, keys, *x)
+    torch.testing.assert_close(models_first, wanted)
+    inputs_first = torch.vmap(torch.vmap(model, (0, 0, *rest)), (None, None, *[0] * len(x)))(thresholds, keys, *x)
+    torch.testing.assert_close(inputs_first, wanted.transpose(0, 1))
+
+
+@pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("p", [-0.1, 1.1, math.nan, True, "0.5", None])
 def test_a_wrong_rate_is_refused_when_it_is_assigned(name: str, p: Any) -> None:
     layer = built(LAYERS[name])

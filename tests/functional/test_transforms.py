@@ -9,7 +9,18 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp,
 
 import dropkit
 from dropkit import random
-from dropkit.functional import dropout
+from dropkit.functional import (
+    alpha_dropout,
+    drop_block1d,
+    drop_path,
+    dropout,
+    dropout1d,
+    feature_alpha_dropout,
+    gaussian_dropout,
+    locked_dropout,
+    word_dropout,
+    zoneout,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
@@ -115,6 +126,54 @@ def test_slices_within_a_batch() -> None:
     out = vmap(lambda x, p, key: dropout(x, p, key=key))(x, rates, keys)
     for i in range(3):
         assert torch.equal(out[i], dropout(x[i], rates[i], key=keys[i]))
+
+
+def shared_dropout(x: Tensor, p: Tensor, key: Tensor) -> Tensor:
+    return dropout(x, p, key=key, broadcast_dims=-1)
+
+
+def to_channels_last(x: Tensor, p: Tensor, key: Tensor) -> Tensor:
+    return dropout(x.transpose(-2, -1), p, key=key)
+
+
+OPERATIONS: dict[str, Callable[..., Tensor]] = {
+    "dropout": dropout,
+    "shared axis": shared_dropout,
+    "other order in memory": to_channels_last,
+    "dropout1d": dropout1d,
+    "alpha_dropout": alpha_dropout,
+    "feature_alpha_dropout": feature_alpha_dropout,
+    "gaussian_dropout": gaussian_dropout,
+    "drop_block1d": lambda x, p, key: drop_block1d(x, p, block_size=2, key=key),
+    "drop_path": drop_path,
+    "locked_dropout": lambda x, p, key: locked_dropout(x[None], p, key=key),
+    "word_dropout": lambda x, p, key: word_dropout(x[None], p, key=key),
+    "zoneout": lambda x, p, key: zoneout(x, -x, p, key=key),
+}
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_rates_and_keys_of_one_level_and_inputs_of_another(name: str, gradient: bool) -> None:
+    x, rates = torch.randn(3, 4, 5), torch.tensor([0.2, 1.0, 0.7, 0.5, 0.0, 0.4], dtype=torch.float64).view(2, 3)
+    keys = torch.tensor([[1, 5, -9], [0, 7, 5]])
+
+    def operation(x: Tensor, p: Tensor, key: Tensor) -> Tensor:
+        return OPERATIONS[name](x, p if name != "gaussian_dropout" else p / 2, key=key)
+
+    call = operation if not gradient else grad(lambda x, p, key: operation(x, p, key).square().sum())
+
+    for p, key in zip(rates, keys, strict=True):
+        wanted = torch.stack([torch.stack([call(v, *one) for v in x]) for one in zip(p, key, strict=True)])
+        addresses_first = vmap(vmap(call, (0, None, None)), (None, 0, 0))(x, p, key)
+        assert torch.equal(addresses_first, wanted)
+        inputs_first = vmap(vmap(call, (None, 0, 0)), (0, None, None))(x, p, key)
+        assert torch.equal(inputs_first, wanted.transpose(0, 1))
+        rates_first = vmap(vmap(call, (0, None, 0)), (None, 0, None))(x, p, key)
+        apart = torch.stack([torch.stack([call(v, one, k) for v, k in zip(x, key, strict=True)]) for one in p])
+        assert torch.equal(rates_first, apart)
+    everything = vmap(vmap(vmap(call, (0, None, None)), (None, 0, 0)), (None, 0, 0))(x, rates, keys)
+    assert torch.equal(everything[1], wanted)
 
 
 def test_masks_are_handed_out_of_a_batch() -> None:

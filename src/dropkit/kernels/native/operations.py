@@ -202,7 +202,8 @@ def spread_bits(
         native.keep_bits(words.data_ptr(), call.offset, call.packed)
     for index in itertools.product(*map(range, rates.shape)):
         first = sum(i * step for i, step in zip(index, steps, strict=False))
-        apply(index, (source[index].data_ptr(), output[index].data_ptr(), words.data_ptr(), first), axes)
+        rate = tuple(i if n > 1 else 0 for i, n in zip(index, threshold.shape, strict=False))  # which several may share
+        apply(rate, (source[index].data_ptr(), output[index].data_ptr(), words.data_ptr(), first), axes)
     return output
 
 
