@@ -172,12 +172,25 @@ def test_layouts_and_ways_give_the_same() -> None:
 
 @pytest.mark.parametrize("mask", ["none", "causal", "numbers", "padding"])
 def test_derivatives_of_both_orders(mask: str) -> None:
-    query, key, value = inputs(4, 5, 3)
-    tensors = (query, key[:2].detach().requires_grad_(), value[:2].detach().requires_grad_())
-    options: dict[str, Any] = {"attn_mask": MASKS[mask]((4,), 5, 5), "is_causal": mask == "causal", "enable_gqa": True}
+    query, key, value = inputs(2, 5, 3)
+    tensors = (query, key[:1].detach().requires_grad_(), value[:1].detach().requires_grad_())
+    options: dict[str, Any] = {"attn_mask": MASKS[mask]((2,), 5, 5), "is_causal": mask == "causal", "enable_gqa": True}
     call = partial(scaled_dot_product_attention, dropout_p=0.4, dropout_key=KEY, **options)
     assert torch.autograd.gradcheck(call, tensors, check_batched_grad=True)
     assert torch.autograd.gradgradcheck(call, tensors)
+
+
+@pytest.mark.parametrize("differentiated", ["q", "k", "v", "qk", "qv", "kv"])
+def test_derivatives_of_both_orders_with_respect_to_some(differentiated: str) -> None:
+    """As where the encoder of what is attended to is frozen."""
+    named = dict(zip("qkv", (tensor[:1].detach() for tensor in inputs(2, 4, 3)), strict=True))
+    wanted = [named[name].requires_grad_() for name in differentiated]
+
+    def call(*_: Tensor) -> Tensor:
+        return scaled_dot_product_attention(*named.values(), dropout_p=0.4, dropout_key=KEY)
+
+    assert torch.autograd.gradcheck(call, wanted, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(call, wanted)
 
 
 def test_keys_and_rates_a_slice_belong_to_the_axis_of_the_weights_though_the_query_broadcasts() -> None:

@@ -223,7 +223,10 @@ class _Attention(torch.autograd.Function):
                 query, key, value = (tensor.view_as(tensor) for tensor in (query, key, value))
                 rate = threshold / 2.0**32
                 found, *_ = attend(query, key, value, attn_mask, is_causal, factor, rate, key=dropout_key)
-                return *torch.autograd.grad(found, (query, key, value), grad, create_graph=True), *none
+                needed = ctx.needs_input_grad[:3]
+                wanted = [tensor for tensor, is_needed in zip((query, key, value), needed, strict=True) if is_needed]
+                found_gradients = iter(torch.autograd.grad(found, wanted, grad, create_graph=True))
+                return *(next(found_gradients) if is_needed else None for is_needed in needed), *none
         shapes, dtype = (query.shape, key.shape, value.shape), query.dtype
         query, key, value, grad = widened(query, key, value, grad)
         parts = _Parts(query, key, attn_mask, is_causal, factor)
