@@ -199,12 +199,26 @@ def test_half_types_are_rounded_once(dtype: torch.dtype) -> None:
 
 
 def test_autocast_gives_its_type() -> None:
-    x, weight, bias = (tensor.float() for tensor in tensors())
+    linear = [tensor.float() for tensor in tensors()]
+    half = [tensor.bfloat16() for tensor in linear]
+
+    def results(linear: list[Tensor]) -> list[Tensor]:
+        inferred = drop_connect_inference(*linear, activation=torch.relu, samples=3, key=KEY)
+        return [drop_connect(*linear, key=KEY), drop_connect(*linear, training=False), inferred]
+
     with torch.autocast("cpu", torch.bfloat16):
-        for found in (drop_connect(x, weight, bias, key=KEY), drop_connect(x, weight, bias, training=False),
-                      drop_connect_inference(x, weight, bias, activation=torch.relu, samples=3)):  # fmt: skip
-            assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(drop_connect(x, weight, bias, key=KEY), drop_connect(*tensors(), key=KEY).float())
+        found = results(linear)
+    for one, want in zip(found, results(half), strict=True):
+        assert one.dtype == torch.bfloat16
+        assert torch.equal(one, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex64, torch.complex128])
+def test_autocast_leaves_wide_and_complex_types_alone(dtype: torch.dtype) -> None:
+    linear = [tensor.to(dtype) for tensor in tensors()]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = drop_connect(*linear, key=KEY)
+    assert torch.equal(found, drop_connect(*linear, key=KEY))
 
 
 def test_complex_numbers() -> None:

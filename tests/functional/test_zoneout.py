@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from dropkit import random
+from dropkit.errors import ArgumentTypeError
 from dropkit.functional import zoneout
 from tests.helpers.contract import RATES, all_masks, chances, realised
 from tests.helpers.statistics import check_count
@@ -119,6 +120,18 @@ def test_a_mode_sees_it() -> None:
     assert seen[0][0] is zoneout
     assert seen[0][1][0] is NEW
     assert seen[0][2]["key"] == 3
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_autocast_mixes_types(training: bool) -> None:
+    layer, x, h = torch.nn.Linear(3, 4), torch.randn(2, 3), torch.randn(2, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        new = layer(x)
+        found = zoneout(new, h, 0.3, training, key=KEY)
+        with pytest.raises(ArgumentTypeError, match="`old` must be of the new state's type"):
+            zoneout(new, h.double(), 0.3, training, key=KEY)
+    assert new.dtype == torch.bfloat16
+    assert torch.equal(found, zoneout(new.float(), h, 0.3, training, key=KEY))
 
 
 def test_complex_states() -> None:

@@ -141,9 +141,10 @@ def test_the_masks_are_fields_of_one_key(kind: str, form: str) -> None:
 def test_one_mask_for_all_steps_and_another_for_each_example(kind: str) -> None:
     layer = network(kind, 50, 60, **RATES_OF[kind], tied=False, update_mask="sequence")
     *_, masks = layer(torch.randn(4, 2, 50).double(), key=KEY, return_masks=True)
+    gates = 4 if kind == "LSTM" else 3
     for name in ("input_l0", "recurrent_l0", "update_l0", "output"):
         mask = masks[name]
-        assert mask.shape[1] == (4 if kind == "LSTM" else 3) if name == "recurrent_l0" else 1
+        assert mask.shape[1] == (gates if name == "recurrent_l0" else 1), name
         assert not torch.equal(mask[0], mask[1]), name
         assert mask.shape[1] == 1 or not torch.equal(mask[:, 0], mask[:, 1])
     layer.update_mask = "step"
@@ -310,14 +311,14 @@ def test_all_hidden_units_dropped_forget_only_at_the_gates(kind: str, form: str)
     layer, x = noisy(kind, form), inputs()
     layer.recurrent_p = 1.0
     masks = {s.name: torch.ones(1, 1, s.shape[2], dtype=torch.bool) for s in layer._sites(1, 1)}
-    output, _ = layer(x, masks=masks)
     without = copy.deepcopy(layer)
     without.weight_hh_l0.data.zero_()
-    assert_close((output, output), (without(x, masks=masks)[0],) * 2)
-    h = torch.full((1, BATCH, HIDDEN), torch.nan).double()
-    state = (h, torch.zeros_like(h)) if kind == "LSTM" else h
-    if kind == "LSTM":
-        assert_close(layer(x, state, masks=masks), layer(x, masks=masks))
+    h = torch.randn(1, BATCH, HIDDEN).double()
+    state = (h, h.cos()) if kind == "LSTM" else h
+    want = without(x, state, masks=masks)
+    assert_close(layer(x, state, masks=masks), want)
+    if kind == "LSTM":  # a state of a GRU is its memory too
+        assert_close(layer(x, (torch.full_like(h, torch.nan), h.cos()), masks=masks), want)
 
 
 @pytest.mark.parametrize("kind", BOTH)

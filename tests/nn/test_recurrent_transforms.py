@@ -11,9 +11,12 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
+from dropkit.errors import ArgumentTypeError
 from tests.helpers.recurrent import (
+    BATCH,
     BOTH,
     FORMS,
+    HIDDEN,
     KEY,
     LENGTHS,
     RATES_OF,
@@ -200,6 +203,20 @@ def test_autocast(kind: str) -> None:
     assert same(found, want)
     found[0].float().sum().backward()
     assert all(parameter.grad.dtype == torch.float32 for parameter in layer.parameters())
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_autocast_leaves_float64_alone_and_takes_no_integers(kind: str) -> None:
+    layer, x = noisy(kind), inputs()
+    want = layer(x, key=KEY)
+    h = torch.ones(1, BATCH, HIDDEN, dtype=torch.int64)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert same(layer(x, key=KEY), want)
+        for dtype in (torch.float64, torch.float32):
+            with pytest.raises(ArgumentTypeError, match=r"`input` must be of the weights' type"):
+                layer.to(dtype)(x.long(), key=KEY)
+            with pytest.raises(ArgumentTypeError, match=r"must be of the input's type"):
+                layer(x.to(dtype), (h, h) if kind == "LSTM" else h, key=KEY)
 
 
 @pytest.mark.slow

@@ -88,6 +88,7 @@ def _network_call(kind: str) -> Iterator[Wrong]:
         (state.double(), ArgumentTypeError, "of the input's type torch.float32", torch.float64),
         (torch.zeros(2, 4), ArgumentError, "of shape (1, 2, 4)", (2, 4)),
         (torch.zeros(1, 3, 4), ArgumentError, "of shape (1, 2, 4)", (1, 3, 4)),
+        (state.to("meta"), ArgumentError, "on the input's device cpu", torch.device("meta")),
     ):
         yield Wrong("hx", (*good, value) if good else value, error, rule, shown=(shown,), label=label)
     if kind == "LSTM":
