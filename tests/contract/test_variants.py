@@ -46,10 +46,6 @@ class Followed(torch.nn.Module):
         return torch.tanh(self.layer(*x))
 
 
-def same(one: Tensor, other: Tensor) -> bool:
-    return bool(torch.equal(one.isnan(), other.isnan()) and torch.equal(one.nan_to_num(), other.nan_to_num()))
-
-
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_row_says_everything(name: str) -> None:
     row = VARIANTS[name]
@@ -170,7 +166,8 @@ def test_at_zero_and_one(name: str) -> None:
             built(row, 1.0)
     elif row.at_one == "old state":
         assert torch.equal(built(row, 1.0)(*x), x[1])
-    elif row.at_one == "zeros":
+    else:
+        assert row.at_one == "zeros"
         bad = [each.clone() for each in x]
         bad[0].view(-1)[0] = math.nan if row.acts_on in {"activations", "paths"} else 1.0
         out = built(row, 1.0)(*(each.requires_grad_() for each in bad))
@@ -246,6 +243,29 @@ def test_a_rate_that_moves_changes_no_state_and_compiles_once(name: str) -> None
     layer.unfollow()
     assert layer.p == 0.25
     torch.testing.assert_close(layer(*x, key=KEY), built(row, 0.25)(*x, key=KEY))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+def test_compiled_code_draws_what_eager_code_draws() -> None:
+    layers = {name: built(row) for name, row in LAYERS.items()}
+    layers |= {name: getattr(dropkit.nn, name)(4, 3, input_p=0.3, recurrent_p=0.4).double() for name in ("LSTM", "GRU")}
+    layers["TransformerEncoderLayer"] = dropkit.nn.TransformerEncoderLayer(4, 2, 8, 0.3, dtype=torch.float64)
+    given = {name: inputs(row) for name, row in LAYERS.items()}
+    sequence = torch.randn(5, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def run(key: Tensor) -> dict[str, Tensor]:
+        found = {name: layer(*given.get(name, [sequence]), key=key) for name, layer in layers.items()}
+        return {name: out[0] if isinstance(out, tuple) else out for name, out in found.items()}
+
+    torch._dynamo.reset()
+    key = torch.tensor(KEY)
+    with torch._dynamo.config.patch(allow_rnn=True):
+        compiled = torch.compile(run, fullgraph=True)(key)
+    for name, want in run(key).items():
+        torch.testing.assert_close(compiled[name], want, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 import dropkit
 from dropkit.errors import ArgumentError, ArgumentTypeError
 from dropkit.functional import dropout
+from dropkit.kernels.portable import fold
 
 pytestmark = [
     # Of PyTorch's own making, while it traces and scripts.
@@ -24,7 +25,7 @@ pytestmark = [
 INDUCTOR = pytest.param("inductor", marks=pytest.mark.slow)
 BACKENDS = pytest.mark.parametrize("backend", ["eager", "aot_eager", INDUCTOR])
 MANY = pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow), INDUCTOR])
-X = torch.randn(6, 9)
+X = torch.randn(6, 9, generator=torch.Generator().manual_seed(0))
 KEYS = torch.arange(6)
 
 
@@ -280,3 +281,16 @@ def test_what_the_compiler_says_of_a_wrong_argument_holds_our_message(name: str)
     with pytest.raises(torch._dynamo.exc.Unsupported) as compiled:
         torch.compile(WRONG[name], backend="eager", fullgraph=True)(X)
     assert str(eager.value) in str(compiled.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (19,)])
+def test_keys_of_further_fields_are_those_of_eager_code(shape: tuple[int, ...]) -> None:
+    keys = torch.randint(-(2**63), 2**63 - 1, shape, generator=torch.Generator().manual_seed(0))
+    fields = torch.tensor([1, 2, 7])
+    compiled = torch.compile(lambda key: (fold(key, 1, 0), fold(key.unsqueeze(-1), fields, 0)), fullgraph=True)
+    one, several = compiled(keys)
+    for place, key in enumerate(keys.flatten().tolist()):
+        assert int(one.flatten()[place]) % 2**64 == dropkit.random.field(key % 2**64, 1)
+        want = [dropkit.random.field(key % 2**64, number) for number in fields.tolist()]
+        assert [number % 2**64 for number in several.reshape(-1, 3)[place].tolist()] == want
