@@ -25,7 +25,7 @@ FIXED_POINTS = [(0.0, 1.0), (1.0, 2.0), (-0.5, 0.25), (SATURATION, 1.0)]
 PAPERS = {0.05: (0.954844476, 0.083935572), 0.1: (0.921284516, 0.161970970), 0.2: (0.878903584, 0.309039962),
           0.5: (0.886404895, 0.779193931)}  # fmt: skip
 BOTH = pytest.mark.parametrize("function", [alpha_dropout, feature_alpha_dropout])
-X = torch.randn(4, 3, 5, 2, dtype=torch.float64)
+X = torch.randn(4, 3, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
 def constants(p: float, mean: float = 0.0, variance: float = 1.0) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from dropkit.functional import alpha_dropout, feature_alpha_dropout
 from dropkit.schedules import Linear, RateScheduler
 from tests.helpers.ids import by_name
 
-X = torch.randn(4, 5, 3, 2)
+X = torch.randn(4, 5, 3, 2, generator=torch.Generator().manual_seed(0))
 LAYERS = {
     "AlphaDropout": (dropkit.nn.AlphaDropout, torch.nn.AlphaDropout, alpha_dropout),
     "FeatureAlphaDropout": (dropkit.nn.FeatureAlphaDropout, torch.nn.FeatureAlphaDropout, feature_alpha_dropout),

@@ -16,7 +16,7 @@ from tests.helpers.contract import RATES, realised, scale
 from tests.helpers.copies import pickled, saved
 from tests.helpers.ids import by_name
 
-X = torch.randn(5, 8)
+X = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
 
 
 def parameters(call: Any) -> dict[str, inspect.Parameter]:
@@ -232,3 +232,16 @@ def test_axes_that_an_input_lacks_are_refused_when_it_comes() -> None:
 def test_an_axis_given_twice_is_refused_at_construction() -> None:
     with pytest.raises(ArgumentError, match="`broadcast_dims` must be distinct axes"):
         dropkit.nn.Dropout(broadcast_dims=(0, 0))
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"), [(dropkit.nn.Dropout(0.1), "p"), (dropkit.nn.LSTM(2, 3, recurrent_p=0.1), "recurrent_p")]
+)
+def test_a_rate_that_was_not_moved_is_what_was_set(layer: Any, name: str) -> None:
+    layer.follow()
+    layer.unfollow()
+    assert getattr(layer, name) == 0.1
+    layer.follow()
+    setattr(layer, name, 0.2)
+    layer.unfollow()
+    assert getattr(layer, name) == 0.2

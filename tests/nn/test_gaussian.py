@@ -12,7 +12,7 @@ from dropkit.functional import gaussian_dropout
 from dropkit.schedules import Linear, RateScheduler
 from tests.helpers.ids import by_name
 
-X = torch.randn(4, 5)
+X = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
 
 
 def test_layer_and_function_agree_in_names_and_defaults() -> None:
@@ -66,3 +66,12 @@ def test_a_schedule_moves_it_but_not_to_one() -> None:
 def test_it_has_no_state_and_shows_its_rate() -> None:
     assert dropkit.nn.GaussianDropout().state_dict() == {}
     assert repr(dropkit.nn.GaussianDropout(0.3)) == "GaussianDropout(p=0.3)"
+
+
+def test_the_largest_rate_can_be_followed() -> None:
+    layer = dropkit.nn.GaussianDropout(1 - 1e-11)
+    layer.follow()
+    assert layer.p == 1 - 2.0**-32
+    assert layer(X, key=5).isfinite().all()
+    layer.unfollow()
+    assert layer.p == 1 - 1e-11

@@ -57,8 +57,10 @@ def test_an_example_has_its_mask_whatever_the_batch() -> None:
     whole = locked_dropout(X, 0.5, key=keys)
     for i in range(2):
         assert torch.equal(locked_dropout(X[i : i + 1], 0.5, key=keys[i : i + 1])[0], whole[i])
-    with pytest.raises(dropkit.errors.ArgumentError, match="`broadcast_dims` must be axes other than 0 where key"):
-        locked_dropout(X, 0.5, batch_first=False, key=keys)
+    rule = r"must be of no axis where batch_first is False, got \(2,\)"
+    for name, address in {"key": {"key": keys}, "stream": {"key": 5, "stream": keys}}.items():
+        with pytest.raises(dropkit.errors.ArgumentError, match=f"locked_dropout: `{name}` {rule}"):
+            locked_dropout(X, 0.5, batch_first=False, **address)
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage:UserWarning")
@@ -70,3 +72,8 @@ def test_sequences_of_several_lengths(layout: Any) -> None:
     keep = torch.from_numpy(random.keep_mask(KEY, (3, 1, 4), 0.5))
     for part, found, mask in zip(parts, out, keep, strict=True):
         assert torch.equal(found, torch.where(mask, 2 * part, 0.0))
+    with pytest.raises(dropkit.errors.ArgumentError, match="`batch_first` must be True where the input is nested"):
+        locked_dropout(x, 0.5, batch_first=False)  # steps would share masks, examples would not
+    flat = torch.nested.nested_tensor([part[0] for part in parts], layout=layout)
+    with pytest.raises(dropkit.errors.ArgumentError, match=r"`input` must be of shape \(N, L, C\)"):
+        locked_dropout(flat, 0.5)

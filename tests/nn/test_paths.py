@@ -191,6 +191,22 @@ def test_where_shapes_are_fixed_all_rows_run_with_the_same_result() -> None:
 def test_a_branch_that_changes_the_shape_is_refused() -> None:
     with pytest.raises(ArgumentError, match=r"must be a function that keeps the shape \(4, 3, 4\), got \(4, 3, 5\)"):
         skip_path(torch.nn.Linear(4, 5, dtype=torch.float64), X, 0.5, mask=MASK)
+    for rest in ((0.5, False), (0.0, True)):  # also where nothing is dropped, which training would find out late
+        with pytest.raises(ArgumentError, match=r"must be a function that keeps the shape \(8, 3, 4\)"):
+            skip_path(torch.nn.Linear(4, 5, dtype=torch.float64), X, *rest)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_branch_under_autocast_gives_one_type_whatever_is_dropped(kept: bool) -> None:
+    mask = torch.full((8, 1, 1), kept)
+    with torch.autocast("cpu"):
+        assert skip_path(torch.nn.Linear(4, 4), X.float(), 0.5, mask=mask).dtype == torch.bfloat16
+
+
+def test_a_batch_that_shares_a_draw_has_one_key() -> None:
+    rule = r"drop_path: `key` must be of no axis where mode is 'batch', got \(4,\)"
+    with pytest.raises(ArgumentError, match=rule):
+        drop_path(X, 0.5, mode="batch", key=torch.arange(4))
 
 
 @pytest.mark.parametrize("first", ["zero", "paper"])

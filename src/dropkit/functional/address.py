@@ -15,8 +15,10 @@ from dropkit.random import threshold
 __all__ = [
     "Names",
     "check_not_traced",
+    "check_one_draw",
     "check_source",
     "draw_key",
+    "drawn_address",
     "find_address",
     "is_readable",
     "or_several",
@@ -91,12 +93,31 @@ def find_address(
     stream: int | Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what operators read for a whole tensor: keys, drawn if none is given, streams and thresholds."""
-    thresholds, streams, found = check_source(where, input, p, key, generator, stream)
+    thresholds, streams, keys = check_source(where, input, p, key, generator, stream)
+    return *drawn_address(where, input, keys, streams, generator), thresholds
+
+
+def drawn_address(
+    where: str,
+    input: Tensor,
+    keys: Tensor | None,
+    streams: Tensor,
+    generator: torch.Generator | None,
+    names: Names = _NAMES,
+) -> tuple[Tensor, Tensor]:
+    """Return keys, drawn if `check_source` has found none, and streams, with as many axes as one another."""
     check_not_traced(where)
-    keys = draw_key(where, generator, input) if found is None else found
+    keys = draw_key(where, generator, input, names) if keys is None else keys
     slices = max(keys.dim(), streams.dim())
-    keys, streams = (value.reshape((-1,) * slices) for value in (keys, streams))
-    return keys, streams, thresholds
+    return keys.reshape((-1,) * slices), streams.reshape((-1,) * slices)
+
+
+def check_one_draw(where: str, key: int | Tensor | None, stream: int | Tensor, when: str) -> None:
+    """Raise where slices of axis 0 share a draw, and there is yet a key or a stream for each of them."""
+    for name, value in (("key", key), ("stream", stream)):
+        if isinstance(value, Tensor) and value.dim():
+            remedy = "Slices of axis 0 share a draw: give one for all."
+            raise argument_error(where, name, f"of no axis where {when}", tuple(value.shape), remedy)
 
 
 def plain_rate(p: Any) -> Any:

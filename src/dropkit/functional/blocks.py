@@ -41,9 +41,9 @@ def drop_block1d(
     and channel has blocks of its own. The formula neglects that blocks overlap, so slightly less than `p` is dropped;
     at p = 1 everything is.
 
-    What is kept is scaled by the number of places over the number of kept ones. As in the paper both are counted over
-    the whole tensor, the batch with it; or over each slice of axis 0, where `p`, `key` or `stream` has one value a
-    slice.
+    What is kept is scaled by the number of places over the number of kept ones. As in the authors' code both are
+    counted over the whole tensor, the batch with it; or over each slice of axis 0, where `p`, `key` or `stream` has one
+    value a slice.
 
     Args:
         input: Tensor of shape (C, L) or (N, C, L), of a floating or complex type.

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dropkit._checks import argument_error, argument_type_error
+from dropkit.functional.address import check_one_draw
 from dropkit.functional.dropout import dropout
 from dropkit.functional.overrides import overridable
 
@@ -236,8 +237,8 @@ def locked_dropout(
 
     References:
         Gal and Ghahramani (2016), "A theoretically grounded application of dropout in recurrent neural networks",
-        section 4; the name is that of Merity, Keskar and Socher (2018), "Regularizing and optimizing LSTM language
-        models", section 4.2.
+        section 4; the name is that of the layer in the code of Merity, Keskar and Socher (2018), "Regularizing and
+        optimizing LSTM language models", section 4.2.
     """
     where = "locked_dropout"
     if not isinstance(batch_first, bool):
@@ -245,7 +246,13 @@ def locked_dropout(
     if isinstance(input, Tensor) and input.dim() != 3:
         rule, axis = ("(N, L, C)", 0) if batch_first else ("(L, N, C)", 1)
         remedy = f"Of one sequence of shape (L, C), call unsqueeze({axis}) first." if input.dim() == 2 else ""
-        raise argument_error(where, "input", f"of shape {rule}", tuple(input.shape), remedy)
+        shape = input.layout if input.is_nested else tuple(input.shape)
+        raise argument_error(where, "input", f"of shape {rule}", shape, remedy)
+    if not batch_first and mask is None:
+        if isinstance(input, Tensor) and input.is_nested:
+            remedy = "Its sequences lie along axis 0."
+            raise argument_error(where, "batch_first", "True where the input is nested", batch_first, remedy)
+        check_one_draw(where, key, stream, "batch_first is False")
     shared = (1 if batch_first else 0,) if mask is None else ()
     return dropout(
         input, p, training, broadcast_dims=shared, generator=generator, key=key, mask=mask, return_mask=return_mask,

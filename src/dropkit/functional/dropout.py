@@ -10,7 +10,7 @@ from torch.overrides import handle_torch_function, has_torch_function, has_torch
 
 from dropkit._checks import Choice
 from dropkit.functional import eager, nested
-from dropkit.functional.address import check_not_traced, check_source, draw_key, signed
+from dropkit.functional.address import check_source, drawn_address, signed
 from dropkit.functional.autograd import apply_dropout, traced
 from dropkit.functional.inputs import check_input, check_mask, check_writable, kept_by, leading
 from dropkit.kernels import operators
@@ -149,10 +149,7 @@ def dropout(
         keep = kept_by(mask, threshold)
         output = select(input, keep, survivor_scale(threshold) if scaled else None, in_place=not traced())
     else:
-        check_not_traced(_WHERE)
-        keys = draw_key(_WHERE, generator, input) if keys is None else keys
-        keys, streams = (value.reshape((-1,) * slices) for value in (keys, streams))
-        found = (keys, streams, threshold, *_int64(place))
+        found = (*drawn_address(_WHERE, input, keys, streams, generator), threshold, *_int64(place))
         output = apply_dropout(input, *found, scaled=scaled)
         keep = operators.keep_mask(*found, input.device) if return_mask else None
     if inplace and not identity:

@@ -55,7 +55,7 @@ def gaussian_dropout(
 
     Returns:
         A tensor of the input's shape, type and memory format: the input itself in evaluation and for ``p=0``, unless
-        noise is given. With `return_noise`, a pair, whose noise is of the type that is computed in.
+        noise is given. With `return_noise`, a pair: the noise is of the type that is computed in, or as it was given.
 
     Raises:
         ArgumentError: If a value is out of range, or as `dropout` does.

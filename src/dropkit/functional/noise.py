@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dropkit.functional.address import Names, check_not_traced, check_source, draw_key, is_readable, signed
+from dropkit.functional.address import Names, check_source, drawn_address, is_readable, signed
 from dropkit.kernels import fields
 from dropkit.kernels.portable import fold
 from dropkit.random import field
@@ -112,8 +112,4 @@ def noise_at(
     names: Names = _NAMES,
 ) -> Noise:
     """Return the noise of a call, from what `check_source` has found; its key is drawn if there is none."""
-    check_not_traced(where)
-    keys = draw_key(where, generator, input, names) if keys is None else keys
-    slices = max(keys.dim(), streams.dim())
-    keys, streams = (value.reshape((-1,) * slices) for value in (keys, streams))
-    return Noise(where, keys, streams, input.device)
+    return Noise(where, *drawn_address(where, input, keys, streams, generator, names), input.device)

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from dropkit._checks import PROBABILITY, Choice, Integer, argument_error, argument_type_error
-from dropkit.functional.address import check_source
+from dropkit.functional.address import check_one_draw, check_source
 from dropkit.functional.autograd import traced
 from dropkit.functional.dropout import dropout
-from dropkit.functional.inputs import check_input, is_identity, leading
+from dropkit.functional.inputs import autocast_dtype, check_input, is_identity, leading
 from dropkit.functional.overrides import overridable
 from dropkit.kernels.portable import survivor_scale
 
@@ -97,6 +97,8 @@ def _drop(
     rank = input.dim() if isinstance(input, Tensor) else 1  # what is no tensor is left to dropout's own check
     if rank == 0:
         raise argument_error(where, "input", "of one axis or more", ())
+    if mode == "batch" and mask is None:
+        check_one_draw(where, noise["key"], noise["stream"], "mode is 'batch'")
     shared = tuple(range(1 if mode == "row" else 0, rank)) if mask is None else ()
     scale_at = "train" if scale_by_keep or not training else "eval"
     return dropout(input, p, training, broadcast_dims=shared, scale_at=scale_at, mask=mask, **noise)
@@ -173,7 +175,7 @@ def skip_path(
         stream=stream,
     )  # fmt: skip
     if is_identity(p, training, mask):
-        output = branch(input)
+        output = _run(branch, input)
     elif traced():
         output = dropout(_run(branch, input), p, mask=keep, scale_at="train" if scale_by_keep else "eval")
     else:
@@ -186,7 +188,7 @@ def _of_kept(
 ) -> Tensor:
     rows = keep.reshape(-1).expand(len(input)).nonzero().squeeze(1)
     if not len(rows):
-        return torch.zeros_like(input)
+        return torch.zeros_like(input, dtype=autocast_dtype(input))
     found = _run(branch, input.index_select(0, rows))
     if scale_by_keep:
         rates = p.index_select(0, rows) if isinstance(p, Tensor) and p.dim() else p

@@ -13,7 +13,7 @@ from dropkit.nn.variants import variant
 
 __all__ = ["Dropout1d", "Dropout2d", "Dropout3d"]
 
-_ROW = {
+_ROW: dict[str, Any] = {
     "family": "activations",
     "noise": "Bernoulli",
     "shared": "the places of a map: one draw for each example and channel",

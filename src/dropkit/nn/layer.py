@@ -94,7 +94,7 @@ class RateMixin(NoiseMixin):
         checked = self.RATE.check(type(self).__name__, "p", p)
         moved = self._buffers.get(_THRESHOLD)
         if moved is not None:
-            moved.fill_(threshold(checked))
+            moved.fill_(self._threshold_of(checked))
         self._p = checked
 
     @property
@@ -106,13 +106,18 @@ class RateMixin(NoiseMixin):
     def follow(self) -> None:
         """Keep the rate in a tensor from now on, so that no new value makes `torch.compile` compile again."""
         if _THRESHOLD not in self._buffers:
-            self.register_buffer(_THRESHOLD, torch.tensor(threshold(self._p), device="cpu"), persistent=False)
+            self.register_buffer(_THRESHOLD, torch.tensor(self._threshold_of(self._p), device="cpu"), persistent=False)
 
     def unfollow(self) -> None:
         """Keep the rate as a number again."""
-        self._p = self.p
-        self._buffers.pop(_THRESHOLD, None)
+        moved = self._buffers.pop(_THRESHOLD, None)
+        if moved is not None and int(moved) != self._threshold_of(self._p):  # else the number is what was set
+            self._p = int(moved) / 2**32
         self._non_persistent_buffers_set.discard(_THRESHOLD)
+
+    def _threshold_of(self, p: float) -> int:
+        """Return the threshold of a rate; of one that may not be 1, none that rounds to it."""
+        return min(threshold(p), 2**32 - 1) if self.RATE.open_high else threshold(p)
 
     def _shown(self, *names: str, **defaults: object) -> str:
         """Return what a representation shows: the rate, attributes, and such as differ from their defaults."""

@@ -52,8 +52,8 @@ class LockedDropout(MaskMixin):
 
     References:
         Gal and Ghahramani (2016), "A theoretically grounded application of dropout in recurrent neural networks",
-        section 4; the name is that of Merity, Keskar and Socher (2018), "Regularizing and optimizing LSTM language
-        models", section 4.2.
+        section 4; the name is that of the layer in the code of Merity, Keskar and Socher (2018), "Regularizing and
+        optimizing LSTM language models", section 4.2.
     """
 
     def __init__(self, p: float = 0.5, batch_first: bool = True, *, generator: torch.Generator | None = None) -> None:

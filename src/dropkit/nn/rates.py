@@ -73,8 +73,9 @@ class RatesMixin(torch.nn.Module):
             *names: The rates' names. Default: all.
         """
         for name in self._named(names) or self.RATES:
-            self.__dict__[f"_{name}"] = getattr(self, name)
-            self._buffers.pop(_buffer(name), None)
+            moved = self._buffers.pop(_buffer(name), None)
+            if moved is not None and int(moved) != threshold(self.__dict__[f"_{name}"]):  # else it is as it was set
+                self.__dict__[f"_{name}"] = int(moved) / 2**32
             self._non_persistent_buffers_set.discard(_buffer(name))
 
     def _named(self, names: tuple[str, ...]) -> list[str]:

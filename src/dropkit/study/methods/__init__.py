@@ -72,9 +72,9 @@ class _Methods(UserDict[str, Method]):
         if not self.has_all:
             from dropkit.study.methods import variants
 
-            self.has_all = True
             self.data = variants.methods() | self.data
             self.data = {name: self.data[name] for name in (*METHODS_WITH_A_FILE, *self.data)}
+            self.has_all = True
 
     def __missing__(self, name: str) -> Method:
         self._join_layers()

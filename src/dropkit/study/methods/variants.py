@@ -18,7 +18,7 @@ from dropkit.study.methods.method import Method, Recipe
 
 __all__ = ["acts_on_weights", "methods", "noisy"]
 
-_OPEN = Number(0.0, 1.0, open_low=True, open_high=True, remedy="p is the rate, the probability of dropping a unit.")
+_OPEN = Number(0.0, 1.0, open_low=True, open_high=True, remedy="p is the rate of the layer.")
 
 
 def methods(rows: Mapping[str, Variant] = VARIANTS) -> dict[str, Method]:
