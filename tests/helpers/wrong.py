@@ -47,6 +47,15 @@ def by_type(name: str, values: tuple[Any, ...], rule: str, remedy: str = "") -> 
         yield Wrong(name, value, ArgumentTypeError, rule, remedy)
 
 
+def factory(*, is_real: bool = False) -> Iterator[Wrong]:
+    """What no layer with parameters can be made with."""
+    kinds, complexes = ("floating", (torch.cfloat,)) if is_real else ("floating or complex", ())
+    yield from by_type("generator", (3, "cpu"), "a torch.Generator")
+    yield from by_type("dtype", ("float32", 3, torch.int64, torch.bool, *complexes), f"a {kinds} torch.dtype, or None")
+    yield from by_type("device", (1.5, True, [0]), "a torch.device, its name, or None")
+    yield Wrong("device", "nowhere", ArgumentError, "a torch.device, its name, or None")
+
+
 def shapes(name: str, **beside: Any) -> Iterator[Wrong]:
     yield from (
         Wrong(name, value, ArgumentTypeError, "a sequence of integers, one an axis", beside=beside)

@@ -216,8 +216,7 @@ def _check_linear(where: str, input: Any, weight: Any, bias: Any, **flags: objec
 
 def _widened(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Linear, torch.dtype]:
     """Return the tensors in the type to compute in, and the type of the result, which autocast may choose."""
-    half = autocast_dtype(input)
-    dtype = input.dtype if half is None or input.dtype == torch.float64 else half
+    dtype = autocast_dtype(input) or input.dtype
     wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
     widened = input.to(dtype).to(wide), weight.to(dtype).to(wide)
     return (*widened, None if bias is None else bias.to(dtype).to(wide)), dtype

@@ -15,6 +15,7 @@ from dropkit.functional.autograd import traced
 __all__ = [
     "autocast_dtype",
     "check_dense",
+    "check_flags",
     "check_input",
     "check_mask",
     "check_masks",
@@ -46,7 +47,9 @@ def kept_by(mask: Tensor, threshold: Tensor) -> Tensor:
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
-    """Return the type that autocast computes in where a tensor is, or None where it is off."""
+    """Return the type that autocast computes in of a tensor, or None where it is off or leaves the tensor alone."""
+    if not tensor.is_floating_point() or tensor.dtype == torch.float64:
+        return None
     device = tensor.device.type
     is_on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if is_on else None
@@ -60,6 +63,11 @@ def check_input(where: str, input: Tensor, name: str = "input", **flags: object)
         raise argument_type_error(where, name, "of a floating or complex type", input.dtype, "Convert it first.")
     if input.layout not in (torch.strided, torch.jagged):
         raise argument_type_error(where, name, "a dense or nested tensor", input.layout, "Call to_dense() first.")
+    check_flags(where, **flags)
+
+
+def check_flags(where: str, **flags: object) -> None:
+    """Raise unless every flag is a bool."""
     for option, flag in flags.items():
         if not isinstance(flag, bool):
             raise argument_type_error(where, option, "True or False", flag)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dropkit._checks import argument_error, argument_type_error
 from dropkit.functional.address import Names, check_source
-from dropkit.functional.inputs import check_input, check_mask, is_identity, kept_by, leading
+from dropkit.functional.inputs import autocast_dtype, check_input, check_mask, is_identity, kept_by, leading
 from dropkit.functional.noise import noise_at
 from dropkit.functional.overrides import overridable
 
@@ -37,7 +37,8 @@ def zoneout(
 
     Args:
         new: The state that a step has computed, of any shape and of a floating or complex type.
-        old: The state before that step, of the same shape, type and device.
+        old: The state before that step, of the same shape, type and device; under autocast the type may differ, and
+            the result has the wider one.
         p: Probability of keeping the old value, in ``[0, 1]``; or a float64 tensor, as for `dropout`. Default: 0.15.
         training: Whether to choose at random. Default: True.
         generator: Where to draw the key. Default: PyTorch's own generator.
@@ -69,6 +70,9 @@ def zoneout(
         RNNs by randomly preserving hidden activations", section 3, whose z is p.
     """
     check_input(_WHERE, new, "new", training=training, return_mask=return_mask)
+    if isinstance(old, Tensor) and old.dtype != new.dtype and None not in (autocast_dtype(new), autocast_dtype(old)):
+        dtype = torch.promote_types(new.dtype, old.dtype)  # autocast mixes types; a choice of both has the wider one
+        new, old = new.to(dtype), old.to(dtype)
     _check_old(old, new)
     threshold, streams, keys = check_source(_WHERE, new, p, key, generator, stream, _NAMES)
     check_mask(_WHERE, mask, new, {"key": key, "generator": generator}, {"stream": stream})

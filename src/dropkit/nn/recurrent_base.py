@@ -12,6 +12,7 @@ from dropkit.functional.inputs import autocast_dtype, check_masks
 from dropkit.functional.recurrent import Sequences, label, open_packed, run_network
 from dropkit.functional.recurrent_cells import Weights
 from dropkit.functional.recurrent_masks import Site, find_masks
+from dropkit.nn.factory import check_factory
 from dropkit.nn.layer import NoiseMixin, check_bool
 from dropkit.nn.rates import RatesMixin
 
@@ -63,12 +64,7 @@ class RecurrentBase(NoiseMixin, RatesMixin, torch.nn.RNNBase):
         for name, p in rates.items():
             PROBABILITY.check(where, name, p)
         _UPDATE_MASK.check(where, "update_mask", update_mask)
-        if generator is not None and not isinstance(generator, torch.Generator):
-            raise argument_type_error(where, "generator", "a torch.Generator", generator)
-        if device is not None and not isinstance(device, torch.device | str | int):
-            raise argument_type_error(where, "device", "a torch.device, its name, or None", device)
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise argument_type_error(where, "dtype", "a floating type of torch, or None", dtype)
+        check_factory(where, device, dtype, generator, is_real=True)
 
     def _set_options(
         self, rates: dict[str, float], generator: torch.Generator | None, tied: bool, update_mask: str
@@ -162,11 +158,13 @@ class RecurrentBase(NoiseMixin, RatesMixin, torch.nn.RNNBase):
             name = "hx" if self.mode == "GRU" else f"hx[{i}]"
             if not isinstance(state, Tensor):
                 raise argument_type_error(where, name, "a torch.Tensor", state)
-            if state.dtype != x.dtype and autocast_dtype(x) is None:
+            if state.dtype != x.dtype and None in (autocast_dtype(x), autocast_dtype(state)):
                 raise argument_type_error(where, name, f"of the input's type {x.dtype}", state.dtype)
             shape = (lead, n) if unbatched else (lead, x.shape[1], n)
             if tuple(state.shape) != shape:
                 raise argument_error(where, name, f"of shape {shape}", tuple(state.shape))
+            if state.device != x.device:
+                raise argument_error(where, name, f"on the input's device {x.device}", state.device)
             state = state.unsqueeze(1) if unbatched else state  # noqa: PLW2901  # the same state, opened
             opened.append(state if sequences.order is None else state.index_select(1, sequences.order))
         return tuple(opened)

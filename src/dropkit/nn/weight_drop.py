@@ -14,8 +14,7 @@ from dropkit.errors import UnsupportedError
 from dropkit.functional import dropout
 from dropkit.functional.address import Names
 from dropkit.functional.noise import find_noise
-from dropkit.nn.factory import check_factory
-from dropkit.nn.layer import NoiseMixin, RateMixin, check_bool
+from dropkit.nn.layer import NoiseMixin, RateMixin, check_bool, check_generator
 from dropkit.nn.variants import variant
 
 __all__ = ["WeightDrop"]
@@ -98,7 +97,7 @@ class WeightDrop(RateMixin):
         _check_module(module)
         PROBABILITY.check(_WHERE, "p", p)
         _check_names(module, names)
-        check_factory(_WHERE, None, None, generator)
+        check_generator(_WHERE, generator)
         module.__class__ = _dropping(type(module))
         return module  # type: ignore[return-value]  # which it is now
 

@@ -8,7 +8,7 @@ import torch
 import dropkit
 from dropkit._checks import KEY, PROBABILITY, STREAM, Choice, Integer
 from dropkit.errors import ArgumentError, ArgumentTypeError
-from tests.helpers.wrong import FLAGS, Wrong, by_constraint, by_type, inputs, masks, of_one, source, tensors
+from tests.helpers.wrong import FLAGS, Wrong, by_constraint, by_type, factory, inputs, masks, of_one, source, tensors
 
 X = torch.ones(2, 3)
 SEQUENCES = torch.ones(2, 2, 3)
@@ -57,13 +57,11 @@ def network(kind: str) -> Iterator[Wrong]:
         yield from by_constraint("proj_size", Integer(0, 3, "[0, 4)", "It is less than hidden_size."))
     for name in ("bias", "batch_first", "bidirectional", "tied"):
         yield from by_type(name, FLAGS, "True or False")
-    yield from by_type("device", (1.5, [0]), "a torch.device, its name, or None")
-    yield from by_type("dtype", (torch.int64, "float32", torch.cfloat), "a floating type of torch, or None")
+    yield from factory(is_real=True)
     zoneouts = ("zoneout_c", "zoneout_h") if kind == "LSTM" else ("zoneout",)
     for name in ("dropout", "input_p", "recurrent_p", "output_p", "update_p", *zoneouts):
         yield from by_constraint(name, PROBABILITY)
     yield from by_constraint("update_mask", Choice(("step", "sequence")))
-    yield from by_type("generator", (3, "cpu"), "a torch.Generator")
 
 
 def network_call(kind: str) -> Iterator[Wrong]:

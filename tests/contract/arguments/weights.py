@@ -9,7 +9,7 @@ import dropkit
 from dropkit._checks import KEY, PROBABILITY, STREAM, Choice, Integer
 from dropkit.errors import ArgumentError, ArgumentTypeError
 from dropkit.nn import WeightDrop
-from tests.helpers.wrong import FLAGS, Wrong, by_constraint, by_type, inputs, of_one, source, tensors
+from tests.helpers.wrong import FLAGS, Wrong, by_constraint, by_type, factory, inputs, of_one, source, tensors
 
 X, WEIGHT, BIAS = torch.ones(2, 3), torch.ones(4, 3), torch.ones(4)
 SAMPLES, WIDTH = Integer(1, 2**31 - 1, "[1, 2**31)"), Integer(0, 2**31 - 1, "[0, 2**31)")
@@ -72,13 +72,6 @@ def layer() -> Iterator[Wrong]:
     yield Wrong("inference", "gaussian", ArgumentError, "'mean' without `activation`", remedy)
     yield from by_constraint("samples", SAMPLES)
     yield from factory()
-
-
-def factory() -> Iterator[Wrong]:
-    yield from by_type("generator", (3, "cpu"), "a torch.Generator")
-    yield from by_type("dtype", ("float32", 3, torch.int64, torch.bool), "a floating or complex torch.dtype, or None")
-    yield from by_type("device", (1.5, True, [0]), "a torch.device, its name, or None")
-    yield Wrong("device", "nowhere", ArgumentError, "a torch.device, its name, or None")
 
 
 def layer_call() -> Iterator[Wrong]:
