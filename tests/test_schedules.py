@@ -255,6 +255,11 @@ def test_rates_grow_with_depth_and_with_time() -> None:
         (torch.nn.Sequential(torch.nn.Dropout()), ArgumentError, r"It has 1 of torch\.nn, which no schedule can move"),
         ([torch.nn.Dropout()], ArgumentTypeError, r"got Dropout\(p=0\.5, inplace=False\).*use those of dropkit\.nn"),
         ([], ArgumentError, "one or more distinct layers that have a rate, got "),
+        (
+            [LSTM(3, 4), Dropout()],
+            ArgumentError,
+            r"got LSTM\(3, 4\).*Name one in a pair, such as \(layer, 'zoneout_h'\): it has dropout, input_p,",
+        ),
         ([Dropout()] * 2, ArgumentError, "one or more distinct layers that have a rate, got "),
         (None, ArgumentTypeError, "got None"),
         ("model", ArgumentTypeError, "got 'model'"),

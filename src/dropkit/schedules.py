@@ -330,7 +330,12 @@ def _of_one(given: object) -> list[tuple[_Layer, str]]:
         remedy = "Layers of torch.nn cannot be moved: use those of dropkit.nn, which take the same arguments."
         raise argument_type_error(_WHERE, "layers", _LAYERS, layer, remedy)
     known = Choice(("p",) if isinstance(layer, RateMixin) else layer.RATES)
-    return [(layer, known.check(_WHERE, "layers", name)) for name in names] or _rates_of(layer)
+    found = [(layer, known.check(_WHERE, "layers", name)) for name in names] or _rates_of(layer)
+    if not found:
+        rule = "layers of which a rate is not 0, or is named"
+        remedy = f"Name one in a pair, such as (layer, {known.options[-1]!r}): it has {', '.join(known.options)}."
+        raise argument_error(_WHERE, "layers", rule, layer, remedy)
+    return found
 
 
 def _find_schedules(given: Schedule | Sequence[Schedule], count: int) -> tuple[Schedule, ...]:

@@ -47,6 +47,13 @@ def expected(where: str, wrong: Wrong) -> str:
     return f"{text} {wrong.remedy}" if wrong.remedy else text
 
 
+def tensors_of(call: str) -> dict[str, torch.Tensor]:
+    """What a call with wrong arguments must leave as it is: the tensors it is given, and the layer's own."""
+    given = {name: value for name, value in GOOD[call].items() if isinstance(value, torch.Tensor)}
+    layer = GOOD[call].get("self")
+    return given if layer is None else given | {f"self.{name}": own for name, own in layer.state_dict().items()}
+
+
 @pytest.mark.parametrize(
     ("call", "wrong"),
     [
@@ -58,13 +65,13 @@ def expected(where: str, wrong: Wrong) -> str:
 def test_a_wrong_argument_is_named_with_its_value_and_the_rule(call: str, wrong: Wrong) -> None:
     where = wrong.where or call.removesuffix(".forward").rpartition(".")[2]
     state = torch.get_rng_state()
-    before = {name: value.clone() for name, value in GOOD[call].items() if isinstance(value, torch.Tensor)}
+    before = {name: value.clone() for name, value in tensors_of(call).items()}
     with pytest.raises(wrong.error) as caught:
         PUBLIC[call](**GOOD[call] | wrong.beside | {wrong.name: wrong.value})
     assert str(caught.value) == expected(where, wrong)
     assert type(caught.value) is wrong.error
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(GOOD[call][name], value) for name, value in before.items())
+    assert all(torch.equal(value, before[name]) for name, value in tensors_of(call).items())
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,19 @@ def test_the_table_is_pytorchs() -> None:
     assert order == list(inspect.signature(torch.nn.Embedding).parameters)
 
 
+@pytest.mark.parametrize("wrong", [{"key": -1}, {"stream": -1}, {"mask": torch.ones(2, 3) > 0}, {"return_mask": 1}])
+def test_a_call_with_wrong_arguments_leaves_a_bounded_table_as_it_is(wrong: dict[str, Any]) -> None:
+    layer = table(max_norm=0.1)
+    before, state = layer.weight.detach().clone(), torch.get_rng_state()
+    with pytest.raises((ArgumentError, TypeError)):
+        layer(TOKENS, **wrong)
+    assert torch.equal(layer.weight, before)
+    found = layer(TOKENS, key=KEY)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(found, embedding_dropout(layer.weight[TOKENS], TOKENS, 10, 0.5, key=KEY))
+    assert layer.weight[TOKENS].norm(dim=-1).max() <= 0.1 + 1e-6
+
+
 def test_evaluation_draws_nothing_and_a_rate_of_zero_is_the_plain_lookup() -> None:
     layer, state = table(), torch.get_rng_state()
     plain = layer.eval()(TOKENS)

@@ -9,7 +9,7 @@ from torch import Tensor
 from dropkit._checks import Choice, Integer, argument_error, argument_type_error
 from dropkit.functional.address import check_source
 from dropkit.functional.dropout import dropout
-from dropkit.functional.inputs import check_input, check_mask, is_identity, kept_by
+from dropkit.functional.inputs import check_flags, check_input, check_mask, is_identity, kept_by
 from dropkit.functional.noise import noise_at
 from dropkit.functional.overrides import overridable
 
@@ -24,7 +24,7 @@ _WORDS = Integer(0, 2**34, "[0, 2**34]")
 @overridable
 def word_dropout(
     input: Tensor,
-    p: float | Tensor = 0.5,
+    p: float | Tensor = 0.3,
     training: bool = True,
     *,
     unknown: int | None = None,
@@ -40,7 +40,7 @@ def word_dropout(
     Args:
         input: With `unknown`, an integer tensor of tokens, of any shape; without, their embeddings, of a floating or
             complex type, whose last axis is the features.
-        p: Probability of dropping a token, in ``[0, 1]``, or a tensor as for `dropout`. Default: 0.5.
+        p: Probability of dropping a token, in ``[0, 1]``, or a tensor as for `dropout`. Default: 0.3.
         training: Whether to drop. Default: True.
         unknown: The token to put in the place of the dropped ones. Default: none; embeddings become zeros.
         spared: Tokens that are never dropped, such as padding; with `unknown` alone. Default: none.
@@ -74,7 +74,7 @@ def word_dropout(
     """
     where = "word_dropout"
     kept_always = spared_words(where, unknown, spared)
-    _check_words(where, input, unknown, training=training, return_mask=return_mask)
+    _check_words(where, input, unknown, kept_always, training=training, return_mask=return_mask)
     words = input if unknown is not None else input[..., :1]
     tokens = input.new_empty(()).expand(input.shape if unknown is not None else input.shape[:-1])  # by shape alone
     threshold, streams, keys = check_source(where, tokens, p, key, generator, stream)
@@ -96,7 +96,7 @@ def embedding_dropout(
     input: Tensor,
     tokens: Tensor,
     words: int,
-    p: float | Tensor = 0.5,
+    p: float | Tensor = 0.1,
     training: bool = True,
     *,
     per: str = "sequence",
@@ -117,7 +117,7 @@ def embedding_dropout(
         tokens: Integer tensor of shape (sequences, ...), or (steps,) for one sequence; all from 0 to ``words - 1``.
         words: The number of word types, the rows of the table.
         p: Probability of dropping a word, in ``[0, 1]``; or a float64 tensor of no axis, or of one rate a sequence.
-            Default: 0.5.
+            Default: 0.1.
         training: Whether to drop. Default: True.
         per: Whether words are drawn anew for each ``"sequence"``, or once for the ``"batch"``. Default: ``"sequence"``.
         batch_first: Whether sequences lie along axis 0; False for axis 1, as in (steps, sequences). Default: True.
@@ -138,7 +138,7 @@ def embedding_dropout(
     Examples:
         >>> import torch, dropkit
         >>> tokens = torch.tensor([[0, 1, 2, 1], [3, 1, 3, 0]])
-        >>> dropkit.functional.embedding_dropout(torch.ones(2, 4, 1), tokens, 4, key=7).squeeze(-1)
+        >>> dropkit.functional.embedding_dropout(torch.ones(2, 4, 1), tokens, 4, 0.5, key=7).squeeze(-1)
         tensor([[0., 2., 2., 2.],
                 [0., 0., 0., 2.]])
 
@@ -195,7 +195,7 @@ def _check_dense(where: str, input: Any, **flags: object) -> None:
         raise argument_error(where, "input", "of one axis or more, the last of them the features", ())
 
 
-def _check_words(where: str, input: Any, unknown: int | None, **flags: object) -> None:
+def _check_words(where: str, input: Any, unknown: int | None, spared: Sequence[int], **flags: object) -> None:
     """Raise unless the input is one of tokens, where there is an unknown word, or of embeddings."""
     if unknown is None:
         remedy = "Tokens need `unknown`."
@@ -209,9 +209,11 @@ def _check_words(where: str, input: Any, unknown: int | None, **flags: object) -
         raise argument_type_error(where, "input", "of an integer type with `unknown`", input.dtype)
     if input.layout != torch.strided or input.is_nested:
         raise argument_type_error(where, "input", "a dense tensor, not a sparse or nested one", input.layout)
-    check_input(where, torch.empty(0), "input", **flags)
-    if not torch.iinfo(input.dtype).min <= unknown <= torch.iinfo(input.dtype).max:
-        raise argument_error(where, "unknown", f"a number of {input.dtype}", unknown)
+    check_flags(where, **flags)
+    numbers = torch.iinfo(input.dtype)
+    for name, word in {"unknown": unknown, **{f"spared[{place}]": word for place, word in enumerate(spared)}}.items():
+        if not numbers.min <= word <= numbers.max:
+            raise argument_error(where, name, f"a number of {input.dtype}", word)
 
 
 def _check_tokens(where: str, tokens: Any, input: Tensor) -> None:

@@ -171,7 +171,7 @@ class EmbeddingDropout(RateMixin, torch.nn.Embedding):
         PROBABILITY.check(where, "p", p)
         PER.check(where, "per", per)
         check_bool(where, "batch_first", batch_first)
-        check_factory(where, None, None, generator)
+        check_factory(where, device, dtype, generator)
         super().__init__(
             num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse, _weight,
             _freeze, device, dtype,
@@ -210,11 +210,13 @@ class EmbeddingDropout(RateMixin, torch.nn.Embedding):
         if input.dtype not in (torch.int64, torch.int32):
             rule = "of type torch.int64 or torch.int32"
             raise argument_type_error("EmbeddingDropout", "input", rule, input.dtype)
-        return embedding_dropout(
-            super().forward(input), input, self.num_embeddings, self.rate, self.is_on, per=self.per,
-            batch_first=self.batch_first, generator=self._source(key, mask), key=key, mask=mask,
-            return_mask=return_mask, stream=stream,
-        )  # fmt: skip
+        words = input, self.num_embeddings, self.rate
+        options: dict[str, Any] = {"per": self.per, "batch_first": self.batch_first, "return_mask": return_mask}
+        options |= {"generator": self._source(key, mask), "key": key, "mask": mask, "stream": stream}
+        if self.max_norm is not None:  # to look words up changes the table: what is wrong has to be found before
+            vectors = self.weight.new_empty(()).expand(*input.shape, self.embedding_dim)
+            embedding_dropout(vectors, *words, training=False, **options)
+        return embedding_dropout(super().forward(input), *words, self.is_on, **options)
 
     def extra_repr(self) -> str:
         """Show the sizes, the rate and whatever differs from the defaults."""

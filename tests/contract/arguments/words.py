@@ -8,7 +8,7 @@ import torch
 import dropkit
 from dropkit._checks import KEY, PROBABILITY, Choice, Integer
 from dropkit.errors import ArgumentError, ArgumentTypeError
-from tests.helpers.wrong import FLAGS, Wrong, by_constraint, by_type, inputs, of_one, source, tensors
+from tests.helpers.wrong import FLAGS, Wrong, by_constraint, by_type, factory, inputs, of_one, source, tensors
 
 TOKENS, X = torch.tensor([[1, 2, 0], [3, 1, 1]]), torch.ones(2, 3, 4)
 WORD, WORDS = Integer(-(2**63), 2**63 - 1, "[-2**63, 2**63)"), Integer(0, 2**34, "[0, 2**34]")
@@ -66,7 +66,11 @@ def word_function() -> Iterator[Wrong]:
     sparse = TOKENS.to_sparse()
     rule = "a dense tensor, not a sparse or nested one"
     yield Wrong("input", sparse, ArgumentTypeError, rule, shown=(sparse.layout,), beside=tokens)
-    yield Wrong("unknown", 300, ArgumentError, "a number of torch.uint8", beside={"input": TOKENS.byte()})
+    narrow = {"input": TOKENS.byte()}
+    yield Wrong("unknown", 300, ArgumentError, "a number of torch.uint8", beside=narrow)
+    for spared in ((0, 300), (0, -1)):
+        yield Wrong("spared", spared, ArgumentError, "a number of torch.uint8", shown=(spared[1],), label="spared[1]",
+                    beside=UNKNOWN | narrow)  # fmt: skip
     yield from words()
     yield from source()
     yield from masks(2, 3, 1)
@@ -104,7 +108,7 @@ def embedding_layer() -> Iterator[Wrong]:
     yield from by_constraint("p", PROBABILITY)
     yield from by_constraint("per", PER)
     yield from by_type("batch_first", FLAGS, "True or False")
-    yield from by_type("generator", (3, "cpu"), "a torch.Generator")
+    yield from factory()
 
 
 def word_call() -> Iterator[Wrong]:
@@ -128,7 +132,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "dropkit.nn.WordDropout": {},
     "dropkit.nn.WordDropout.forward": {"self": dropkit.nn.WordDropout(), "input": X},
     "dropkit.nn.EmbeddingDropout": {"num_embeddings": 5, "embedding_dim": 4},
-    "dropkit.nn.EmbeddingDropout.forward": {"self": dropkit.nn.EmbeddingDropout(5, 4), "input": TOKENS},
+    "dropkit.nn.EmbeddingDropout.forward": {"self": dropkit.nn.EmbeddingDropout(5, 4, max_norm=0.1), "input": TOKENS},
 }
 CASES = {
     "dropkit.functional.word_dropout": list(word_function()),
@@ -141,6 +145,6 @@ CASES = {
 HANDED_ON = {
     "dropkit.nn.EmbeddingDropout": {
         "num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse",
-        "_weight", "_freeze", "device", "dtype",
+        "_weight", "_freeze",
     },
 }  # fmt: skip
