@@ -268,6 +268,20 @@ def test_compiled_code_draws_what_eager_code_draws() -> None:
         torch.testing.assert_close(compiled[name], want, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("name", LAYERS)
+def test_it_compiles_for_sizes_that_change(name: str) -> None:
+    row = LAYERS[name]
+    layer, x = built(row), inputs(row)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=True)
+    for examples in (len(x[0]), 2 * len(x[0]), 3 * len(x[0])):
+        several = [torch.cat([each] * 3)[:examples] for each in x]
+        torch.testing.assert_close(compiled(*several, key=torch.tensor(KEY)), layer(*several, key=KEY))
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_it_is_exported(name: str) -> None:
     row = LAYERS[name]

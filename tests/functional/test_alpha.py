@@ -147,6 +147,23 @@ def test_at_a_rate_of_one_all_is_zero(function: Callable[..., Any], p: Any) -> N
         assert_positive_zero(torch.autograd.grad(out.sum(), x)[0])
 
 
+@pytest.mark.parametrize(("mean", "variance"), [*FIXED_POINTS, (-1.0, 1.0)])
+def test_at_a_rate_of_one_zeros_are_positive_whatever_mean_is_kept(mean: float, variance: float) -> None:
+    for options in ({"key": KEY}, {"mask": torch.ones_like(X, dtype=torch.bool)}):
+        for tensor in (X, X.transpose(1, 2).contiguous().transpose(1, 2)):  # in order and not
+            assert_positive_zero(alpha_dropout(tensor, 1.0, mean=mean, variance=variance, **options))
+
+
+@pytest.mark.parametrize("mean", [1e200, -1e200])
+def test_a_mean_may_be_beyond_the_square_root_of_the_largest_number(mean: float) -> None:
+    rates = torch.tensor([0.0, 0.5, 0.9, 1.0]).double()
+    out = alpha_dropout(X, rates, mean=mean, key=KEY)
+    assert torch.equal(out[0], X[0])
+    assert torch.equal(out[1:3], torch.full_like(X[1:3], mean))
+    assert_positive_zero(out[3])
+    assert torch.equal(alpha_dropout(X, 0.5, mean=mean, key=KEY), torch.full_like(X, mean))
+
+
 @BOTH
 def test_evaluation_and_a_rate_of_zero_give_the_input(function: Callable[..., Any]) -> None:
     state = torch.get_rng_state()
@@ -271,6 +288,17 @@ def test_compiled_code_equals_eager_code(function: Callable[..., Any]) -> None:
         assert torch.equal(found, out)
         assert torch.equal(torch.autograd.grad(found.square().sum(), arguments[0])[0], gradient)
         torch.testing.assert_close(batched(*arguments), transformed(*arguments))
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
+def test_several_means_and_variances_through_one_compiled_function() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(alpha_dropout, backend="eager", fullgraph=True)
+    for mean, variance in ((0.0, 1.0), (0.5, 1.0), (-1.5, 2.0)):
+        found = compiled(X, 0.3, mean=mean, variance=variance, key=torch.tensor(5))
+        torch.testing.assert_close(found, alpha_dropout(X, 0.3, mean=mean, variance=variance, key=5))
     torch._dynamo.reset()
 
 
