@@ -35,7 +35,7 @@ def network(arm: str, width: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise((784, width, width)):
         if arm == "DropConnect":
-            layers.append(DropConnect(inputs, outputs, P, activation=torch.relu, samples=100))
+            layers.append(DropConnect(inputs, outputs, p=P, activation=torch.relu, samples=100))
         else:
             layers += [nn.Linear(inputs, outputs), nn.ReLU(), *([Dropout(P)] if arm == "dropout" else [])]
     return nn.Sequential(*layers, nn.Linear(width, 10))

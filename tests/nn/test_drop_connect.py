@@ -1,6 +1,7 @@
 """The layer DropConnect: a linear layer by parameters and state, and the two rules of evaluation."""
 
 import copy
+import inspect
 import pickle
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 import dropkit
-from dropkit.errors import ArgumentError
+from dropkit.errors import ArgumentError, ArgumentTypeError
 from dropkit.functional import drop_connect, drop_connect_inference
 
 X = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
@@ -33,9 +34,13 @@ def test_parameters_their_first_values_and_state_are_those_of_linear(bias: bool)
     assert torch.equal(ours.eval()(X), theirs(X))
 
 
-def test_a_positional_bias_in_the_place_of_the_rate_is_refused() -> None:
-    with pytest.raises(ArgumentError, match="`p` must be a number"):
-        dropkit.nn.DropConnect(5, 4, False)
+def test_the_constructor_takes_the_arguments_of_linear_in_their_order_and_the_rest_by_keyword() -> None:
+    found = inspect.signature(dropkit.nn.DropConnect).parameters
+    order = [name for name, one in found.items() if one.kind is not one.KEYWORD_ONLY]
+    assert order == list(inspect.signature(torch.nn.Linear).parameters)
+    assert dropkit.nn.DropConnect(5, 4, False).bias is None
+    with pytest.raises(ArgumentTypeError, match=r"`bias` must be True or False, got 0\.5"):
+        dropkit.nn.DropConnect(5, 4, 0.5)
 
 
 def test_the_activation_is_applied_in_training_and_evaluation() -> None:
@@ -103,7 +108,7 @@ def test_it_learns_the_weights_behind_noise() -> None:
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(40, 3, dtype=torch.float64, generator=generator)
     y = x @ torch.tensor([[1.0], [-2.0], [0.5]], dtype=torch.float64)
-    ours = dropkit.nn.DropConnect(3, 1, 0.4, bias=False, dtype=torch.float64)
+    ours = dropkit.nn.DropConnect(3, 1, p=0.4, bias=False, dtype=torch.float64)
     masks = torch.cartesian_prod(*[torch.tensor([False, True])] * 3)
     chance = torch.tensor([0.4, 0.6], dtype=torch.float64)[masks.long()].prod(-1)
     optimizer = torch.optim.LBFGS(ours.parameters(), line_search_fn="strong_wolfe", tolerance_grad=1e-12, max_iter=100)

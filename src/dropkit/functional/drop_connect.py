@@ -118,7 +118,7 @@ def drop_connect_inference(
 
     Each output has the mean and the variance that it has over all masks: ``W v + b`` and
     ``p / (1 - p) (W ** 2 v ** 2 + b ** 2)``, which are the paper's for the weights of the original form,
-    ``W / (1 - p)``. For ``p=1`` it is 0, as in training. Draws are made some at a time.
+    ``W / (1 - p)``. For ``p=1`` the pre-activations are 0, as in training. Draws are made some at a time.
 
     Args:
         input: Tensor of shape (..., inputs), of a real floating type.

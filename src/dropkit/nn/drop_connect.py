@@ -33,7 +33,7 @@ _INFERENCE = Choice(("mean", "gaussian"))
     use="In place of a fully connected hidden layer.",
     rates=(0.5,),
     inputs=((3, 5),),
-    example=lambda p: DropConnect(5, 4, p),
+    example=lambda p: DropConnect(5, 4, p=p),
 )
 class DropConnect(RateMixin, torch.nn.Linear):
     """Apply a linear layer whose weights and biases every example drops anew, with probability `p`, in training.
@@ -47,10 +47,10 @@ class DropConnect(RateMixin, torch.nn.Linear):
     Args:
         in_features: Number of inputs.
         out_features: Number of outputs.
-        p: Probability of dropping a weight, in ``[0, 1]``. Default: 0.5.
         bias: Whether to add biases, which are dropped as weights are. Default: True.
         device: As for `torch.nn.Linear`.
         dtype: As for `torch.nn.Linear`.
+        p: Probability of dropping a weight, in ``[0, 1]``. Default: 0.5.
         activation: What is applied to the pre-activations, in training and evaluation: a function of a tensor,
             elementwise or along the last axis. Default: none.
         inference: ``"mean"`` or ``"gaussian"``. Default: ``"mean"``.
@@ -78,11 +78,11 @@ class DropConnect(RateMixin, torch.nn.Linear):
         self,
         in_features: int,
         out_features: int,
-        p: float = 0.5,
         bias: bool = True,
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
+        p: float = 0.5,
         activation: Callable[[Tensor], Tensor] | None = None,
         inference: str = "mean",
         samples: int = 1000,
