@@ -1,5 +1,6 @@
 """Multi-head attention: PyTorch's own without dropout, the formula with it, for all of its options."""
 
+import functools
 import inspect
 import itertools
 import math
@@ -126,8 +127,10 @@ def calls(draw: st.DrawFn) -> tuple[dict[str, Any], tuple[Tensor, ...], dict[str
 def check_that_it_is_pytorchs_without_dropout(call: Any, records_gradients: bool) -> None:
     built, tensors, called = call
     ours, theirs = pair(0.4, **built)
+    adds_keys = built["add_bias_kv"] or built["add_zero_attn"]  # which PyTorch's would hide, at the hint
+    hint = called["is_causal"] and not adds_keys
     with torch.set_grad_enabled(records_gradients):
-        want, want_weights = theirs.eval()(*tensors, **called)
+        want, want_weights = theirs.eval()(*tensors, **called | {"is_causal": hint})
         for layer in (ours.eval(), pair(0.0, **built)[0]):
             found, weights = layer(*tensors, **called)
             torch.testing.assert_close(found, want)
@@ -275,6 +278,16 @@ def test_evaluation_draws_nothing_and_training_draws_at_every_call() -> None:
         assert torch.equal(layer(x, x, x, need_weights=need_weights)[0], first)
 
 
+@pytest.mark.parametrize("p", [0.0, 0.4])
+@pytest.mark.parametrize("flags", list(itertools.product((True, False), repeat=3)))
+def test_the_hint_that_a_mask_is_causal_changes_nothing(flags: tuple[bool, ...], p: float) -> None:
+    layer, _ = pair(p, **dict(zip(FLAGS[1:], flags, strict=True)))
+    x, mask = inputs()[0], torch.nn.Transformer.generate_square_subsequent_mask(QUERIES if layer.batch_first else BATCH)
+    for training, need_weights in itertools.product((True, False), repeat=2):
+        call = functools.partial(layer.train(training), attn_mask=mask, need_weights=need_weights, dropout_key=KEY)
+        torch.testing.assert_close(call(x, x, x, is_causal=True)[0], call(x, x, x)[0])
+
+
 def test_the_switch_overrides_train_and_eval() -> None:
     layer, theirs = pair(0.4, batch_first=True)
     x = inputs()[0]
@@ -322,5 +335,5 @@ def test_nested_tensors_are_taken_where_pytorch_takes_them_and_refused_elsewhere
 def test_sources_of_noise_are_not_mixed() -> None:
     layer, x = MultiheadAttention(8, 2, 0.4, batch_first=True), inputs()[0]
     mask = torch.ones(BATCH, HEADS, QUERIES, QUERIES, dtype=torch.bool)
-    with pytest.raises(ArgumentError, match="`mask` must be left out where `key` is given"):
+    with pytest.raises(ArgumentError, match="`dropout_mask` must be left out where `dropout_key` is given"):
         layer(x, x, x, dropout_key=3, dropout_mask=mask)

@@ -96,7 +96,12 @@ def check_writable(where: str, input: Tensor) -> None:
 
 
 def check_mask(
-    where: str, mask: Tensor | None, input: Tensor, sources: Mapping[str, Any], address: Mapping[str, Any]
+    where: str,
+    mask: Tensor | None,
+    input: Tensor,
+    sources: Mapping[str, Any],
+    address: Mapping[str, Any],
+    label: str = "mask",
 ) -> None:
     """Raise unless the mask, if there is one, fits the input and stands alone.
 
@@ -106,22 +111,23 @@ def check_mask(
         input: The checked input.
         sources: Other sources of noise, by name; each must be None.
         address: What says where a mask is drawn, by name; each must have its default.
+        label: What the mask is called.
     """
     if mask is None:
         return
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         found = mask.dtype if isinstance(mask, Tensor) else mask
-        raise argument_type_error(where, "mask", "a bool tensor", found, "True is kept.")
+        raise argument_type_error(where, label, "a bool tensor", found, "True is kept.")
     for name, value in sources.items():
         if value is not None:
             rule = f"left out where `{name}` is given"
-            raise argument_error(where, "mask", rule, mask.dtype, f"`{name}` draws a mask: leave one of them out.")
+            raise argument_error(where, label, rule, mask.dtype, f"`{name}` draws a mask: leave one of them out.")
     for name, value in address.items():
         default = value is None or (type(value) is int and value == 0 and name == "stream")
         if not default and not (isinstance(value, list | tuple) and not value):
             found = value.dtype if isinstance(value, Tensor) else value
             raise argument_error(where, name, "left out where a mask is given", found, "A mask has no address.")
-    _check_fits(where, "mask", mask, input)
+    _check_fits(where, label, mask, input)
 
 
 def check_masks(where: str, masks: Any, shapes: Mapping[str, tuple[int, ...]], device: torch.device) -> None:

@@ -12,6 +12,7 @@ from dropkit.functional import scaled_dot_product_attention
 from dropkit.functional.address import Names, check_source
 from dropkit.functional.attention_weights import attend
 from dropkit.functional.autograd import traced
+from dropkit.functional.inputs import check_mask
 from dropkit.nn.attention_inputs import Call, check_masks, check_sizes, check_tensor, merge_masks
 from dropkit.nn.factory import check_factory
 from dropkit.nn.layer import RateMixin, check_bool
@@ -49,8 +50,9 @@ class MultiheadAttention(RateMixin, torch.nn.MultiheadAttention):
     `add_zero_attn` add come last. Without `need_weights` no weights are stored on a CPU, as
     `dropkit.functional.scaled_dot_product_attention` says.
 
-    It differs in one result: a query whose keys are all masked gets weights of 0, so its output is the bias of
-    `out_proj`. PyTorch's gives that in some of its ways and NaN in others.
+    It differs in two results. A query whose keys are all masked gets weights of 0, so its output is the bias of
+    `out_proj`; PyTorch's gives that in some of its ways and NaN in others. And the hint `is_causal` changes nothing
+    where keys are added, which PyTorch's then hides from all queries but the last.
 
     Args:
         embed_dim: Width of queries and of the output, a multiple of `num_heads`.
@@ -180,12 +182,13 @@ class MultiheadAttention(RateMixin, torch.nn.MultiheadAttention):
         is_plain = not (self.training or self.is_on or has_masks or return_dropout_mask or traced())
         if is_plain and isinstance(query, Tensor) and query.is_nested:
             return self._fused(query, key, value, need_weights, average_attn_weights)
-        call = self._checked(query, key, value, key_padding_mask, attn_mask, is_causal, dropout_key, stream)
+        call = self._checked(query, key, value, key_padding_mask, attn_mask, is_causal)
+        self._check_noise(call, query, dropout_key, dropout_mask, stream)
         if is_plain:
             return self._fused(query, key, value, need_weights, average_attn_weights)
         q, k, v = self._extended(*(self._heads(x, call) for x in self._projected(query, key, value)))
-        is_hinted = is_causal and key_padding_mask is None and not need_weights
         extra = k.size(-2) - call.keys
+        is_hinted = is_causal and key_padding_mask is None and not (need_weights or extra)
         merged = None if is_hinted else merge_masks(call, attn_mask, key_padding_mask, extra, q.dtype)
         generator = self._source(dropout_key, dropout_mask)
         if not (need_weights or return_dropout_mask) and dropout_mask is None:
@@ -217,8 +220,6 @@ class MultiheadAttention(RateMixin, torch.nn.MultiheadAttention):
         key_padding_mask: Tensor | None,
         attn_mask: Tensor | None,
         is_causal: bool,
-        dropout_key: int | Tensor | None,
-        stream: int | Tensor,
     ) -> Call:
         """Check what is given, and return its sizes."""
         where = "MultiheadAttention"
@@ -238,10 +239,18 @@ class MultiheadAttention(RateMixin, torch.nn.MultiheadAttention):
         batch = query.size(batch_axis) if is_batched else 1
         call = Call(where, batch, self.num_heads, query.size(axis), key.size(axis), is_batched)
         check_masks(call, attn_mask, key_padding_mask, is_causal, ("attn_mask", "key_padding_mask"))
-        if dropout_key is not None or type(stream) is not int or stream != 0:
-            of_batch = query.transpose(0, batch_axis) if is_batched else query.unsqueeze(0)
-            check_source(where, of_batch, 0.0, dropout_key, None, stream, _NAMES)
         return call
+
+    def _check_noise(self, call: Call, query: Tensor, key: Any, mask: Tensor | None, stream: int | Tensor) -> None:
+        """Check what says where the noise comes from."""
+        if key is not None or type(stream) is not int or stream != 0:
+            batch_axis = 0 if self.batch_first else 1
+            of_batch = query.transpose(0, batch_axis) if call.is_batched else query.unsqueeze(0)
+            check_source(call.where, of_batch, 0.0, key, None, stream, _NAMES)
+        if mask is not None:
+            keys = call.keys + (self.bias_k is not None) + self.add_zero_attn
+            weights = query.new_empty(()).expand(call.batch, call.heads, call.queries, keys)
+            check_mask(call.where, mask, weights, {"dropout_key": key}, {"stream": stream}, "dropout_mask")
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         """Return queries, keys and values of all heads side by side."""

@@ -100,11 +100,15 @@ def attending() -> Iterator[Wrong]:
     yield from masks("attn_mask", "key_padding_mask")
     yield from flags("need_weights", "average_attn_weights", "is_causal", "return_dropout_mask")
     yield from keys("dropout_key", "dropout_", "query")
-    in_dropout: dict[str, Any] = {"label": "mask", "where": "dropout"}
-    yield Wrong("dropout_mask", 1, ArgumentTypeError, "a bool tensor", "True is kept.", **in_dropout)
+    yield Wrong("dropout_mask", 1, ArgumentTypeError, "a bool tensor", "True is kept.")
     rule = "of shape (2, 2, 3, 3), or with length 1 on axes that share"
-    mask = torch.ones(2, 3, 3, dtype=torch.bool)
-    yield Wrong("dropout_mask", mask, ArgumentError, rule, shown=((2, 3, 3),), **in_dropout)
+    for shape in ((2, 3, 3), (2, 2, 3, 4)):
+        yield Wrong("dropout_mask", torch.ones(shape, dtype=torch.bool), ArgumentError, rule, shown=(shape,))
+    mask, rule = torch.ones(2, 2, 3, 3, dtype=torch.bool), "left out where `dropout_key` is given"
+    remedy = "`dropout_key` draws a mask: leave one of them out."
+    yield Wrong("dropout_mask", mask, ArgumentError, rule, remedy, (mask.dtype,), beside={"dropout_key": 3})
+    rule, beside = "left out where a mask is given", {"dropout_mask": mask}
+    yield Wrong("stream", 3, ArgumentError, rule, "A mask has no address.", beside=beside)
 
 
 def encoding() -> Iterator[Wrong]:
