@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import dropkit.nn  # fills the registry  # noqa: F401
-from dropkit.nn.variants import VARIANTS, Variant
+from dropkit.nn.variants import FAMILIES, VARIANTS, Variant, ordered
 from dropkit.study.methods import METHODS
 
 __all__ = ["FOLDER", "KEY", "Picture", "pages", "pictures"]
@@ -24,14 +24,6 @@ _WIDE = (8, 32)  # of a picture of a layer that takes any shape
 _CELL, _GAP, _WIDTH, _MOST = 12, 10, 640, 48  # pixels, and panels
 _ABOVE = ("use", "typical rates")  # of the table
 _NOTE = "<!-- Written by `make docs` from the registry and the docstring. -->"
-_FAMILIES = {
-    "activations": "Activations",
-    "sequences": "Sequences",
-    "weights": "Weights",
-    "paths": "Paths",
-    "attention": "Attention",
-    "learned": "Learned rates",
-}
 _INTRODUCTION = """# Variants
 
 Every kind of dropout that `dropkit.nn` has, from the registry that `dropkit variants` prints. In all of them `p` is the
@@ -48,7 +40,7 @@ class Picture(NamedTuple):
 
 def pages(rows: Iterable[Variant] = tuple(VARIANTS.values())) -> dict[str, str]:
     """Return the text of every file, by its name in the folder."""
-    rows = sorted(rows, key=lambda row: (list(_FAMILIES).index(row.family), row.name))
+    rows = ordered(rows)
     found = {"index.md": _index(rows)}
     for row in rows:
         drawn = pictures(row)
@@ -59,7 +51,7 @@ def pages(rows: Iterable[Variant] = tuple(VARIANTS.values())) -> dict[str, str]:
 
 def _index(rows: Iterable[Variant]) -> str:
     parts = [_NOTE, _INTRODUCTION]
-    for family, title in _FAMILIES.items():
+    for family, title in FAMILIES.items():
         own = [_line(row) for row in rows if row.family == family]
         if own:
             heading = [f"## {title}", "", "| class | where | rates | paper |", "|---|---|---|---|"]
@@ -74,7 +66,7 @@ def _line(row: Variant) -> str:
 
 def _page(row: Variant, drawn: Mapping[str, Picture]) -> str:
     names = " or ".join(f"`dropkit.nn.{name}`" for name in (row.name, *row.aliases))
-    parts = [_NOTE, f"# {row.name}", f"{row.title[:1].upper()}{row.title[1:]}: {names}.", *_description(row)]
+    parts = [_NOTE, f"# {row.name}", f"{row.title[:1].upper()}{row.title[1:]}: {names}.", *row.description]
     rates = f"Typical rates: {row.facts['typical rates']}."
     parts += [f"```math\n{row.formula}\n```", f"**Where to use it.** {row.use} {rates}"]
     for name, each in drawn.items():
@@ -82,13 +74,6 @@ def _page(row: Variant, drawn: Mapping[str, Picture]) -> str:
     lines = [f"| {heading} | {_cell(text)} |" for heading, text in row.facts.items() if heading not in _ABOVE]
     parts += ["\n".join(["| | |", "|---|---|", *lines]), *_elsewhere(row)]
     return "\n\n".join(parts) + "\n"
-
-
-def _description(row: Variant) -> list[str]:
-    """Return the paragraphs of the docstring in front of its arguments."""
-    paragraphs = (inspect.getdoc(row.layer) or "").split("\n\n")
-    ends = [number for number, text in enumerate(paragraphs) if text.startswith(("Args:", "Raises:", "Examples:"))]
-    return paragraphs[: min(ends, default=len(paragraphs))]
 
 
 def _elsewhere(row: Variant) -> list[str]:
@@ -117,8 +102,7 @@ def pictures(row: Variant) -> dict[str, Picture]:
     torch.manual_seed(0)  # for layers with weights
     layer = row.build(row.rates[0])
     shapes = [_WIDE] * len(row.inputs) if row.takes_any_shape else row.inputs
-    dtype = torch.int64 if isinstance(layer, torch.nn.Embedding) else torch.float32
-    inputs = [torch.ones(shape, dtype=dtype) for shape in shapes]
+    inputs = [torch.ones(shape, dtype=row.dtype) for shape in shapes]
     arguments = inspect.signature(layer.forward).parameters
     key = {name: KEY for name, each in arguments.items() if each.kind is each.KEYWORD_ONLY and name.endswith("key")}
     asked = {name: True for name in arguments if name.startswith("return_") and "mask" in name}

@@ -5,9 +5,16 @@ import sys
 
 import pytest
 
+from dropkit.cli.formulas import plain
 from dropkit.nn.variants import VARIANTS
 from tests.helpers.command import call
 
+# By family, each by name.
+IN_ORDER = [
+    name
+    for family in ("activations", "sequences", "weights", "paths", "attention", "learned")
+    for name in sorted(name for name, row in VARIANTS.items() if row.family == family)
+]
 NAMES = [*VARIANTS, *(alias for row in VARIANTS.values() for alias in row.aliases)]
 
 
@@ -26,7 +33,7 @@ def test_the_table_has_every_row_and_fits_120_columns(capsys: pytest.CaptureFixt
     out = printed(capsys)
     assert max(map(len, out.splitlines())) <= 120
     names = [line.split()[0] for line in out.splitlines()[3:] if line[:2].strip()]
-    assert sorted(names) == sorted(VARIANTS)
+    assert names == IN_ORDER
     for row in VARIANTS.values():
         assert all(word in out for word in (*row.use.split(), *row.citation.split(), row.facts["typical rates"][:4]))
 
@@ -39,7 +46,7 @@ def test_a_narrow_terminal_gets_a_list(
         monkeypatch.setenv(name, value)
     lines = printed(capsys).replace("\x1b[1m", "").replace("\x1b[0m", "").splitlines()
     assert max(map(len, lines)) <= columns
-    assert [line for line in lines if not line.startswith(" ")] == sorted(VARIANTS, key=lines.index)
+    assert [line for line in lines if not line.startswith(" ")] == IN_ORDER
     for row in VARIANTS.values():
         assert joined(row.use) in joined(" ".join(lines))
         assert row.citation in joined(" ".join(lines))
@@ -52,12 +59,30 @@ def test_one_is_printed_in_full(name: str, capsys: pytest.CaptureFixture[str]) -
     assert out.startswith(f"dropkit.nn.{row.name}")
     assert all(f"dropkit.nn.{alias}" in out for alias in row.aliases)
     assert joined(row.summary) in joined(out)
-    assert joined(row.formula) in joined(out)
+    assert joined(plain(row.formula)) in joined(out)
+    assert not set("\\{}$&") & set(out)
     words = set(out.split())
     for heading, text in row.facts.items():
         assert heading in out
         assert set(text.split()) <= words
     assert printed(capsys, name.upper()) == out
+
+
+@pytest.mark.parametrize(
+    ("latex", "text"),
+    [
+        (r"y = \frac{z \odot x}{1 - p}, \quad z \sim \mathrm{U}(0)", "y = z * x / (1 - p), z ~ U(0)"),
+        (r"A = \mathrm{softmax}\left(\frac{Q K^T}{\sqrt{d}}\right)", "A = softmax(Q K^T / sqrt(d))"),
+        (r"y_n = x_n + \frac{z_n}{1 - p} f(x_n)", "y_n = x_n + (z_n / (1 - p)) f(x_n)"),
+        (r"\ln \frac{u - 1}{v}^{-1/2}, \alpha_{ij}", "ln ((u - 1) / v)^(-1/2), alpha_ij"),
+        (
+            "\\begin{aligned}\n\\tilde c_t &= h_{t-1} \\\\\nz &= \\text{ if } 1\n\\end{aligned}",
+            "c'_t = h_(t-1)\nz = if 1",
+        ),
+    ],
+)
+def test_formulas_are_written_in_plain_text(latex: str, text: str) -> None:
+    assert plain(latex) == text
 
 
 def test_what_a_row_of_the_command_says_of_dropout(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dropkit.cli.formulas import plain
 from dropkit.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ __all__ = ["HELP", "command"]
 
 _PIPED = 120  # columns where there is no terminal
 _WIDE = 100  # columns of a terminal that has room for the table
-_FAMILIES = ("activations", "sequences", "weights", "paths", "attention", "learned")
 
 HELP = """List the kinds of dropout that dropkit has, or show one in full.
 
@@ -36,12 +36,12 @@ def command(
     from rich.console import Console
 
     import dropkit.nn  # fills the registry  # noqa: F401
-    from dropkit.nn.variants import VARIANTS
+    from dropkit.nn.variants import VARIANTS, ordered
 
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = _PIPED
-    rows = sorted(VARIANTS.values(), key=lambda row: (_FAMILIES.index(row.family), row.name))
+    rows = ordered(VARIANTS.values())
     if name is not None:
         _show_one(console, _named(name, rows))
     elif console.width < _WIDE:
@@ -95,7 +95,7 @@ def _show_one(console: "Console", row: "Variant") -> None:
 
     names = " = ".join(f"dropkit.nn.{name}" for name in (row.name, *row.aliases))
     console.print(Text(names, style="bold"))
-    console.print(Text(f"{row.summary}\n\n{row.formula}\n"))
+    console.print(Text(f"{row.summary}\n\n{plain(row.formula)}\n"))
     facts = row.facts | {"call": f"{row.name}{_arguments(row)}"}
     if row.function is not None:
         facts["function"] = f"{row.function.__module__.rpartition('.')[0]}.{row.function.__name__}"

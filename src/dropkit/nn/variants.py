@@ -5,15 +5,29 @@ methods of a study read it, so a new variant is one class with its row, and one 
 """
 
 import inspect
+import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
+import torch
 from torch.nn import Module
 
-__all__ = ["VARIANTS", "Variant", "variant"]
+__all__ = ["FAMILIES", "VARIANTS", "Variant", "ordered", "variant"]
+
+FAMILIES: Mapping[str, str] = MappingProxyType(
+    {
+        "activations": "Activations",
+        "sequences": "Sequences",
+        "weights": "Weights",
+        "paths": "Paths",
+        "attention": "Attention",
+        "learned": "Learned rates",
+    }
+)
+"""Headings of the families, in the order in which they are listed."""
 
 _Layer = TypeVar("_Layer", bound=type[Module])
 
@@ -24,7 +38,7 @@ class Variant:
 
     Args:
         layer: The class; set by `variant`.
-        family: What kind of thing it works on.
+        family: What kind of thing it works on, one of `FAMILIES`.
         title: The name in sentences, in the field's words.
         noise: The law of what is multiplied or chosen.
         shared: Which elements share a draw.
@@ -39,6 +53,7 @@ class Variant:
         rates: Typical rates, the most common first.
         example: A layer of a rate, for tests and documentation. Default: the class itself.
         inputs: Shapes of the inputs that `example` takes, batch first.
+        dtype: Their type. Default: float32.
         is_layer: Whether it maps a tensor to a tensor, with `key=` and, if Bernoulli, `mask=` and `return_mask=`, so
             that the contract of layers binds it; else its own tests prove it. Default: True.
         takes_any_shape: Whether its input may have any shape. Default: False.
@@ -48,7 +63,7 @@ class Variant:
         aliases: Other names under which it is exported.
     """
 
-    family: Literal["activations", "sequences", "weights", "paths", "attention", "learned"]
+    family: str
     title: str
     noise: str
     shared: str
@@ -61,6 +76,7 @@ class Variant:
     use: str
     rates: tuple[float, ...]
     inputs: tuple[tuple[int, ...], ...]
+    dtype: torch.dtype = torch.float32
     example: Callable[[float], Module] | None = None
     is_layer: bool = True
     takes_any_shape: bool = False
@@ -76,7 +92,14 @@ class Variant:
     @property
     def summary(self) -> str:
         """The first sentence of the class's docstring."""
-        return _docstring(self.layer).partition("\n\n")[0].replace("\n", " ")
+        return self.description[0].replace("\n", " ")
+
+    @property
+    def description(self) -> list[str]:
+        """The paragraphs of the class's docstring in front of its arguments."""
+        paragraphs = _docstring(self.layer).split("\n\n")
+        parts = ("Args:", "Raises:", "Examples:", "References:")
+        return list(itertools.takewhile(lambda text: not text.startswith(parts), paragraphs)) or [""]
 
     @property
     def paper(self) -> str:
@@ -126,6 +149,12 @@ def _docstring(layer: type[Module]) -> str:
 
 _rows: dict[str, Variant] = {}
 VARIANTS: Mapping[str, Variant] = MappingProxyType(_rows)
+
+
+def ordered(rows: Iterable[Variant]) -> list[Variant]:
+    """Return rows in the order in which they are listed: by family, then by name."""
+    families = list(FAMILIES)
+    return sorted(rows, key=lambda row: (families.index(row.family), row.name))
 
 
 def variant(**row: Any) -> Callable[[_Layer], _Layer]:

@@ -103,6 +103,7 @@ class WordDropout(MaskMixin):
     use="In place of the embedding table of a recurrent network or transformer of words.",
     rates=(0.1, 0.3),
     inputs=((2, 5),),
+    dtype=torch.int64,
     example=lambda p: EmbeddingDropout(7, 4, p=p),
     is_layer=False,
 )
