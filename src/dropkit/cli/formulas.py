@@ -11,7 +11,7 @@ _ENDS = ("", ",", "}", "\\right", "\n", "\\\\")
 
 
 def plain(latex: str) -> str:
-    """Return a formula in LaTeX as lines of text; what is no sign of a keyboard, such as a Greek letter, is spelled out."""
+    """Return a formula in LaTeX as lines of text, in which Greek letters and the like are spelled out."""
     text = _Reader(re.sub(r"\\(begin|end)\{aligned\}|&", "", latex).strip()).read()
     return "\n".join(" ".join(line.split()) for line in text.splitlines())
 
