@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from dropkit import random
 from dropkit.functional import alpha_dropout, dropout, feature_alpha_dropout
 from dropkit.functional.alpha import SATURATION
+from dropkit.nn import AlphaDropout
 from tests.helpers.contract import RATES, all_masks, assert_positive_zero, chances, realised
 from tests.helpers.statistics import FALSE_ALARM
 
@@ -34,6 +36,14 @@ def constants(p: float, mean: float = 0.0, variance: float = 1.0) -> tuple[float
     q = 1 - r
     a = math.sqrt(variance / (q * (r * (SATURATION - mean) ** 2 + variance)))
     return a, mean - a * (q * mean + r * SATURATION)
+
+
+def test_what_is_said_of_dropped_elements() -> None:
+    said = re.findall(r"as (-[\d.]+) at p = (0\.\d)", " ".join(inspect.getdoc(AlphaDropout).split()))
+    assert [p for _, p in said] == ["0.5", "0.1"]
+    for value, p in said:
+        scale, shift = constants(float(p))
+        assert f"{scale * SATURATION + shift:.4f}" == value
 
 
 def test_the_saturation_is_that_of_selu() -> None:

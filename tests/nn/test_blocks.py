@@ -1,7 +1,9 @@
 """DropBlock: blocks only where they fit, at the paper's rate, and the total that they leave."""
 
+import inspect
 import itertools
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -81,6 +83,13 @@ def test_the_mean_drop_is_that_of_the_paper(length: int, fraction: float) -> Non
     _, mask = layer(2, 0.1, 7)(torch.empty(256, 4, length, length), key=KEY, return_mask=True)
     of_maps = (~mask).double().mean((2, 3)).flatten()  # independent of each other
     assert abs(of_maps.mean() - exact) < 5 * of_maps.std() / len(of_maps) ** 0.5  # five standard errors: 6e-7 by chance
+
+
+@pytest.mark.parametrize("documented", [functional.drop_block1d, *(type(layer(dims)) for dims in DIMS)])
+def test_what_is_said_of_overlaps(documented: Any) -> None:
+    said = re.findall(r"(0\.\d{3}) at(?: p =)? (0\.\d)", " ".join(inspect.getdoc(documented).split()))
+    assert len(said) >= 3
+    assert all(f"{mean_drop(float(p), (14, 14), 3):.3f}" == fraction for fraction, p in said)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 1 / 3, 1.0])

@@ -34,12 +34,13 @@ def drop_block1d(
     return_mask: bool = False,
     stream: int | Tensor = 0,
 ) -> Any:
-    """Zero blocks of neighbouring steps, a fraction `p` of them all, and scale the rest to make up for it, in training.
+    """Zero blocks of neighbouring steps, at most a fraction `p` on average in training, and scale the rest up.
 
     A block begins at a place with probability ``gamma = p / b * f / (f - b + 1)``, a product over the axes of a map of
     length f, where b is `block_size`, or f if that is less; it begins only where the whole of it fits. Every example
-    and channel has blocks of its own. The formula neglects that blocks overlap, so slightly less than `p` is dropped;
-    at p = 1 everything is.
+    and channel has blocks of its own. The formula neglects that blocks overlap, so less than `p` is dropped, and the
+    larger `p`, the more is missing: of maps of 14 x 14 with blocks of 3 x 3, on average over all masks, 0.095 at
+    p = 0.1, 0.258 at 0.3, 0.391 at 0.5 and 0.587 at 0.9. At p = 1 everything is dropped.
 
     What is kept is scaled by the number of places over the number of kept ones. As in the authors' code both are
     counted over the whole tensor, the batch with it; or over each slice of axis 0, where `p`, `key` or `stream` has one
@@ -97,7 +98,7 @@ def drop_block2d(
     return_mask: bool = False,
     stream: int | Tensor = 0,
 ) -> Any:
-    """Zero square blocks of pixels, a fraction `p` of them all, and scale the rest to make up for it, in training.
+    """Zero square blocks of pixels, at most a fraction `p` on average in training, and scale the rest up.
 
     `drop_block1d` says how; here it is done along height and width.
 
@@ -152,7 +153,7 @@ def drop_block3d(
     return_mask: bool = False,
     stream: int | Tensor = 0,
 ) -> Any:
-    """Zero cubic blocks of voxels, a fraction `p` of them all, and scale the rest to make up for it, in training.
+    """Zero cubic blocks of voxels, at most a fraction `p` on average in training, and scale the rest up.
 
     `drop_block1d` says how; here it is done along depth, height and width.
 

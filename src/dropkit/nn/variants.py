@@ -43,9 +43,10 @@ class Variant:
         noise: The law of what is multiplied or chosen.
         shared: Which elements share a draw.
         acts_on: What is multiplied or replaced.
-        dropped: What a dropped unit becomes: 0, another constant, ``"old state"``, ``"mean"`` for noise that drops
-            nothing, or what else the class says.
-        at_one: What happens at p = 1: ``"zeros"``, ``"old state"``, or ``"refused"`` where the noise has no limit.
+        dropped: What a dropped unit becomes: 0, another constant in front of a scale and a shift, ``"old state"``,
+            ``"mean"`` for noise that drops nothing, or what else the class says.
+        at_one: What happens at p = 1: ``"zeros"``, ``"old state"``, or ``"refused"`` where the noise has no limit; then
+            perhaps, behind a semicolon, what an option makes of it.
         evaluation: The rule where nothing is drawn: ``"identity"``, or what else is done, in a few words.
         formula: What training computes, in LaTeX.
         symbol: What the paper calls the rate, and whether it drops or keeps.
@@ -117,8 +118,10 @@ class Variant:
     @property
     def facts(self) -> dict[str, str]:
         """What a page says of it beside summary and formula, by headings, in their order."""
-        dropped = f"{self.dropped:g}" if isinstance(self.dropped, float) else self.dropped
-        dropped = "none is dropped" if dropped == "mean" else dropped
+        if isinstance(self.dropped, str):
+            dropped = "none is dropped" if self.dropped == "mean" else self.dropped
+        else:
+            dropped = f"{self.dropped:.5g}, then scaled and shifted as all are" if self.dropped else "0"
         at_one = "refused: the noise has no limit" if self.at_one == "refused" else self.at_one
         return {
             "acts on": self.acts_on,

@@ -53,6 +53,10 @@ class WeightDrop(RateMixin):
     reach the plain weights. Copies, pickles and `torch.compile` work; that compiler takes no recurrent network of
     PyTorch's, with weight drop or without. One module must not run in two threads at once.
 
+    A weight is dropped only while the module itself runs: ``seq[0](x)`` of a wrapped `torch.nn.Sequential` uses the
+    plain weights. Masks belong to names, so two names of one tied parameter have a mask each; give one of them, and
+    the other stays plain.
+
     The rate is the module's new attribute `p`, its names `dropped_names`; `remove_weight_drop()` makes it what it was.
     `forward` takes four arguments more, by name: `dropout_key`, `dropout_mask`, `return_dropout_mask` and
     `dropout_stream`.

@@ -23,7 +23,7 @@ __all__ = ["EmbeddingDropout", "WordDropout"]
     shared="the features of a token",
     acts_on="activations",
     dropped="the unknown word, or zeros without scaling",
-    at_one="zeros",
+    at_one="zeros; with `unknown`, that word for every token that is not spared",
     evaluation="identity",
     formula=r"y_t = z_t\, x_t \ \text{ or }\ y_t = x_t \text{ if } z_t = 1, \text{ else unknown}, \quad "
     r"z_t \sim \mathrm{Bernoulli}(1 - p)",

@@ -21,20 +21,22 @@ __all__ = ["Zoneout"]
     dropped="old state",
     at_one="old state",
     evaluation="expectation",
-    formula=r"s_t = d \odot s_{t-1} + (1 - d) \odot \tilde s_t, \quad d \sim \mathrm{Bernoulli}(p)",
-    symbol="z, the probability of keeping the old state",
+    formula=r"s_t = m \odot \tilde s_t + (1 - m) \odot s_{t-1}, \quad m \sim \mathrm{Bernoulli}(1 - p)",
+    symbol="z, the probability that the old state stays",
     use="In a recurrent network of your own, after each step, with another key at every step.",
     rates=(0.15, 0.05, 0.5),
     inputs=((4, 6), (4, 6)),
     takes_any_shape=True,
 )
 class Zoneout(RateMixin):
-    """Keep each unit's old state with probability `p` in training, and mix both states by `p` in evaluation.
+    """Leave each unit at its old state with probability `p` in training, and mix both states by `p` in evaluation.
 
-    Nothing is zeroed or scaled. For whole networks with zoneout, see `dropkit.nn.LSTM` and `dropkit.nn.GRU`.
+    In a mask True takes the new state and False leaves the old one, which is what is drawn with probability `p`: `p` is
+    the probability that the step is dropped. Nothing is zeroed or scaled. For whole networks with zoneout, see
+    `dropkit.nn.LSTM` and `dropkit.nn.GRU`.
 
     Args:
-        p: Probability of keeping the old state, in ``[0, 1]``. Checked again whenever it is assigned. Default: 0.15.
+        p: Probability that the old state stays, in ``[0, 1]``. Checked again whenever it is assigned. Default: 0.15.
         generator: Where keys are drawn, as for `dropkit.nn.Dropout`. Default: PyTorch's own generator.
 
     Raises:
