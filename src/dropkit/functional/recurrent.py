@@ -1,13 +1,13 @@
 """Recurrent networks with noise: layers, directions, and sequences of several lengths."""
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from dropkit.functional import recurrent_gru, recurrent_lstm
+from dropkit.functional.autograd import apply_function
 from dropkit.functional.inputs import autocast_dtype
 from dropkit.functional.recurrent_cells import (
     Cell,
@@ -21,11 +21,34 @@ from dropkit.functional.recurrent_cells import (
     run_cell,
 )
 from dropkit.functional.recurrent_fast import drop, fits, is_plain
+from dropkit.functional.recurrent_gru import FastGRU
+from dropkit.functional.recurrent_lstm import FastLSTM
 
-__all__ = ["Sequences", "label", "open_packed", "run_network"]
+__all__ = ["KINDS", "Kind", "Sequences", "label", "open_packed", "run_network"]
 
-_CELLS: Mapping[str, Cell] = {"LSTM": lstm_cell, "GRU": gru_cell}
-_ZONES = {"LSTM": ("zoneout_h", "zoneout_c"), "GRU": ("zoneout",)}
+
+class Kind(NamedTuple):
+    """What tells one kind of network from another.
+
+    Args:
+        gates: Number of its gates.
+        zones: Names of the zoneout of its states, the hidden one first.
+        cell: What one step computes.
+        fast: The fast way through a layer: input, states, weights, noise, direction -> hidden states, last states.
+        plain: PyTorch's network without noise.
+    """
+
+    gates: int
+    zones: tuple[str, ...]
+    cell: Cell
+    fast: type[torch.autograd.Function]
+    plain: Callable[..., Any]
+
+
+KINDS: Mapping[str, Kind] = {
+    "LSTM": Kind(4, ("zoneout_h", "zoneout_c"), lstm_cell, FastLSTM, torch.lstm),
+    "GRU": Kind(3, ("zoneout",), gru_cell, FastGRU, torch.gru),
+}
 
 
 class Sequences(NamedTuple):
@@ -70,7 +93,7 @@ def label(kind: str, layer: int, direction: int = 0) -> str:
 
 
 def run_network(
-    mode: str,
+    kind: Kind,
     sequences: Sequences,
     states: Sequence[Tensor],
     weights: Sequence[Sequence[Weights]],
@@ -80,7 +103,7 @@ def run_network(
     """Run all layers and directions; return the last layer's outputs, time-major or packed, and all last states.
 
     Args:
-        mode: ``"LSTM"`` or ``"GRU"``.
+        kind: What network it is.
         sequences: The input.
         states: Initial states, each (layers * directions, batch, units), the hidden one first.
         weights: Parameters by layer and direction.
@@ -92,14 +115,14 @@ def run_network(
     if dtype is not None:
         with torch.autocast(x.device.type, enabled=False):
             narrow = [[own.to(dtype) for own in directions] for directions in weights]
-            x, last = _run_layers(mode, x.to(dtype), [state.to(dtype) for state in states], narrow, noise)
+            x, last = _run_layers(kind, x.to(dtype), [state.to(dtype) for state in states], narrow, noise)
     else:
-        x, last = _run_layers(mode, x, states, weights, noise)
+        x, last = _run_layers(kind, x, states, weights, noise)
     return sequences.packed(x), last
 
 
 def _run_layers(
-    mode: str, x: Tensor, states: Sequence[Tensor], weights: Sequence[Sequence[Weights]], noise: "_Noise"
+    kind: Kind, x: Tensor, states: Sequence[Tensor], weights: Sequence[Sequence[Weights]], noise: "_Noise"
 ) -> tuple[Tensor, States]:
     last: list[States] = []
     for layer, directions in enumerate(weights):
@@ -107,8 +130,8 @@ def _run_layers(
         outputs = []
         for direction, own in enumerate(directions):
             first = tuple(state[layer * len(directions) + direction] for state in states)
-            found = noise.of_cell(mode, layer, direction)
-            output, final = _run_layer(mode, x, first, own, found, bool(direction))
+            found = noise.of_cell(kind, layer, direction)
+            output, final = _run_layer(kind, x, first, own, found, bool(direction))
             outputs.append(output)
             last.append(final)
         x = torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0]
@@ -117,12 +140,12 @@ def _run_layers(
 
 
 def _run_layer(
-    mode: str, x: Tensor, states: States, weights: Weights, noise: CellNoise, reverse: bool
+    kind: Kind, x: Tensor, states: States, weights: Weights, noise: CellNoise, reverse: bool
 ) -> tuple[Tensor, States]:
     if not fits(x, states, weights, noise):
-        return run_cell(_CELLS[mode], x, states, weights, noise, reverse)
-    run_fast = recurrent_lstm.run_fast if mode == "LSTM" else recurrent_gru.run_fast
-    return run_fast(x.contiguous(), states, weights, noise, reverse)
+        return run_cell(kind.cell, x, states, weights, noise, reverse)
+    output, *last = apply_function(kind.fast, x.contiguous(), *states, *weights[:4], noise, reverse)
+    return output, tuple(last)
 
 
 class _Noise:
@@ -152,10 +175,10 @@ class _Noise:
             return x
         return drop(x, kept) if is_plain(x) else kept.drop(x)
 
-    def of_cell(self, mode: str, layer: int, direction: int) -> CellNoise:
+    def of_cell(self, kind: Kind, layer: int, direction: int) -> CellNoise:
         return CellNoise(
             recurrent=self._kept(label("recurrent", layer, direction), by_time=False),
             update=self._kept(label("update", layer, direction)),
-            zones=tuple(self._zone(label(kind, layer, direction)) for kind in _ZONES[mode]),
+            zones=tuple(self._zone(label(zone, layer, direction)) for zone in kind.zones),
             active=self.sequences.active,
         )

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dropkit.functional.autograd import apply_function, is_batched
-from dropkit.functional.recurrent_cells import CellNoise, States, Weights, gru_cell
+from dropkit.functional.autograd import is_batched
+from dropkit.functional.recurrent_cells import CellNoise, gru_cell
 from dropkit.functional.recurrent_fast import (
     HiddenProduct,
     Split,
@@ -19,10 +19,10 @@ from dropkit.functional.recurrent_fast import (
     zone_bits,
 )
 
-__all__ = ["run_fast"]
+__all__ = ["FastGRU"]
 
 
-class _FastGRU(torch.autograd.Function):
+class FastGRU(torch.autograd.Function):
     """A GRU layer with its gradient by hand: x, h, weights, noise, direction -> hidden states, last state."""
 
     @staticmethod
@@ -37,6 +37,7 @@ class _FastGRU(torch.autograd.Function):
         noise: CellNoise,
         reverse: bool,
     ) -> tuple[Tensor, Tensor]:
+        """Run the layer."""
         inputs = x, h, weight_ih, weight_hh, bias_ih, bias_hh
         steps, batch, size = *x.shape[:2], h.shape[1]
         flat = x.flatten(0, 1) @ weight_ih.t()
@@ -70,6 +71,7 @@ class _FastGRU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_h: Tensor) -> tuple[Tensor | None, ...]:
+        """Walk back through it."""
         *inputs, gates, hidden_n, hs = ctx.saved_tensors
         grads = grad, grad_h
         if torch.is_grad_enabled() or is_batched(*grads):
@@ -114,9 +116,3 @@ class _FastGRU(torch.autograd.Function):
             None,
             None,
         )
-
-
-def run_fast(x: Tensor, states: States, weights: Weights, noise: CellNoise, reverse: bool) -> tuple[Tensor, States]:
-    """Run a layer as `dropkit.functional.recurrent_cells.run_cell` does."""
-    output, *last = apply_function(_FastGRU, x, *states, *weights[:4], noise, reverse)
-    return output, tuple(last)

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dropkit.functional.autograd import apply_function, is_batched
-from dropkit.functional.recurrent_cells import CellNoise, States, Weights, lstm_cell
+from dropkit.functional.autograd import is_batched
+from dropkit.functional.recurrent_cells import CellNoise, lstm_cell
 from dropkit.functional.recurrent_fast import (
     HiddenProduct,
     Split,
@@ -19,10 +19,10 @@ from dropkit.functional.recurrent_fast import (
     zone_bits,
 )
 
-__all__ = ["run_fast"]
+__all__ = ["FastLSTM"]
 
 
-class _FastLSTM(torch.autograd.Function):
+class FastLSTM(torch.autograd.Function):
     """An LSTM layer with its gradient by hand: x, h, c, weights, noise, direction -> hidden states, last states."""
 
     @staticmethod
@@ -38,6 +38,7 @@ class _FastLSTM(torch.autograd.Function):
         noise: CellNoise,
         reverse: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run the layer."""
         inputs = x, h, c, weight_ih, weight_hh, bias_ih, bias_hh
         steps, batch, size = *x.shape[:2], h.shape[1]
         flat = x.flatten(0, 1) @ weight_ih.t()
@@ -81,6 +82,7 @@ class _FastLSTM(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_h: Tensor, grad_c: Tensor) -> tuple[Tensor | None, ...]:
+        """Walk back through it."""
         *inputs, gates, hs, cs, tanh_c = ctx.saved_tensors
         grads = grad, grad_h, grad_c
         if torch.is_grad_enabled() or is_batched(*grads):
@@ -129,9 +131,3 @@ class _FastLSTM(torch.autograd.Function):
             None,
             None,
         )
-
-
-def run_fast(x: Tensor, states: States, weights: Weights, noise: CellNoise, reverse: bool) -> tuple[Tensor, States]:
-    """Run a layer as `dropkit.functional.recurrent_cells.run_cell` does."""
-    output, *last = apply_function(_FastLSTM, x, *states, *weights[:4], noise, reverse)
-    return output, tuple(last)

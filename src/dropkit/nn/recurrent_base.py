@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from dropkit._checks import PROBABILITY, Choice, Integer, argument_error, argument_type_error
 from dropkit.functional.inputs import autocast_dtype, check_masks
-from dropkit.functional.recurrent import Sequences, label, open_packed, run_network
+from dropkit.functional.recurrent import KINDS, Kind, Sequences, label, open_packed, run_network
 from dropkit.functional.recurrent_cells import Weights
 from dropkit.functional.recurrent_masks import Site, find_masks
 from dropkit.nn.factory import check_factory
@@ -20,8 +20,6 @@ __all__ = ["RecurrentBase"]
 
 _SIZE = Integer(1, 2**31 - 1, "[1, 2**31)")
 _UPDATE_MASK = Choice(("step", "sequence"))
-_GATES = {"LSTM": 4, "GRU": 3}
-_ZONES = ("zoneout_c", "zoneout_h", "zoneout")
 # Numbers of the fields of noise: 1 + kind + 8 * (direction + 2 * layer).
 _FIELDS = {
     "input": 0,
@@ -40,6 +38,10 @@ class RecurrentBase(NoiseMixin, RatesMixin, torch.nn.RNNBase):
 
     tied: bool
     update_mask: str
+
+    @property
+    def _kind(self) -> Kind:
+        return KINDS[self.mode]
 
     def _check_options(
         self,
@@ -114,7 +116,7 @@ class RecurrentBase(NoiseMixin, RatesMixin, torch.nn.RNNBase):
         check_masks(where, given, shapes, sequences.x.device)
         found = find_masks(where, sites, given, sequences.x.transpose(0, 1), self.is_on, key, self._source(key), stream)
         if any(self.is_on or name.startswith("zoneout") for name in found):
-            x, last = run_network(self.mode, sequences, states, self._weights(), found, self.is_on)
+            x, last = run_network(self._kind, sequences, states, self._weights(), found, self.is_on)
         else:
             x, last = self._run_plain(input, sequences, states)
         result = self._close(x, input), self._close_states(last, input)
@@ -145,17 +147,17 @@ class RecurrentBase(NoiseMixin, RatesMixin, torch.nn.RNNBase):
     def _states(self, hx: Any, input: Any, sequences: Sequences) -> tuple[Tensor, ...]:
         """Return initial states with a batch's axis, in the order of the sequences."""
         where, x = type(self).__name__, sequences.x
-        units = (self.proj_size or self.hidden_size, self.hidden_size)[: 2 if self.mode == "LSTM" else 1]
+        units = (self.proj_size or self.hidden_size, self.hidden_size)[: len(self._kind.zones)]
         lead = self.num_layers * (2 if self.bidirectional else 1)
         if hx is None:
             return tuple(x.new_zeros(lead, x.shape[1], n) for n in units)
-        states = (hx,) if self.mode == "GRU" else hx
+        states = (hx,) if len(units) == 1 else hx
         if not isinstance(states, tuple | list) or len(states) != len(units):
             raise argument_type_error(where, "hx", "a pair of tensors, (h_0, c_0)", hx)
         unbatched = isinstance(input, Tensor) and input.dim() == 2
         opened = []
         for i, (state, n) in enumerate(zip(states, units, strict=True)):
-            name = "hx" if self.mode == "GRU" else f"hx[{i}]"
+            name = "hx" if len(units) == 1 else f"hx[{i}]"
             if not isinstance(state, Tensor):
                 raise argument_type_error(where, name, "a torch.Tensor", state)
             if state.dtype != x.dtype and None in (autocast_dtype(x), autocast_dtype(state)):
@@ -171,7 +173,7 @@ class RecurrentBase(NoiseMixin, RatesMixin, torch.nn.RNNBase):
 
     def _sites(self, steps: int, batch: int) -> list[Site]:
         """Return all places that may draw a mask."""
-        directions, gates = 2 if self.bidirectional else 1, _GATES[self.mode]
+        directions, gates = 2 if self.bidirectional else 1, self._kind.gates
         hidden, rates, sites = self.proj_size or self.hidden_size, self.rates, []
 
         def add(kind: str, layer: int, direction: int, units: int, length: int, is_ragged: bool = False) -> None:
@@ -187,10 +189,9 @@ class RecurrentBase(NoiseMixin, RatesMixin, torch.nn.RNNBase):
                 add("recurrent", layer, direction, hidden, 1 if self.tied else gates)
                 by_step = self.update_mask == "step"
                 add("update", layer, direction, self.hidden_size, steps if by_step else 1, by_step)
-                for zone in _ZONES:
-                    if zone in rates:
-                        units = self.hidden_size if zone == "zoneout_c" else hidden
-                        add(zone, layer, direction, units, steps, is_ragged=True)
+                for zone in reversed(self._kind.zones):
+                    units = self.hidden_size if zone == "zoneout_c" else hidden
+                    add(zone, layer, direction, units, steps, is_ragged=True)
             if layer < self.num_layers - 1:
                 add("dropout", layer, 0, directions * hidden, steps, is_ragged=True)
         add("output", 0, 0, directions * hidden, 1)
@@ -211,14 +212,13 @@ class RecurrentBase(NoiseMixin, RatesMixin, torch.nn.RNNBase):
         self, input: Any, sequences: Sequences, states: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run PyTorch's network without dropout; return values as they are packed, or time-major, and last states."""
-        kernel: Any = torch.lstm if self.mode == "LSTM" else torch.gru
-        hx = states if self.mode == "LSTM" else states[0]
+        hx = states if len(states) > 1 else states[0]
         flat = [getattr(self, name) for name in self._flat_weights_names]
         options = (flat, self.bias, self.num_layers, 0.0, self.training, self.bidirectional)
         if isinstance(input, PackedSequence):
-            x, *last = kernel(input.data, input.batch_sizes, hx, *options)
+            x, *last = self._kind.plain(input.data, input.batch_sizes, hx, *options)
         else:
-            x, *last = kernel(sequences.x, hx, *options, False)
+            x, *last = self._kind.plain(sequences.x, hx, *options, False)
         return x, tuple(last)
 
     def _close(self, x: Tensor, input: Any) -> Any:
@@ -233,7 +233,7 @@ class RecurrentBase(NoiseMixin, RatesMixin, torch.nn.RNNBase):
             states = tuple(state.index_select(1, order) for state in states)
         if isinstance(input, Tensor) and input.dim() == 2:
             states = tuple(state.squeeze(1) for state in states)
-        return states if self.mode == "LSTM" else states[0]
+        return states if len(states) > 1 else states[0]
 
     def extra_repr(self) -> str:
         """Show the sizes, and whatever differs from the defaults."""
