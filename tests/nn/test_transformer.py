@@ -249,6 +249,9 @@ def test_nested_tensors_that_cannot_be_padded_are_refused() -> None:
         layer_of(batch_first=False)(nested)
     with pytest.raises(ArgumentError, match="`src_mask` must be None where src is nested"):
         layer_of()(nested, CAUSAL)
+    for layer in (layer_of(), layer_of().eval()):
+        with pytest.raises(ArgumentError, match="`is_causal` must be False where src is nested, got True"):
+            layer(nested, is_causal=True)
 
 
 def test_evaluation_draws_nothing() -> None:
@@ -269,26 +272,6 @@ def test_padding_of_a_whole_sequence_gives_no_nan_in_training() -> None:
     output = layer(x, src_key_padding_mask=torch.ones(BATCH, LENGTH, dtype=torch.bool))
     assert output.isfinite().all()
     assert torch.autograd.grad(output.square().sum(), x)[0].isfinite().all()
-
-
-def test_modules_put_in_the_places_of_dropout_are_called() -> None:
-    x = data(torch.float64)
-    layer = layer_of(**RATES, dtype=torch.float64)
-    want = layer(x, key=KEY)
-    called = []
-    layer.dropout1.register_forward_hook(lambda *_: called.append("dropout1"))
-    layer.dropout.register_forward_hook(lambda *_: called.append("dropout"))
-    torch.testing.assert_close(layer(x, key=KEY), want)
-    assert called == ["dropout1", "dropout"]
-    shared = layer_of(**RATES, dtype=torch.float64)
-    shared.dropout2 = Dropout(0.3, broadcast_dims=1)
-    assert not torch.equal(shared(x, key=KEY), want)
-    assert torch.equal(shared(x, key=KEY), shared(x, key=KEY))
-    plain = layer_of(dropout=0.0, dtype=torch.float64)
-    bare = plain(x)
-    plain.dropout = plain.dropout1 = plain.dropout2 = torch.nn.Identity()
-    plain.self_attn = layer_of(torch.nn.TransformerEncoderLayer, dropout=0.0, dtype=torch.float64).self_attn
-    torch.testing.assert_close(plain(x), bare)
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled, saved])

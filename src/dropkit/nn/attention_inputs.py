@@ -11,7 +11,7 @@ from torch.nn import functional
 from dropkit._checks import Integer, argument_error, argument_type_error
 from dropkit.functional.inputs import check_input
 
-__all__ = ["Call", "check_masks", "check_sizes", "check_tensor", "merge_masks"]
+__all__ = ["Call", "check_masks", "check_sizes", "check_tensor", "merge_masks", "nest_like", "pad"]
 
 _SIZE = Integer(1, 2**31 - 1, "[1, 2**31)")
 _RANKS = {(2, 3): "of two axes, unbatched, or three", (2,): "of two axes as the query", (3,): "of three as the query"}
@@ -99,3 +99,16 @@ def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
     if mask.dtype != torch.bool:
         return mask.to(dtype)
     return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -math.inf)
+
+
+def pad(nested: Tensor) -> tuple[Tensor, Tensor]:
+    """Return nested sequences padded to one length, and where they are padded."""
+    lengths = torch.tensor([part.size(0) for part in nested.unbind()], device=nested.device)
+    padded = torch.nested.to_padded_tensor(nested, 0.0)
+    return padded, torch.arange(padded.size(1), device=nested.device) >= lengths[:, None]
+
+
+def nest_like(nested: Tensor, padded: Tensor) -> Tensor:
+    """Return padded sequences with the lengths of nested ones."""
+    lengths = [part.size(0) for part in nested.unbind()]
+    return torch.nested.as_nested_tensor([row[:length] for row, length in zip(padded, lengths, strict=True)])

@@ -9,9 +9,9 @@ from dropkit._checks import PROBABILITY, Choice, Number, argument_type_error
 from dropkit.errors import UnsupportedError
 from dropkit.random import threshold
 
-__all__ = ["MaskMixin", "NoiseMixin", "RateMixin", "check_bool", "check_generator"]
+__all__ = ["SWITCH", "MaskMixin", "NoiseMixin", "RateMixin", "check_bool", "check_generator"]
 
-_SWITCH = Choice(("auto", "on", "off"))
+SWITCH = Choice(("auto", "on", "off"))
 _THRESHOLD = "_threshold"
 
 
@@ -46,7 +46,7 @@ class NoiseMixin(torch.nn.Module):
 
     @switch.setter
     def switch(self, switch: str) -> None:
-        self._switch = _SWITCH.check(type(self).__name__, "switch", switch)
+        self._switch = SWITCH.check(type(self).__name__, "switch", switch)
 
     @property
     def is_on(self) -> bool:

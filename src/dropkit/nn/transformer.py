@@ -15,10 +15,10 @@ from dropkit.functional.autograd import traced
 from dropkit.functional.inputs import check_masks as check_named_masks
 from dropkit.functional.noise import find_noise
 from dropkit.nn.attention import MultiheadAttention
-from dropkit.nn.attention_inputs import Call, check_masks, check_sizes, check_tensor
+from dropkit.nn.attention_inputs import Call, check_masks, check_sizes, check_tensor, nest_like, pad
 from dropkit.nn.dropout import Dropout
 from dropkit.nn.factory import check_factory
-from dropkit.nn.layer import NoiseMixin, RateMixin, check_bool
+from dropkit.nn.layer import SWITCH, NoiseMixin, RateMixin, check_bool
 from dropkit.nn.variants import variant
 
 __all__ = ["TransformerEncoderLayer"]
@@ -27,6 +27,7 @@ _WHERE = "TransformerEncoderLayer"
 _NAMES = Names(input="src")
 _EPS = Number(0.0, float("inf"), open_low=True, open_high=True)
 _PLACES = ("self_attn", "dropout1", "dropout", "dropout2")  # of dropout, in the order of their fields of noise
+_PAD = "Pad it to one length, and pass src_mask and src_key_padding_mask."
 _FUSED = ((functional.relu, "relu"), (torch.relu, "relu"), (functional.gelu, "gelu"), (functional.silu, "silu"))
 _Key = int | Tensor | None
 
@@ -79,8 +80,8 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
     of attention has field 1, hidden units have field 2, and the output of the feed-forward network has field 3. Masks
     are named like the modules that drop: ``self_attn``, ``dropout1``, ``dropout`` and ``dropout2``, in this order. Axes
     of these masks are batch first, with `batch_first` and without: (batch, heads, queries, keys) for weights, (batch,
-    length, units) for the others. A copy shares the layer's `generator`, so that the
-    layers of an encoder draw other masks.
+    length, units) for the others. A generator that one of these modules has for itself is left alone. A copy shares
+    the layer's `generator`, so that the layers of an encoder draw other masks.
 
     In evaluation PyTorch's own code runs. Its fused kernel gives NaN for a query whose keys are all masked; everywhere
     else such a query gets weights of 0.
@@ -192,6 +193,22 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
     def feedforward_p(self, p: float) -> None:
         self.dropout.p = PROBABILITY.check(_WHERE, "feedforward_p", p)
 
+    @property
+    def switch(self) -> str:
+        """The `switch` of all modules that drop, or ``"mixed"`` where theirs differ; set, it is that of all of them."""
+        found = {module.switch for module in self._switched()}
+        return found.pop() if len(found) == 1 else "mixed"
+
+    @switch.setter
+    def switch(self, switch: str) -> None:
+        checked = SWITCH.check(_WHERE, "switch", switch)
+        for module in self._switched():
+            module.switch = checked
+
+    def _switched(self) -> list[NoiseMixin]:
+        modules = [getattr(self, place) for place in _PLACES]
+        return [module for module in modules if isinstance(module, NoiseMixin)]
+
     def forward(
         self,
         src: Tensor,
@@ -232,12 +249,14 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         is_seen = masks is not None or return_masks
         is_plain = not (self.training or is_seen or self._draws())
         if isinstance(src, Tensor) and src.is_nested:
+            if is_causal:  # which would be ignored
+                raise argument_error(_WHERE, "is_causal", "False where src is nested", is_causal, _PAD)
             if is_plain:
                 return super().forward(src, src_mask, src_key_padding_mask, is_causal)
             padded, is_padding = self._padded(src, src_mask, src_key_padding_mask)
             options: dict[str, Any] = {"key": key, "masks": masks, "return_masks": return_masks, "stream": stream}
             found = self.forward(padded, src_key_padding_mask=is_padding, **options)
-            return (_nested_as(src, found[0]), found[1]) if return_masks else _nested_as(src, found)
+            return (nest_like(src, found[0]), found[1]) if return_masks else nest_like(src, found)
         batch = self._checked(src, src_mask, src_key_padding_mask, is_causal, key, stream)
         if is_plain and not traced():
             return super().forward(src, src_mask, src_key_padding_mask, is_causal)
@@ -340,9 +359,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         if src.layout != torch.strided or not self.self_attn.batch_first:
             rule = "dense, or nested of the strided layout and batch first"
             raise argument_type_error(_WHERE, "src", rule, src.layout)
-        lengths = torch.tensor([part.size(0) for part in src.unbind()], device=src.device)
-        padded = torch.nested.to_padded_tensor(src, 0.0)
-        return padded, torch.arange(padded.size(1), device=src.device) >= lengths[:, None]
+        return pad(src)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "TransformerEncoderLayer":
         memo[id(self.generator)] = self.generator
@@ -360,8 +377,14 @@ def _may_draw(module: torch.nn.Module) -> bool:
 
 def _is_plain(module: torch.nn.Module) -> TypeGuard[Dropout]:
     """Tell whether a module is nothing but dropout of single elements, so that it may be fused."""
-    hooks = module._forward_hooks or module._forward_pre_hooks
-    return type(module) is Dropout and not hooks and not module.broadcast_dims and module.scale_at == "train"
+    is_dropout = type(module) is Dropout and not _has_hooks(module)
+    return is_dropout and not module.broadcast_dims and module.scale_at == "train"
+
+
+def _has_hooks(module: torch.nn.Module) -> bool:
+    """Tell whether something is to happen when a module is called, forward or backward, so that it must be."""
+    forward, backward = module._forward_hooks or module._forward_pre_hooks, module._backward_hooks
+    return bool(forward or backward or module._backward_pre_hooks)
 
 
 def _has_mask(module: torch.nn.Module) -> TypeGuard[MultiheadAttention | Dropout]:
@@ -369,15 +392,9 @@ def _has_mask(module: torch.nn.Module) -> TypeGuard[MultiheadAttention | Dropout
     return isinstance(module, MultiheadAttention | Dropout)
 
 
-def _nested_as(src: Tensor, padded: Tensor) -> Tensor:
-    """Return padded sequences with the lengths of nested ones."""
-    lengths = [part.size(0) for part in src.unbind()]
-    return torch.nested.as_nested_tensor([row[:length] for row, length in zip(padded, lengths, strict=True)])
-
-
 def _fused_name(activation: Any) -> str | None:
     """Return the name of an activation that is fused with dropout."""
-    if isinstance(activation, torch.nn.Module) and (activation._forward_hooks or activation._forward_pre_hooks):
+    if isinstance(activation, torch.nn.Module) and _has_hooks(activation):
         return None
     if type(activation) is torch.nn.GELU:
         return "gelu_tanh" if activation.approximate == "tanh" else "gelu"
