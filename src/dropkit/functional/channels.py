@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dropkit._checks import argument_error, argument_type_error
 from dropkit.functional.address import check_one_draw
-from dropkit.functional.dropout import dropout
+from dropkit.functional.dropout import drop
 from dropkit.functional.overrides import overridable
 
 __all__ = ["check_map", "dropout1d", "dropout2d", "dropout3d", "locked_dropout"]
@@ -254,9 +254,9 @@ def locked_dropout(
             raise argument_error(where, "batch_first", "True where the input is nested", batch_first, remedy)
         check_one_draw(where, key, stream, "batch_first is False")
     shared = (1 if batch_first else 0,) if mask is None else ()
-    return dropout(
-        input, p, training, broadcast_dims=shared, generator=generator, key=key, mask=mask, return_mask=return_mask,
-        stream=stream,
+    return drop(
+        where, input, p, training, broadcast_dims=shared, generator=generator, key=key, mask=mask,
+        return_mask=return_mask, stream=stream,
     )  # fmt: skip
 
 
@@ -264,6 +264,7 @@ def _drop_channels(
     dims: int, input: Tensor, p: float | Tensor, training: bool, inplace: bool, *, mask: Tensor | None, **noise: Any
 ) -> Any:
     """Drop channels of maps with so many dimensions."""
-    check_map(f"dropout{dims}d", "dropout", dims, input)
+    where = f"dropout{dims}d"
+    check_map(where, "dropout", dims, input)
     shared = tuple(range(-dims, 0)) if mask is None else ()
-    return dropout(input, p, training, inplace, broadcast_dims=shared, mask=mask, **noise)
+    return drop(where, input, p, training, inplace, broadcast_dims=shared, mask=mask, **noise)

@@ -17,9 +17,8 @@ from dropkit.kernels import operators
 from dropkit.kernels.portable import select, survivor_scale
 from dropkit.random.layout import Layout, layout
 
-__all__ = ["dropout"]
+__all__ = ["drop", "dropout"]
 
-_WHERE = "dropout"
 _SCALE_AT = Choice(("train", "eval"))
 
 
@@ -122,23 +121,47 @@ def dropout(
             dropout, tensors, input, p, training, inplace, broadcast_dims=broadcast_dims, generator=generator, key=key,
             mask=mask, return_mask=return_mask, stream=stream, offset=offset, full_shape=full_shape, scale_at=scale_at,
         )  # fmt: skip
-    check_input(_WHERE, input, training=training, inplace=inplace, return_mask=return_mask)
-    scaled = _SCALE_AT.check(_WHERE, "scale_at", scale_at) == "train"
-    threshold, streams, keys = check_source(_WHERE, input, p, key, generator, stream)
+    return drop(
+        "dropout", input, p, training, inplace, broadcast_dims=broadcast_dims, generator=generator, key=key, mask=mask,
+        return_mask=return_mask, stream=stream, offset=offset, full_shape=full_shape, scale_at=scale_at,
+    )  # fmt: skip
+
+
+def drop(
+    where: str,
+    input: Tensor,
+    p: float | Tensor,
+    training: bool,
+    inplace: bool = False,
+    *,
+    broadcast_dims: int | Sequence[int] = (),
+    generator: torch.Generator | None = None,
+    key: int | Tensor | None = None,
+    mask: Tensor | None = None,
+    return_mask: bool = False,
+    stream: int | Tensor = 0,
+    offset: Sequence[int] | None = None,
+    full_shape: Sequence[int] | None = None,
+    scale_at: str = "train",
+) -> Any:
+    """Do what `dropout` does, on behalf of a function, whose name stands in messages."""
+    check_input(where, input, training=training, inplace=inplace, return_mask=return_mask)
+    scaled = _SCALE_AT.check(where, "scale_at", scale_at) == "train"
+    threshold, streams, keys = check_source(where, input, p, key, generator, stream)
     address = {"broadcast_dims": broadcast_dims, "stream": stream, "offset": offset, "full_shape": full_shape}
-    check_mask(_WHERE, mask, input, {"key": key, "generator": generator}, address)
+    check_mask(where, mask, input, {"key": key, "generator": generator}, address)
     never = not isinstance(p, Tensor) and p == 0 and mask is None
     identity = never or (scaled and not training)
     if inplace and not identity:
-        check_writable(_WHERE, input)
+        check_writable(where, input)
     if input.is_nested:
         return nested.apply(
-            dropout, input, p, training, identity=identity, key=keys, mask=mask, stream=stream, generator=generator,
+            where, drop, input, p, training, identity=identity, key=keys, mask=mask, stream=stream, generator=generator,
             inplace=inplace, offset=offset, full_shape=full_shape, broadcast_dims=broadcast_dims,
             return_mask=return_mask, scale_at=scale_at,
         )  # fmt: skip
     slices = max(streams.dim(), 0 if keys is None else keys.dim())
-    place = layout(_WHERE, input.shape, broadcast_dims, offset, full_shape, slices)
+    place = layout(where, input.shape, broadcast_dims, offset, full_shape, slices)
 
     keep = mask
     if identity:
@@ -149,7 +172,7 @@ def dropout(
         keep = kept_by(mask, threshold)
         output = select(input, keep, survivor_scale(threshold) if scaled else None, in_place=not traced())
     else:
-        found = (*drawn_address(_WHERE, input, keys, streams, generator), threshold, *_int64(place))
+        found = (*drawn_address(where, input, keys, streams, generator), threshold, *_int64(place))
         output = apply_dropout(input, *found, scaled=scaled)
         keep = operators.keep_mask(*found, input.device) if return_mask else None
     if inplace and not identity:

@@ -15,7 +15,8 @@ _RAGGED = 2**32  # what a ragged axis counts as, so that the longest length of a
 
 
 def apply(
-    dropout: Callable[..., Any],
+    where: str,
+    drop: Callable[..., Any],
     input: Any,
     p: float | Tensor,
     training: bool,
@@ -32,7 +33,7 @@ def apply(
     return_mask: bool,
     scale_at: str,
 ) -> Any:
-    """Apply `dropout` to every constituent of a nested tensor, as an example of the whole batch.
+    """Apply `drop` on behalf of a function to every constituent of a nested tensor, as an example of the whole batch.
 
     Raises:
         ArgumentError: If an axis is none of the tensor's, or `inplace`, `offset` or `full_shape` is asked for.
@@ -44,16 +45,16 @@ def apply(
         ("full_shape", full_shape),
     ):
         if value is not None:
-            raise argument_error("dropout", name, "left out where the input is nested", value)
-    check_axes("dropout", "broadcast_dims", broadcast_dims, input.dim())
+            raise argument_error(where, name, "left out where the input is nested", value)
+    check_axes(where, "broadcast_dims", broadcast_dims, input.dim())
     if input.layout == torch.jagged and input.lengths() is not None:
         remedy = "Call contiguous()."
-        raise argument_type_error("dropout", "input", "a nested tensor without holes", input.layout, remedy)
+        raise argument_type_error(where, "input", "a nested tensor without holes", input.layout, remedy)
     if identity and not return_mask:
         return input
     parts = input.unbind()
     if mask is None and key is None and training and not identity:
-        key = draw_key("dropout", generator, input)
+        key = draw_key(where, generator, input)
     whole = (len(parts), *_lengths(input, parts))
     masks = () if mask is None else mask.unbind()
     results = []
@@ -63,7 +64,7 @@ def apply(
         else:
             source = {"key": _of_slice(key, i), "stream": _of_slice(stream, i), "broadcast_dims": broadcast_dims}
             source |= {"offset": (i, *(0,) * part.dim()), "full_shape": whole}
-        found = dropout(part.unsqueeze(0), _of_slice(p, i), training, return_mask=True, scale_at=scale_at, **source)
+        found = drop(where, part.unsqueeze(0), _of_slice(p, i), training, return_mask=True, scale_at=scale_at, **source)
         results.append([tensor.squeeze(0) for tensor in found])
     output = input if identity else _like(input, [output for output, _ in results])
     return (output, _like(input, [keep for _, keep in results])) if return_mask else output

@@ -9,7 +9,7 @@ from torch import Tensor
 from dropkit._checks import PROBABILITY, Choice, Integer, argument_error, argument_type_error
 from dropkit.functional.address import check_one_draw, check_source
 from dropkit.functional.autograd import traced
-from dropkit.functional.dropout import dropout
+from dropkit.functional.dropout import drop, dropout
 from dropkit.functional.inputs import autocast_dtype, check_input, is_identity, leading
 from dropkit.functional.overrides import overridable
 from dropkit.kernels.portable import survivor_scale
@@ -101,7 +101,7 @@ def _drop(
         check_one_draw(where, noise["key"], noise["stream"], "mode is 'batch'")
     shared = tuple(range(1 if mode == "row" else 0, rank)) if mask is None else ()
     scale_at = "train" if scale_by_keep or not training else "eval"
-    return dropout(input, p, training, broadcast_dims=shared, scale_at=scale_at, mask=mask, **noise)
+    return drop(where, input, p, training, broadcast_dims=shared, scale_at=scale_at, mask=mask, **noise)
 
 
 @overridable

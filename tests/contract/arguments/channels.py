@@ -36,22 +36,22 @@ def sequences() -> Iterator[Wrong]:
         yield Wrong("input", value, ArgumentError, f"of shape {rule}", remedy, shown=(shape,), where="locked_dropout")
 
 
-def forward(shape: tuple[int, ...]) -> Iterator[Wrong]:
+def forward(where: str, shape: tuple[int, ...]) -> Iterator[Wrong]:
     """What the call of a layer shares with that of the function."""
-    for wrong in shaped(shape, called("dropout")):
+    for wrong in shaped(shape, called(where)):
         if wrong.name not in {"offset", "full_shape"}:
             yield wrong
 
 
-def function(shape: tuple[int, ...]) -> Iterator[Wrong]:
-    yield from forward(shape)
+def function(where: str, shape: tuple[int, ...]) -> Iterator[Wrong]:
+    yield from forward(where, shape)
     for wrong in source():
         if wrong.name in {"p", "training", "generator"}:
-            yield wrong._replace(where="dropout")
+            yield wrong
 
 
-def inplace(where: str = "") -> Iterator[Wrong]:
-    yield from (wrong._replace(where=where) for wrong in by_type("inplace", FLAGS, "True or False"))
+def inplace() -> Iterator[Wrong]:
+    yield from by_type("inplace", FLAGS, "True or False")
 
 
 def batch_first() -> Iterator[Wrong]:
@@ -74,14 +74,19 @@ GOOD: dict[str, dict[str, Any]] = {
     "dropkit.nn.LockedDropout.forward": {"self": dropkit.nn.LockedDropout(), "input": torch.ones(SEQUENCES)},
 }
 CASES = {
-    "dropkit.functional.locked_dropout": [*function(SEQUENCES), *sequences(), *batch_first(), *time_first()],
+    "dropkit.functional.locked_dropout": [
+        *function("locked_dropout", SEQUENCES),
+        *sequences(),
+        *batch_first(),
+        *time_first(),
+    ],
     "dropkit.nn.LockedDropout": [*construction(), *batch_first()],
-    "dropkit.nn.LockedDropout.forward": [*forward(SEQUENCES), *sequences()],
+    "dropkit.nn.LockedDropout.forward": [*forward("locked_dropout", SEQUENCES), *sequences()],
 }
 for dims, shape in SHAPES.items():
     layer = getattr(dropkit.nn, f"Dropout{dims}d")
     names = f"dropkit.functional.dropout{dims}d", f"dropkit.nn.Dropout{dims}d", f"dropkit.nn.Dropout{dims}d.forward"
     GOOD |= zip(names, ({"input": torch.ones(shape)}, {}, {"self": layer(), "input": torch.ones(shape)}), strict=True)
-    CASES[names[0]] = [*function(shape), *maps(dims), *inplace("dropout")]
+    CASES[names[0]] = [*function(f"dropout{dims}d", shape), *maps(dims), *inplace()]
     CASES[names[1]] = [*construction(), *inplace()]
-    CASES[names[2]] = [*forward(shape), *maps(dims)]
+    CASES[names[2]] = [*forward(f"dropout{dims}d", shape), *maps(dims)]

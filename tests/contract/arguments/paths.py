@@ -16,7 +16,7 @@ X = torch.ones(2, 3)
 
 
 def forward(where: str) -> Iterator[Wrong]:
-    for wrong in called("dropout"):
+    for wrong in called(where):
         if wrong.name not in {"offset", "full_shape"}:
             yield wrong
     yield Wrong("input", torch.tensor(1.0), ArgumentError, "of one axis or more", shown=((),), where=where)
@@ -31,7 +31,7 @@ def function(where: str) -> Iterator[Wrong]:
     yield from options()
     for wrong in source():
         if wrong.name in {"p", "training", "generator"}:
-            yield wrong._replace(where="dropout")
+            yield wrong._replace(where=where)
 
 
 def skipping() -> Iterator[Wrong]:
@@ -48,7 +48,7 @@ def skipping() -> Iterator[Wrong]:
         elif wrong.name not in {"input", "return_mask"}:
             yield wrong
     rule = "of shape (2, 1), or with length 1 on axes that share"
-    yield Wrong("mask", X > 0, ArgumentError, rule, shown=((2, 3),), where="dropout")
+    yield Wrong("mask", X > 0, ArgumentError, rule, shown=((2, 3),))
     yield from inputs()
     yield from by_type("return_mask", FLAGS, "True or False")
     nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
