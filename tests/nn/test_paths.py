@@ -203,6 +203,15 @@ def test_a_branch_under_autocast_gives_one_type_whatever_is_dropped(kept: bool) 
         assert skip_path(torch.nn.Linear(4, 4), X.float(), 0.5, mask=mask).dtype == torch.bfloat16
 
 
+def test_skipping_keeps_the_memory_format_and_runs_on_meta() -> None:
+    images = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last)
+    mask = torch.tensor([True, False, True, True]).view(4, 1, 1, 1)
+    found = skip_path(torch.tanh, images, 0.5, mask=mask)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(found, drop_path(torch.tanh(images), 0.5, mask=mask))
+    assert skip_path(torch.tanh, torch.ones(4, 3, device="meta"), 0.5, key=KEY).shape == (4, 3)
+
+
 def test_a_batch_that_shares_a_draw_has_one_key() -> None:
     rule = r"drop_path: `key` must be of no axis where mode is 'batch', got \(4,\)"
     with pytest.raises(ArgumentError, match=rule):

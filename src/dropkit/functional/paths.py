@@ -128,7 +128,7 @@ def skip_path(
 
     A branch that mixes slices is another function of fewer of them: batch normalisation in training takes its moments
     over the kept slices, as in a smaller batch, and refuses a single value a channel. Where shapes must not depend on
-    values, in compiled code and under `torch.func`, the branch runs on all slices.
+    values, in compiled code, under `torch.func` and on the device meta, the branch runs on all slices.
 
     Args:
         branch: A function from a tensor to one of the same shape, such as a module.
@@ -176,7 +176,7 @@ def skip_path(
     )  # fmt: skip
     if is_identity(p, training, mask):
         output = _run(branch, input)
-    elif traced():
+    elif traced() or keep.is_meta:
         output = dropout(_run(branch, input), p, mask=keep, scale_at="train" if scale_by_keep else "eval")
     else:
         output = _of_kept(branch, input, keep, p, scale_by_keep)
@@ -193,7 +193,7 @@ def _of_kept(
     if scale_by_keep:
         rates = p.index_select(0, rows) if isinstance(p, Tensor) and p.dim() else p
         found = _scaled(found, rates)
-    return found.new_zeros(input.shape).index_copy_(0, rows, found)
+    return torch.zeros_like(input, dtype=found.dtype).index_copy_(0, rows, found)
 
 
 def _scaled(found: Tensor, p: float | Tensor) -> Tensor:
@@ -206,6 +206,8 @@ def _scaled(found: Tensor, p: float | Tensor) -> Tensor:
 
 def _run(branch: Callable[[Tensor], Tensor], input: Tensor) -> Tensor:
     found = branch(input)
+    if not isinstance(found, Tensor):
+        raise argument_type_error("skip_path", "branch", "a function that returns a torch.Tensor", found)
     if found.shape != input.shape:
         rule = f"a function that keeps the shape {tuple(input.shape)}"
         raise argument_error("skip_path", "branch", rule, tuple(found.shape), "Else use drop_path(branch(input)).")

@@ -40,6 +40,9 @@ def skipping() -> Iterator[Wrong]:
     for branch, shape in ((torch.nn.Linear(3, 4), (2, 4)), (torch.sum, ())):
         keep_all = {"mask": torch.ones(2, 1, dtype=torch.bool)}
         yield Wrong("branch", branch, ArgumentError, rule, remedy, shown=(shape,), beside=keep_all)
+    pair = X, X
+    rule = "a function that returns a torch.Tensor"
+    yield Wrong("branch", lambda x: pair, ArgumentTypeError, rule, shown=(pair,), beside=keep_all)
     for wrong in forward("skip_path"):
         if wrong.name == "input" and isinstance(wrong.value, torch.Tensor) and wrong.value.dim() == 0:
             yield wrong
