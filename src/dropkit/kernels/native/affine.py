@@ -1,7 +1,5 @@
 """Dropout that moves units, on CPU tensors by the compiled kernels; what these do not take is left to portable ones."""
 
-import ctypes
-
 import torch
 from torch import Tensor
 
@@ -10,12 +8,11 @@ from dropkit.kernels.native import operations as native
 from dropkit.kernels.native.division import divide
 from dropkit.kernels.native.library import library
 from dropkit.kernels.native.operations import TYPES
+from dropkit.kernels.native.packing import MAP
 from dropkit.kernels.native.strided import MemoryAxes
 from dropkit.random.layout import Layout
 
 __all__ = ["affine_dropout"]
-
-_Map = ctypes.c_double * 3
 
 
 def affine_dropout(
@@ -43,7 +40,7 @@ def affine_dropout(
         return output
 
     def apply(index: tuple[int, ...], places: tuple[int, ...], axes: MemoryAxes) -> None:
-        of_one = _Map(*(float(value[index] if value.numel() > 1 else value) for value in numbers))
+        of_one = MAP(*(float(value[index] if value.numel() > 1 else value) for value in numbers))
         found.affine_by_bits(TYPES[input.dtype], *places, of_one, len(axes), *axes)
 
     spread = native.spread_bits(found, division, input, key, stream, threshold, apply)

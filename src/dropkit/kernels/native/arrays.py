@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from dropkit import random
 from dropkit.kernels.native.library import Library, library
-from dropkit.kernels.native.packing import packed_place
+from dropkit.kernels.native.packing import packed_place, packed_words
 from dropkit.random.layout import check_addressable
 
 __all__ = ["apply_mask", "keep_mask"]
@@ -58,9 +58,7 @@ def apply_mask(values: npt.NDArray[Any], mask: npt.NDArray[np.bool_], threshold:
     kept = np.ascontiguousarray(mask if is_row_major else mask.T)
     if values.dtype != part:  # both parts of a complex number share its bit
         kept = (kept.view(np.uint8) * np.uint16(0x0101)).view(np.bool_)
-    words = np.zeros(kept.size + 63 >> 6, "<u8")
-    words.view(np.uint8)[: kept.size + 7 >> 3] = np.packbits(kept, bitorder="little")
-    words = words.astype(np.uint64, copy=False)
+    words = packed_words(kept)
     places = values.ctypes.data, out.ctypes.data, words.ctypes.data
     native.apply_bits(_TYPES[part], *places, kept.size, threshold, 1)
     return out

@@ -1,17 +1,13 @@
 """A mask that is there already, applied by the compiled kernels in one pass over memory."""
 
-import ctypes
-
-import numpy as np
 import torch
 from torch import Tensor
 
 from dropkit.kernels.native.operations import TYPES, serving
+from dropkit.kernels.native.packing import MAP, packed_words
 from dropkit.kernels.native.strided import bit_steps, memory_axes
 
 __all__ = ["apply_mask_plain"]
-
-_Map = ctypes.c_double * 3
 
 
 def apply_mask_plain(input: Tensor, keep: Tensor, scale: float) -> Tensor:
@@ -23,12 +19,10 @@ def apply_mask_plain(input: Tensor, keep: Tensor, scale: float) -> Tensor:
         scale: The factor.
     """
     output = torch.empty_like(input)
-    words = np.zeros(keep.numel() + 63 >> 6, np.uint64)
-    bits = np.packbits(keep.contiguous().view(-1).numpy(), bitorder="little")
-    words.view(np.uint8)[: len(bits)] = bits
+    words = packed_words(keep.contiguous().numpy())
     axes = memory_axes(output, bit_steps(keep.shape))
     assert axes is not None  # noqa: S101  # what the kernels take has no gaps
     places = input.data_ptr(), output.data_ptr(), words.ctypes.data, 0
-    affine = _Map(scale, -0.0, 0.0)  # to add -0 changes no number
+    affine = MAP(scale, -0.0, 0.0)  # to add -0 changes no number
     serving().affine_by_bits(TYPES[input.dtype], *places, affine, len(axes), *axes)
     return output

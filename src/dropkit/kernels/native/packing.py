@@ -1,11 +1,15 @@
-"""Calls of the library, packed: the numbers that it reads of one slice, for PyTorch and NumPy alike."""
+"""Calls of the library, packed: the numbers that it reads of one slice, and masks, for PyTorch and NumPy alike."""
 
 import ctypes
 from typing import Any
 
-__all__ = ["PACKED", "int64", "packed_place"]
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["MAP", "PACKED", "int64", "packed_place", "packed_words"]
 
 PACKED = ctypes.c_int64 * 16
+MAP = ctypes.c_double * 3  # what is kept is scaled and shifted by, and what is dropped becomes
 
 
 def packed_place(slices: int, rows: int, columns: int, key: int, threshold: int) -> Any:
@@ -27,3 +31,10 @@ def packed_place(slices: int, rows: int, columns: int, key: int, threshold: int)
 def int64(value: int) -> int:
     """Return the int64 of the same low 64 bits."""
     return (value + 2**63) % 2**64 - 2**63
+
+
+def packed_words(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint64]:
+    """Return a contiguous mask, a bit an element from the lowest on, in words of 64 of this machine's byte order."""
+    words = np.zeros(mask.size + 63 >> 6, "<u8")
+    words.view(np.uint8)[: mask.size + 7 >> 3] = np.packbits(mask, bitorder="little")
+    return words.astype(np.uint64, copy=False)
