@@ -47,6 +47,16 @@ def test_every_formula_is_shown_without_a_script(site: Path, name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
+def test_links_of_the_pages_of_variants_lead_to_entries(site: Path, name: str) -> None:
+    page = (site / "variants" / f"{name}.html").read_text(encoding="utf-8")
+    links = re.findall(r'href="\.\./(api/\w+\.html)#(dropkit[\w.]+)"', page)
+    assert ("api/nn.html", f"dropkit.nn.{name}") in links
+    for file, place in links:
+        assert f'id="{place}"' in (site / file).read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [name for name in dropkit.__all__ if not name.startswith("_")])
 def test_every_public_name_has_an_entry(documented: set[str], module: str) -> None:
     package = importlib.import_module(f"dropkit.{module}")

@@ -7,6 +7,7 @@ import torch
 
 from dropkit import random
 from dropkit.nn.variants import VARIANTS
+from dropkit.study.methods.variants import methods
 from tools.variant_pages import FOLDER, KEY, pages, pictures
 
 PAGES = pages()
@@ -35,6 +36,20 @@ def test_a_page_says_all_that_the_row_says(name: str) -> None:
     drawn = [file for file in PAGES if re.fullmatch(rf"{name}(-\d)?\.svg", file)]
     assert drawn == re.findall(r"!\[.*\]\((.*)\)", page)
     assert drawn
+
+
+def test_a_page_names_the_method_of_a_study_by_the_studys_own_name() -> None:
+    said = {row: re.findall(r"`dropkit study --methods (\w+)`", PAGES[f"{row}.md"]) for row in VARIANTS}
+    assert {row: names for row, names in said.items() if names} == {
+        method.recipe(0.5).variant: [name] for name, method in methods().items()
+    }
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_page_names_the_function_of_its_layer(name: str) -> None:
+    function = VARIANTS[name].function
+    said = re.findall(r"\[`dropkit\.functional\.(\w+)`\]", PAGES[f"{name}.md"])
+    assert said == ([function.__name__] if function is not None else [])
 
 
 def cells(picture: str) -> set[tuple[int, int]]:

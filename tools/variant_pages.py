@@ -14,7 +14,7 @@ from torch import Tensor
 
 import dropkit.nn  # fills the registry  # noqa: F401
 from dropkit.nn.variants import FAMILIES, VARIANTS, Variant, ordered
-from dropkit.study.methods import METHODS
+from dropkit.study.methods.variants import methods
 
 __all__ = ["FOLDER", "KEY", "Picture", "pages", "pictures"]
 
@@ -78,9 +78,11 @@ def _page(row: Variant, drawn: Mapping[str, Picture]) -> str:
 
 def _elsewhere(row: Variant) -> list[str]:
     found = [f"Arguments, errors and examples: [`dropkit.nn.{row.name}`](../api/nn.md#dropkit.nn.{row.name})."]
-    name = row.function.__name__ if row.function is not None else ""
-    if name in METHODS:
-        found.append(f"A study compares it: `dropkit study --methods {name}`.")
+    if row.function is not None:
+        name, file = row.function.__name__, row.function.__module__
+        place = f"{file}.{name}" if file.endswith(f".{name}") else f"dropkit.functional.{name}"  # of its entry
+        found.append(f"As a function: [`dropkit.functional.{name}`](../api/functional.md#{place}).")
+    found += [f"A study compares it: `dropkit study --methods {name}`." for name in methods({row.name: row})]
     return found
 
 

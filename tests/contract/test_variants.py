@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
+from torch.overrides import TorchFunctionMode
 
 import dropkit
 from dropkit import random
@@ -17,6 +18,7 @@ from dropkit.nn.variants import VARIANTS, Variant
 from tests.helpers.contract import CHECKS
 
 KEY = 0x720F_0000_1234_5678
+FUNCTIONS = {getattr(dropkit.functional, name) for name in dropkit.functional.__all__}
 LAYERS = {name: row for name, row in VARIANTS.items() if row.is_layer}
 BERNOULLI = {name: row for name, row in LAYERS.items() if row.noise == "Bernoulli"}
 INVERTED = {name: row for name, row in LAYERS.items() if row.is_inverted_bernoulli and row.acts_on == "activations"}
@@ -63,6 +65,30 @@ def test_every_layer_is_in_the_registry() -> None:
     public = {name for name in dropkit.nn.__all__ if isinstance(getattr(dropkit.nn, name), type)}
     aliases = {alias for row in VARIANTS.values() for alias in row.aliases}
     assert public - aliases == set(VARIANTS)
+
+
+class Called(TorchFunctionMode):
+    """Notes the functions of `dropkit.functional` that layers call, without those that these call in turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.functions: set[Any] = set()
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in FUNCTIONS:
+            self.functions.add(function)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_row_names_the_one_function_that_its_layer_calls(name: str) -> None:
+    row = VARIANTS[name]
+    dtype = torch.int64 if issubclass(row.layer, torch.nn.Embedding) else torch.float32
+    layer = built(row, dtype=torch.float32)
+    options = {"need_weights": False} if isinstance(layer, torch.nn.MultiheadAttention) else {}  # as in a transformer
+    with Called() as called:
+        layer(*(torch.ones(shape, dtype=dtype) for shape in row.inputs), **options)
+    assert called.functions == {row.function} or (row.function is None and len(called.functions) != 1)
 
 
 @pytest.mark.parametrize("check", CHECKS)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dropkit import study
 from dropkit.errors import ArgumentError
-from dropkit.functional import dropout
+from dropkit.functional import drop_connect, dropout
 from dropkit.nn import variants as registry
 from dropkit.nn.variants import VARIANTS
 from dropkit.study import BUDGETS, METHODS, Budget, Dataset
@@ -41,7 +41,8 @@ def new_row(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_rows_that_fit_are_methods_by_their_names() -> None:
-    assert {"dropout", "gaussian_dropout", "alpha_dropout", "weight_drop"} <= FOUND.keys() <= METHODS.keys()
+    assert {"dropout", "gaussian_dropout", "alpha_dropout", "weight_drop"} == FOUND.keys()
+    assert FOUND.keys() <= METHODS.keys()
     assert METHODS["dropout"].recipe(0.5) == Recipe(dropout=0.5), "the study's own stays"
     for name, method in FOUND.items():
         row = VARIANTS[method.recipe(0.5).variant]
@@ -58,7 +59,14 @@ def test_a_new_row_is_a_method_with_its_rates_first(new_row: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"function": None}, {"acts_on": "states"}, {"evaluation": "scaled"}, {"takes_any_shape": False}]
+    "change",
+    [
+        {"function": None},
+        {"function": drop_connect},
+        {"acts_on": "states"},
+        {"evaluation": "scaled"},
+        {"takes_any_shape": False},
+    ],
 )
 def test_a_row_that_does_not_fit_is_none(change: dict[str, Any]) -> None:
     row = replace(VARIANTS["Dropout"], inputs=((2, 3, 4, 5),))

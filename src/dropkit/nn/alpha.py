@@ -119,6 +119,7 @@ class AlphaDropout(_FixedPointMixin, torch.nn.AlphaDropout):
     use="After SELU in convolutional self-normalising networks, whose neighbouring activations are alike.",
     rates=(0.05, 0.1),
     inputs=((3, 5, 2, 4),),
+    function=feature_alpha_dropout,
 )
 class FeatureAlphaDropout(_FixedPointMixin, torch.nn.FeatureAlphaDropout):
     """Set channels to SELU's negative saturation with probability `p` in training and restore mean and variance.

@@ -40,6 +40,7 @@ _NAMES = Names("query", "dropout", "dropout_key")
     inputs=((2, 5, 8),) * 3,
     example=lambda p: MultiheadAttention(8, 2, p, batch_first=True),
     is_layer=False,
+    function=scaled_dot_product_attention,
 )
 class MultiheadAttention(RateMixin, torch.nn.MultiheadAttention):
     """Attend with several heads, and in training drop each attention weight with probability `dropout`.

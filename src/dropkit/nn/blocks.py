@@ -61,6 +61,7 @@ class _DropBlockNd(MaskMixin):
     use="After convolutions over time.",
     inputs=((3, 4, 12),),
     example=lambda p: DropBlock1d(p, block_size=3),
+    function=drop_block1d,
     **_ROW,
 )
 class DropBlock1d(_DropBlockNd):
@@ -102,6 +103,7 @@ class DropBlock1d(_DropBlockNd):
     use="After convolutions of the later groups of a network for images, and in their shortcuts.",
     inputs=((3, 2, 6, 7),),
     example=lambda p: DropBlock2d(p, block_size=3),
+    function=drop_block2d,
     **_ROW,
 )
 class DropBlock2d(_DropBlockNd):
@@ -144,6 +146,7 @@ class DropBlock2d(_DropBlockNd):
     use="After convolutions over volumes or films.",
     inputs=((2, 2, 4, 5, 4),),
     example=lambda p: DropBlock3d(p, block_size=3),
+    function=drop_block3d,
     **_ROW,
 )
 class DropBlock3d(_DropBlockNd):

@@ -52,6 +52,7 @@ class _DropoutNd(MaskMixin):
     title="channel dropout of sequences",
     use="Between convolutions over time, where neighbouring steps are so alike that single ones are not missed.",
     inputs=((4, 6, 5),),
+    function=dropout1d,
     **_ROW,
 )
 class Dropout1d(_DropoutNd, torch.nn.Dropout1d):
@@ -87,6 +88,7 @@ class Dropout1d(_DropoutNd, torch.nn.Dropout1d):
     title="channel dropout of images",
     use="Between convolutions over images, where neighbouring pixels are so alike that single ones are not missed.",
     inputs=((3, 4, 3, 5),),
+    function=dropout2d,
     **_ROW,
 )
 class Dropout2d(_DropoutNd, torch.nn.Dropout2d):
@@ -121,6 +123,7 @@ class Dropout2d(_DropoutNd, torch.nn.Dropout2d):
     title="channel dropout of volumes",
     use="Between convolutions over volumes or films, where neighbouring voxels are alike.",
     inputs=((3, 4, 2, 3, 2),),
+    function=dropout3d,
     **_ROW,
 )
 class Dropout3d(_DropoutNd, torch.nn.Dropout3d):

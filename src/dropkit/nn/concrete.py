@@ -45,6 +45,7 @@ _FEATURES = Integer(1, 2**31 - 1, "[1, 2**31)")
     inputs=((4, 6),),
     example=lambda p: ConcreteDropout(torch.nn.Linear(6, 3), p),
     is_layer=False,
+    function=concrete_dropout,
 )
 class ConcreteDropout(LearnedMixin):
     """Drop the inputs of a layer at a rate that is learned, by a relaxed mask; the layer alone in evaluation.

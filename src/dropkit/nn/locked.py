@@ -26,6 +26,7 @@ __all__ = ["LockedDropout"]
     use="On the inputs and outputs of recurrent layers, and between them.",
     rates=(0.5, 0.4, 0.2),
     inputs=((3, 5, 4),),
+    function=locked_dropout,
 )
 class LockedDropout(MaskMixin):
     """Zero the same features at all steps of a sequence, with probability `p`, and scale the rest, in training.

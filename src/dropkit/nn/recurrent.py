@@ -23,7 +23,7 @@ __all__ = ["GRU", "LSTM"]
     formula=r"""\begin{aligned}
 (i_t, f_t, o_t, g_t) &= (\sigma, \sigma, \sigma, \tanh)\left(W_x d_x(x_t) + W_h d_h(h_{t-1}) + b\right) \\
 \tilde c_t &= f_t \odot c_{t-1} + i_t \odot d_g(g_t), \quad \tilde h_t = o_t \odot \tanh \tilde c_t \\
-c_t &= m_c \odot \tilde c_t + (1 - m_c) \odot c_{t-1}, \quad h_t = m_h \odot \tilde h_t + (1 - m_h) \odot h_{t-1} \\
+c_t &= z_c \odot \tilde c_t + (1 - z_c) \odot c_{t-1}, \quad h_t = z_h \odot \tilde h_t + (1 - z_h) \odot h_{t-1} \\
 y_t &= d_y(h_t), \quad d_k(v) = \frac{m_k \odot v}{1 - p_k}, \quad m_k \sim \mathrm{Bernoulli}(1 - p_k)
 \end{aligned}""",
     symbol="p for dropout and z for zoneout, the probabilities of dropping and that the old state stays",
@@ -43,7 +43,7 @@ class LSTM(RecurrentBase, torch.nn.LSTM):
     In the formula, which is that of a layer, ``d_x`` is dropout at the rate `input_p`, ``d_h`` at `recurrent_p`,
     ``d_g`` at `update_p`, and ``d_y`` at `output_p` after the last layer and at `dropout` after the others, whose next
     layer reads ``y``; the last ``h`` and ``c`` are the states that are returned. A projection comes before zoneout,
-    whose masks ``m_c`` and ``m_h`` are True where the new value is taken and False where the old one stays, which has
+    whose masks ``z_c`` and ``z_h`` are True where the new value is taken and False where the old one stays, which has
     probability `zoneout_c` or `zoneout_h`; evaluation puts their means in their place.
 
     One schedule over the whole module gives all rates that are not 0 the same value. To move one of them, or each by a
@@ -162,7 +162,7 @@ class LSTM(RecurrentBase, torch.nn.LSTM):
 (r_t, u_t) &= \sigma\left(W_x d_x(x_t) + W_h d_h(h_{t-1}) + b\right) \\
 n_t &= \tanh\left(W_n d_x(x_t) + b_n + r_t \odot (V_n d_h(h_{t-1}) + c_n)\right) \\
 \tilde h_t &= (1 - u_t) \odot d_n(n_t) + u_t \odot h_{t-1} \\
-h_t &= m_h \odot \tilde h_t + (1 - m_h) \odot h_{t-1} \\
+h_t &= z \odot \tilde h_t + (1 - z) \odot h_{t-1} \\
 y_t &= d_y(h_t), \quad d_k(v) = \frac{m_k \odot v}{1 - p_k}, \quad m_k \sim \mathrm{Bernoulli}(1 - p_k)
 \end{aligned}""",
     symbol="p for dropout and z for zoneout, the probabilities of dropping and that the old state stays",
@@ -182,7 +182,7 @@ class GRU(RecurrentBase, torch.nn.GRU):
     In the formula, which is that of a layer, ``d_x`` is dropout at the rate `input_p`, ``d_h`` at `recurrent_p`,
     ``d_n`` at `update_p`, and ``d_y`` at `output_p` after the last layer and at `dropout` after the others, whose next
     layer reads ``y``. The mask of the hidden state acts on what the recurrent weights multiply, inside the product with
-    ``r``; where ``u`` carries the state over it is whole. Zoneout's mask ``m_h`` is True where the new value is taken
+    ``r``; where ``u`` carries the state over it is whole. Zoneout's mask ``z`` is True where the new value is taken
     and False where the old one stays, which has probability `zoneout`; evaluation puts its mean in its place.
 
     Args:

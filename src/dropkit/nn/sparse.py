@@ -90,6 +90,7 @@ _ROW: dict[str, Any] = {
     "symbol": "alpha = p / (1 - p), the variance of a weight over its square",
     "rates": (0.5, 0.95),
     "is_layer": False,
+    "function": local_reparameterisation,
 }
 
 

@@ -58,9 +58,10 @@ class Variant:
         is_layer: Whether it maps a tensor to a tensor, with `key=` and, if Bernoulli, `mask=` and `return_mask=`, so
             that the contract of layers binds it; else its own tests prove it. Default: True.
         takes_any_shape: Whether its input may have any shape. Default: False.
-        function: The stateless form, called as ``function(input, p, training, key=...)`` with one rate and key a slice
-            of axis 0 as well, and with a weight as input where it acts on weights; a study trains models of several
-            rates at once by it. Default: none.
+        function: The one function of `dropkit.functional` that the layer calls, which is its stateless form. A study
+            trains models of several rates at once by it, if it is called as ``function(input, p, training, key=...)``
+            with one rate and key a slice of axis 0 as well, and with a weight as input where it acts on weights.
+            Default: none, or several.
         aliases: Other names under which it is exported.
     """
 

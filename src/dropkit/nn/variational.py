@@ -74,6 +74,7 @@ class _AlphaMixin(LearnedMixin):
     inputs=((4, 6),),
     example=lambda p: VariationalDropout(6, p),
     is_layer=False,
+    function=variational_dropout,
 )
 class VariationalDropout(_AlphaMixin):
     """Multiply activations by Gaussian noise of mean 1 and a learned variance alpha; do nothing in evaluation.
@@ -187,6 +188,7 @@ class VariationalDropout(_AlphaMixin):
     inputs=((4, 6),),
     example=lambda p: VariationalLinear(6, 3, p=p),
     is_layer=False,
+    function=local_reparameterisation,
 )
 class VariationalLinear(_AlphaMixin, torch.nn.Linear):
     """A linear layer whose weights have independent Gaussian noise of a learned relative variance alpha.

@@ -31,6 +31,7 @@ __all__ = ["EmbeddingDropout", "WordDropout"]
     use="On the tokens, or their embeddings, that a text classifier or a decoder reads.",
     rates=(0.3, 0.25),
     inputs=((2, 5, 3),),
+    function=word_dropout,
 )
 class WordDropout(MaskMixin):
     """Replace each token by an unknown word with probability `p`, or zero its whole embedding, in training.
@@ -106,6 +107,7 @@ class WordDropout(MaskMixin):
     dtype=torch.int64,
     example=lambda p: EmbeddingDropout(7, 4, p=p),
     is_layer=False,
+    function=embedding_dropout,
 )
 class EmbeddingDropout(RateMixin, torch.nn.Embedding):
     """Look words up in an embedding table of which each row, a word type, is dropped with probability `p` in training.

@@ -27,6 +27,7 @@ __all__ = ["Zoneout"]
     rates=(0.15, 0.05, 0.5),
     inputs=((4, 6), (4, 6)),
     takes_any_shape=True,
+    function=zoneout,
 )
 class Zoneout(RateMixin):
     """Leave each unit at its old state with probability `p` in training, and mix both states by `p` in evaluation.

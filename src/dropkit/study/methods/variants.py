@@ -1,10 +1,12 @@
 """The rows of the registry of layers that fit the network of a study, as methods: a new row needs no code here.
 
-A row fits whose function acts on a matrix of rows and hidden units and does nothing in evaluation, or acts on weights.
+A row fits whose function takes a tensor and a rate and acts on a matrix of rows and hidden units, doing nothing in
+evaluation, or on weights.
 On units it acts where dropout does, behind every hidden layer; on weights, on those that lead into hidden layers. Its
 mask or noise has dropout's address.
 """
 
+import inspect
 import re
 from collections.abc import Mapping
 
@@ -25,10 +27,17 @@ def methods(rows: Mapping[str, Variant] = VARIANTS) -> dict[str, Method]:
     """Return a method for each row that fits, by its name: that of the class, as a function's is written."""
     found = {}
     for row in rows.values():
-        if row.function is not None and (row.acts_on == "weights" or _fits_units(row)):
+        if _takes_a_rate(row) and (row.acts_on == "weights" or _fits_units(row)):
             name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", row.name).lower()
             found[name] = _method(row, name)
     return found
+
+
+def _takes_a_rate(row: Variant) -> bool:
+    """Tell whether a row's function is called with a tensor and a rate, and needs no weights or learned rates."""
+    if row.function is None:
+        return False
+    return [*inspect.signature(row.function).parameters][:3] == ["input", "p", "training"]
 
 
 def _fits_units(row: Variant) -> bool:
