@@ -99,6 +99,10 @@ def by_hand(
     gates = 4 if layer.mode == "LSTM" else 3
     steps, size = len(x), layer.hidden_size
 
+    def entering(name: str, gate: int, value: Tensor, p: float) -> Tensor:
+        mask = masks.get(name + suffix)
+        return value if mask is None else torch.where(mask[:, min(gate, mask.shape[1] - 1)], value * scale(p), 0.0)
+
     def times(name: str, step: int, value: Tensor, p: float) -> Tensor:
         if name + suffix not in masks:
             return value
@@ -110,15 +114,12 @@ def by_hand(
 
     outputs = []
     for step in range(steps):
-        now = times("input", step, x[step], layer.input_p)
         h = states[0]
         a, b = [], []
         for gate in range(gates):
             rows = slice(gate * size, (gate + 1) * size)
-            state = h
-            if "recurrent" + suffix in masks:
-                mask = masks["recurrent" + suffix]
-                state = torch.where(mask[:, min(gate, mask.shape[1] - 1)], h * scale(layer.recurrent_p), 0.0)
+            now = entering("input", gate, x[step], layer.input_p)
+            state = entering("recurrent", gate, h, layer.recurrent_p)
             a.append(now @ weight_ih[rows].T + (0 if bias_ih is None else bias_ih[rows]))
             b.append(state @ weight_hh[rows].T + (0 if bias_hh is None else bias_hh[rows]))
         if layer.mode == "LSTM":

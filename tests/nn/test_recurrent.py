@@ -144,7 +144,7 @@ def test_one_mask_for_all_steps_and_another_for_each_example(kind: str) -> None:
     gates = 4 if kind == "LSTM" else 3
     for name in ("input_l0", "recurrent_l0", "update_l0", "output"):
         mask = masks[name]
-        assert mask.shape[1] == (gates if name == "recurrent_l0" else 1), name
+        assert mask.shape[1] == (gates if name in {"input_l0", "recurrent_l0"} else 1), name
         assert not torch.equal(mask[0], mask[1]), name
         assert mask.shape[1] == 1 or not torch.equal(mask[:, 0], mask[:, 1])
     layer.update_mask = "step"
@@ -154,7 +154,7 @@ def test_one_mask_for_all_steps_and_another_for_each_example(kind: str) -> None:
         assert not torch.equal(masks[name][:, 0], masks[name][:, 1])
 
 
-@pytest.mark.parametrize("form", ["plain", "both ways", "batch first"])
+@pytest.mark.parametrize("form", ["plain", "both ways", "batch first", "untied"])
 @pytest.mark.parametrize("kind", BOTH)
 def test_packed_sequences_are_padded_ones_example_by_example(kind: str, form: str) -> None:
     layer = noisy(kind, form)

@@ -99,6 +99,7 @@ def run_network(
     weights: Sequence[Sequence[Weights]],
     masks: Mapping[str, tuple[Tensor, Tensor]],
     training: bool,
+    tied: bool,
 ) -> tuple[Tensor, States]:
     """Run all layers and directions; return the last layer's outputs, time-major or packed, and all last states.
 
@@ -109,8 +110,9 @@ def run_network(
         weights: Parameters by layer and direction.
         masks: Masks with the thresholds of their rates, by name; batch-first.
         training: Whether masks are applied; if not, zoneout takes its expectation, and nothing else drops.
+        tied: Whether axis 1 of an input's mask is time; if not, it is gates.
     """
-    noise = _Noise(masks, training, sequences)
+    noise = _Noise(masks, training, sequences, tied)
     x, dtype = sequences.x, autocast_dtype(sequences.x)
     if dtype is not None:
         with torch.autocast(x.device.type, enabled=False):
@@ -126,17 +128,32 @@ def _run_layers(
 ) -> tuple[Tensor, States]:
     last: list[States] = []
     for layer, directions in enumerate(weights):
-        x = noise.drop(x, label("input", layer))
+        by_gate = noise.of_gates(label("input", layer))
+        x = x if by_gate is not None else noise.drop(x, label("input", layer))
         outputs = []
         for direction, own in enumerate(directions):
             first = tuple(state[layer * len(directions) + direction] for state in states)
             found = noise.of_cell(kind, layer, direction)
-            output, final = _run_layer(kind, x, first, own, found, bool(direction))
+            into = (x, own) if by_gate is None else _by_gate(x, own, by_gate)
+            output, final = _run_layer(kind, into[0], first, into[1], found, bool(direction))
             outputs.append(output)
             last.append(final)
         x = torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0]
         x = noise.drop(x, label("dropout", layer))
     return noise.drop(x, "output"), tuple(torch.stack(state) for state in zip(*last, strict=True))
+
+
+def _by_gate(x: Tensor, weights: Weights, kept: Kept) -> tuple[Tensor, Weights]:
+    """Return what the input, dropped out for each gate by a mask of its own, gives the gates, and the other weights."""
+    gates = kept.mask.shape[1]
+    dropped = _drop(x.unsqueeze(2).expand(-1, -1, gates, -1), kept)
+    weight: Any = weights.ih
+    product = torch.einsum("sbgf,guf->sbgu", dropped, weight.unflatten(0, (gates, -1)))
+    return product.flatten(2), weights._replace(ih=None)
+
+
+def _drop(x: Tensor, kept: Kept) -> Tensor:
+    return drop(x, kept) if is_plain(x) else kept.drop(x)
 
 
 def _run_layer(
@@ -151,8 +168,10 @@ def _run_layer(
 class _Noise:
     """All noise of a network, by name, in the order of its sequences."""
 
-    def __init__(self, masks: Mapping[str, tuple[Tensor, Tensor]], training: bool, sequences: Sequences) -> None:
-        self.masks, self.training, self.sequences = masks, training, sequences
+    def __init__(
+        self, masks: Mapping[str, tuple[Tensor, Tensor]], training: bool, sequences: Sequences, tied: bool
+    ) -> None:
+        self.masks, self.training, self.sequences, self.tied = masks, training, sequences, tied
 
     def _kept(self, name: str, *, by_time: bool = True) -> Kept | None:
         if name not in self.masks or not self.training:
@@ -171,9 +190,12 @@ class _Noise:
 
     def drop(self, x: Tensor, name: str) -> Tensor:
         kept = self._kept(name)
-        if kept is None:
-            return x
-        return drop(x, kept) if is_plain(x) else kept.drop(x)
+        return x if kept is None else _drop(x, kept)
+
+    def of_gates(self, name: str) -> Kept | None:
+        """Return what gates keep of an input each by a mask of its own, or None where one mask serves them all."""
+        kept = None if self.tied else self._kept(name, by_time=False)
+        return kept if kept is not None and kept.mask.shape[1] > 1 else None
 
     def of_cell(self, kind: Kind, layer: int, direction: int) -> CellNoise:
         return CellNoise(

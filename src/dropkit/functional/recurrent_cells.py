@@ -5,7 +5,7 @@ against. Sequences are time-major; masks are True where a value is kept.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -63,9 +63,9 @@ class CellNoise(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """The parameters of one layer and direction, named as PyTorch names them."""
+    """The parameters of one layer and direction, named as PyTorch names them; without `ih` the input is its product."""
 
-    ih: Tensor
+    ih: Tensor | None
     hh: Tensor
     bias_ih: Tensor | None
     bias_hh: Tensor | None
@@ -73,8 +73,8 @@ class Weights(NamedTuple):
 
     def to(self, dtype: torch.dtype) -> "Weights":
         """Return them in another type."""
-        others = (weight if weight is None else weight.to(dtype) for weight in self[2:])
-        return Weights(self.ih.to(dtype), self.hh.to(dtype), *others)
+        found: list[Any] = [weight if weight is None else weight.to(dtype) for weight in self]
+        return Weights(*found)
 
 
 States = tuple[Tensor, ...]
@@ -113,7 +113,10 @@ def run_cell(
         noise: The noise.
         reverse: Whether to begin at the end.
     """
-    from_input = F.linear(x, weights.ih, weights.bias_ih)
+    if weights.ih is not None:
+        from_input = F.linear(x, weights.ih, weights.bias_ih)
+    else:
+        from_input = x if weights.bias_ih is None else x + weights.bias_ih
     steps = len(x)
     outputs = []
     for step in reversed(range(steps)) if reverse else range(steps):

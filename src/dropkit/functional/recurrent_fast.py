@@ -25,6 +25,8 @@ __all__ = [
     "fits",
     "grads_by_autograd",
     "in_order",
+    "input_gradients",
+    "input_product",
     "integers",
     "is_plain",
     "order",
@@ -196,6 +198,19 @@ class HiddenProduct:
         if self.gates == 1:
             return (flat.t() @ kept[0]).mul_(self.scale)
         return torch.bmm(flat.unflatten(1, (self.gates, -1)).permute(1, 2, 0), kept).flatten(0, 1).mul_(self.scale)
+
+
+def input_product(x: Tensor, weight: Tensor | None) -> Tensor:
+    """Return the product of the inputs of all steps with the weights of all gates, to be changed in place."""
+    return x.flatten(0, 1).clone() if weight is None else x.flatten(0, 1) @ weight.t()
+
+
+def input_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor | None, wants_x: bool, wants_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients of the inputs and of the weights that are wanted from that of their product."""
+    of_x = (grad if weight is None else grad @ weight).view_as(x) if wants_x else None
+    return of_x, grad.t() @ x.flatten(0, 1) if wants_weight else None
 
 
 def grads_by_autograd(

@@ -13,6 +13,8 @@ from dropkit.functional.recurrent_fast import (
     Update,
     grads_by_autograd,
     in_order,
+    input_gradients,
+    input_product,
     integers,
     order,
     settle,
@@ -30,7 +32,7 @@ class FastGRU(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         h: Tensor,
-        weight_ih: Tensor,
+        weight_ih: Tensor | None,
         weight_hh: Tensor,
         bias_ih: Tensor | None,
         bias_hh: Tensor | None,
@@ -40,7 +42,7 @@ class FastGRU(torch.autograd.Function):
         """Run the layer."""
         inputs = x, h, weight_ih, weight_hh, bias_ih, bias_hh
         steps, batch, size = *x.shape[:2], h.shape[1]
-        flat = x.flatten(0, 1) @ weight_ih.t()
+        flat = input_product(x, weight_ih)
         flat = flat if bias_ih is None else flat.add_(bias_ih)
         gates = flat.view(steps, batch, 3, size)
         hidden = torch.zeros_like(flat) if bias_hh is None else bias_hh.repeat(steps * batch, 1)
@@ -106,10 +108,11 @@ class FastGRU(torch.autograd.Function):
         bias_gradient = of_hidden.sum((0, 1)) if wants[5] else None
         dhidden[:, :, 2] = dn_all
         flat = dhidden.view(steps * batch, -1)
+        of_x, of_weight_ih = input_gradients(flat, x, weight_ih, wants[0], wants[2])
         return (
-            (flat @ weight_ih).view_as(x) if wants[0] else None,
+            of_x,
             dh.value,
-            flat.t() @ x.flatten(0, 1) if wants[2] else None,
+            of_weight_ih,
             weight_gradient,
             flat.sum(0) if wants[4] else None,
             bias_gradient,

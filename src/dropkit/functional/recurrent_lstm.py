@@ -13,6 +13,8 @@ from dropkit.functional.recurrent_fast import (
     Update,
     grads_by_autograd,
     in_order,
+    input_gradients,
+    input_product,
     integers,
     order,
     settle,
@@ -31,7 +33,7 @@ class FastLSTM(torch.autograd.Function):
         x: Tensor,
         h: Tensor,
         c: Tensor,
-        weight_ih: Tensor,
+        weight_ih: Tensor | None,
         weight_hh: Tensor,
         bias_ih: Tensor | None,
         bias_hh: Tensor | None,
@@ -41,7 +43,7 @@ class FastLSTM(torch.autograd.Function):
         """Run the layer."""
         inputs = x, h, c, weight_ih, weight_hh, bias_ih, bias_hh
         steps, batch, size = *x.shape[:2], h.shape[1]
-        flat = x.flatten(0, 1) @ weight_ih.t()
+        flat = input_product(x, weight_ih)
         if bias_ih is not None and bias_hh is not None:
             flat += bias_ih + bias_hh
         gates = flat.view(steps, batch, 4, size)
@@ -120,11 +122,12 @@ class FastLSTM(torch.autograd.Function):
         flat = dgates.flatten(0, 1)
         wants = ctx.needs_input_grad
         bias = flat.sum(0) if bias_ih is not None and (wants[5] or wants[6]) else None
+        of_x, of_weight_ih = input_gradients(flat, x, weight_ih, wants[0], wants[3])
         return (
-            (flat @ weight_ih).view_as(x) if wants[0] else None,
+            of_x,
             dh.value,
             dc.value,
-            flat.t() @ x.flatten(0, 1) if wants[3] else None,
+            of_weight_ih,
             product.weight_gradient(dgates, hs[before]) if wants[4] else None,
             bias,
             bias,

@@ -59,7 +59,7 @@ class LSTM(RecurrentBase, torch.nn.LSTM):
     the size of its batch nor on the length of the longest sequence in it. Masks are named like parameters:
     ``input_l0``, ``recurrent_l0_reverse``, ``update_l1``, ``zoneout_c_l0``, ``zoneout_h_l0``, ``dropout_l0`` (after
     layer 0) and ``output``. They are batch-first: (batch, steps, units), with length 1 where steps share a draw; those
-    of the recurrent connection are (batch, 1 or 4 gates, units).
+    of inputs and recurrent connections are (batch, 1 or 4 gates, units).
 
     Args:
         input_size: Number of features of the input.
@@ -83,7 +83,7 @@ class LSTM(RecurrentBase, torch.nn.LSTM):
         update_p: Probability of dropping a unit of the candidate ``g``, which is added to the memory. Default: 0.
         zoneout_c: Probability that a unit of the cell state stays at its old value at a step. Default: 0.
         zoneout_h: Probability that a unit of the hidden state stays at its old value at a step. Default: 0.
-        tied: Whether all gates share the mask of `recurrent_p`. Default: True.
+        tied: Whether all gates share the masks of `input_p` and `recurrent_p`; if not, each has its own. Default: True.
         update_mask: ``"step"`` draws masks of `update_p` at each step anew, ``"sequence"`` once. Default: ``"step"``.
         generator: Where keys are drawn, as for `dropkit.nn.Dropout`. Default: PyTorch's own generator.
 
@@ -204,7 +204,7 @@ class GRU(RecurrentBase, torch.nn.GRU):
             returned states stay whole. Default: 0.
         update_p: Probability of dropping a unit of the candidate ``n``. Default: 0.
         zoneout: Probability that a unit of the hidden state stays at its old value at a step. Default: 0.
-        tied: Whether all gates share the mask of `recurrent_p`. Default: True.
+        tied: Whether all gates share the masks of `input_p` and `recurrent_p`; if not, each has its own. Default: True.
         update_mask: ``"step"`` draws masks of `update_p` at each step anew, ``"sequence"`` once. Default: ``"step"``.
         generator: Where keys are drawn, as for `dropkit.nn.Dropout`. Default: PyTorch's own generator.
 

@@ -116,7 +116,7 @@ class RecurrentBase(NoiseMixin, RatesMixin, torch.nn.RNNBase):
         check_masks(where, given, shapes, sequences.x.device)
         found = find_masks(where, sites, given, sequences.x.transpose(0, 1), self.is_on, key, self._source(key), stream)
         if any(self.is_on or name.startswith("zoneout") for name in found):
-            x, last = run_network(self._kind, sequences, states, self._weights(), found, self.is_on)
+            x, last = run_network(self._kind, sequences, states, self._weights(), found, self.is_on, self.tied)
         else:
             x, last = self._run_plain(input, sequences, states)
         result = self._close(x, input), self._close_states(last, input)
@@ -180,13 +180,14 @@ class RecurrentBase(NoiseMixin, RatesMixin, torch.nn.RNNBase):
             name = kind if kind == "output" else label(kind, layer, direction)
             rate = rates[kind if kind in rates else f"{kind}_p"]
             field = 1 + _FIELDS[kind] + 8 * (direction + 2 * layer)
-            most = gates if kind == "recurrent" else steps
+            most = gates if kind == "recurrent" or (kind == "input" and not self.tied) else steps
             sites.append(Site(name, rate, field, (batch, length, units), most, is_ragged))
 
+        gate_masks = 1 if self.tied else gates
         for layer in range(self.num_layers):
-            add("input", layer, 0, directions * hidden if layer else self.input_size, 1)
+            add("input", layer, 0, directions * hidden if layer else self.input_size, gate_masks)
             for direction in range(directions):
-                add("recurrent", layer, direction, hidden, 1 if self.tied else gates)
+                add("recurrent", layer, direction, hidden, gate_masks)
                 by_step = self.update_mask == "step"
                 add("update", layer, direction, self.hidden_size, steps if by_step else 1, by_step)
                 for zone in reversed(self._kind.zones):
