@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.command import call
-from tests.helpers.studies import single_thread
+from tests.helpers.threads import single_thread
 
 ROWS = 120
 NOISE = np.random.default_rng(0).bytes(5000)

@@ -13,7 +13,8 @@ from dropkit.cli.progress import progress_shown
 from dropkit.study import BUDGETS, SOURCES, Progress
 from dropkit.study.methods import METHODS_WITH_A_FILE
 from tests.helpers.command import call
-from tests.helpers.studies import TINY, make_toy, single_thread
+from tests.helpers.studies import TINY, make_toy
+from tests.helpers.threads import single_thread
 
 
 @pytest.fixture(autouse=True, scope="module")

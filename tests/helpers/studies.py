@@ -1,11 +1,8 @@
 """Toy data and a tiny budget, with which a whole study takes seconds, their splits, and a run as a kill leaves it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from dropkit.study import Budget, Dataset
 from dropkit.study.splits import Split, outer_split, seed_key, seed_split
@@ -21,17 +18,6 @@ def make_toy(name: str = "toy") -> Dataset:
     inputs = rng.normal(size=(500, 6)).astype(np.float32)
     targets = (inputs[:, 0] + rng.normal(size=500) > 0).astype(np.int64) + (inputs[:, 1] > 1)
     return Dataset(name, "Toy points", inputs, targets)
-
-
-@contextmanager
-def single_thread() -> Iterator[None]:
-    """Tiny models gain nothing from threads, and threads that wait for each other crawl on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def splits_of(data: Dataset, budget: Budget, seeds: int) -> dict[int, Split]:

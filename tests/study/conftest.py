@@ -10,7 +10,8 @@ from dropkit.study.plan import Plan, make_plan
 from dropkit.study.records import SELECTION, WIDENING, Record, Trial, curves
 from dropkit.study.result import Result
 from dropkit.study.summary import Summary, choose, summarise, widen
-from tests.helpers.studies import TINY, make_toy, single_thread
+from tests.helpers.studies import TINY, make_toy
+from tests.helpers.threads import single_thread
 
 
 @pytest.fixture(autouse=True, scope="module")
