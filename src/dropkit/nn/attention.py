@@ -68,8 +68,7 @@ class MultiheadAttention(RateMixin, torch.nn.MultiheadAttention):
         batch_first: Whether batches are (batch, length, width), not (length, batch, width). Default: False.
         device: Where parameters are made. Default: PyTorch's default device.
         dtype: Their type. Default: PyTorch's default type.
-        generator: Where dropout keys are drawn, on the input's device; eager code only, as for
-            `dropkit.functional.dropout`. Default: PyTorch's own generator.
+        generator: Where dropout keys are drawn, as for `Dropout`. Default: PyTorch's own generator.
 
     Raises:
         ArgumentError: If a size is not positive, `embed_dim` is no multiple of `num_heads`, or `dropout` is no number

@@ -50,6 +50,8 @@ class Dropout(RateMixin, torch.nn.Dropout):
         broadcast_dims: Axes along which one draw is shared; negatives count from the end. ``(2, 3)`` drops whole
             channels of images, ``1`` the same features at all steps of a batch-first sequence. Default: none.
         generator: Where keys are drawn, on the input's device; eager code only, as for `dropkit.functional.dropout`.
+            Copies of the layer, deep ones too, draw from the same one, as they do from PyTorch's, so that no two of
+            them have the same masks; a layer that is pickled takes a generator of its own along, in the same state.
             Default: PyTorch's own generator.
         scale_at: ``"train"`` for inverted dropout; ``"eval"`` for the original form, which leaves survivors alone in
             training and multiplies by the probability of keeping, ``1 - p``, in evaluation. Default: ``"train"``.

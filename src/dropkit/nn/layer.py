@@ -1,6 +1,6 @@
 """What layers have in common: the generator, the switch, and a checked rate, which a schedule may move."""
 
-from typing import Any, ClassVar, Never
+from typing import Any, ClassVar, Never, Self
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from dropkit._checks import PROBABILITY, Choice, Number, argument_type_error
 from dropkit.errors import UnsupportedError
 from dropkit.random import threshold
 
-__all__ = ["SWITCH", "MaskMixin", "NoiseMixin", "RateMixin", "check_bool", "check_generator"]
+__all__ = ["SWITCH", "GeneratorMixin", "MaskMixin", "NoiseMixin", "RateMixin", "check_bool", "check_generator"]
 
 SWITCH = Choice(("auto", "on", "off"))
 _THRESHOLD = "_threshold"
@@ -28,14 +28,35 @@ def check_generator(where: str, generator: object) -> None:
         raise argument_type_error(where, "generator", "a torch.Generator", generator)
 
 
-class NoiseMixin(torch.nn.Module):
-    """A module that draws noise: from which generator, and when."""
+class _Shared:
+    """A generator that deep copies share, as they share PyTorch's own; a pickle has one of its own."""
 
-    generator: torch.Generator | None
+    def __init__(self, generator: torch.Generator | None) -> None:
+        self.generator = generator
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+
+class GeneratorMixin(torch.nn.Module):
+    """A module that may draw keys from a generator of the user's."""
+
+    @property
+    def generator(self) -> torch.Generator | None:
+        """Where keys are drawn, or None for PyTorch's own generator; copies of the module share it."""
+        return self._generator.generator
+
+    @generator.setter
+    def generator(self, generator: torch.Generator | None) -> None:
+        check_generator(type(self).__name__, generator)
+        self._generator = _Shared(generator)
+
+
+class NoiseMixin(GeneratorMixin):
+    """A module that draws noise: from which generator, and when."""
 
     def _set_source(self, generator: torch.Generator | None) -> None:
         """Set what every layer keeps, to be called once `torch.nn.Module` has been set up."""
-        check_generator(type(self).__name__, generator)
         self.generator = generator
         self._switch = "auto"
 

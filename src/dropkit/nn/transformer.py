@@ -1,6 +1,5 @@
 """A layer of a transformer's encoder with dropout where the paper has it."""
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeGuard
 
@@ -18,7 +17,7 @@ from dropkit.nn.attention import MultiheadAttention
 from dropkit.nn.attention_inputs import Call, check_masks, check_sizes, check_tensor, nest_like, pad
 from dropkit.nn.dropout import Dropout
 from dropkit.nn.factory import check_factory
-from dropkit.nn.layer import SWITCH, NoiseMixin, RateMixin, check_bool
+from dropkit.nn.layer import SWITCH, GeneratorMixin, NoiseMixin, RateMixin, check_bool
 from dropkit.nn.variants import variant
 
 __all__ = ["TransformerEncoderLayer"]
@@ -68,7 +67,7 @@ class _Noise(NamedTuple):
     example=lambda p: TransformerEncoderLayer(8, 2, 16, p, batch_first=True),
     is_layer=False,
 )
-class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
+class TransformerEncoderLayer(GeneratorMixin, torch.nn.TransformerEncoderLayer):
     """Self-attention and a feed-forward network, with dropout of weights, hidden units and what is added to residuals.
 
     A drop-in replacement for `torch.nn.TransformerEncoderLayer`, which it subclasses: same arguments in the same order,
@@ -80,8 +79,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
     of attention has field 1, hidden units have field 2, and the output of the feed-forward network has field 3. Masks
     are named like the modules that drop: ``self_attn``, ``dropout1``, ``dropout`` and ``dropout2``, in this order. Axes
     of these masks are batch first, with `batch_first` and without: (batch, heads, queries, keys) for weights, (batch,
-    length, units) for the others. A generator that one of these modules has for itself is left alone. A copy shares
-    the layer's `generator`, so that the layers of an encoder draw other masks.
+    length, units) for the others. A generator that one of these modules has for itself is left alone.
 
     In evaluation PyTorch's own code runs. Its fused kernel gives NaN for a query whose keys are all masked; everywhere
     else such a query gets weights of 0.
@@ -102,7 +100,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         attention_p: Rate of attention weights. Default: `dropout`.
         sublayer_p: Rate of what both sub-layers add to the residual. Default: `dropout`.
         feedforward_p: Rate of hidden units. Default: `dropout`.
-        generator: Where keys are drawn, on the input's device; eager code only, as for `dropkit.functional.dropout`.
+        generator: Where keys are drawn, as for `Dropout`: also by the copies that `torch.nn.TransformerEncoder` makes.
             Default: PyTorch's own generator.
 
     Raises:
@@ -360,12 +358,6 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
             rule = "dense, or nested of the strided layout and batch first"
             raise argument_type_error(_WHERE, "src", rule, src.layout)
         return pad(src)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "TransformerEncoderLayer":
-        memo[id(self.generator)] = self.generator
-        memo[id(self)] = copied = self.__class__.__new__(self.__class__)
-        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return copied
 
 
 def _may_draw(module: torch.nn.Module) -> bool:

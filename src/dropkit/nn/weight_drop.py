@@ -14,14 +14,14 @@ from dropkit.errors import UnsupportedError
 from dropkit.functional import dropout
 from dropkit.functional.address import Names
 from dropkit.functional.noise import find_noise
-from dropkit.nn.layer import NoiseMixin, RateMixin, check_bool, check_generator
+from dropkit.nn.layer import GeneratorMixin, NoiseMixin, RateMixin, check_bool, check_generator
 from dropkit.nn.variants import variant
 
 __all__ = ["WeightDrop"]
 
 _WHERE = "WeightDrop"
 _NAMES = Names("weight", "p", "dropout_key")
-_ADDED = ("_p", "_switch", "dropped_names", "generator")
+_ADDED = ("_generator", "_p", "_switch", "dropped_names")
 _OUTSIDE = "Give a module that contains it, and the weight's name there, with dots."
 
 
@@ -248,7 +248,8 @@ def _check_module(module: Any) -> None:
     """Raise unless a module can be changed."""
     if not isinstance(module, Module) or isinstance(module, torch.jit.ScriptModule):
         raise argument_type_error(_WHERE, "module", "a torch.nn.Module in Python", module)
-    added = {*vars(WeightDrop), *vars(RateMixin), *vars(NoiseMixin), *_ADDED} - {*dir(Module)}
+    mixins = (WeightDrop, RateMixin, NoiseMixin, GeneratorMixin)
+    added = {*_ADDED, *(name for mixin in mixins for name in vars(mixin))} - {*dir(Module)}
     for name in sorted((name for name in added if hasattr(module, name)), key=str.swapcase):
         rule = f"a module without an attribute `{name}`, which {_WHERE} adds"
         raise argument_error(_WHERE, "module", rule, type(module).__name__, _OUTSIDE)
