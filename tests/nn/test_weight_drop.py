@@ -260,7 +260,6 @@ def test_nested_parameters_and_attention_whose_forward_has_a_key() -> None:
     assert list(network.state_dict()) == list(nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.LSTM(4, 3)).state_dict())
     found, _ = network(X, dropout_key=KEY)
     torch.testing.assert_close(found, by_hand(network, X, ("0.weight", f"2.{HH}"), KEY, 0.5)[0], rtol=1e-13, atol=0)
-    assert type(network[:2]) is nn.Sequential
     assert len(network[:2]) == 2
     attention = WeightDrop(nn.MultiheadAttention(4, 2), 0.5, "in_proj_weight")
     x = torch.randn(3, 2, 4)
@@ -324,6 +323,13 @@ def test_checkpointing_draws_the_same_again() -> None:
         gradients.append(torch.autograd.grad(out.square().sum(), (x, layer.weight)))
     for one, other in zip(*gradients, strict=True):
         assert torch.equal(one, other)
+
+
+def test_what_a_module_makes_of_its_own_class_drops_nothing() -> None:
+    network = WeightDrop(nn.Sequential(nn.Linear(5, 4), nn.ReLU()), 1.0, "0.weight")
+    assert type(network[1:]) is type(type(network)()) is nn.Sequential
+    with pytest.raises(TypeError, match="in_features"):
+        type(linear())()
 
 
 def test_replicas_can_be_made_of_it() -> None:

@@ -212,8 +212,21 @@ def _dropping(base: type[Module]) -> type[Module]:
         # A module may make others of its own class, as a slice of a Sequential is one: these drop nothing.
         return base(*arguments, **options) if arguments or options else base.__new__(cls)
 
+    def init(self: Module, *arguments: Any, **options: Any) -> None:
+        if arguments or options:
+            WeightDrop.__init__(self, *arguments, **options)  # type: ignore[arg-type]  # of a class made below
+        else:  # one more of its own class, without arguments
+            self.__class__ = base
+            base.__init__(self)
+
     if base not in _classes:
-        names = {"__new__": new, "_base": base, "__module__": base.__module__, "__doc__": base.__doc__}
+        names = {
+            "__new__": new,
+            "__init__": init,
+            "_base": base,
+            "__module__": base.__module__,
+            "__doc__": base.__doc__,
+        }
         _classes[base] = type(f"{_WHERE}{base.__name__}", (WeightDrop, base), names)
     return _classes[base]
 
