@@ -51,7 +51,7 @@ def train(model: torch.nn.Sequential, x: Tensor, y: Tensor, steps: int) -> list[
     generator, found = torch.Generator().manual_seed(1), []
     for step in range(steps):
         batch = torch.randint(len(x), (min(100, len(x)),), generator=generator)
-        loss = negative_log_likelihood(model(x[batch]), y[batch]) + dropkit.nn.regularisation(model, len(x))
+        loss = negative_log_likelihood(model(x[batch]), y[batch]) + dropkit.nn.regularization(model, len(x))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

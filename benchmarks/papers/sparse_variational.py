@@ -42,7 +42,7 @@ def train(model: torch.nn.Module, data: mnist.Digits, epochs: int) -> None:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda epoch: min(1.0, 2 * (1 - epoch / epochs)))
 
     def objective(images: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
-        return cross_entropy(model(images), labels) + weight * dropkit.nn.regularisation(model, rows)
+        return cross_entropy(model(images), labels) + weight * dropkit.nn.regularization(model, rows)
 
     compiled = torch.compile(objective) if rows > 10_000 else objective  # a third of the time, after half a minute
     for epoch in range(epochs):

@@ -14,7 +14,7 @@ from torch.nn.functional import conv2d, linear
 
 from dropkit import random
 from dropkit.errors import ArgumentTypeError
-from dropkit.functional import local_reparameterisation, log_uniform_kl, variational_dropout
+from dropkit.functional import local_reparameterization, log_uniform_kl, variational_dropout
 from dropkit.functional.variational import bounded
 from tests.helpers.divergence import exact_kl, integrated_kl
 from tests.helpers.statistics import check_normal
@@ -125,17 +125,17 @@ def moments_over_all_signs(
 def test_outputs_have_the_moments_of_sampled_weights(operation: Any, x: Tensor, weight: Tensor) -> None:
     variance = drawn(*weight.shape).square()
     mean, spread = moments_over_all_signs(operation, x, weight, variance)
-    out = local_reparameterisation(operation, x, weight, variance, key=KEY)
+    out = local_reparameterization(operation, x, weight, variance, key=KEY)
     torch.testing.assert_close(out, mean + spread.sqrt() * normals(tuple(mean.shape)), rtol=1e-12, atol=1e-12)
     assert torch.equal(
-        local_reparameterisation(operation, x, weight, variance, None, False), operation(x, weight, None)
+        local_reparameterization(operation, x, weight, variance, None, False), operation(x, weight, None)
     )
 
 
 def test_equal_rows_have_independent_noise() -> None:
     x, weight = torch.ones(1 << 12, 3, dtype=torch.float64), drawn(16, 3)
     variance, bias = drawn(16, 3).square(), drawn(16)
-    out = local_reparameterisation(linear, x, weight, variance, bias, key=KEY)
+    out = local_reparameterization(linear, x, weight, variance, bias, key=KEY)
     z = (out - linear(x, weight, bias)) / variance.sum(1).sqrt()
     check_normal(z.numpy())
     check_normal(((z[0::2] - z[1::2]) / math.sqrt(2)).numpy())  # of two rows
@@ -145,7 +145,7 @@ def test_equal_rows_have_independent_noise() -> None:
 def test_an_input_of_zeros_has_no_noise_and_finite_gradients() -> None:
     x = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
     weight, log_variance = drawn(4, 3).requires_grad_(), drawn(4, 3).requires_grad_()
-    out = local_reparameterisation(linear, x, weight, log_variance.exp(), key=KEY)
+    out = local_reparameterization(linear, x, weight, log_variance.exp(), key=KEY)
     assert torch.equal(out, torch.zeros(2, 4).double())
     grads = torch.autograd.grad(out.sum(), (x, weight, log_variance))
     assert all(grad.isfinite().all() for grad in grads)
@@ -157,7 +157,7 @@ def test_what_is_no_variance_gives_nan(bad: float) -> None:
     x, weight, variance = drawn(2, 3), drawn(4, 3), drawn(4, 3).square()
     variance[1, 2] = bad  # small beside what else the output reads
     x[0] = torch.tensor([10.0, 10.0, 0.1])
-    out = local_reparameterisation(linear, x, weight, variance, key=KEY)
+    out = local_reparameterization(linear, x, weight, variance, key=KEY)
     assert out.isnan().tolist() == [[False, True, False, False]] * 2
     noise = variational_dropout(x, torch.tensor([0.0, math.nan, 0.0]), key=KEY)
     assert noise.isnan().tolist() == [[False, True, False]] * 2
@@ -167,11 +167,11 @@ def test_small_variances_survive_half_types_and_autocast() -> None:
     x, weight = torch.full((64, 8), 300.0), torch.zeros(16, 8)
     variance = torch.full((16, 8), 1e-9)  # 0 in float16, and the square of the input infinity
     for dtype in (torch.float16, torch.bfloat16):
-        out = local_reparameterisation(linear, x.to(dtype), weight.to(dtype), variance, key=KEY)
+        out = local_reparameterization(linear, x.to(dtype), weight.to(dtype), variance, key=KEY)
         assert out.dtype == dtype
         torch.testing.assert_close(out.float().std(), torch.tensor(300 * math.sqrt(8e-9)), rtol=0.1, atol=0)
     with torch.autocast("cpu", torch.bfloat16):
-        out = local_reparameterisation(linear, x, weight, variance, key=KEY)
+        out = local_reparameterization(linear, x, weight, variance, key=KEY)
         assert out.dtype == torch.bfloat16
         torch.testing.assert_close(out.float().std(), torch.tensor(300 * math.sqrt(8e-9)), rtol=0.1, atol=0)
 
@@ -180,7 +180,7 @@ def test_derivatives() -> None:
     x, weight, log_variance = drawn(3, 4), drawn(2, 4), drawn(2, 4) - 2
 
     def apply(x: Tensor, weight: Tensor, log_variance: Tensor) -> Tensor:
-        return local_reparameterisation(linear, x, weight, log_variance.exp(), key=KEY)
+        return local_reparameterization(linear, x, weight, log_variance.exp(), key=KEY)
 
     def noise(x: Tensor, log_alpha: Tensor) -> Tensor:
         return variational_dropout(x, log_alpha, key=KEY)
@@ -194,17 +194,17 @@ def test_derivatives() -> None:
 def test_slices_with_keys_of_their_own() -> None:
     x, weight, variance = drawn(3, 2, 4), drawn(5, 4), drawn(5, 4).square()
     keys = torch.tensor([KEY, 5, KEY])
-    out = local_reparameterisation(linear, x, weight, variance, key=keys)
+    out = local_reparameterization(linear, x, weight, variance, key=keys)
     noise = variational_dropout(x, torch.tensor(0.0), key=keys)
     for i, key in enumerate(keys.tolist()):
-        torch.testing.assert_close(out[i], local_reparameterisation(linear, x[i], weight, variance, key=key))
+        torch.testing.assert_close(out[i], local_reparameterization(linear, x[i], weight, variance, key=key))
         torch.testing.assert_close(noise[i], variational_dropout(x[i], torch.tensor(0.0), key=key))
 
 
 def test_vmap_with_a_key_has_one_noise_for_all() -> None:
     x, weight, variance = drawn(3, 2, 4), drawn(5, 4), drawn(5, 4).square()
     for function in (
-        lambda v: local_reparameterisation(linear, v, weight, variance, key=KEY),
+        lambda v: local_reparameterization(linear, v, weight, variance, key=KEY),
         lambda v: variational_dropout(v, torch.tensor(0.0), key=KEY),
     ):
         torch.testing.assert_close(torch.func.vmap(function)(x), torch.stack([function(each) for each in x]))
@@ -228,9 +228,9 @@ def test_a_function_mode_sees_them_even_in_evaluation() -> None:
     x, weight = drawn(2, 3), drawn(4, 3)
     with Watch():
         variational_dropout(x, torch.tensor(0.0), False)
-        local_reparameterisation(linear, x, weight, weight, None, False)
+        local_reparameterization(linear, x, weight, weight, None, False)
         log_uniform_kl(x)
-    assert {variational_dropout, local_reparameterisation, log_uniform_kl} <= set(seen)
+    assert {variational_dropout, local_reparameterization, log_uniform_kl} <= set(seen)
 
 
 def test_nested_tensors_are_refused() -> None:

@@ -96,7 +96,7 @@ def test_the_term_and_its_gradients_are_those_of_the_paper(
     square = sum(weight.detach().square().sum().item() for weight in weights)
     rows, tau = 50, 4.0
     w, d = 0.3**2 / (tau * rows), 2 / (tau * rows)
-    term = 2 / tau * dropkit.nn.regularisation(concrete, rows)
+    term = 2 / tau * dropkit.nn.regularization(concrete, rows)
     q = 1 - p
     assert term.item() == pytest.approx(w * square / q + d * features * (p * math.log(p) + q * math.log(q)), rel=1e-6)
     term.backward()
@@ -128,7 +128,7 @@ def test_data_lower_the_rate() -> None:
     optimiser = torch.optim.Adam(concrete.parameters(), lr=0.05)
     for _ in range(200):
         optimiser.zero_grad()
-        ((concrete(x) - y).square().mean() + dropkit.nn.regularisation(concrete, 500)).backward()
+        ((concrete(x) - y).square().mean() + dropkit.nn.regularization(concrete, 500)).backward()
         optimiser.step()
     assert concrete.p < 0.05
 

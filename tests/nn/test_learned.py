@@ -108,7 +108,7 @@ def test_what_it_learns_is_a_parameter_and_is_saved(name: str) -> None:
     layer, x = built(ROWS[name]), inputs(ROWS[name])
     assert LEARNED[name] <= set(dict(layer.named_parameters())) == set(layer.state_dict())
     optimiser = torch.optim.SGD(layer.parameters(), lr=0.1)
-    (layer(x, key=KEY).square().mean() + dropkit.nn.regularisation(layer, 10)).backward()
+    (layer(x, key=KEY).square().mean() + dropkit.nn.regularization(layer, 10)).backward()
     optimiser.step()
     want, buffer = layer(x, key=KEY), io.BytesIO()
     other = built(ROWS[name])
@@ -135,7 +135,7 @@ def test_it_compiles_once_while_it_learns(name: str) -> None:
     graphs = CompileCounter()
 
     def objective(x: Tensor, key: Tensor) -> Tensor:
-        return layer(x, key=key).square().mean() + dropkit.nn.regularisation(layer, 10)
+        return layer(x, key=key).square().mean() + dropkit.nn.regularization(layer, 10)
 
     compiled = torch.compile(objective, backend=graphs, fullgraph=True)
     for step in range(3):
@@ -156,7 +156,7 @@ def test_compiled_gradients_are_those_of_eager_code(name: str) -> None:
     layer, x, key = built(ROWS[name]), inputs(ROWS[name]), torch.tensor(KEY)
 
     def objective(x: Tensor, key: Tensor) -> Tensor:
-        return layer(x, key=key).square().mean() + dropkit.nn.regularisation(layer, 10)
+        return layer(x, key=key).square().mean() + dropkit.nn.regularization(layer, 10)
 
     found, want = (
         torch.autograd.grad(function(x, key), list(layer.parameters()))
@@ -252,9 +252,9 @@ def test_the_term_is_the_sum_of_all_divergences_over_the_rows() -> None:
     model = everything()
     terms = [layer.kl() for layer in model if isinstance(layer, LearnedMixin)]
     assert len(terms) == len(ROWS)
-    torch.testing.assert_close(dropkit.nn.regularisation(model, 1), sum(terms))
-    torch.testing.assert_close(dropkit.nn.regularisation(model, 60_000), sum(terms) / 60_000)
-    torch.testing.assert_close(dropkit.nn.regularisation(model[0], 7), terms[0] / 7)
+    torch.testing.assert_close(dropkit.nn.regularization(model, 1), sum(terms))
+    torch.testing.assert_close(dropkit.nn.regularization(model, 60_000), sum(terms) / 60_000)
+    torch.testing.assert_close(dropkit.nn.regularization(model[0], 7), terms[0] / 7)
 
 
 def test_steps_of_an_epoch_add_up_to_the_objective_of_the_data_set() -> None:
@@ -263,7 +263,7 @@ def test_steps_of_an_epoch_add_up_to_the_objective_of_the_data_set() -> None:
     x, labels = torch.randn(12, 3, dtype=torch.float64), torch.randint(4, (12,))
     whole = torch.nn.functional.cross_entropy(layer(x), labels, reduction="sum") + layer.kl()
     steps = [
-        torch.nn.functional.cross_entropy(layer(x[batch]), labels[batch]) + dropkit.nn.regularisation(layer, 12)
+        torch.nn.functional.cross_entropy(layer(x[batch]), labels[batch]) + dropkit.nn.regularization(layer, 12)
         for batch in torch.arange(12).split(4)
     ]
     torch.testing.assert_close(12 * torch.stack(steps).mean(), whole)
@@ -271,13 +271,13 @@ def test_steps_of_an_epoch_add_up_to_the_objective_of_the_data_set() -> None:
 
 def test_a_layer_used_twice_counts_once_and_a_model_without_any_has_none() -> None:
     layer = dropkit.nn.VariationalLinear(3, 3)
-    assert torch.equal(dropkit.nn.regularisation(torch.nn.Sequential(layer, layer), 5), layer.kl() / 5)
-    assert dropkit.nn.regularisation(torch.nn.Linear(2, 2), 5).item() == 0
+    assert torch.equal(dropkit.nn.regularization(torch.nn.Sequential(layer, layer), 5), layer.kl() / 5)
+    assert dropkit.nn.regularization(torch.nn.Linear(2, 2), 5).item() == 0
 
 
 def test_the_term_has_a_gradient_for_everything_learned() -> None:
     model = everything()
-    dropkit.nn.regularisation(model, 100).backward()
+    dropkit.nn.regularization(model, 100).backward()
     for layer, row in zip(model, ROWS.values(), strict=False):
         for learned in LEARNED[row.name]:
             assert (getattr(layer, learned).grad != 0).all()

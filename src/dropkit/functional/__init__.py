@@ -11,7 +11,7 @@ from dropkit.functional.dropout import dropout
 from dropkit.functional.gaussian import gaussian_dropout
 from dropkit.functional.paths import drop_path, linear_rates, skip_path
 from dropkit.functional.residual import dropout_add
-from dropkit.functional.variational import local_reparameterisation, log_uniform_kl, variational_dropout
+from dropkit.functional.variational import local_reparameterization, log_uniform_kl, variational_dropout
 from dropkit.functional.words import embedding_dropout, word_dropout
 from dropkit.functional.zoneout import zoneout
 
@@ -34,7 +34,7 @@ __all__ = [
     "feature_alpha_dropout",
     "gaussian_dropout",
     "linear_rates",
-    "local_reparameterisation",
+    "local_reparameterization",
     "locked_dropout",
     "log_uniform_kl",
     "scaled_dot_product_attention",

@@ -19,7 +19,7 @@ __all__ = [
     "bounded",
     "check_real",
     "deviation_of",
-    "local_reparameterisation",
+    "local_reparameterization",
     "log_uniform_kl",
     "variational_dropout",
     "widened",
@@ -183,7 +183,7 @@ def variational_dropout(
 
 
 @overridable
-def local_reparameterisation(
+def local_reparameterization(
     operation: Callable[[Tensor, Tensor, Tensor | None], Tensor],
     input: Tensor,
     weight: Tensor,
@@ -225,14 +225,14 @@ def local_reparameterisation(
         >>> import torch, dropkit
         >>> x, weight = torch.eye(2), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
         >>> linear = torch.nn.functional.linear
-        >>> dropkit.functional.local_reparameterisation(linear, x, weight, 0.01 * weight**2, key=7)
+        >>> dropkit.functional.local_reparameterization(linear, x, weight, 0.01 * weight**2, key=7)
         tensor([[1.1212, 2.9427],
                 [2.0577, 4.7328]])
 
     References:
         Kingma, Salimans and Welling (2015), "Variational dropout and the local reparameterization trick", equation 6.
     """
-    where = "local_reparameterisation"
+    where = "local_reparameterization"
     if not callable(operation):
         raise argument_type_error(where, "operation", "a callable", operation)
     check_real(where, "input", input, training=training)

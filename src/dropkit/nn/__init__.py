@@ -8,7 +8,7 @@ from dropkit.nn.concrete import ConcreteDropout
 from dropkit.nn.drop_connect import DropConnect
 from dropkit.nn.dropout import Dropout
 from dropkit.nn.gaussian import GaussianDropout
-from dropkit.nn.learned import regularisation
+from dropkit.nn.learned import regularization
 from dropkit.nn.locked import LockedDropout
 from dropkit.nn.paths import DropPath, StochasticDepth
 from dropkit.nn.pruning import pruned
@@ -49,5 +49,5 @@ __all__ = [
     "WordDropout",
     "Zoneout",
     "pruned",
-    "regularisation",
+    "regularization",
 ]

@@ -51,12 +51,12 @@ class ConcreteDropout(LearnedMixin):
     """Drop the inputs of a layer at a rate that is learned, by a relaxed mask; the layer alone in evaluation.
 
     It wraps the layer, or stands before it. Either way `kl` asks for small weights and a rate near one half, against
-    the data. Train on the mean negative log-likelihood plus `dropkit.nn.regularisation`, and keep `p_logit` out of
+    the data. Train on the mean negative log-likelihood plus `dropkit.nn.regularization`, and keep `p_logit` out of
     weight decay. For uncertainty sample with ``switch = "on"``.
 
     With `length_scale` l, N rows and the mean squared error of noise of precision tau, the term that the paper adds,
     ``w |W|^2 / (1 - p) + d K (p ln p + (1 - p) ln(1 - p))`` with ``w = l^2 / (tau N)`` and ``d = 2 / (tau N)``, is
-    ``2 / tau * regularisation(model, N)``. With a cross-entropy it is `regularisation(model, N)`, whose d is theirs and
+    ``2 / tau * regularization(model, N)``. With a cross-entropy it is `regularization(model, N)`, whose d is theirs and
     whose w is half of that in the authors' code.
 
     Args:

@@ -6,7 +6,7 @@ from torch import Tensor
 from dropkit._checks import Integer, argument_type_error
 from dropkit.nn.layer import NoiseMixin
 
-__all__ = ["LearnedMixin", "regularisation"]
+__all__ = ["LearnedMixin", "regularization"]
 
 _ROWS = Integer(1, 2**63 - 1, "[1, 2**63)", "It is the number of rows of the training data, not of a batch.")
 
@@ -22,7 +22,7 @@ class LearnedMixin(NoiseMixin):
         raise NotImplementedError  # each class has its own prior
 
 
-def regularisation(model: torch.nn.Module, rows: int) -> Tensor:
+def regularization(model: torch.nn.Module, rows: int) -> Tensor:
     """Sum what all layers with learned noise add to the loss of one row.
 
     The objective of a training set of N rows is the sum of their negative log-likelihoods plus every layer's `kl()`. At
@@ -44,12 +44,12 @@ def regularisation(model: torch.nn.Module, rows: int) -> Tensor:
     Examples:
         >>> import torch, dropkit
         >>> model = torch.nn.Sequential(dropkit.nn.VariationalDropout(784, p=0.2), torch.nn.Linear(784, 10))
-        >>> dropkit.nn.regularisation(model, rows=60_000)
+        >>> dropkit.nn.regularization(model, rows=60_000)
         tensor(0.0147, grad_fn=<DivBackward0>)
     """
     if not isinstance(model, torch.nn.Module):
-        raise argument_type_error("regularisation", "model", "a torch.nn.Module", model)
-    rows = _ROWS.check("regularisation", "rows", rows)
+        raise argument_type_error("regularization", "model", "a torch.nn.Module", model)
+    rows = _ROWS.check("regularization", "rows", rows)
     terms = [module.kl() for module in model.modules() if isinstance(module, LearnedMixin)]
     if not terms:
         return torch.zeros(())

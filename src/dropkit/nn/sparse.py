@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from dropkit._checks import Number
-from dropkit.functional import local_reparameterisation, log_uniform_kl
+from dropkit.functional import local_reparameterization, log_uniform_kl
 from dropkit.functional.variational import widened
 from dropkit.nn.layer import check_generator
 from dropkit.nn.learned import LearnedMixin
@@ -62,7 +62,7 @@ class _SparseMixin(LearnedMixin):
 
     def _apply_noise(self, input: Tensor, key: int | Tensor | None, stream: int | Tensor) -> Tensor:
         weight = self.weight if self.is_on else self.pruned_weight
-        return local_reparameterisation(
+        return local_reparameterization(
             self._operate, input, weight, widened(self.log_sigma2).exp(), self.bias,
             self.is_on,
             generator=self._source(key), key=key, stream=stream,
@@ -104,7 +104,7 @@ class SparseVariationalLinear(_SparseMixin, torch.nn.Linear):
     """A linear layer that learns a variance for every weight and leaves out the noisiest ones in evaluation.
 
     A drop-in replacement for `torch.nn.Linear`, with one parameter more, `log_sigma2`. Train on the mean negative
-    log-likelihood plus `dropkit.nn.regularisation`, at a factor that grows from 0 to 1 over the first epochs: at its
+    log-likelihood plus `dropkit.nn.regularization`, at a factor that grows from 0 to 1 over the first epochs: at its
     full weight from the start it prunes before the network has learnt anything. `dropkit.nn.pruned` then gives the
     smaller plain model.
 
@@ -161,15 +161,15 @@ class SparseVariationalLinear(_SparseMixin, torch.nn.Linear):
 
         Args:
             input: Tensor whose last axis has `in_features`.
-            key: As for `dropkit.functional.local_reparameterisation`. Default: drawn from the generator.
+            key: As for `dropkit.functional.local_reparameterization`. Default: drawn from the generator.
             stream: Number of the pass. Default: 0.
 
         Returns:
             A tensor whose last axis has `out_features`.
 
         Raises:
-            ArgumentError: As `dropkit.functional.local_reparameterisation`.
-            ArgumentTypeError: As `dropkit.functional.local_reparameterisation`.
+            ArgumentError: As `dropkit.functional.local_reparameterization`.
+            ArgumentTypeError: As `dropkit.functional.local_reparameterization`.
         """
         return self._apply_noise(input, key, stream)
 
@@ -251,14 +251,14 @@ class SparseVariationalConv2d(_SparseMixin, torch.nn.Conv2d):
 
         Args:
             input: Tensor of shape (N, C, H, W) or (C, H, W).
-            key: As for `dropkit.functional.local_reparameterisation`. Default: drawn from the generator.
+            key: As for `dropkit.functional.local_reparameterization`. Default: drawn from the generator.
             stream: Number of the pass. Default: 0.
 
         Returns:
             A tensor as `torch.nn.Conv2d` gives it.
 
         Raises:
-            ArgumentError: As `dropkit.functional.local_reparameterisation`.
-            ArgumentTypeError: As `dropkit.functional.local_reparameterisation`.
+            ArgumentError: As `dropkit.functional.local_reparameterization`.
+            ArgumentTypeError: As `dropkit.functional.local_reparameterization`.
         """
         return self._apply_noise(input, key, stream)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from dropkit._checks import Choice, Integer, Number, argument_error
-from dropkit.functional import local_reparameterisation, log_uniform_kl, variational_dropout
+from dropkit.functional import local_reparameterization, log_uniform_kl, variational_dropout
 from dropkit.functional.variational import bounded, check_real, widened
 from dropkit.nn.layer import check_generator
 from dropkit.nn.learned import LearnedMixin
@@ -80,7 +80,7 @@ class VariationalDropout(_AlphaMixin):
     """Multiply activations by Gaussian noise of mean 1 and a learned variance alpha; do nothing in evaluation.
 
     The type B of the paper: the noise of a unit is that of all weights that read it. Train on the mean negative
-    log-likelihood plus `dropkit.nn.regularisation`. Where `max_alpha` is 1 or less the divergence is the paper's
+    log-likelihood plus `dropkit.nn.regularization`. Where `max_alpha` is 1 or less the divergence is the paper's
     polynomial, above it that of Molchanov, Ashukha and Vetrov (2017), which holds for every alpha.
 
     Args:
@@ -195,7 +195,7 @@ class VariationalLinear(_AlphaMixin, torch.nn.Linear):
 
     The type A of the paper. Noise is drawn for every output of every example on its own, by local reparameterisation;
     evaluation uses the mean weights. A drop-in replacement for `torch.nn.Linear`, with one parameter more, `log_alpha`.
-    Train on the mean negative log-likelihood plus `dropkit.nn.regularisation`; the divergence is chosen as for
+    Train on the mean negative log-likelihood plus `dropkit.nn.regularization`; the divergence is chosen as for
     `dropkit.nn.VariationalDropout`.
 
     Args:
@@ -262,18 +262,18 @@ class VariationalLinear(_AlphaMixin, torch.nn.Linear):
 
         Args:
             input: Tensor whose last axis has `in_features`.
-            key: As for `dropkit.functional.local_reparameterisation`. Default: drawn from the generator.
+            key: As for `dropkit.functional.local_reparameterization`. Default: drawn from the generator.
             stream: Number of the pass. Default: 0.
 
         Returns:
             A tensor whose last axis has `out_features`.
 
         Raises:
-            ArgumentError: As `dropkit.functional.local_reparameterisation`.
-            ArgumentTypeError: As `dropkit.functional.local_reparameterisation`.
+            ArgumentError: As `dropkit.functional.local_reparameterization`.
+            ArgumentTypeError: As `dropkit.functional.local_reparameterization`.
         """
         variance = self.bounded_log_alpha.exp() * widened(self.weight).square()
-        return local_reparameterisation(
+        return local_reparameterization(
             linear, input, self.weight, variance, self.bias, self.is_on,
             generator=self._source(key), key=key, stream=stream,
         )  # fmt: skip

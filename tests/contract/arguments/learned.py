@@ -65,7 +65,7 @@ def variational() -> Iterator[Wrong]:
     yield from drawn()
 
 
-def reparameterisation() -> Iterator[Wrong]:
+def reparameterization() -> Iterator[Wrong]:
     yield from by_type("operation", (None, 3, "linear"), "a callable")
     for name in ("input", "weight", "variance", "bias"):
         yield from real(name)
@@ -129,9 +129,9 @@ PLAIN = torch.nn.Linear(3, 4)
 GOOD: dict[str, dict[str, Any]] = {
     FUNCTION + "log_uniform_kl": {"log_alpha": X},
     FUNCTION + "variational_dropout": {"input": X, "log_alpha": torch.zeros(3)},
-    FUNCTION + "local_reparameterisation": {"operation": linear, "input": X, "weight": WEIGHT, "variance": WEIGHT},
+    FUNCTION + "local_reparameterization": {"operation": linear, "input": X, "weight": WEIGHT, "variance": WEIGHT},
     FUNCTION + "concrete_dropout": {"input": X, "logit": torch.tensor(0.0)},
-    LAYER + "regularisation": {"model": PLAIN, "rows": 3},
+    LAYER + "regularization": {"model": PLAIN, "rows": 3},
     LAYER + "pruned": {"model": PLAIN},
     LAYER + "ConcreteDropout": {"layer": PLAIN},
     LAYER + "ConcreteDropout.forward": {"self": dropkit.nn.ConcreteDropout(PLAIN), "input": X},
@@ -146,13 +146,13 @@ GOOD: dict[str, dict[str, Any]] = {
         "self": dropkit.nn.SparseVariationalConv2d(3, 4, 1), "input": torch.ones(2, 3, 1, 1),
     },
 }  # fmt: skip
-OUTPUT = "local_reparameterisation"
+OUTPUT = "local_reparameterization"
 CASES = {
     FUNCTION + "log_uniform_kl": list(divergence()),
     FUNCTION + "variational_dropout": list(variational()),
-    FUNCTION + "local_reparameterisation": list(reparameterisation()),
+    FUNCTION + "local_reparameterization": list(reparameterization()),
     FUNCTION + "concrete_dropout": list(concrete()),
-    LAYER + "regularisation": list(collected()),
+    LAYER + "regularization": list(collected()),
     LAYER + "pruned": [wrong for wrong in collected() if wrong.name == "model"],
     LAYER + "ConcreteDropout": list(concrete_layer()),
     LAYER + "ConcreteDropout.forward": list(called("concrete_dropout", input_where="ConcreteDropout")),

@@ -1,6 +1,6 @@
 """How noisy gradients are under three ways to draw Gaussian weights (Kingma, Salimans and Welling 2015, table 1).
 
-    python benchmarks/papers/local_reparameterisation.py [--quick]
+    python benchmarks/papers/local_reparameterization.py [--quick]
 
 One network, 784-100-100-10 of variational linear layers, on the embedded digits; the noise comes from weights drawn
 once a batch, from weights drawn for every example, or from outputs drawn by local reparameterisation. The mean
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, relu
 
 import dropkit
-from dropkit.functional import local_reparameterisation
+from dropkit.functional import local_reparameterization
 
 WIDTHS, BATCH = (784, 100, 100, 10), 100
 Layer = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -39,7 +39,7 @@ def once_an_example(x: Tensor, weight: Tensor, variance: Tensor, bias: Tensor) -
 
 def outputs(x: Tensor, weight: Tensor, variance: Tensor, bias: Tensor) -> Tensor:
     """Draw the outputs."""
-    return local_reparameterisation(linear, x, weight, variance, bias)
+    return local_reparameterization(linear, x, weight, variance, bias)
 
 
 WAYS: dict[str, Layer] = {
@@ -70,7 +70,7 @@ def trained(data: mnist.Digits, epochs: int) -> torch.nn.Sequential:
         for batch in torch.randperm(len(data.images)).split(BATCH):
             total = loss(model, data.images[batch], data.labels[batch], outputs)
             optimiser.zero_grad()
-            (total + dropkit.nn.regularisation(model, len(data.images))).backward()
+            (total + dropkit.nn.regularization(model, len(data.images))).backward()
             optimiser.step()
     return model
 
