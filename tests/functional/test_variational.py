@@ -78,6 +78,7 @@ def test_the_divergence_is_computed_wide_and_for_every_alpha(dtype: torch.dtype,
     assert found.isfinite().all()
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # PyTorch's own
 def test_a_bound_lets_gradients_lead_back() -> None:
     value = torch.tensor([-1.0, 0.5, 2.0, 2.0], requires_grad=True)
     out = bounded(value, 0.5)
@@ -87,6 +88,9 @@ def test_a_bound_lets_gradients_lead_back() -> None:
     inside = drawn(5).clamp(max=0.9).requires_grad_()
     assert torch.autograd.gradcheck(lambda v: bounded(v, 1.0), inside)
     assert torch.autograd.gradgradcheck(lambda v: bounded(v, 1.0), inside)
+    direction = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    _, slope = torch.func.jvp(lambda v: bounded(v, 0.5), (value.detach(),), (direction,))
+    assert torch.equal(slope, torch.tensor([1.0, 2.0, 0.0, 0.0]))
     batched = torch.func.vmap(lambda v: bounded(v, 0.5))(value)
     assert torch.equal(batched, out)
 

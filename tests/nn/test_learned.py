@@ -89,6 +89,7 @@ def test_the_switch_overrides_train_and_eval(name: str) -> None:
         layer.switch = True
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # PyTorch's own
 @every
 def test_derivatives_with_respect_to_input_and_all_parameters(name: str) -> None:
     layer, x = built(ROWS[name]), inputs(ROWS[name]).requires_grad_()
@@ -97,10 +98,29 @@ def test_derivatives_with_respect_to_input_and_all_parameters(name: str) -> None
     def apply(x: Tensor, *parameters: Tensor) -> Tensor:
         return torch.func.functional_call(layer, dict(zip(names, parameters, strict=True)), (x,), {"key": KEY})
 
-    assert torch.autograd.gradcheck(apply, (x, *values))
+    assert torch.autograd.gradcheck(apply, (x, *values), check_forward_ad=True)
     assert torch.autograd.gradgradcheck(apply, (x, *values), fast_mode=True)
     gradients = torch.autograd.grad(layer(x, key=KEY).square().sum(), list(layer.parameters()))
     assert all((gradient != 0).all() for gradient in gradients)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # PyTorch's own
+@every
+def test_directional_derivatives_and_curvature(name: str) -> None:
+    layer, x = built(ROWS[name]), inputs(ROWS[name])
+    parameters = {key: value.detach() for key, value in layer.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(layer, parameters, (x,), {"key": KEY}).square().sum()
+
+    ones = {key: torch.ones_like(value) for key, value in parameters.items()}
+    gradient_of = torch.func.grad(loss)
+    _, slope = torch.func.jvp(loss, (parameters,), (ones,))
+    torch.testing.assert_close(slope, sum(gradient.sum() for gradient in gradient_of(parameters).values()))
+    _, forward = torch.func.jvp(gradient_of, (parameters,), (ones,))
+    backward = torch.func.grad(lambda at: sum(each.sum() for each in gradient_of(at).values()))(parameters)
+    for key, value in backward.items():
+        torch.testing.assert_close(forward[key], value)
 
 
 @every

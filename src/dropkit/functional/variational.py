@@ -82,13 +82,28 @@ class _Bounded(torch.autograd.Function):
         return torch.where((value <= ctx.high) | (grad > 0), grad, 0.0), None
 
 
+class _ForwardModeBounded(_Bounded):
+    """The same with a forward-mode derivative, which has no way back: that of `clamp`."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _Bounded.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(inputs[0])
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        (value,) = ctx.saved_tensors
+        return torch.where(value <= ctx.high, tangent, 0.0)
+
+
 def bounded(value: Tensor, high: float) -> Tensor:
     """Return the smaller of a parameter and a bound, with the gradient of projected gradient descent.
 
     Beyond the bound a gradient that leads back to it passes, where that of `clamp` would be 0 for ever after an
     optimiser's first step too far.
     """
-    return _Bounded.apply(value, high)
+    function = _Bounded if torch.compiler.is_compiling() else _ForwardModeBounded  # which the compiler refuses
+    return function.apply(value, high)
 
 
 @overridable
