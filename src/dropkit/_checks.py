@@ -13,6 +13,7 @@ from dropkit.errors import ArgumentError, ArgumentTypeError, MissingDependencyEr
 
 __all__ = [
     "KEY",
+    "POSITIVE",
     "PROBABILITY",
     "STREAM",
     "Choice",
@@ -163,6 +164,7 @@ class Choice:
         return [*(option + "?" for option in self.options), "", None, 0, True]
 
 
+POSITIVE = Number(0.0, math.inf, open_low=True, open_high=True)
 PROBABILITY = Number(0.0, 1.0, remedy="p is the probability of dropping a unit.")
 KEY = Integer(0, 2**64 - 1, "[0, 2**64)", "Any integer can be taken modulo 2**64.")
 STREAM = Integer(0, 2**30 - 1, "[0, 2**30)")

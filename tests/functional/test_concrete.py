@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dropkit import random
 from dropkit.functional import concrete_dropout, dropout
-from dropkit.functional.concrete import relaxed_mask
+from dropkit.functional.concrete import relaxed_factor
 from tests.helpers.statistics import check_count
 
 KEY = 0x5EED_0000_1234_5678
@@ -28,7 +28,8 @@ def moment(p: float, temperature: float, power: int) -> float:
     """Integrate over the uniform the mask is made of."""
 
     def integrand(u: float) -> float:
-        return relaxed_mask(logit(p), torch.tensor(u, dtype=torch.float64), temperature).item() ** power
+        factor = relaxed_factor(logit(p), torch.tensor(u, dtype=torch.float64), temperature)
+        return (factor.item() * (1 - p)) ** power
 
     return integrate.quad(integrand, 0, 1, points=[p], epsabs=1e-9, limit=200)[0]
 
@@ -105,6 +106,14 @@ def test_extreme_rates_stay_finite(p: float) -> None:
     (slope,) = torch.autograd.grad(out.sum(), rate)
     assert out.isfinite().all()
     assert slope.isfinite()
+
+
+@pytest.mark.parametrize("rate", [-200.0, -100.0, 100.0, 200.0])
+def test_rates_that_round_to_zero_and_one_keep_and_drop_everything(rate: float) -> None:
+    x, learned = torch.randn(1000, requires_grad=True), torch.tensor(rate, requires_grad=True)
+    out = concrete_dropout(x, learned, key=KEY)
+    assert torch.equal(out, x if rate < 0 else torch.zeros(1000))
+    assert all(slope.isfinite().all() for slope in torch.autograd.grad(out.sum(), (x, learned)))
 
 
 def test_evaluation_is_the_input_itself() -> None:

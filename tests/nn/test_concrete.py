@@ -107,6 +107,15 @@ def test_the_term_and_its_gradients_are_those_of_the_paper(
     assert all(value.grad is None for name, value in layer.named_parameters() if "bias" in name)
 
 
+def test_the_term_has_a_gradient_at_a_rate_that_rounds_to_one() -> None:
+    concrete = ConcreteDropout(torch.nn.Linear(3, 2))
+    with torch.no_grad():
+        concrete.p_logit.fill_(85.0)
+    (slope,) = torch.autograd.grad(concrete.kl(), concrete.p_logit)
+    square = concrete.layer.weight.square().sum().item()
+    assert slope.item() == pytest.approx(0.5e-8 * square * math.exp(85), rel=1e-5)
+
+
 def test_without_data_or_weights_the_rate_goes_to_one_half() -> None:
     layer = torch.nn.Linear(8, 8)
     with torch.no_grad():

@@ -1,32 +1,30 @@
 """Dropout whose mask is relaxed, so that its rate has a gradient."""
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid, softplus
 
-from dropkit._checks import Number, check_axes
-from dropkit.functional.address import check_source
-from dropkit.functional.noise import find_noise
+from dropkit._checks import POSITIVE, check_axes
 from dropkit.functional.overrides import overridable
-from dropkit.functional.variational import check_alike, check_real, widened
+from dropkit.functional.variational import check_alike, check_real, noise_in_training, widened
 
-__all__ = ["TEMPERATURE", "concrete_dropout", "relaxed_mask"]
+__all__ = ["concrete_dropout", "relaxed_factor"]
 
 _WHERE = "concrete_dropout"
-TEMPERATURE = Number(0.0, math.inf, open_low=True, open_high=True)
 
 
-def relaxed_mask(logit: Tensor, uniform: Tensor, temperature: float) -> Tensor:
-    """Return a mask between 0 (dropped) and 1 (kept): above 1/2 where dropout at p keeps, at every temperature.
+def relaxed_factor(logit: Tensor, uniform: Tensor, temperature: float) -> Tensor:
+    """Return a relaxed mask over ``1 - p``: the mask is above 1/2 where dropout at p keeps, at every temperature.
 
     Args:
         logit: ``ln(p / (1 - p))``.
         uniform: Uniforms strictly between 0 and 1.
         temperature: How far it is relaxed; near 0 it is a Bernoulli mask.
     """
-    return torch.sigmoid((torch.logit(uniform) - logit) / temperature)
+    # The ratio of two sigmoids by their logarithms, for both may round to 0.
+    return torch.exp(logsigmoid((torch.logit(uniform) - logit) / temperature) + softplus(logit))
 
 
 @overridable
@@ -75,13 +73,11 @@ def concrete_dropout(
     """
     check_real(_WHERE, "input", input, training=training)
     check_alike(_WHERE, "logit", logit, input)
-    temperature = TEMPERATURE.check(_WHERE, "temperature", temperature)
+    temperature = POSITIVE.check(_WHERE, "temperature", temperature)
     check_axes(_WHERE, "broadcast_dims", broadcast_dims, input.dim())
-    if not training:
-        check_source(_WHERE, input, 0.0, key, generator, stream)
+    noise = noise_in_training(_WHERE, input, training, key, generator, stream)
+    if noise is None:
         return input
-    _, noise = find_noise(_WHERE, input, 0.0, key, generator, stream)
     wide = widened(input)
-    logit = logit.to(wide.dtype)
-    kept = relaxed_mask(logit, noise.uniform(input.shape, wide.dtype, broadcast_dims), temperature)
-    return (wide * (kept / torch.sigmoid(-logit))).to(input.dtype)
+    uniform = noise.uniform(input.shape, wide.dtype, broadcast_dims)
+    return (wide * relaxed_factor(logit.to(wide.dtype), uniform, temperature)).to(input.dtype)

@@ -12,8 +12,9 @@ from torch.nn.functional import sigmoid, softplus
 from dropkit._checks import Choice, argument_error, argument_type_error
 from dropkit.functional.address import Names, check_source
 from dropkit.functional.inputs import autocast_dtype, check_input
-from dropkit.functional.noise import find_noise
+from dropkit.functional.noise import Noise, find_noise
 from dropkit.functional.overrides import overridable
+from dropkit.kernels.portable import computing_type
 
 __all__ = [
     "bounded",
@@ -21,6 +22,7 @@ __all__ = [
     "deviation_of",
     "local_reparameterization",
     "log_uniform_kl",
+    "noise_in_training",
     "variational_dropout",
     "widened",
 ]
@@ -29,7 +31,7 @@ _APPROXIMATION = Choice(("sigmoid", "polynomial"))
 _CONSTANT = 0.5 * (0.57721566490153286 + math.log(2.0))  # half of Euler's constant and ln 2: KL + 0.5 ln(alpha) at 0
 _POLYNOMIAL = (1.16145124, -1.50204118, 0.58629921)
 _SIGMOID = (0.63576, 1.87320, 1.48695)
-_OUTPUT = Names(input="output")
+_NAMES, _OUTPUT = Names(), Names(input="output")
 
 
 def check_real(where: str, name: str, tensor: Any, **flags: object) -> None:
@@ -55,7 +57,23 @@ def check_alike(where: str, name: str, tensor: Any, input: Tensor) -> None:
 
 def widened(tensor: Tensor) -> Tensor:
     """Return a tensor in float32 or wider."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor.to(computing_type(tensor))
+
+
+def noise_in_training(
+    where: str,
+    input: Tensor,
+    training: bool,
+    key: int | Tensor | None,
+    generator: torch.Generator | None,
+    stream: int | Tensor,
+    names: Names = _NAMES,
+) -> Noise | None:
+    """Return the noise of a call, or None in evaluation; what says where to draw it is checked in both."""
+    if training:
+        return find_noise(where, input, 0.0, key, generator, stream, names)[1]
+    check_source(where, input, 0.0, key, generator, stream, names)
+    return None
 
 
 def deviation_of(variance: Tensor) -> Tensor:
@@ -188,10 +206,9 @@ def variational_dropout(
     where = "variational_dropout"
     check_real(where, "input", input, training=training)
     check_alike(where, "log_alpha", log_alpha, input)
-    if not training:
-        check_source(where, input, 0.0, key, generator, stream)
+    noise = noise_in_training(where, input, training, key, generator, stream)
+    if noise is None:
         return input
-    _, noise = find_noise(where, input, 0.0, key, generator, stream)
     wide = widened(input)
     deviation = torch.exp(0.5 * log_alpha.to(wide.dtype))
     return (wide * (1.0 + deviation * noise.normal(input.shape, wide.dtype))).to(input.dtype)
@@ -258,10 +275,9 @@ def local_reparameterization(
     if bias is not None:
         check_real(where, "bias", bias)
     mean = operation(input, weight, bias)
-    if not training:
-        check_source(where, mean, 0.0, key, generator, stream, _OUTPUT)
+    noise = noise_in_training(where, mean, training, key, generator, stream, _OUTPUT)
+    if noise is None:
         return mean
-    _, noise = find_noise(where, mean, 0.0, key, generator, stream, _OUTPUT)
     is_cast = autocast_dtype(input) is not None
     with torch.autocast(input.device.type, enabled=False) if is_cast else contextlib.nullcontext():
         checked = torch.where(variance < 0, math.nan, widened(variance))

@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.nn.functional import softplus
 from torch.nn.modules.conv import _ConvNd
 
-from dropkit._checks import Integer, Number, argument_error, argument_type_error
+from dropkit._checks import POSITIVE, Integer, Number, argument_error, argument_type_error
 from dropkit.functional import concrete_dropout
-from dropkit.functional.concrete import TEMPERATURE
 from dropkit.functional.variational import check_real, widened
 from dropkit.nn.layer import check_bool
 from dropkit.nn.learned import LearnedMixin
@@ -22,7 +21,6 @@ __all__ = ["ConcreteDropout"]
 _P = Number(
     0.0, 1.0, open_low=True, open_high=True, remedy="It is the rate at the start; 0 and 1 could not be learned."
 )
-_LENGTH_SCALE = Number(0.0, math.inf, open_low=True, open_high=True)
 _FEATURES = Integer(1, 2**31 - 1, "[1, 2**31)")
 
 
@@ -112,11 +110,11 @@ class ConcreteDropout(LearnedMixin):
             raise argument_type_error(where, "layer", "a torch.nn.Module", layer)
         p = _P.check(where, "p", p)
         check_bool(where, "wraps", wraps)
-        length_scale = _LENGTH_SCALE.check(where, "length_scale", length_scale)
+        length_scale = POSITIVE.check(where, "length_scale", length_scale)
         features = _features(where, layer) if features is None else _FEATURES.check(where, "features", features)
         spatial = isinstance(layer, _ConvNd) if spatial is None else check_bool(where, "spatial", spatial)
         relaxed = 2 / 3 if spatial else 0.1
-        temperature = relaxed if temperature is None else TEMPERATURE.check(where, "temperature", temperature)
+        temperature = relaxed if temperature is None else POSITIVE.check(where, "temperature", temperature)
         super().__init__()
         self._set_source(generator)
         like = next(layer.parameters(), torch.empty(0))
@@ -136,10 +134,10 @@ class ConcreteDropout(LearnedMixin):
     def kl(self) -> Tensor:
         """Return the divergence of the layer's weights from their prior, in nats, up to a constant."""
         logit = widened(self.p_logit)
-        p, q = torch.sigmoid(logit), torch.sigmoid(-logit)
+        p, q = torch.sigmoid(logit), torch.sigmoid(-logit)  # 1 / q is 1 + exp(logit), also where q rounds to 0
         square = sum((widened(weight).square().sum() for weight in self._weights()), torch.zeros_like(p))
         entropy = p * softplus(-logit) + q * softplus(logit)
-        return 0.5 * self.length_scale**2 * square / q - self.features * entropy
+        return 0.5 * self.length_scale**2 * square * (1.0 + logit.exp()) - self.features * entropy
 
     def _weights(self) -> Iterator[Tensor]:
         """Yield what the prior is about: no biases, and no noise."""

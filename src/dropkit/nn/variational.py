@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from dropkit._checks import Choice, Integer, Number, argument_error
+from dropkit._checks import POSITIVE, Choice, Integer, Number, argument_error
 from dropkit.functional import local_reparameterization, log_uniform_kl, variational_dropout
 from dropkit.functional.variational import bounded, check_real, widened
 from dropkit.nn.layer import check_generator
@@ -19,7 +19,6 @@ __all__ = ["VariationalDropout", "VariationalLinear"]
 _P = Number(
     0.0, 1.0, open_low=True, open_high=True, remedy="It is the rate at the start; 0 and 1 could not be learned."
 )
-_MAX_ALPHA = Number(0.0, math.inf, open_low=True, open_high=True)
 _FEATURES = Integer(1, 2**31 - 1, "[1, 2**31)")
 _AXIS = Integer(-(2**31), 2**31 - 1, "[-2**31, 2**31)")
 
@@ -33,7 +32,7 @@ class _AlphaMixin(LearnedMixin):
         where = type(self).__name__
         p = _P.check(where, "p", p)
         choice.check(where, "per", per)
-        max_alpha = _MAX_ALPHA.check(where, "max_alpha", max_alpha)
+        max_alpha = POSITIVE.check(where, "max_alpha", max_alpha)
         if p / (1.0 - p) > max_alpha:
             rule = f"at most {max_alpha / (1.0 + max_alpha):g}, where alpha is {max_alpha:g}"
             raise argument_error(where, "p", rule, p, "Start at a lower rate, or raise max_alpha.")
