@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import dropkit
-from dropkit.nn import SparseVariationalConv2d, SparseVariationalLinear, pruned
+from dropkit.nn import ConcreteDropout, SparseVariationalConv2d, SparseVariationalLinear, pruned
 
 
 def drawn(*shape: int) -> Tensor:
@@ -166,6 +166,35 @@ def test_layers_in_several_places_keep_their_units() -> None:
     noisy(shared, 1)
     small = check(model, drawn(5, 4), [(4, 4)])
     assert small[0] is small[2]
+
+
+def test_parameters_in_several_places_keep_their_units() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)).double()
+    model[2].weight = model[0].weight
+    with torch.no_grad():
+        model[0].weight[:, 1] = 0
+    small = check(model, drawn(5, 4), [(4, 4), (4, 4)])
+    assert small[0].weight is small[2].weight
+
+
+@pytest.mark.parametrize("widths", [(3, 0, 2), (3, 4, 0), (0, 4, 2)])
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors is a no-op:UserWarning")
+def test_layers_without_units(widths: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(*widths[:2]), nn.ReLU(), nn.Linear(*widths[1:])).double()
+    middle = 1 if widths[0] == 0 else widths[1]  # units that read nothing are constants
+    check(model, drawn(5, widths[0]), [(middle, widths[0]), (widths[2], middle)])
+
+
+def test_concrete_dropout_in_front_of_a_sparse_layer_knows_the_plain_one() -> None:
+    sparse = noisy(SparseVariationalLinear(4, 3).double(), 1)
+    model = nn.Sequential(ConcreteDropout(sparse, wraps=False), sparse)
+    small = check(model, drawn(5, 4), [(3, 4)])
+    with torch.no_grad():
+        small[1].weight.mul_(1e4)
+    assert torch.equal(small[0].kl(), ConcreteDropout(small[1], wraps=False).kl())
+    assert small[0].kl() > model[0].kl()
 
 
 def test_models_of_several_parts() -> None:

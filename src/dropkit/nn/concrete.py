@@ -1,7 +1,7 @@
 """Dropout that learns its rate by a relaxed mask."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -138,6 +138,11 @@ class ConcreteDropout(LearnedMixin):
         square = sum((widened(weight).square().sum() for weight in self._weights()), torch.zeros_like(p))
         entropy = p * softplus(-logit) + q * softplus(logit)
         return 0.5 * self.length_scale**2 * square * (1.0 + logit.exp()) - self.features * entropy
+
+    def follow_instead(self, layers: Mapping[torch.nn.Module, torch.nn.Module]) -> None:
+        """Know another layer for its weights where the one that this module stands before was replaced."""
+        if not self.wraps:
+            self._followed = (layers.get(self._followed[0], self._followed[0]),)
 
     def _weights(self) -> Iterator[Tensor]:
         """Yield what the prior is about: no biases, and no noise."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dropkit._checks import argument_type_error
+from dropkit.nn.concrete import ConcreteDropout
 from dropkit.nn.dropout import Dropout
 from dropkit.nn.sparse import SparseVariationalConv2d, SparseVariationalLinear
 
@@ -30,7 +31,8 @@ def pruned(model: nn.Module) -> nn.Module:
     convolutions of one group follow each other with nothing between but activations, dropout, pooling and
     `torch.nn.Flatten`, units that nothing reads are then taken out, and so are those that read nothing: the constant
     that such a unit gives is added to the bias of the next layer. The outputs are those of the model in evaluation, up
-    to rounding. A layer keeps at least one unit, and one that the model uses in several places keeps all.
+    to rounding. A layer keeps at least one unit, and one that the model uses in several places, or whose parameters it
+    does, keeps all.
 
     Args:
         model: A model, or one sparse variational layer; left as it is.
@@ -62,17 +64,28 @@ def pruned(model: nn.Module) -> nn.Module:
     if isinstance(model, SparseVariationalLinear | SparseVariationalConv2d):
         return _plain(model)
     small = copy.deepcopy(model)
+    _replace(small)
+    named = (*small.named_modules(remove_duplicate=False), *small.named_parameters(remove_duplicate=False))
+    uses = Counter(id(part) for _, part in named)
+    for chain in small.modules():
+        if type(chain) is nn.Sequential:
+            parts = (part for layer in chain for part in (layer, *layer.parameters(recurse=False)))
+            if all(uses[id(part)] == 1 for part in parts):
+                _shrink(chain)
+    return small
+
+
+def _replace(model: nn.Module) -> None:
+    """Put plain layers in the place of sparse ones, wherever the model knows them."""
     plain: dict[nn.Module, nn.Module] = {}
-    for parent in list(small.modules()):
+    for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
             if isinstance(child, SparseVariationalLinear | SparseVariationalConv2d):
                 plain[child] = plain.get(child) or _plain(child)
                 setattr(parent, name, plain[child])
-    uses = Counter(map(id, (module for _, module in small.named_modules(remove_duplicate=False))))
-    for chain in small.modules():
-        if type(chain) is nn.Sequential and all(uses[id(layer)] == 1 for layer in chain):
-            _shrink(chain)
-    return small
+    for module in model.modules():
+        if isinstance(module, ConcreteDropout):
+            module.follow_instead(plain)
 
 
 @torch.no_grad()
@@ -137,6 +150,8 @@ def _is_elementwise(layer: nn.Module) -> bool:
 
 def _take_out(first: _Units, between: list[nn.Module], second: _Units) -> bool:
     """Take units out from between two layers; tell whether there were any."""
+    if not second.weight.numel():  # there are none, or nothing that could read them
+        return False
     read = second.weight.reshape(
         len(second.weight), len(first.weight), -1
     )  # flattened images have several numbers a unit
