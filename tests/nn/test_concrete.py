@@ -26,7 +26,7 @@ def test_it_drops_the_inputs_of_a_linear_layer() -> None:
     assert layer.p_logit.dtype == torch.float64
     logit = torch.tensor(math.log(0.25)).double()
     torch.testing.assert_close(
-        layer(x, key=KEY), linear(concrete_dropout(x, logit, 0.1, key=KEY)), rtol=1e-7, atol=1e-9
+        layer(x, dropout_key=KEY), linear(concrete_dropout(x, logit, 0.1, key=KEY)), rtol=1e-7, atol=1e-9
     )
     assert torch.equal(layer.eval()(x), linear(x))
     torch.testing.assert_close(layer.p, torch.tensor(0.2).double(), rtol=1e-7, atol=0)
@@ -44,19 +44,19 @@ def test_a_convolution_loses_whole_channels(conv: Any, shape: tuple[int, ...], a
     layer, x = ConcreteDropout(conv, wraps=False), drawn(*shape)
     assert (layer.features, layer.spatial, layer.temperature) == (3, True, 2 / 3)
     want = concrete_dropout(x, layer.p_logit, 2 / 3, broadcast_dims=axes, key=KEY)
-    assert torch.equal(layer(x, key=KEY), want)
-    assert torch.equal(ConcreteDropout(conv)(x, key=KEY), conv(want))
+    assert torch.equal(layer(x, dropout_key=KEY), want)
+    assert torch.equal(ConcreteDropout(conv)(x, dropout_key=KEY), conv(want))
 
 
 def test_the_form_may_be_chosen() -> None:
     x = drawn(2, 3, 5, 5)
     single = ConcreteDropout(torch.nn.Conv2d(3, 4, 2).double(), spatial=False, wraps=False)
     assert (single.temperature, single.features) == (0.1, 3)
-    assert torch.equal(single(x, key=KEY), concrete_dropout(x, single.p_logit, 0.1, key=KEY))
+    assert torch.equal(single(x, dropout_key=KEY), concrete_dropout(x, single.p_logit, 0.1, key=KEY))
     block = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 2)).double()
     whole = ConcreteDropout(block, features=3, spatial=True, temperature=1.0)
     want = block(concrete_dropout(x, whole.p_logit, 1.0, broadcast_dims=(2, 3), key=KEY))
-    assert torch.equal(whole(x, key=KEY), want)
+    assert torch.equal(whole(x, dropout_key=KEY), want)
 
 
 def test_any_layer_may_be_wrapped_with_what_else_it_takes() -> None:
@@ -66,7 +66,7 @@ def test_any_layer_may_be_wrapped_with_what_else_it_takes() -> None:
     out, _ = layer.eval()(x, (state, state))
     torch.testing.assert_close(out, lstm(x, (state, state))[0])
     attention = torch.nn.MultiheadAttention(4, 2, batch_first=True)
-    _, weights = ConcreteDropout(attention, features=4)(x, x, x, need_weights=False, key=KEY)
+    _, weights = ConcreteDropout(attention, features=4)(x, key=x, value=x, need_weights=False)
     assert weights is None
     with pytest.raises(ArgumentError, match="`features` must be given for a layer of type LSTM, got None"):
         ConcreteDropout(lstm)
@@ -156,9 +156,11 @@ def test_before_a_layer_the_model_gains_one_parameter_and_no_name_changes() -> N
     assert model[0].eval()(x) is x
 
 
-def test_other_noise_inside_the_layer_is_no_weight() -> None:
-    inner = torch.nn.Sequential(ConcreteDropout(torch.nn.Linear(4, 4)), torch.nn.Linear(4, 2))
-    outer = ConcreteDropout(inner, features=4, length_scale=1.0)
-    square = inner[0].layer.weight.square().sum() + inner[1].weight.square().sum()
-    want = ConcreteDropout(torch.nn.Identity(), features=4).kl() + 0.5 * square / 0.9
+def test_weights_with_a_prior_of_their_own_are_left_out() -> None:
+    wrapped, followed, plain = (torch.nn.Linear(4, 4) for _ in range(3))
+    noise = (ConcreteDropout(wrapped), ConcreteDropout(followed, wraps=False), dropkit.nn.VariationalLinear(4, 4))
+    model = torch.nn.Sequential(*noise, followed, plain)
+    outer = ConcreteDropout(model, features=4, length_scale=1.0)
+    want = ConcreteDropout(torch.nn.Identity(), features=4).kl() + 0.5 * plain.weight.square().sum() / 0.9
     torch.testing.assert_close(outer.kl(), want)
+    torch.testing.assert_close(dropkit.nn.regularization(outer, 1), want + sum(layer.kl() for layer in noise))

@@ -33,6 +33,12 @@ def inputs(row: Variant, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(row.inputs[0], dtype=dtype, generator=torch.Generator().manual_seed(0))
 
 
+def at(layer: Any, key: int | Tensor, stream: int = 0) -> dict[str, Any]:
+    """Return the address of a call, which has other names where a wrapped layer may take some of its own."""
+    prefix = "dropout_" if isinstance(layer, dropkit.nn.ConcreteDropout) else ""
+    return {f"{prefix}key": key, f"{prefix}stream": stream}
+
+
 def built(row: Variant, dtype: torch.dtype = torch.float64) -> Any:
     torch.manual_seed(0)
     return row.build(row.rates[-1]).to(dtype)
@@ -51,7 +57,12 @@ def test_evaluation_draws_nothing(name: str) -> None:
 @every
 def test_it_draws_and_a_key_repeats_the_draw(name: str) -> None:
     layer, x = built(ROWS[name]), inputs(ROWS[name])
-    first, again, other, passed = (layer(x, key=KEY), layer(x, key=KEY), layer(x, key=3), layer(x, key=KEY, stream=1))
+    first, again, other, passed = (
+        layer(x, **at(layer, KEY)),
+        layer(x, **at(layer, KEY)),
+        layer(x, **at(layer, 3)),
+        layer(x, **at(layer, KEY, 1)),
+    )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert not torch.equal(first, passed)
@@ -73,15 +84,15 @@ def test_a_generator_of_its_own(name: str) -> None:
     assert torch.equal(layer(x), first)
     assert torch.equal(torch.get_rng_state(), state)
     assert "generator=..." in repr(layer)
-    layer(x, key=KEY)  # a key takes the generator's place
+    layer(x, **at(layer, KEY))  # a key takes the generator's place
 
 
 @every
 def test_the_switch_overrides_train_and_eval(name: str) -> None:
     layer, x = built(ROWS[name]), inputs(ROWS[name])
-    training, evaluation = layer(x, key=KEY), layer.eval()(x)
+    training, evaluation = layer(x, **at(layer, KEY)), layer.eval()(x)
     layer.switch = "on"
-    assert torch.equal(layer(x, key=KEY), training)
+    assert torch.equal(layer(x, **at(layer, KEY)), training)
     layer.train().switch = "off"
     assert torch.equal(layer(x), evaluation)
     assert "switch='off'" in repr(layer)
@@ -96,11 +107,11 @@ def test_derivatives_with_respect_to_input_and_all_parameters(name: str) -> None
     names, values = zip(*layer.named_parameters(), strict=True)
 
     def apply(x: Tensor, *parameters: Tensor) -> Tensor:
-        return torch.func.functional_call(layer, dict(zip(names, parameters, strict=True)), (x,), {"key": KEY})
+        return torch.func.functional_call(layer, dict(zip(names, parameters, strict=True)), (x,), at(layer, KEY))
 
     assert torch.autograd.gradcheck(apply, (x, *values), check_forward_ad=True)
     assert torch.autograd.gradgradcheck(apply, (x, *values), fast_mode=True)
-    gradients = torch.autograd.grad(layer(x, key=KEY).square().sum(), list(layer.parameters()))
+    gradients = torch.autograd.grad(layer(x, **at(layer, KEY)).square().sum(), list(layer.parameters()))
     assert all((gradient != 0).all() for gradient in gradients)
 
 
@@ -111,7 +122,7 @@ def test_directional_derivatives_and_curvature(name: str) -> None:
     parameters = {key: value.detach() for key, value in layer.named_parameters()}
 
     def loss(parameters: dict[str, Tensor]) -> Tensor:
-        return torch.func.functional_call(layer, parameters, (x,), {"key": KEY}).square().sum()
+        return torch.func.functional_call(layer, parameters, (x,), at(layer, KEY)).square().sum()
 
     ones = {key: torch.ones_like(value) for key, value in parameters.items()}
     gradient_of = torch.func.grad(loss)
@@ -128,11 +139,11 @@ def test_what_it_learns_is_a_parameter_and_is_saved(name: str) -> None:
     layer, x = built(ROWS[name]), inputs(ROWS[name])
     assert LEARNED[name] <= set(dict(layer.named_parameters())) == set(layer.state_dict())
     optimiser = torch.optim.SGD(layer.parameters(), lr=0.1)
-    (layer(x, key=KEY).square().mean() + dropkit.nn.regularization(layer, 10)).backward()
+    (layer(x, **at(layer, KEY)).square().mean() + dropkit.nn.regularization(layer, 10)).backward()
     optimiser.step()
-    want, buffer = layer(x, key=KEY), io.BytesIO()
+    want, buffer = layer(x, **at(layer, KEY)), io.BytesIO()
     other = built(ROWS[name])
-    assert not torch.equal(other(x, key=KEY), want)
+    assert not torch.equal(other(x, **at(other, KEY)), want)
     torch.save(layer, buffer)
     buffer.seek(0)
     other.load_state_dict(layer.state_dict(), strict=True)
@@ -142,7 +153,7 @@ def test_what_it_learns_is_a_parameter_and_is_saved(name: str) -> None:
         torch.load(buffer, weights_only=False),
         other,
     ):
-        assert torch.equal(twin(x, key=KEY), want)
+        assert torch.equal(twin(x, **at(twin, KEY)), want)
         assert torch.equal(twin.kl(), layer.kl())
         assert repr(twin) == repr(layer)
 
@@ -155,7 +166,7 @@ def test_it_compiles_once_while_it_learns(name: str) -> None:
     graphs = CompileCounter()
 
     def objective(x: Tensor, key: Tensor) -> Tensor:
-        return layer(x, key=key).square().mean() + dropkit.nn.regularization(layer, 10)
+        return layer(x, **at(layer, key)).square().mean() + dropkit.nn.regularization(layer, 10)
 
     compiled = torch.compile(objective, backend=graphs, fullgraph=True)
     for step in range(3):
@@ -176,7 +187,7 @@ def test_compiled_gradients_are_those_of_eager_code(name: str) -> None:
     layer, x, key = built(ROWS[name]), inputs(ROWS[name]), torch.tensor(KEY)
 
     def objective(x: Tensor, key: Tensor) -> Tensor:
-        return layer(x, key=key).square().mean() + dropkit.nn.regularization(layer, 10)
+        return layer(x, **at(layer, key)).square().mean() + dropkit.nn.regularization(layer, 10)
 
     found, want = (
         torch.autograd.grad(function(x, key), list(layer.parameters()))
@@ -213,9 +224,9 @@ def test_it_is_exported_to_onnx(name: str) -> None:
 def test_vmap_with_a_key_has_one_noise_for_all(name: str) -> None:
     layer, x = built(ROWS[name]), inputs(ROWS[name])
     several = torch.stack([x, 2 * x, -x])
-    found = torch.func.vmap(lambda v: layer(v, key=KEY))(several)
+    found = torch.func.vmap(lambda v: layer(v, **at(layer, KEY)))(several)
     for i in range(3):
-        torch.testing.assert_close(found[i], layer(several[i], key=KEY))
+        torch.testing.assert_close(found[i], layer(several[i], **at(layer, KEY)))
 
 
 @every
@@ -224,7 +235,7 @@ def test_per_example_gradients(name: str) -> None:
     parameters = dict(layer.named_parameters())
 
     def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
-        out = torch.func.functional_call(layer, parameters, (x.unsqueeze(0),), {"key": KEY})
+        out = torch.func.functional_call(layer, parameters, (x.unsqueeze(0),), at(layer, KEY))
         return out.square().sum()
 
     found = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
@@ -239,10 +250,10 @@ def test_half_types(name: str, dtype: torch.dtype) -> None:
     row = ROWS[name]
     layer, x = built(row, dtype), inputs(row).to(dtype)
     wide = copy.deepcopy(layer).double()
-    out = layer(x, key=KEY)
+    out = layer(x, **at(layer, KEY))
     assert out.dtype == dtype
     tolerance = 8 * torch.finfo(dtype).eps
-    torch.testing.assert_close(out.double(), wide(x.double(), key=KEY), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(out.double(), wide(x.double(), **at(wide, KEY)), rtol=tolerance, atol=tolerance)
     assert layer.kl().dtype == torch.float32
     torch.testing.assert_close(layer.kl().double(), wide.kl(), rtol=1e-2, atol=1e-2)
 
@@ -252,9 +263,9 @@ def test_autocast_runs_it(name: str) -> None:
     row = ROWS[name]
     layer, x = built(row, torch.float32), inputs(row, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        out = layer(x, key=KEY)
+        out = layer(x, **at(layer, KEY))
         assert out.dtype == (torch.float32 if name == "VariationalDropout" else torch.bfloat16)
-    torch.testing.assert_close(out.float(), layer(x, key=KEY), rtol=0.05, atol=0.05)
+    torch.testing.assert_close(out.float(), layer(x, **at(layer, KEY)), rtol=0.05, atol=0.05)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")

@@ -58,10 +58,12 @@ class ConcreteDropout(LearnedMixin):
     whose w is half of that in the authors' code.
 
     Args:
-        layer: The layer whose inputs are dropped. All its parameters but biases count as weights.
+        layer: The layer whose inputs are dropped. All its parameters count as weights but biases and those of layers
+            in it that learn their noise: these have a prior of their own.
         p: The rate at the start, in (0, 1). Default: 0.1.
         wraps: Whether the layer becomes a part of this module, which then calls it. If False this module stands
-            before it: it drops its input, and knows the layer for its weights alone. Default: True.
+            before it: it drops its input, and knows the layer for its weights alone. Where another layer is put in that
+            layer's place later, `kl` still reads the old one. Default: True.
         features: K, how many inputs may be dropped on their own: features, or channels. Default: those of a linear
             layer or a convolution; needed for any other.
         spatial: Whether a channel's places, the axes after it, share a draw. Default: whether it is a convolution.
@@ -127,6 +129,11 @@ class ConcreteDropout(LearnedMixin):
             self._followed = (layer,)  # in a tuple, where it stays another module's part
 
     @property
+    def _reader(self) -> torch.nn.Module:
+        """The layer whose inputs are dropped."""
+        return self.layer if self.wraps else self._followed[0]
+
+    @property
     def p(self) -> Tensor:
         """The rate."""
         return torch.sigmoid(widened(self.p_logit)).detach()
@@ -145,23 +152,31 @@ class ConcreteDropout(LearnedMixin):
             self._followed = (layers.get(self._followed[0], self._followed[0]),)
 
     def _weights(self) -> Iterator[Tensor]:
-        """Yield what the prior is about: no biases, and no noise."""
-        layer = self.layer if self.wraps else self._followed[0]
-        for module in layer.modules():
-            if not isinstance(module, LearnedMixin):
+        """Yield what the prior is about: no biases, and nothing that has a prior of its own."""
+        inside = list(self._reader.modules())
+        others = [module for module in inside if isinstance(module, LearnedMixin)]
+        read = [module._reader for module in others if isinstance(module, ConcreteDropout)]
+        apart = {id(part) for module in (*others, *read) for part in module.modules()}
+        for module in inside:
+            if id(module) not in apart:
                 own = module.named_parameters(recurse=False)
                 yield from (value for name, value in own if "bias" not in name)
 
     def forward(
-        self, input: Tensor, *others: Any, key: int | Tensor | None = None, stream: int | Tensor = 0, **options: Any
+        self,
+        input: Tensor,
+        *others: Any,
+        dropout_key: int | Tensor | None = None,
+        dropout_stream: int | Tensor = 0,
+        **options: Any,
     ) -> Any:
         """Drop the input, and call the layer if it is wrapped.
 
         Args:
             input: What the layer takes first.
             *others: What else it takes.
-            key: As for `dropkit.functional.concrete_dropout`. Default: drawn from the generator.
-            stream: Number of the pass. Default: 0.
+            dropout_key: As `key` for `dropkit.functional.concrete_dropout`. Default: drawn from the generator.
+            dropout_stream: Number of the pass, as `stream` for that function. Default: 0.
             **options: What it takes by name.
 
         Returns:
@@ -174,14 +189,14 @@ class ConcreteDropout(LearnedMixin):
         check_real("ConcreteDropout", "input", input)
         dropped = concrete_dropout(
             input, self.p_logit, self.temperature, self.is_on, broadcast_dims=self._shared_axes(input.dim()),
-            generator=self._source(key), key=key, stream=stream,
+            generator=self._source(dropout_key), key=dropout_key, stream=dropout_stream,
         )  # fmt: skip
         return self.layer(dropped, *others, **options) if self.wraps else dropped
 
     def _shared_axes(self, rank: int) -> tuple[int, ...]:
         if not self.spatial:
             return ()
-        layer = self.layer if self.wraps else self._followed[0]
+        layer = self._reader
         places = len(layer.kernel_size) if isinstance(layer, _ConvNd) else rank - 2  # a convolution takes one image too
         return tuple(range(rank - places, rank))
 

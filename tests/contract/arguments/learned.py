@@ -155,7 +155,10 @@ CASES = {
     LAYER + "regularization": list(collected()),
     LAYER + "pruned": [wrong for wrong in collected() if wrong.name == "model"],
     LAYER + "ConcreteDropout": list(concrete_layer()),
-    LAYER + "ConcreteDropout.forward": list(called("concrete_dropout", input_where="ConcreteDropout")),
+    LAYER + "ConcreteDropout.forward": [
+        wrong._replace(name=f"dropout_{wrong.name}", label=wrong.label or wrong.name) if wrong.name != "input" else wrong
+        for wrong in called("concrete_dropout", input_where="ConcreteDropout")
+    ],
     LAYER + "VariationalDropout": [
         *variational_layer("unit", "layer"), *by_constraint("features", FEATURES),
         *by_constraint("dim", Integer(-(2**31), 2**31 - 1, "[-2**31, 2**31)")),
