@@ -198,6 +198,14 @@ def test_compiled_gradients_are_those_of_eager_code(name: str) -> None:
 
 
 @every
+def test_it_is_made_without_data_and_shown(name: str) -> None:
+    with torch.device("meta"):
+        layer = ROWS[name].build(ROWS[name].rates[-1])
+    assert all(parameter.is_meta for parameter in layer.parameters())
+    assert ("p=?" in repr(layer)) == hasattr(layer, "p")
+
+
+@every
 def test_it_is_exported(name: str) -> None:
     row = ROWS[name]
     network = torch.nn.Sequential(built(row, torch.float32), torch.nn.Tanh()).eval()

@@ -107,6 +107,12 @@ def test_a_layer_without_weights_has_no_divergence(per: str) -> None:
         assert layer(torch.ones(2, sizes[0])).shape == (2, sizes[1])
 
 
+def test_what_is_learned_has_the_type_and_device_asked_for() -> None:
+    for build in (partial(VariationalDropout, 3), partial(VariationalLinear, 3, 2)):
+        layer = build(device="meta", dtype=torch.float64)
+        assert (layer.log_alpha.dtype, layer.log_alpha.device.type) == (torch.float64, "meta")
+
+
 def test_above_one_the_divergence_is_that_which_holds_there() -> None:
     layer = VariationalDropout(4, 0.9, max_alpha=1e6)
     torch.testing.assert_close(layer.kl(), 4 * log_uniform_kl(torch.tensor(math.log(9.0)), "sigmoid"))

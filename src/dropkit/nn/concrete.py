@@ -9,19 +9,14 @@ from torch import Tensor
 from torch.nn.functional import softplus
 from torch.nn.modules.conv import _ConvNd
 
-from dropkit._checks import POSITIVE, Integer, Number, argument_error, argument_type_error
+from dropkit._checks import POSITIVE, argument_error, argument_type_error
 from dropkit.functional import concrete_dropout
 from dropkit.functional.variational import check_real, widened
 from dropkit.nn.layer import check_bool
-from dropkit.nn.learned import LearnedMixin
+from dropkit.nn.learned import FEATURES, RATE, LearnedMixin, shown_rate
 from dropkit.nn.variants import variant
 
 __all__ = ["ConcreteDropout"]
-
-_P = Number(
-    0.0, 1.0, open_low=True, open_high=True, remedy="It is the rate at the start; 0 and 1 could not be learned."
-)
-_FEATURES = Integer(1, 2**31 - 1, "[1, 2**31)")
 
 
 @variant(
@@ -110,10 +105,10 @@ class ConcreteDropout(LearnedMixin):
         where = "ConcreteDropout"
         if not isinstance(layer, torch.nn.Module):
             raise argument_type_error(where, "layer", "a torch.nn.Module", layer)
-        p = _P.check(where, "p", p)
+        p = RATE.check(where, "p", p)
         check_bool(where, "wraps", wraps)
         length_scale = POSITIVE.check(where, "length_scale", length_scale)
-        features = _features(where, layer) if features is None else _FEATURES.check(where, "features", features)
+        features = _features(where, layer) if features is None else FEATURES.check(where, "features", features)
         spatial = isinstance(layer, _ConvNd) if spatial is None else check_bool(where, "spatial", spatial)
         relaxed = 2 / 3 if spatial else 0.1
         temperature = relaxed if temperature is None else POSITIVE.check(where, "temperature", temperature)
@@ -202,7 +197,7 @@ class ConcreteDropout(LearnedMixin):
 
     def extra_repr(self) -> str:
         """Show the rate and whatever differs from the defaults."""
-        shown = [f"p={float(self.p):.3g}", f"features={self.features}", f"temperature={self.temperature:.3g}"]
+        shown = [shown_rate(self.p), f"features={self.features}", f"temperature={self.temperature:.3g}"]
         shown += ["spatial=True"] if self.spatial else []
         return ", ".join(shown + ([] if self.wraps else ["wraps=False"]) + self._parts())
 

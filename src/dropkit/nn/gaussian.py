@@ -43,7 +43,7 @@ class GaussianDropout(RateMixin):
 
     Raises:
         ArgumentError: If ``p`` is no number in ``[0, 1)``.
-        ArgumentTypeError: If the generator is none.
+        ArgumentTypeError: If the generator is no torch.Generator.
 
     Examples:
         >>> import torch, dropkit

@@ -1,13 +1,21 @@
 """Layers that learn their noise, and the term that their priors add to a loss."""
 
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
-from dropkit._checks import Integer, argument_type_error
+from dropkit._checks import Integer, Number, argument_type_error
+from dropkit.functional import local_reparameterization
 from dropkit.nn.layer import NoiseMixin
 
-__all__ = ["LearnedMixin", "regularization"]
+__all__ = ["FEATURES", "RATE", "GaussianWeightsMixin", "LearnedMixin", "regularization", "shown_rate"]
 
+RATE = Number(
+    0.0, 1.0, open_low=True, open_high=True, remedy="It is the rate at the start; 0 and 1 could not be learned."
+)
+FEATURES = Integer(1, 2**31 - 1, "[1, 2**31)")
 _ROWS = Integer(1, 2**63 - 1, "[1, 2**63)", "It is the number of rows of the training data, not of a batch.")
 
 
@@ -20,6 +28,59 @@ class LearnedMixin(NoiseMixin):
         It belongs to the whole training set: a loss takes it once, or divided by the number of rows at every step.
         """
         raise NotImplementedError  # each class has its own prior
+
+
+class GaussianWeightsMixin(LearnedMixin):
+    """A PyTorch layer, beside this class, whose weights are independent Gaussians; it learns one parameter more."""
+
+    LEARNED: ClassVar[str]  # the parameter's name
+
+    weight: Tensor
+    bias: Any  # a tensor or None, which PyTorch's layers declare in different ways
+
+    def _set_learned(self, shape: tuple[int, ...], first: float, generator: torch.Generator | None) -> None:
+        """Set what the layer has more, once the PyTorch layer has been set up."""
+        self._set_source(generator)
+        self._first = first
+        setattr(self, self.LEARNED, torch.nn.Parameter(self.weight.new_full(shape, first)))
+
+    def reset_parameters(self) -> None:
+        """Draw new weights, and set what is learned of their noise back."""
+        super().reset_parameters()  # type: ignore[misc]  # that of the PyTorch layer
+        if self.LEARNED in self._parameters:  # not while that layer is being built
+            torch.nn.init.constant_(getattr(self, self.LEARNED), self._first)
+
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        """Return the mean of the weights, and their variance in float32 or wider."""
+        raise NotImplementedError  # each class learns its own
+
+    def _operate(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return linear(input, weight, bias)
+
+    def forward(self, input: Tensor, *, key: int | Tensor | None = None, stream: int | Tensor = 0) -> Tensor:
+        """Apply the layer.
+
+        Args:
+            input: Tensor as the PyTorch layer takes it.
+            key: As for `dropkit.functional.local_reparameterization`. Default: drawn from the generator.
+            stream: Number of the pass. Default: 0.
+
+        Returns:
+            A tensor as the PyTorch layer gives it.
+
+        Raises:
+            ArgumentError: As `dropkit.functional.local_reparameterization`.
+            ArgumentTypeError: As `dropkit.functional.local_reparameterization`.
+        """
+        return local_reparameterization(
+            self._operate, input, *self._moments(), self.bias, self.is_on,
+            generator=self._source(key), key=key, stream=stream,
+        )  # fmt: skip
+
+
+def shown_rate(p: Tensor) -> str:
+    """Return the mean of learned rates as a representation shows it; tensors without data have none."""
+    return "p=?" if p.is_meta or not p.numel() else f"p={float(p.mean()):.3g}"
 
 
 def regularization(model: torch.nn.Module, rows: int) -> Tensor:

@@ -4,13 +4,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from dropkit._checks import Number
-from dropkit.functional import local_reparameterization, log_uniform_kl
+from dropkit.functional import log_uniform_kl
 from dropkit.functional.variational import widened
-from dropkit.nn.layer import check_generator
-from dropkit.nn.learned import LearnedMixin
+from dropkit.nn.factory import check_factory
+from dropkit.nn.learned import GaussianWeightsMixin
 from dropkit.nn.variants import variant
 
 __all__ = ["SparseVariationalConv2d", "SparseVariationalLinear"]
@@ -20,23 +19,12 @@ _LOG_SIGMA2 = Number(-100.0, 20.0, remedy="It is the logarithm of a variance at 
 _EPSILON = 1e-8  # beside a squared weight, whose logarithm has no value at 0
 
 
-class _SparseMixin(LearnedMixin):
+class _SparseMixin(GaussianWeightsMixin):
     """What layers with a mean and a variance for every weight have in common."""
 
-    weight: Tensor
-    bias: Any  # a tensor or None, which PyTorch's layers declare in different ways
+    LEARNED = "log_sigma2"
     log_sigma2: torch.nn.Parameter
-
-    def _set_variance(self, threshold: float, log_sigma2: float, generator: torch.Generator | None) -> None:
-        self._set_source(generator)
-        self.log_sigma2 = torch.nn.Parameter(torch.full_like(self.weight, log_sigma2))
-        self.initial_log_sigma2, self.threshold = log_sigma2, threshold
-
-    def reset_parameters(self) -> None:
-        """Draw new weights, and set their variances back."""
-        super().reset_parameters()  # type: ignore[misc]  # that of the PyTorch layer beside this class
-        if "log_sigma2" in self._parameters:  # not while that layer is being built
-            torch.nn.init.constant_(self.log_sigma2, self.initial_log_sigma2)
+    threshold: float
 
     @property
     def log_alpha(self) -> Tensor:
@@ -57,16 +45,8 @@ class _SparseMixin(LearnedMixin):
         """Return the divergence of the weights from a log-uniform prior, in nats, summed over all of them."""
         return log_uniform_kl(self.log_alpha).sum()
 
-    def _operate(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        raise NotImplementedError  # the linear operation of the PyTorch layer beside this class
-
-    def _apply_noise(self, input: Tensor, key: int | Tensor | None, stream: int | Tensor) -> Tensor:
-        weight = self.weight if self.is_on else self.pruned_weight
-        return local_reparameterization(
-            self._operate, input, weight, widened(self.log_sigma2).exp(), self.bias,
-            self.is_on,
-            generator=self._source(key), key=key, stream=stream,
-        )  # fmt: skip
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        return self.weight if self.is_on else self.pruned_weight, widened(self.log_sigma2).exp()
 
     def extra_repr(self) -> str:
         """Show what PyTorch's layer shows, and what differs from the defaults."""
@@ -119,8 +99,8 @@ class SparseVariationalLinear(_SparseMixin, torch.nn.Linear):
         generator: Where keys are drawn, on the input's device; eager code only. Default: PyTorch's own generator.
 
     Raises:
-        ArgumentError: If `threshold` or `log_sigma2` is out of range.
-        ArgumentTypeError: If `generator` is none.
+        ArgumentError: If `threshold` or `log_sigma2` is out of range, or there is no such device.
+        ArgumentTypeError: If `device` or `dtype` has a wrong type, or `generator` is no torch.Generator.
 
     Examples:
         >>> import torch, dropkit
@@ -149,29 +129,10 @@ class SparseVariationalLinear(_SparseMixin, torch.nn.Linear):
     ) -> None:
         threshold = _THRESHOLD.check("SparseVariationalLinear", "threshold", threshold)
         log_sigma2 = _LOG_SIGMA2.check("SparseVariationalLinear", "log_sigma2", log_sigma2)
-        check_generator("SparseVariationalLinear", generator)
+        check_factory("SparseVariationalLinear", device, dtype, generator, is_real=True)
         super().__init__(in_features, out_features, bias, device, dtype)
-        self._set_variance(threshold, log_sigma2, generator)
-
-    def _operate(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return linear(input, weight, bias)
-
-    def forward(self, input: Tensor, *, key: int | Tensor | None = None, stream: int | Tensor = 0) -> Tensor:
-        """Apply the layer.
-
-        Args:
-            input: Tensor whose last axis has `in_features`.
-            key: As for `dropkit.functional.local_reparameterization`. Default: drawn from the generator.
-            stream: Number of the pass. Default: 0.
-
-        Returns:
-            A tensor whose last axis has `out_features`.
-
-        Raises:
-            ArgumentError: As `dropkit.functional.local_reparameterization`.
-            ArgumentTypeError: As `dropkit.functional.local_reparameterization`.
-        """
-        return self._apply_noise(input, key, stream)
+        self.threshold = threshold
+        self._set_learned(self.weight.shape, log_sigma2, generator)
 
 
 @variant(
@@ -203,8 +164,8 @@ class SparseVariationalConv2d(_SparseMixin, torch.nn.Conv2d):
         generator: Where keys are drawn, on the input's device; eager code only. Default: PyTorch's own generator.
 
     Raises:
-        ArgumentError: If `threshold` or `log_sigma2` is out of range.
-        ArgumentTypeError: If `generator` is none.
+        ArgumentError: If `threshold` or `log_sigma2` is out of range, or there is no such device.
+        ArgumentTypeError: If `device` or `dtype` has a wrong type, or `generator` is no torch.Generator.
 
     Examples:
         >>> import torch, dropkit
@@ -237,28 +198,12 @@ class SparseVariationalConv2d(_SparseMixin, torch.nn.Conv2d):
     ) -> None:
         threshold = _THRESHOLD.check("SparseVariationalConv2d", "threshold", threshold)
         log_sigma2 = _LOG_SIGMA2.check("SparseVariationalConv2d", "log_sigma2", log_sigma2)
-        check_generator("SparseVariationalConv2d", generator)
+        check_factory("SparseVariationalConv2d", device, dtype, generator, is_real=True)
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
-        self._set_variance(threshold, log_sigma2, generator)
+        self.threshold = threshold
+        self._set_learned(self.weight.shape, log_sigma2, generator)
 
     def _operate(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return self._conv_forward(input, weight, bias)
-
-    def forward(self, input: Tensor, *, key: int | Tensor | None = None, stream: int | Tensor = 0) -> Tensor:
-        """Apply the layer.
-
-        Args:
-            input: Tensor of shape (N, C, H, W) or (C, H, W).
-            key: As for `dropkit.functional.local_reparameterization`. Default: drawn from the generator.
-            stream: Number of the pass. Default: 0.
-
-        Returns:
-            A tensor as `torch.nn.Conv2d` gives it.
-
-        Raises:
-            ArgumentError: As `dropkit.functional.local_reparameterization`.
-            ArgumentTypeError: As `dropkit.functional.local_reparameterization`.
-        """
-        return self._apply_noise(input, key, stream)

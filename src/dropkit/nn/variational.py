@@ -5,41 +5,38 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
-from dropkit._checks import POSITIVE, Choice, Integer, Number, argument_error
-from dropkit.functional import local_reparameterization, log_uniform_kl, variational_dropout
+from dropkit._checks import POSITIVE, Choice, Integer, argument_error
+from dropkit.functional import log_uniform_kl, variational_dropout
 from dropkit.functional.variational import bounded, check_real, widened
-from dropkit.nn.layer import check_generator
-from dropkit.nn.learned import LearnedMixin
+from dropkit.nn.factory import check_factory
+from dropkit.nn.learned import FEATURES, RATE, GaussianWeightsMixin, LearnedMixin, shown_rate
 from dropkit.nn.variants import variant
 
 __all__ = ["VariationalDropout", "VariationalLinear"]
 
-_P = Number(
-    0.0, 1.0, open_low=True, open_high=True, remedy="It is the rate at the start; 0 and 1 could not be learned."
-)
-_FEATURES = Integer(1, 2**31 - 1, "[1, 2**31)")
 _AXIS = Integer(-(2**31), 2**31 - 1, "[-2**31, 2**31)")
+
+
+def _log_alpha(p: float) -> float:
+    """Return the logarithm of the variance of noise that has that of dropout."""
+    return math.log(p / (1.0 - p))
 
 
 class _AlphaMixin(LearnedMixin):
     """What layers with a learned, bounded alpha have in common."""
 
     log_alpha: torch.nn.Parameter
+    max_alpha: float
 
     def _check_alpha(self, p: float, per: str, choice: Choice, max_alpha: float) -> None:
         where = type(self).__name__
-        p = _P.check(where, "p", p)
+        p = RATE.check(where, "p", p)
         choice.check(where, "per", per)
         max_alpha = POSITIVE.check(where, "max_alpha", max_alpha)
         if p / (1.0 - p) > max_alpha:
             rule = f"at most {max_alpha / (1.0 + max_alpha):g}, where alpha is {max_alpha:g}"
             raise argument_error(where, "p", rule, p, "Start at a lower rate, or raise max_alpha.")
-
-    def _set_alpha(self, shape: tuple[int, ...], p: float, max_alpha: float, **options: Any) -> None:
-        self.max_alpha, self.initial_log_alpha = float(max_alpha), math.log(p / (1.0 - p))
-        self.log_alpha = torch.nn.Parameter(torch.full(shape, self.initial_log_alpha, **options))
 
     @property
     def bounded_log_alpha(self) -> Tensor:
@@ -89,11 +86,14 @@ class VariationalDropout(_AlphaMixin):
         dim: The axis of features; -1, or 1 for channels of images. Default: -1.
         max_alpha: What alpha is capped at. Above 1 the paper's prior has no use for a unit: it may go to infinity.
             Default: 1.0.
+        device: Where `log_alpha` is made. Default: PyTorch's.
+        dtype: Its type. Default: PyTorch's.
         generator: Where keys are drawn, on the input's device; eager code only. Default: PyTorch's own generator.
 
     Raises:
-        ArgumentError: If a value is out of range, or `p` begins above `max_alpha`.
-        ArgumentTypeError: If `features` or `dim` is no integer, or `generator` none.
+        ArgumentError: If a value is out of range, `p` begins above `max_alpha`, or there is no such device.
+        ArgumentTypeError: If `features` or `dim` is no integer, `device` or `dtype` has a wrong type, or `generator` is
+            no torch.Generator.
 
     Examples:
         >>> import torch, dropkit
@@ -121,16 +121,21 @@ class VariationalDropout(_AlphaMixin):
         per: str = "unit",
         dim: int = -1,
         max_alpha: float = 1.0,
+        device: Any = None,
+        dtype: Any = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        features = _FEATURES.check("VariationalDropout", "features", features)
+        features = FEATURES.check("VariationalDropout", "features", features)
         self._check_alpha(p, per, self.PER, max_alpha)
         dim = _AXIS.check("VariationalDropout", "dim", dim)
+        check_factory("VariationalDropout", device, dtype, generator, is_real=True)
         super().__init__()
         self.features, self.dim = features, dim
         self.per = per
+        self.max_alpha = float(max_alpha)
         self._set_source(generator)
-        self._set_alpha((features,) if per == "unit" else (), p, max_alpha)
+        first = torch.full((features,) if per == "unit" else (), _log_alpha(p), device=device, dtype=dtype)
+        self.log_alpha = torch.nn.Parameter(first)
 
     def kl(self) -> Tensor:
         """Return the divergence of the features' noise from a log-uniform prior, in nats, summed over the features."""
@@ -165,7 +170,7 @@ class VariationalDropout(_AlphaMixin):
 
     def extra_repr(self) -> str:
         """Show the features, the mean rate, and whatever differs from the defaults."""
-        shown = [str(self.features), f"p={float(self.p.mean()):.3g}"]
+        shown = [str(self.features), shown_rate(self.p)]
         for name, default in (("per", "unit"), ("dim", -1), ("max_alpha", 1.0)):
             shown += [f"{name}={getattr(self, name)!r}"] if getattr(self, name) != default else []
         return ", ".join(shown + self._parts())
@@ -189,7 +194,7 @@ class VariationalDropout(_AlphaMixin):
     is_layer=False,
     function=local_reparameterisation,
 )
-class VariationalLinear(_AlphaMixin, torch.nn.Linear):
+class VariationalLinear(_AlphaMixin, GaussianWeightsMixin, torch.nn.Linear):
     """A linear layer whose weights have independent Gaussian noise of a learned relative variance alpha.
 
     The type A of the paper. Noise is drawn for every output of every example on its own, by local reparameterisation;
@@ -210,8 +215,8 @@ class VariationalLinear(_AlphaMixin, torch.nn.Linear):
         generator: Where keys are drawn, on the input's device; eager code only. Default: PyTorch's own generator.
 
     Raises:
-        ArgumentError: If a value is out of range, or `p` begins above `max_alpha`.
-        ArgumentTypeError: If `generator` is none.
+        ArgumentError: If a value is out of range, `p` begins above `max_alpha`, or there is no such device.
+        ArgumentTypeError: If `device` or `dtype` has a wrong type, or `generator` is no torch.Generator.
 
     Examples:
         >>> import torch, dropkit
@@ -223,6 +228,7 @@ class VariationalLinear(_AlphaMixin, torch.nn.Linear):
         and 3.1, whose alpha is the variance of a weight over its square.
     """
 
+    LEARNED = "log_alpha"
     PER = Choice(("weight", "unit", "layer"))
 
     def __init__(
@@ -239,47 +245,22 @@ class VariationalLinear(_AlphaMixin, torch.nn.Linear):
         generator: torch.Generator | None = None,
     ) -> None:
         self._check_alpha(p, per, self.PER, max_alpha)
-        check_generator("VariationalLinear", generator)
+        check_factory("VariationalLinear", device, dtype, generator, is_real=True)
         super().__init__(in_features, out_features, bias, device, dtype)
-        self._set_source(generator)
-        self.per = per
+        self.per, self.max_alpha = per, float(max_alpha)
         shape = {"weight": (out_features, in_features), "unit": (in_features,), "layer": ()}[per]
-        self._set_alpha(shape, p, max_alpha, device=device, dtype=dtype)
-
-    def reset_parameters(self) -> None:
-        """Draw new weights, and set alpha back."""
-        super().reset_parameters()
-        if "log_alpha" in self._parameters:  # not while PyTorch's layer is being built
-            torch.nn.init.constant_(self.log_alpha, self.initial_log_alpha)
+        self._set_learned(shape, _log_alpha(p), generator)
 
     def kl(self) -> Tensor:
         """Return the divergence of the weights from a log-uniform prior, in nats, summed over all of them."""
         return self._kl(*self.weight.shape)
 
-    def forward(self, input: Tensor, *, key: int | Tensor | None = None, stream: int | Tensor = 0) -> Tensor:
-        """Apply the layer.
-
-        Args:
-            input: Tensor whose last axis has `in_features`.
-            key: As for `dropkit.functional.local_reparameterization`. Default: drawn from the generator.
-            stream: Number of the pass. Default: 0.
-
-        Returns:
-            A tensor whose last axis has `out_features`.
-
-        Raises:
-            ArgumentError: As `dropkit.functional.local_reparameterization`.
-            ArgumentTypeError: As `dropkit.functional.local_reparameterization`.
-        """
-        variance = self.bounded_log_alpha.exp() * widened(self.weight).square()
-        return local_reparameterization(
-            linear, input, self.weight, variance, self.bias, self.is_on,
-            generator=self._source(key), key=key, stream=stream,
-        )  # fmt: skip
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        return self.weight, self.bounded_log_alpha.exp() * widened(self.weight).square()
 
     def extra_repr(self) -> str:
         """Show what PyTorch's layer shows, the mean rate, and whatever differs from the defaults."""
-        shown = [super().extra_repr(), f"p={float(self.p.mean()):.3g}"]
+        shown = [super().extra_repr(), shown_rate(self.p)]
         for name, default in (("per", "weight"), ("max_alpha", 1.0)):
             shown += [f"{name}={getattr(self, name)!r}"] if getattr(self, name) != default else []
         return ", ".join(shown + self._parts())

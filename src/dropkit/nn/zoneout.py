@@ -42,7 +42,7 @@ class Zoneout(RateMixin):
 
     Raises:
         ArgumentError: If ``p`` is no number in ``[0, 1]``.
-        ArgumentTypeError: If the generator is none.
+        ArgumentTypeError: If the generator is no torch.Generator.
 
     Examples:
         >>> import torch, dropkit

@@ -1,6 +1,5 @@
 """Wrong arguments of layers that learn their noise, and of the functions below them."""
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,15 +7,14 @@ import torch
 from torch.nn.functional import linear
 
 import dropkit
-from dropkit._checks import KEY, Choice, Integer, Number
+from dropkit._checks import KEY, POSITIVE, Choice, Integer, Number
 from dropkit.errors import ArgumentError, ArgumentTypeError
-from tests.helpers.wrong import AXIS, FLAGS, Wrong, by_constraint, by_type, inputs, of_one, source, tensors
+from tests.helpers.wrong import AXIS, FLAGS, Wrong, by_constraint, by_type, factory, inputs, of_one, source, tensors
 
 X, WEIGHT = torch.ones(2, 3), torch.ones(4, 3)
 RATE = Number(
     0.0, 1.0, open_low=True, open_high=True, remedy="It is the rate at the start; 0 and 1 could not be learned."
 )
-POSITIVE = Number(0.0, math.inf, open_low=True, open_high=True)
 FEATURES = Integer(1, 2**31 - 1, "[1, 2**31)")
 LINEAR = {"in_features": 3, "out_features": 4}
 
@@ -100,13 +98,19 @@ def concrete_layer() -> Iterator[Wrong]:
     yield from by_type("generator", (3, "cpu"), "a torch.Generator")
 
 
+def concrete_call() -> Iterator[Wrong]:
+    for wrong in called("concrete_dropout", input_where="ConcreteDropout"):
+        is_address = wrong.name != "input"  # which the function names without the prefix
+        yield wrong._replace(name=f"dropout_{wrong.name}", label=wrong.label or wrong.name) if is_address else wrong
+
+
 def variational_layer(*per: str) -> Iterator[Wrong]:
     yield from by_constraint("p", RATE)
     rule = "at most 0.5, where alpha is 1"
     yield Wrong("p", 0.75, ArgumentError, rule, "Start at a lower rate, or raise max_alpha.")
     yield from by_constraint("per", Choice(per))
     yield from by_constraint("max_alpha", POSITIVE)
-    yield from by_type("generator", (3, "cpu"), "a torch.Generator")
+    yield from factory(is_real=True)
 
 
 def sparse_layer() -> Iterator[Wrong]:
@@ -115,7 +119,7 @@ def sparse_layer() -> Iterator[Wrong]:
     yield from by_constraint(
         "log_sigma2", Number(-100.0, 20.0, remedy="It is the logarithm of a variance at the start.")
     )
-    yield from by_type("generator", (3, "cpu"), "a torch.Generator")
+    yield from factory(is_real=True)
 
 
 def collected() -> Iterator[Wrong]:
@@ -155,10 +159,7 @@ CASES = {
     LAYER + "regularization": list(collected()),
     LAYER + "pruned": [wrong for wrong in collected() if wrong.name == "model"],
     LAYER + "ConcreteDropout": list(concrete_layer()),
-    LAYER + "ConcreteDropout.forward": [
-        wrong._replace(name=f"dropout_{wrong.name}", label=wrong.label or wrong.name) if wrong.name != "input" else wrong
-        for wrong in called("concrete_dropout", input_where="ConcreteDropout")
-    ],
+    LAYER + "ConcreteDropout.forward": list(concrete_call()),
     LAYER + "VariationalDropout": [
         *variational_layer("unit", "layer"), *by_constraint("features", FEATURES),
         *by_constraint("dim", Integer(-(2**31), 2**31 - 1, "[-2**31, 2**31)")),
@@ -171,12 +172,12 @@ CASES = {
     LAYER + "SparseVariationalConv2d": list(sparse_layer()),
     LAYER + "SparseVariationalConv2d.forward": list(called(OUTPUT, "output")),
 }  # fmt: skip
-_LINEAR = {"in_features", "out_features", "bias", "device", "dtype"}
+_LINEAR = {"in_features", "out_features", "bias"}
 HANDED_ON = {
     LAYER + "VariationalLinear": _LINEAR,
     LAYER + "SparseVariationalLinear": _LINEAR,
     LAYER + "SparseVariationalConv2d": {
         "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "bias",
-        "padding_mode", "device", "dtype",
+        "padding_mode",
     },
 }  # fmt: skip
