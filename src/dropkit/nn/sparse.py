@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dropkit._checks import Number
-from dropkit.functional import log_uniform_kl
+from dropkit.functional import local_reparameterization, log_uniform_kl
 from dropkit.functional.variational import widened
 from dropkit.nn.factory import check_factory
 from dropkit.nn.learned import GaussianWeightsMixin
@@ -70,7 +70,7 @@ _ROW: dict[str, Any] = {
     "symbol": "alpha = p / (1 - p), the variance of a weight over its square",
     "rates": (0.5, 0.95),
     "is_layer": False,
-    "function": local_reparameterisation,
+    "function": local_reparameterization,
 }
 
 

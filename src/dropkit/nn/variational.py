@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dropkit._checks import POSITIVE, Choice, Integer, argument_error
-from dropkit.functional import log_uniform_kl, variational_dropout
+from dropkit.functional import local_reparameterization, log_uniform_kl, variational_dropout
 from dropkit.functional.variational import bounded, check_real, widened
 from dropkit.nn.factory import check_factory
 from dropkit.nn.learned import FEATURES, RATE, GaussianWeightsMixin, LearnedMixin, shown_rate
@@ -192,7 +192,7 @@ class VariationalDropout(_AlphaMixin):
     inputs=((4, 6),),
     example=lambda p: VariationalLinear(6, 3, p=p),
     is_layer=False,
-    function=local_reparameterisation,
+    function=local_reparameterization,
 )
 class VariationalLinear(_AlphaMixin, GaussianWeightsMixin, torch.nn.Linear):
     """A linear layer whose weights have independent Gaussian noise of a learned relative variance alpha.
