@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dropkit.functional.autograd import apply_function
+from dropkit.functional.autograd import apply_linear
 from dropkit.kernels import operators
 from dropkit.kernels.affine import affine_dropout, batch_affine
 from dropkit.kernels.portable import move
@@ -35,12 +35,12 @@ def apply_affine(
         dropped: Float64 tensor of the constants.
         *place: The fields of the mask's layout.
     """
-    arguments = input, key, stream, threshold, scale, shift, dropped, *place
-    if not torch.compiler.is_compiling():
-        return apply_function(_ForwardModeAffine, *arguments)
-    if not torch._C._are_functorch_transforms_active():  # here the compiler refuses a function with a forward mode
-        return _Affine.apply(*arguments)
-    # Here it would silently leave the function's derivative out, so PyTorch's own operations carry it.
+    values = threshold, scale, shift, dropped
+    return apply_linear(_Affine, _ForwardModeAffine, _by_moving, input, key, stream, *values, *place)
+
+
+def _by_moving(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, *rest: Any) -> Tensor:
+    scale, shift, dropped, *place = rest
     keep = operators.keep_mask(key, stream, threshold, *place, input.device)
     return move(input, keep, scale, shift, dropped, in_place=False)
 

@@ -1,5 +1,6 @@
 """Gradients of the operators: nothing but the address is kept for the backward pass."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch._functorch.utils import unwrap_dead_wrappers
 from dropkit.kernels import operators
 from dropkit.kernels.portable import select, survivor_scale
 
-__all__ = ["apply_dropout", "apply_function", "is_batched", "traced"]
+__all__ = ["apply_dropout", "apply_function", "apply_linear", "is_batched", "traced"]
 
 
 def traced() -> bool:
@@ -33,6 +34,28 @@ def apply_function(function: type[torch.autograd.Function], *arguments: Any) -> 
     return above.apply(*unwrap_dead_wrappers(arguments))
 
 
+def apply_linear(
+    function: type[torch.autograd.Function],
+    forward_mode: type[torch.autograd.Function],
+    operations: Callable[..., Tensor],
+    *arguments: Any,
+) -> Tensor:
+    """Apply a function whose derivative is a function like it, in whichever way is right here.
+
+    Args:
+        function: Without a forward-mode derivative and a batching rule: the compiler refuses a function with them.
+        forward_mode: The same with both, for eager code.
+        operations: The same by PyTorch's own operations, for compiled transforms, which would silently leave a
+            function's derivative out.
+        *arguments: All arguments, by position.
+    """
+    if not torch.compiler.is_compiling():
+        return apply_function(forward_mode, *arguments)
+    if not torch._C._are_functorch_transforms_active():
+        return function.apply(*arguments)
+    return operations(*arguments)
+
+
 def apply_dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, *place: Any, scaled: bool) -> Tensor:
     """Apply dropout at an address, differentiably.
 
@@ -44,11 +67,11 @@ def apply_dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor,
         *place: The fields of the mask's layout.
         scaled: Whether survivors are scaled.
     """
-    if not torch.compiler.is_compiling():
-        return apply_function(_ForwardModeDropout, input, key, stream, threshold, *place, scaled)
-    if not torch._C._are_functorch_transforms_active():  # here the compiler refuses a function with a forward mode
-        return _Dropout.apply(input, key, stream, threshold, *place, scaled)
-    # Here it would silently leave the function's derivative out, so PyTorch's own operations carry it.
+    return apply_linear(_Dropout, _ForwardModeDropout, _by_selection, input, key, stream, threshold, *place, scaled)
+
+
+def _by_selection(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, *rest: Any) -> Tensor:
+    *place, scaled = rest
     keep = operators.keep_mask(key, stream, threshold, *place, input.device)
     return select(input, keep, survivor_scale(threshold) if scaled else None, in_place=False)
 

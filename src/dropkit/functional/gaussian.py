@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dropkit._checks import PROBABILITY
 from dropkit.functional.address import Names, check_source, or_several
-from dropkit.functional.autograd import apply_function, traced
+from dropkit.functional.autograd import apply_linear, traced
 from dropkit.functional.inputs import check_dense, check_input, check_noise, is_identity
 from dropkit.functional.noise import noise_at
 from dropkit.functional.overrides import overridable
@@ -97,11 +97,10 @@ def _deviation(threshold: Tensor) -> Tensor:
 
 def _apply(input: Tensor, key: Tensor, stream: Tensor, deviation: Tensor, *place: Any) -> Tensor:
     """Multiply by noise at an address, differentiably."""
-    if not torch.compiler.is_compiling():
-        return apply_function(_ForwardModeGaussian, input, key, stream, deviation, *place)
-    if not torch._C._are_functorch_transforms_active():  # here the compiler refuses a function with a forward mode
-        return _Gaussian.apply(input, key, stream, deviation, *place)
-    # Here it would silently leave the function's derivative out, so PyTorch's own operations carry it.
+    return apply_linear(_Gaussian, _ForwardModeGaussian, _by_multiplying, input, key, stream, deviation, *place)
+
+
+def _by_multiplying(input: Tensor, key: Tensor, stream: Tensor, deviation: Tensor, *place: Any) -> Tensor:
     normals = fields.normal(key, stream, Layout(*place), input.device, computing_type(input))
     return multiply(input, around_one(normals, deviation), in_place=False)
 

@@ -1,6 +1,5 @@
 """Dropout that moves units, as an operator: what is kept is scaled and shifted, what is dropped becomes a constant."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,8 +7,7 @@ from torch import Tensor
 
 from dropkit.kernels import portable
 from dropkit.kernels.native import affine as native
-from dropkit.kernels.operators import batch_first, slices_first
-from dropkit.random.layout import Layout
+from dropkit.kernels.operators import batch_first, of_place, slices_first
 
 __all__ = ["affine_dropout", "batch_affine"]
 
@@ -21,16 +19,6 @@ _LIBRARY.define(
 )
 
 affine_dropout = torch.ops.dropkit.affine_dropout.default
-
-
-def _of_place(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return the kernel with a layout's parts as arguments, as an operator gets them."""
-
-    def run(input: Tensor, *rest: Any) -> Tensor:
-        *values, shape, row_strides, first_row, first_column = rest
-        return kernel(input, *values, Layout(tuple(shape), tuple(row_strides), first_row, first_column))
-
-    return run
 
 
 def _fake(input: Tensor, *_: Any) -> Tensor:
@@ -47,7 +35,7 @@ def _batch(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor
     return affine_dropout(*batch_affine(info, in_dims, *arguments)), 0
 
 
-_LIBRARY.impl("affine_dropout", _of_place(portable.affine_dropout), "CompositeExplicitAutograd")
-_LIBRARY.impl("affine_dropout", _of_place(native.affine_dropout), "CPU")
+_LIBRARY.impl("affine_dropout", of_place(portable.affine_dropout, 7), "CompositeExplicitAutograd")
+_LIBRARY.impl("affine_dropout", of_place(native.affine_dropout, 7), "CPU")
 torch.library.register_fake("dropkit::affine_dropout", _fake, lib=_LIBRARY)
 torch.library.register_vmap("dropkit::affine_dropout", _batch, lib=_LIBRARY)

@@ -20,16 +20,6 @@ _LIBRARY = torch.library.Library("dropkit", "FRAGMENT")
 _ADDRESS = "Tensor key, Tensor stream, SymInt[] shape, SymInt[] row_strides, SymInt first_row, SymInt first_column"
 
 
-def _of_place(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return the kernel with a layout's parts as arguments, as an operator gets them."""
-
-    def run(key: Tensor, stream: Tensor, shape: list[int], row_strides: list[int], *rest: Any) -> Tensor:
-        first_row, first_column, *options = rest
-        return kernel(key, stream, Layout(tuple(shape), tuple(row_strides), first_row, first_column), *options)
-
-    return run
-
-
 def _fake(key: Tensor, stream: Tensor, place: Layout, device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
     shape = (*torch.broadcast_shapes(key.shape, stream.shape), *place.shape)
     return torch.empty(shape, dtype=dtype, device=device)
@@ -44,9 +34,9 @@ def _batch(operator: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, int]]
 
 for _name, _options in (("integers", ""), ("uniform", ", ScalarType dtype"), ("normal", ", ScalarType dtype")):
     _LIBRARY.define(f"{_name}({_ADDRESS}, Device device{_options}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(_name, _of_place(getattr(portable, _name)), "CompositeExplicitAutograd")
-    _LIBRARY.impl(_name, _of_place(getattr(native, _name)), "CPU")
-    torch.library.register_fake(f"dropkit::{_name}", _of_place(_fake), lib=_LIBRARY)
+    _LIBRARY.impl(_name, operators.of_place(getattr(portable, _name), 2), "CompositeExplicitAutograd")
+    _LIBRARY.impl(_name, operators.of_place(getattr(native, _name), 2), "CPU")
+    torch.library.register_fake(f"dropkit::{_name}", operators.of_place(_fake, 2), lib=_LIBRARY)
     _operator = getattr(torch.ops.dropkit, _name).default
     torch.library.register_vmap(f"dropkit::{_name}", _batch(_operator), lib=_LIBRARY)
 

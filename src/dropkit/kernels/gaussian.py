@@ -1,6 +1,5 @@
 """Multiplication by Gaussian noise at an address, as an operator."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,8 +7,7 @@ from torch import Tensor
 
 from dropkit.kernels import portable
 from dropkit.kernels.native import gaussian as native
-from dropkit.kernels.operators import batch_first
-from dropkit.random.layout import Layout
+from dropkit.kernels.operators import batch_first, of_place
 
 __all__ = ["gaussian_dropout"]
 
@@ -23,16 +21,6 @@ _LIBRARY.define(
 gaussian_dropout = torch.ops.dropkit.gaussian_dropout.default
 
 
-def _of_place(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return the kernel with a layout's parts as arguments, as an operator gets them."""
-
-    def run(input: Tensor, key: Tensor, stream: Tensor, deviation: Tensor, *place: Any) -> Tensor:
-        shape, row_strides, first_row, first_column = place
-        return kernel(input, key, stream, deviation, Layout(tuple(shape), tuple(row_strides), first_row, first_column))
-
-    return run
-
-
 def _fake(input: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(input)
 
@@ -41,7 +29,7 @@ def _batch(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor
     return gaussian_dropout(*batch_first(info, in_dims, *arguments)), 0
 
 
-_LIBRARY.impl("gaussian_dropout", _of_place(portable.gaussian_dropout), "CompositeExplicitAutograd")
-_LIBRARY.impl("gaussian_dropout", _of_place(native.gaussian_dropout), "CPU")
+_LIBRARY.impl("gaussian_dropout", of_place(portable.gaussian_dropout, 4), "CompositeExplicitAutograd")
+_LIBRARY.impl("gaussian_dropout", of_place(native.gaussian_dropout, 4), "CPU")
 torch.library.register_fake("dropkit::gaussian_dropout", _fake, lib=_LIBRARY)
 torch.library.register_vmap("dropkit::gaussian_dropout", _batch, lib=_LIBRARY)

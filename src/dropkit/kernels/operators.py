@@ -4,6 +4,7 @@ Whatever runs eagerly, compiled or under a fake mode calls the same operator, so
 carries no autograd: `dropkit.functional` wraps it in an `autograd.Function`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from dropkit.kernels import portable
 from dropkit.kernels.native import operations as native
 from dropkit.random.layout import Layout
 
-__all__ = ["batch_first", "dropout", "keep_mask", "slices_first"]
+__all__ = ["batch_first", "dropout", "keep_mask", "of_place", "slices_first"]
 
 _LIBRARY = torch.library.Library("dropkit", "DEF")
 _PLACE = "SymInt[] shape, SymInt[] row_strides, SymInt first_row, SymInt first_column"
@@ -26,28 +27,15 @@ dropout = torch.ops.dropkit.dropout.default
 keep_mask = torch.ops.dropkit.keep_mask.default
 
 
-def _place(shape: list[int], row_strides: list[int], first_row: int, first_column: int) -> Layout:
-    return Layout(tuple(shape), tuple(row_strides), first_row, first_column)
+def of_place(kernel: Callable[..., Tensor], before: int) -> Callable[..., Tensor]:
+    """Return a kernel that takes a layout after so many arguments, with its parts in its place, as an operator's."""
 
+    def run(*arguments: Any) -> Tensor:
+        shape, row_strides, first_row, first_column = arguments[before : before + 4]
+        place = Layout(tuple(shape), tuple(row_strides), first_row, first_column)
+        return kernel(*arguments[:before], place, *arguments[before + 4 :])
 
-def _dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, *rest: Any) -> Tensor:
-    *place, scaled = rest
-    return portable.dropout(input, key, stream, threshold, _place(*place), scaled)
-
-
-def _keep_mask(key: Tensor, stream: Tensor, threshold: Tensor, *rest: Any) -> Tensor:
-    *place, device = rest
-    return portable.keep_mask(key, stream, threshold, _place(*place), device)
-
-
-def _cpu_dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, *rest: Any) -> Tensor:
-    *place, scaled = rest
-    return native.dropout(input, key, stream, threshold, _place(*place), scaled)
-
-
-def _cpu_keep_mask(key: Tensor, stream: Tensor, threshold: Tensor, *rest: Any) -> Tensor:
-    *place, device = rest
-    return native.keep_mask(key, stream, threshold, _place(*place), device)
+    return run
 
 
 def _fake_dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, *rest: Any) -> Tensor:
@@ -86,11 +74,11 @@ def _batch_keep_mask(info: Any, in_dims: tuple[Any, ...], *address: Any) -> tupl
     return keep_mask(*slices_first(in_dims[:3], address[:3]), *address[3:]), 0
 
 
-for _name, _kernel, _cpu_kernel, _fake, _batch in (
-    ("dropout", _dropout, _cpu_dropout, _fake_dropout, _batch_dropout),
-    ("keep_mask", _keep_mask, _cpu_keep_mask, _fake_keep_mask, _batch_keep_mask),
+for _name, _before, _fake, _batch in (
+    ("dropout", 4, _fake_dropout, _batch_dropout),
+    ("keep_mask", 3, _fake_keep_mask, _batch_keep_mask),
 ):
-    _LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
-    _LIBRARY.impl(_name, _cpu_kernel, "CPU")
+    _LIBRARY.impl(_name, of_place(getattr(portable, _name), _before), "CompositeExplicitAutograd")
+    _LIBRARY.impl(_name, of_place(getattr(native, _name), _before), "CPU")
     torch.library.register_fake(f"dropkit::{_name}", _fake, lib=_LIBRARY)
     torch.library.register_vmap(f"dropkit::{_name}", _batch, lib=_LIBRARY)
