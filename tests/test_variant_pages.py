@@ -1,6 +1,7 @@
 """The pages of the variants are what the registry and the docstrings say today, and their pictures are the masks."""
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -8,9 +9,19 @@ import torch
 from dropkit import random
 from dropkit.nn.variants import VARIANTS
 from dropkit.study.methods.variants import methods
-from tools.variant_pages import FOLDER, KEY, pages, pictures
+from tools.variant_pages import FOLDER, KEY, NEAR, pages, pictures
 
 PAGES = pages()
+MASKS = {
+    file: (row, drawn)
+    for row in VARIANTS.values()
+    for file, drawn in pictures(row).items()
+    if drawn.cells.dtype == torch.bool
+}
+# Axes along which a mask is the same everywhere.
+SHARED = {"Dropout1d": {2}, "Dropout2d": {2, 3}, "Dropout3d": {2, 3, 4}, "FeatureAlphaDropout": {2, 3}}
+SHARED |= {"LockedDropout": {1}, "WordDropout": {2}, "EmbeddingDropout": {2}, "DropPath": {1, 2}}
+SHARED |= {name: {1} for name in ("LSTM", "LSTM-2", "LSTM-6", "GRU", "GRU-2", "GRU-5")}
 STALE = "The registry or a docstring changed: `make docs` writes the pages anew, which belong to the change."
 
 
@@ -80,6 +91,40 @@ def test_what_shares_a_draw_is_drawn_alike() -> None:
     }
     assert cells(PAGES["Dropout2d.svg"]) == want
     assert 0 < len(want) < mask.numel()
+
+
+@pytest.mark.parametrize("file", MASKS)
+def test_a_picture_of_a_mask_drops_nearly_the_rate(file: str) -> None:
+    row, drawn = MASKS[file]
+    p = row.rates[0]
+    dropped = (~drawn.cells).double().mean().item()
+    assert p * (1 - NEAR) <= dropped <= p * (1 + NEAR)
+    assert len(cells(PAGES[file])) == drawn.cells.sum(), "not all of it is drawn"
+
+
+@pytest.mark.parametrize("file", MASKS)
+def test_a_picture_shows_what_shares_a_draw(file: str) -> None:
+    drawn = MASKS[file][1].cells
+    longer = [axis for axis, size in enumerate(drawn.shape) if size > 1]
+    alike = {axis for axis in longer if torch.equal(drawn, drawn.narrow(axis, 0, 1).expand(drawn.shape))}
+    assert alike == SHARED.get(file.removesuffix(".svg"), set())
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_a_picture_of_blocks_is_made_of_whole_blocks(dims: int) -> None:
+    dropped = (~MASKS[f"DropBlock{dims}d.svg"][1].cells).double().flatten(0, 1)
+    pool: Any = getattr(torch.nn.functional, f"max_pool{dims}d")
+    whole = -pool(-dropped, 3, stride=1)  # where all of a block is dropped
+    assert torch.equal(pool(torch.nn.functional.pad(whole, (2, 2) * dims), 3, stride=1), dropped)
+
+
+def test_captions_say_what_axes_count_and_what_zoneout_keeps() -> None:
+    page, elements = PAGES["LSTM.md"], "at p = 0.25, 3 examples x 10 steps x 8 units"
+    assert f"*Its mask `recurrent_l0` {elements}: dark is kept, light is dropped.*" in page
+    told = "dark (True in the mask) takes the new state, light is left at the old one"
+    assert f"*Its mask `zoneout_c_l0` {elements}: {told}.*" in page
+    assert told in PAGES["Zoneout.md"]
+    assert "is kept" not in PAGES["Zoneout.md"]
 
 
 def test_noise_is_drawn_in_levels() -> None:

@@ -5,21 +5,25 @@ runs it, and a test compares what it would write with what is there.
 """
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 import dropkit.nn  # fills the registry  # noqa: F401
 from dropkit.nn.variants import FAMILIES, VARIANTS, Variant, ordered
 from dropkit.study.methods.variants import methods
 
-__all__ = ["FOLDER", "KEY", "Picture", "pages", "pictures"]
+__all__ = ["FOLDER", "KEY", "NEAR", "Picture", "pages", "pictures"]
 
 FOLDER = Path(__file__).parents[1] / "docs" / "variants"
 KEY = 2014
+NEAR = 1 / 3  # how far, over the rate, the share that a picture drops may be from the rate
 _WIDE = (8, 32)  # of a picture of a layer that takes any shape
 _CELL, _GAP, _WIDTH, _MOST = 12, 10, 640, 48  # pixels, and panels
 _ABOVE = ("use", "typical rates")  # of the table
@@ -32,10 +36,11 @@ probability of dropping. [Where to put dropout, and how much](../placement.md) s
 
 
 class Picture(NamedTuple):
-    """What a picture shows: bools or factors, and what they are."""
+    """What a picture shows: bools or factors, what they are, and what their colours mean."""
 
     cells: Tensor
     what: str
+    colours: str
 
 
 def pages(rows: Iterable[Variant] = tuple(VARIANTS.values())) -> dict[str, str]:
@@ -91,39 +96,57 @@ def _cell(text: str) -> str:
 
 
 def _caption(row: Variant, drawn: Picture) -> str:
-    colours = "dark is kept" if drawn.cells.dtype == torch.bool else "the darker, the larger"
-    shape = " x ".join(map(str, drawn.cells.shape))
-    return f"{drawn.what} at p = {row.rates[0]:g}, {shape} elements: {colours}."
+    sizes = drawn.cells.shape
+    if len(row.axes) == len(sizes):
+        elements = " x ".join(f"{size} {axis}" for size, axis in zip(sizes, row.axes, strict=True))
+    else:
+        elements = f"{' x '.join(map(str, sizes))} elements"
+    return f"{drawn.what} at p = {row.rates[0]:g}, {elements}: {drawn.colours}."
 
 
 def pictures(row: Variant) -> dict[str, Picture]:
-    """Return what a row's pictures show at the fixed key, by file: its masks, or else factors of its output.
+    """Return what a row's pictures show, by file: its masks, or else factors of its output.
 
-    A mask of activations that elements share is shown at the size of what shares it.
+    They are those of the first key from `KEY` on at which every mask drops nearly the share that it drops on average:
+    of few draws, most keys show something else.
     """
-    torch.manual_seed(0)  # for layers with weights
-    layer = row.build(row.rates[0])
-    shapes = [_WIDE] * len(row.inputs) if row.takes_any_shape else row.inputs
-    inputs = [torch.ones(shape, dtype=row.dtype) for shape in shapes]
-    arguments = inspect.signature(layer.forward).parameters
-    key = {name: KEY for name, each in arguments.items() if each.kind is each.KEYWORD_ONLY and name.endswith("key")}
-    asked = {name: True for name in arguments if name.startswith("return_") and "mask" in name}
-    with torch.no_grad():
-        found = layer(*inputs, **key, **asked)
-        if not asked:
-            drawn = [Picture(found / layer.eval()(*inputs), "What its output is multiplied by")]
-        elif isinstance(found[-1], Mapping):
-            drawn = [Picture(mask, f"Its mask `{name}`") for name, mask in found[-1].items()]
-        else:
-            drawn = [_mask(row, found[-1], inputs[0])]
+    drawn = next(found for found in map(partial(_draw, row), count(KEY)) if all(map(partial(_is_typical, row), found)))
     files = [f"{row.name}.svg", *(f"{row.name}-{number}.svg" for number in range(2, len(drawn) + 1))]
     return dict(zip(files, drawn, strict=True))
 
 
-def _mask(row: Variant, mask: Tensor, input: Tensor) -> Picture:
-    fits = mask.dim() == input.dim() and all(a in (1, b) for a, b in zip(mask.shape, input.shape, strict=True))
-    shared = row.acts_on == "activations" and fits
-    return Picture(mask.expand(input.shape) if shared else mask, "Its mask")
+def _is_typical(row: Variant, drawn: Picture) -> bool:
+    dropped = 1 - drawn.cells.double().mean()
+    return drawn.cells.dtype != torch.bool or abs(float(dropped) / row.rates[0] - 1) <= NEAR
+
+
+def _draw(row: Variant, key: int) -> list[Picture]:
+    torch.manual_seed(0)  # for layers with weights
+    layer = (row.shown or row.build)(row.rates[0])
+    shapes = row.shown_inputs or ((_WIDE,) * len(row.inputs) if row.takes_any_shape else row.inputs)
+    inputs = [torch.ones(shape, dtype=row.dtype) for shape in shapes]
+    arguments = inspect.signature(layer.forward).parameters
+    keys = {name: key for name, each in arguments.items() if each.kind is each.KEYWORD_ONLY and name.endswith("key")}
+    asked = {name: True for name in arguments if name.startswith("return_") and "mask" in name}
+    with torch.no_grad():
+        found = layer(*inputs, **keys, **asked)
+        if not asked:
+            factors = found / layer.eval()(*inputs)
+            return [Picture(factors, "What its output is multiplied by", "the darker, the larger")]
+    masks = found[-1] if isinstance(found[-1], Mapping) else {"": found[-1]}
+    return [_mask(row, layer, mask, name, inputs[0].shape) for name, mask in masks.items()]
+
+
+def _mask(row: Variant, layer: Module, mask: Tensor, name: str, shape: Sequence[int]) -> Picture:
+    """Return the picture of a mask, at the size of what shares it."""
+    if isinstance(layer, torch.nn.Embedding):
+        mask = mask.unsqueeze(-1).expand(*mask.shape, layer.embedding_dim)
+    elif mask.dim() == len(shape):
+        mask = mask.expand([all_of if own == 1 else own for own, all_of in zip(mask.shape, shape, strict=True)])
+    colours = "dark is kept, light is dropped"
+    if row.dropped == "old state" or name.startswith("zoneout"):
+        colours = "dark (True in the mask) takes the new state, light is left at the old one"
+    return Picture(mask, f"Its mask `{name}`" if name else "Its mask", colours)
 
 
 def _svg(drawn: Tensor, name: str) -> str:

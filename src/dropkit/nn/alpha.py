@@ -119,6 +119,8 @@ class AlphaDropout(_FixedPointMixin, torch.nn.AlphaDropout):
     use="After SELU in convolutional self-normalising networks, whose neighbouring activations are alike.",
     rates=(0.05, 0.1),
     inputs=((3, 5, 2, 4),),
+    shown_inputs=((4, 8, 3, 4),),
+    axes=("examples", "channels", "rows", "columns"),
     function=feature_alpha_dropout,
 )
 class FeatureAlphaDropout(_FixedPointMixin, torch.nn.FeatureAlphaDropout):

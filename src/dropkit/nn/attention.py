@@ -39,6 +39,7 @@ _NAMES = Names("query", "dropout", "dropout_key")
     rates=(0.1, 0.2),
     inputs=((2, 5, 8),) * 3,
     example=lambda p: MultiheadAttention(8, 2, p, batch_first=True),
+    axes=("examples", "heads", "queries", "keys"),
     is_layer=False,
     function=scaled_dot_product_attention,
 )

@@ -61,6 +61,7 @@ class _DropBlockNd(MaskMixin):
     use="After convolutions over time.",
     inputs=((3, 4, 12),),
     example=lambda p: DropBlock1d(p, block_size=3),
+    axes=("examples", "channels", "steps"),
     function=drop_block1d,
     **_ROW,
 )
@@ -103,6 +104,8 @@ class DropBlock1d(_DropBlockNd):
     use="After convolutions of the later groups of a network for images, and in their shortcuts.",
     inputs=((3, 2, 6, 7),),
     example=lambda p: DropBlock2d(p, block_size=3),
+    shown_inputs=((2, 4, 10, 10),),
+    axes=("examples", "channels", "rows", "columns"),
     function=drop_block2d,
     **_ROW,
 )
@@ -146,6 +149,8 @@ class DropBlock2d(_DropBlockNd):
     use="After convolutions over volumes or films.",
     inputs=((2, 2, 4, 5, 4),),
     example=lambda p: DropBlock3d(p, block_size=3),
+    shown_inputs=((1, 2, 6, 7, 7),),
+    axes=("examples", "channels", "depths", "rows", "columns"),
     function=drop_block3d,
     **_ROW,
 )

@@ -52,6 +52,7 @@ class _DropoutNd(MaskMixin):
     title="channel dropout of sequences",
     use="Between convolutions over time, where neighbouring steps are so alike that single ones are not missed.",
     inputs=((4, 6, 5),),
+    axes=("examples", "channels", "steps"),
     function=dropout1d,
     **_ROW,
 )
@@ -88,6 +89,7 @@ class Dropout1d(_DropoutNd, torch.nn.Dropout1d):
     title="channel dropout of images",
     use="Between convolutions over images, where neighbouring pixels are so alike that single ones are not missed.",
     inputs=((3, 4, 3, 5),),
+    axes=("examples", "channels", "rows", "columns"),
     function=dropout2d,
     **_ROW,
 )
@@ -123,6 +125,7 @@ class Dropout2d(_DropoutNd, torch.nn.Dropout2d):
     title="channel dropout of volumes",
     use="Between convolutions over volumes or films, where neighbouring voxels are alike.",
     inputs=((3, 4, 2, 3, 2),),
+    axes=("examples", "channels", "depths", "rows", "columns"),
     function=dropout3d,
     **_ROW,
 )

@@ -34,6 +34,7 @@ _INFERENCE = Choice(("mean", "gaussian"))
     rates=(0.5,),
     inputs=((3, 5),),
     example=lambda p: DropConnect(5, 4, p=p),
+    axes=("examples", "outputs", "inputs and bias"),
     function=drop_connect,
 )
 class DropConnect(RateMixin, torch.nn.Linear):

@@ -26,6 +26,8 @@ __all__ = ["LockedDropout"]
     use="On the inputs and outputs of recurrent layers, and between them.",
     rates=(0.5, 0.4, 0.2),
     inputs=((3, 5, 4),),
+    shown_inputs=((3, 8, 12),),
+    axes=("examples", "steps", "features"),
     function=locked_dropout,
 )
 class LockedDropout(MaskMixin):

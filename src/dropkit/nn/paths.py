@@ -28,6 +28,7 @@ __all__ = ["DropPath", "StochasticDepth"]
     use="On the branch of a residual block, before it is added to its shortcut, at rates that grow with depth.",
     rates=(0.1, 0.2, 0.5),
     inputs=((32, 2, 2),),
+    axes=("examples", "rows", "columns"),
     function=drop_path,
     aliases=("StochasticDepth",),
 )

@@ -31,6 +31,11 @@ y_t &= d_y(h_t), \quad d_k(v) = \frac{m_k \odot v}{1 - p_k}, \quad m_k \sim \mat
     rates=(0.25, 0.5, 0.1),
     inputs=((3, 7, 5),),
     example=lambda p: LSTM(5, 4, batch_first=True, recurrent_p=p),
+    shown=lambda p: LSTM(
+        8, 8, batch_first=True, input_p=p, recurrent_p=p, update_p=p, zoneout_c=p, zoneout_h=p, output_p=p
+    ),
+    shown_inputs=((3, 10, 8),),
+    axes=("examples", "steps", "units"),
     is_layer=False,
 )
 class LSTM(RecurrentBase, torch.nn.LSTM):
@@ -170,6 +175,9 @@ y_t &= d_y(h_t), \quad d_k(v) = \frac{m_k \odot v}{1 - p_k}, \quad m_k \sim \mat
     rates=(0.25, 0.5, 0.1),
     inputs=((3, 7, 5),),
     example=lambda p: GRU(5, 4, batch_first=True, recurrent_p=p),
+    shown=lambda p: GRU(8, 8, batch_first=True, input_p=p, recurrent_p=p, update_p=p, zoneout=p, output_p=p),
+    shown_inputs=((3, 10, 8),),
+    axes=("examples", "steps", "units"),
     is_layer=False,
 )
 class GRU(RecurrentBase, torch.nn.GRU):

@@ -55,6 +55,9 @@ class Variant:
         example: A layer of a rate, for tests and documentation. Default: the class itself.
         inputs: Shapes of the inputs that `example` takes, batch first.
         dtype: Their type. Default: float32.
+        shown: A layer of a rate for the picture, large enough to show what shares a draw. Default: `example`.
+        shown_inputs: Shapes of the inputs that `shown` takes. Default: `inputs`.
+        axes: What the axes of the picture count. Default: not said.
         is_layer: Whether it maps a tensor to a tensor, with `key=` and, if Bernoulli, `mask=` and `return_mask=`, so
             that the contract of layers binds it; else its own tests prove it. Default: True.
         takes_any_shape: Whether its input may have any shape. Default: False.
@@ -79,6 +82,9 @@ class Variant:
     rates: tuple[float, ...]
     inputs: tuple[tuple[int, ...], ...]
     dtype: torch.dtype = torch.float32
+    shown: Callable[[float], Module] | None = None
+    shown_inputs: tuple[tuple[int, ...], ...] = ()
+    axes: tuple[str, ...] = ()
     example: Callable[[float], Module] | None = None
     is_layer: bool = True
     takes_any_shape: bool = False

@@ -40,6 +40,7 @@ _OUTSIDE = "Give a module that contains it, and the weight's name there, with do
     rates=(0.5,),
     inputs=((3, 5),),
     example=lambda p: WeightDrop(torch.nn.Linear(5, 4), p),
+    axes=("outputs", "inputs"),
     is_layer=False,
     function=dropout,
 )

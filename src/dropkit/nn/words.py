@@ -31,6 +31,8 @@ __all__ = ["EmbeddingDropout", "WordDropout"]
     use="On the tokens, or their embeddings, that a text classifier or a decoder reads.",
     rates=(0.3, 0.25),
     inputs=((2, 5, 3),),
+    shown_inputs=((3, 8, 6),),
+    axes=("examples", "tokens", "features"),
     function=word_dropout,
 )
 class WordDropout(MaskMixin):
@@ -106,6 +108,9 @@ class WordDropout(MaskMixin):
     inputs=((2, 5),),
     dtype=torch.int64,
     example=lambda p: EmbeddingDropout(7, 4, p=p),
+    shown=lambda p: EmbeddingDropout(12, 8, p=p),
+    shown_inputs=((4, 5),),
+    axes=("sequences", "words", "features"),
     is_layer=False,
     function=embedding_dropout,
 )
