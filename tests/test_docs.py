@@ -38,6 +38,11 @@ def documented(site: Path) -> set[str]:
     return {line.split()[0] for line in entries.decode().splitlines()}
 
 
+@pytest.mark.parametrize("name", [row.name for row in VARIANTS.values() if row.family in ("sequences", "weights")])
+def test_placement_says_where_dropout_of_sequences_and_weights_goes(name: str) -> None:
+    assert f"`{name}`" in (ROOT / "docs" / "placement.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_formula_is_shown_without_a_script(site: Path, name: str) -> None:
