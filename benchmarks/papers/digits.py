@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dropkit.study import embedded
 
-TEST_ROWS = 2000
+TEST_ROWS, BATCH = 2000, 100
 
 
 class Digits:
@@ -25,18 +25,25 @@ class Digits:
         self.test = inputs[-TEST_ROWS:], targets[-TEST_ROWS:]
 
 
-def train(network: nn.Module, digits: Digits, steps: int, seed: int, batch: int = 100) -> None:
-    """Train by Adam at 1e-3 that falls to 0 linearly; the same seed gives the same batches."""
+def adam(network: nn.Module) -> torch.optim.Optimizer:
+    """Return Adam at 1e-3."""
+    return torch.optim.Adam(network.parameters(), lr=1e-3)
+
+
+def train(
+    network: nn.Module, digits: Digits, steps: int, seed: int, by: Callable[[nn.Module], torch.optim.Optimizer] = adam
+) -> None:
+    """Train on batches of 100, the same of the same seed, at a rate of learning that falls to 0 linearly."""
     inputs, targets = digits.train
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    optimizer = by(network)
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     network.train()
     order = torch.empty(0, dtype=torch.long)
     for _ in range(steps):
-        while len(order) < min(batch, len(inputs)):
+        while len(order) < BATCH:
             order = torch.cat([order, torch.randperm(len(inputs), generator=generator)])
-        rows, order = order[:batch], order[batch:]
+        rows, order = order[:BATCH], order[BATCH:]
         optimizer.zero_grad()
         nn.functional.cross_entropy(network(inputs[rows]), targets[rows]).backward()
         optimizer.step()
@@ -45,9 +52,9 @@ def train(network: nn.Module, digits: Digits, steps: int, seed: int, batch: int 
 
 
 @torch.no_grad()
-def error(predict: Callable[[Tensor], Tensor], digits: Digits) -> float:
-    """Return the percentage of test images that are given a wrong label."""
-    inputs, targets = digits.test
+def error(predict: Callable[[Tensor], Tensor], rows: tuple[Tensor, Tensor]) -> float:
+    """Return the percentage of images that are given a wrong label."""
+    inputs, targets = rows
     return 100 * float((predict(inputs).argmax(1) != targets).float().mean())
 
 
