@@ -131,8 +131,9 @@ class RecurrentBase(NoiseMixin, RatesMixin, torch.nn.RNNBase):
         if values.dtype != dtype and autocast_dtype(values) is None:
             remedy = "Convert it, or the network."
             raise argument_type_error(where, "input", f"of the weights' type {dtype}", values.dtype, remedy)
-        if values.layout != torch.strided:
-            raise argument_type_error(where, "input", "a dense tensor or a PackedSequence", values.layout)
+        if values.is_nested or values.layout != torch.strided:
+            remedy = "Pack them: pack_sequence(input.unbind(), enforce_sorted=False)." if values.is_nested else ""
+            raise argument_type_error(where, "input", "a dense tensor or a PackedSequence", values.layout, remedy)
         ranks = (2,) if isinstance(input, PackedSequence) else (2, 3)
         if values.dim() not in ranks or values.shape[-1] != self.input_size:
             rule = f"of 2 or 3 axes, the last of length {self.input_size}"

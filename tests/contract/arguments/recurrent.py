@@ -75,6 +75,12 @@ def _network_call(kind: str) -> Iterator[Wrong]:
         yield Wrong("input", SEQUENCES.to(dtype), ArgumentTypeError, rule, remedy, (dtype,))
     sparse = SEQUENCES.to_sparse()
     yield Wrong("input", sparse, ArgumentTypeError, "a dense tensor or a PackedSequence", shown=(sparse.layout,))
+    nested = torch.nested.nested_tensor([*SEQUENCES], layout=torch.jagged)
+    rule, remedy = (
+        "a dense tensor or a PackedSequence",
+        "Pack them: pack_sequence(input.unbind(), enforce_sorted=False).",
+    )
+    yield Wrong("input", nested, ArgumentTypeError, rule, remedy, (nested.layout,))
     for shape in ((3,), (2, 2, 4), (1, 2, 2, 3)):
         yield Wrong("input", torch.ones(shape), ArgumentError, "of 2 or 3 axes, the last of length 3", shown=(shape,))
     empty = torch.ones(0, 2, 3)
