@@ -28,10 +28,11 @@ def drawn(name: str, layer: Any) -> Tensor:
     """What a layer makes of one input, by a draw of its generator."""
     row = VARIANTS[name]
     shapes = [(64,)] * len(row.inputs) if row.takes_any_shape else row.inputs
-    is_embedding = isinstance(layer, torch.nn.Embedding)
     generator, state = torch.Generator().manual_seed(1), torch.get_rng_state()
     inputs = [
-        torch.randint(1, 5, shape, generator=generator) if is_embedding else torch.randn(shape, generator=generator)
+        torch.randn(shape, generator=generator)
+        if row.dtype.is_floating_point
+        else torch.randint(1, 5, shape, generator=generator)
         for shape in shapes
     ]
     found = layer(*inputs)
