@@ -65,15 +65,15 @@ def _index(rows: Iterable[Variant]) -> str:
 
 
 def _line(row: Variant) -> str:
-    cells = (f"[`{row.name}`]({row.name}.md)", row.use, row.facts["typical rates"], row.citation)
+    cells = (f"[`{row.name}`]({row.name}.md)", row.use, row.facts.get("typical rates", "-"), row.citation)
     return f"| {' | '.join(map(_cell, cells))} |"
 
 
 def _page(row: Variant, drawn: Mapping[str, Picture]) -> str:
     names = " or ".join(f"`dropkit.nn.{name}`" for name in (row.name, *row.aliases))
     parts = [_NOTE, f"# {row.name}", f"{row.title[:1].upper()}{row.title[1:]}: {names}.", *row.description]
-    rates = f"Typical rates: {row.facts['typical rates']}."
-    parts += [f"```math\n{row.formula}\n```", f"**Where to use it.** {row.use} {rates}"]
+    rates = f" Typical rates: {row.facts['typical rates']}." if row.rates else ""
+    parts += [f"```math\n{row.formula}\n```", f"**Where to use it.** {row.use}{rates}"]
     for name, each in drawn.items():
         parts += [f"![{_caption(row, each)}]({name})", f"*{_caption(row, each)}*"]
     lines = [f"| {heading} | {_cell(text)} |" for heading, text in row.facts.items() if heading not in _ABOVE]
@@ -101,7 +101,8 @@ def _caption(row: Variant, drawn: Picture) -> str:
         elements = " x ".join(f"{size} {axis}" for size, axis in zip(sizes, row.axes, strict=True))
     else:
         elements = f"{' x '.join(map(str, sizes))} elements"
-    return f"{drawn.what} at p = {row.rates[0]:g}, {elements}: {drawn.colours}."
+    rate = f" at p = {row.usual:g}" if row.rates else ""
+    return f"{drawn.what}{rate}, {elements}: {drawn.colours}."
 
 
 def pictures(row: Variant) -> dict[str, Picture]:
@@ -122,7 +123,7 @@ def _is_typical(row: Variant, drawn: Picture) -> bool:
 
 def _draw(row: Variant, key: int) -> list[Picture]:
     torch.manual_seed(0)  # for layers with weights
-    layer = (row.shown or row.build)(row.rates[0])
+    layer = (row.shown or row.build)(row.usual)
     shapes = row.shown_inputs or ((_WIDE,) * len(row.inputs) if row.takes_any_shape else row.inputs)
     inputs = [torch.ones(shape, dtype=row.dtype) for shape in shapes]
     arguments = inspect.signature(layer.forward).parameters

@@ -1,6 +1,7 @@
 """What every layer of the registry keeps, read from its row; what is special to one is proved in a file of its own."""
 
 import copy
+import inspect
 import io
 import math
 import pickle
@@ -34,7 +35,7 @@ def inputs(row: Variant, dtype: torch.dtype = torch.float64) -> list[Tensor]:
 
 def built(row: Variant, p: float | None = None, dtype: torch.dtype = torch.float64) -> torch.nn.Module:
     torch.manual_seed(0)  # for layers with weights
-    return row.build(row.rates[0] if p is None else p).to(dtype)
+    return row.build(p).to(dtype)
 
 
 class Followed(torch.nn.Module):
@@ -55,9 +56,13 @@ def test_a_row_says_everything(name: str) -> None:
     assert all(getattr(dropkit.nn, alias) is row.layer for alias in row.aliases)
     assert row.summary.endswith(".")
     assert row.paper
-    for field in ("title", "noise", "shared", "acts_on", "at_one", "evaluation", "formula", "symbol", "use"):
+    for field in ("title", "noise", "shared", "acts_on", "evaluation", "formula", "symbol", "use"):
         assert getattr(row, field), field
-    assert row.rates
+    takes_rate = any(
+        each in {"p", "dropout"} or each.endswith("_p") for each in inspect.signature(row.layer).parameters
+    )
+    assert takes_rate == bool(row.rates) == bool(row.at_one)
+    assert takes_rate == ("at p = 1" in row.facts) == ("typical rates" in row.facts)
     assert all(0 < rate < 1 for rate in row.rates)
 
 

@@ -41,7 +41,7 @@ def at(layer: Any, key: int | Tensor, stream: int = 0) -> dict[str, Any]:
 
 def built(row: Variant, dtype: torch.dtype = torch.float64) -> Any:
     torch.manual_seed(0)
-    return row.build(row.rates[-1]).to(dtype)
+    return row.build(*row.rates[-1:]).to(dtype)
 
 
 @every
@@ -200,7 +200,7 @@ def test_compiled_gradients_are_those_of_eager_code(name: str) -> None:
 @every
 def test_it_is_made_without_data_and_shown(name: str) -> None:
     with torch.device("meta"):
-        layer = ROWS[name].build(ROWS[name].rates[-1])
+        layer = ROWS[name].build(*ROWS[name].rates[-1:])
     assert all(parameter.is_meta for parameter in layer.parameters())
     assert ("p=?" in repr(layer)) == hasattr(layer, "p")
 

@@ -73,7 +73,7 @@ def _show_table(console: "Console", rows: Iterable["Variant"]) -> None:
         if family not in (None, row.family):
             table.add_section()
         family = row.family
-        table.add_row(row.name, row.acts_on, row.shared, row.use, row.facts["typical rates"], row.citation)
+        table.add_row(row.name, row.acts_on, row.shared, row.use, row.facts.get("typical rates", "-"), row.citation)
     console.print(table)
 
 
@@ -84,8 +84,8 @@ def _show_list(console: "Console", rows: Iterable["Variant"]) -> None:
 
     for row in rows:
         console.print(Text(row.name, style="bold"))
-        lines = (f"{row.acts_on}; share a draw: {row.shared}", row.use, f"Rates: {row.facts['typical rates']}")
-        for line in (*lines, row.citation):
+        rates = [f"Rates: {row.facts['typical rates']}"] if row.rates else []
+        for line in (f"{row.acts_on}; share a draw: {row.shared}", row.use, *rates, row.citation):
             console.print(Padding(Text(line), (0, 0, 0, 2)))
 
 

@@ -61,14 +61,12 @@ _ROW: dict[str, Any] = {
     "shared": "none",
     "acts_on": "weights",
     "dropped": "mean",
-    "at_one": "refused",
     "evaluation": "weights with ln(alpha) above the threshold are 0",
     "formula": (
         r"y \sim \mathcal{N}\!\left(x \theta + b,\; x^2 \sigma^2\right), \quad "
         r"\ln \alpha_{ij} = \ln \sigma_{ij}^2 - \ln \theta_{ij}^2"
     ),
     "symbol": "alpha = p / (1 - p), the variance of a weight over its square",
-    "rates": (0.5, 0.95),
     "is_layer": False,
     "function": local_reparameterization,
 }
@@ -78,7 +76,7 @@ _ROW: dict[str, Any] = {
     **_ROW,
     use="In place of every fully connected layer of a network that shall become sparse.",
     inputs=((4, 6),),
-    example=lambda p: SparseVariationalLinear(6, 3),
+    example=lambda _: SparseVariationalLinear(6, 3),
 )
 class SparseVariationalLinear(_SparseMixin, torch.nn.Linear):
     """A linear layer that learns a variance for every weight and leaves out the noisiest ones in evaluation.
@@ -139,7 +137,7 @@ class SparseVariationalLinear(_SparseMixin, torch.nn.Linear):
     **_ROW,
     use="In place of every convolution of a network that shall become sparse.",
     inputs=((2, 3, 5, 5),),
-    example=lambda p: SparseVariationalConv2d(3, 4, 3),
+    example=lambda _: SparseVariationalConv2d(3, 4, 3),
 )
 class SparseVariationalConv2d(_SparseMixin, torch.nn.Conv2d):
     """A convolution of images that learns a variance for every weight and leaves out the noisiest ones in evaluation.

@@ -46,13 +46,13 @@ class Variant:
         dropped: What a dropped unit becomes: 0, another constant in front of a scale and a shift, ``"old state"``,
             ``"mean"`` for noise that drops nothing, or what else the class says.
         at_one: What happens at p = 1: ``"zeros"``, ``"old state"``, or ``"refused"`` where the noise has no limit; then
-            perhaps, behind a semicolon, what an option makes of it.
+            perhaps, behind a semicolon, what an option makes of it. Default: nothing, where the layer takes no rate.
         evaluation: The rule where nothing is drawn: ``"identity"``, or what else is done, in a few words.
         formula: What training computes, in LaTeX.
         symbol: What the paper calls the rate, and whether it drops or keeps.
         use: Where it is meant to be used, one sentence.
-        rates: Typical rates, the most common first.
-        example: A layer of a rate, for tests and documentation. Default: the class itself.
+        rates: Typical rates, the most common first. Default: none, where the layer takes no rate.
+        example: A layer of a rate, or of None where it takes none, for tests and documentation. Default: the class.
         inputs: Shapes of the inputs that `example` takes, batch first.
         dtype: Their type. Default: float32.
         shown: A layer of a rate for the picture, large enough to show what shares a draw. Default: `example`.
@@ -74,18 +74,18 @@ class Variant:
     shared: str
     acts_on: str
     dropped: float | str
-    at_one: str
     evaluation: str
     formula: str
     symbol: str
     use: str
-    rates: tuple[float, ...]
     inputs: tuple[tuple[int, ...], ...]
+    at_one: str = ""
+    rates: tuple[float, ...] = ()
     dtype: torch.dtype = torch.float32
     shown: Callable[[float], Module] | None = None
     shown_inputs: tuple[tuple[int, ...], ...] = ()
     axes: tuple[str, ...] = ()
-    example: Callable[[float], Module] | None = None
+    example: Callable[[Any], Module] | None = None
     is_layer: bool = True
     takes_any_shape: bool = False
     function: Callable[..., Any] | None = None
@@ -124,13 +124,13 @@ class Variant:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What a page says of it beside summary and formula, by headings, in their order."""
+        """What a page says of it beside summary and formula, by headings, in their order; rates only if it has any."""
         if isinstance(self.dropped, str):
             dropped = "none is dropped" if self.dropped == "mean" else self.dropped
         else:
             dropped = f"{self.dropped:.5g}, then scaled and shifted as all are" if self.dropped else "0"
         at_one = "refused: the noise has no limit" if self.at_one == "refused" else self.at_one
-        return {
+        found = {
             "acts on": self.acts_on,
             "noise": self.noise,
             "share a draw": self.shared,
@@ -142,10 +142,16 @@ class Variant:
             "the paper's rate": self.symbol,
             "paper": self.paper,
         }
+        return {heading: text for heading, text in found.items() if text}
 
-    def build(self, p: float) -> Module:
-        """Return a layer of a rate."""
-        return (self.example or self.layer)(p)
+    @property
+    def usual(self) -> float | None:
+        """The most common rate, or None where the layer takes none."""
+        return self.rates[0] if self.rates else None
+
+    def build(self, p: float | None = None) -> Module:
+        """Return a layer of a rate, by default the most common."""
+        return (self.example or self.layer)(self.usual if p is None else p)
 
     @property
     def is_inverted_bernoulli(self) -> bool:
