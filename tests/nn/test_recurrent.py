@@ -95,17 +95,17 @@ def test_it_is_the_papers_formulas(kind: str, form: str) -> None:
         torch.testing.assert_close(found, want, rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kind", BOTH)
-def test_backward_layers_and_layers_on_layers(kind: str) -> None:
-    layer, x = noisy(kind, "both ways"), inputs()
+def test_backward_layers_and_layers_on_layers(kind: str, tied: bool) -> None:
+    layer, x = noisy(kind, "both ways", tied=tied), inputs()
     output, _, masks = layer(x, key=KEY, return_masks=True)
     zeros = (torch.zeros(BATCH, HIDDEN).double(),) * (2 if kind == "LSTM" else 1)
     for number in range(2):
-        mask = masks[f"input_l{number}"].transpose(0, 1)
-        x = torch.where(mask, x * scale(layer.input_p), 0.0)
         ways = []
         for suffix in (f"_l{number}", f"_l{number}_reverse"):
-            own = {n: m for n, m in masks.items() if n.endswith(suffix) and "input" not in n}
+            own = {n: m for n, m in masks.items() if n.endswith(suffix)}
+            own[f"input{suffix}"] = masks[f"input_l{number}"]  # which both directions share
             back = "reverse" in suffix
             own = {n: m.flip(1) if back and m.shape[1] == STEPS else m for n, m in own.items()}
             way, _ = by_hand(layer, x.flip(0) if back else x, zeros, own, suffix)
