@@ -104,7 +104,7 @@ class VariationalDropout(_AlphaMixin):
         tensor([[1.6058, 0.9045, 0.9923],
                 [1.1442, 1.9160, 0.8603]], grad_fn=<MulBackward0>)
         >>> layer.kl()
-        tensor(3.3680, grad_fn=<MulBackward0>)
+        tensor(3.3680, grad_fn=<SumBackward0>)
 
     References:
         Kingma, Salimans and Welling (2015), "Variational dropout and the local reparameterization trick", section 3.2
