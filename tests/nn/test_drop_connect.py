@@ -124,3 +124,10 @@ def test_it_learns_the_weights_behind_noise() -> None:
     gram = x.T @ x
     ridge = torch.linalg.solve(gram + 0.4 / 0.6 * gram.diag().diag(), x.T @ y)
     torch.testing.assert_close(ours.weight.detach().T, ridge, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("inference", ["mean", "gaussian"])
+def test_shapes_without_values(inference: str) -> None:
+    layer = dropkit.nn.DropConnect(5, 3, device="meta", activation=torch.relu, inference=inference)
+    x = torch.ones(2, 5, device="meta")
+    assert layer(x).shape == layer.eval()(x).shape == (2, 3)

@@ -77,3 +77,11 @@ def test_sequences_of_several_lengths(layout: Any) -> None:
     flat = torch.nested.nested_tensor([part[0] for part in parts], layout=layout)
     with pytest.raises(dropkit.errors.ArgumentError, match=r"`input` must be of shape \(N, L, C\)"):
         locked_dropout(flat, 0.5)
+
+
+def test_packed_sequences_are_refused_with_the_way_to_pad_them() -> None:
+    packed = torch.nn.utils.rnn.pack_sequence([values(5, 4), values(2, 4)])
+    with pytest.raises(
+        dropkit.errors.ArgumentTypeError, match=r"PackedSequence'> .*Call torch.nn.utils.rnn.pad_packed"
+    ):
+        dropkit.nn.LockedDropout()(packed)

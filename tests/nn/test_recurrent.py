@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 
+import dropkit
 from dropkit import random
+from dropkit.errors import ArgumentError
 from tests.helpers.contract import all_masks, chances, realised, scale
 from tests.helpers.recurrent import (
     BATCH,
@@ -329,3 +331,9 @@ def test_at_one_inputs_and_outputs_are_zeros(kind: str) -> None:
     output, last = network(kind, SIZE, HIDDEN, output_p=1.0)(inputs())
     assert (output == 0).all()
     assert all((s != 0).all() for s in (last if kind == "LSTM" else (last,)))
+
+
+def test_input_on_another_device_than_the_weights() -> None:
+    for x in (torch.zeros(3, 2, 4, device="meta"), torch.zeros(2, 4, device="meta")):
+        with pytest.raises(ArgumentError, match="LSTM: `input` must be on the weights' device cpu, got device"):
+            dropkit.nn.LSTM(4, 5, input_p=0.1)(x)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 import dropkit
-from dropkit.errors import ArgumentError
+from dropkit.errors import ArgumentError, ArgumentTypeError
 from dropkit.functional import embedding_dropout, word_dropout
 from dropkit.nn import EmbeddingDropout, WordDropout
 
@@ -182,3 +182,20 @@ def test_a_generator_of_its_own_and_wrong_rates() -> None:
     for layer in (table(), dropkit.nn.WordDropout()):
         with pytest.raises(ArgumentError, match=f"^{type(layer).__name__}: `p` must be a number in"):
             layer.p = 1.5
+
+
+@pytest.mark.parametrize(
+    ("sizes", "name"), [((9.5, 5), "num_embeddings"), ((-1, 5), "num_embeddings"), ((9, "5"), "embedding_dim")]
+)
+def test_sizes_that_are_none(sizes: tuple[Any, Any], name: str) -> None:
+    with pytest.raises(
+        (ArgumentError, ArgumentTypeError), match=rf"EmbeddingDropout: `{name}` must be an integer in \[0, 2\*\*31\)"
+    ):
+        dropkit.nn.EmbeddingDropout(*sizes)
+
+
+def test_a_table_on_another_device() -> None:
+    layer = dropkit.nn.EmbeddingDropout(4, 2, device="meta")
+    with pytest.raises(ArgumentError, match="`input` must be on the table's device meta, got device"):
+        layer(torch.tensor([1, 2]))
+    assert layer(torch.tensor([1, 2], device="meta"), key=3).shape == (2, 2)

@@ -20,7 +20,7 @@ from dropkit.functional.attention_inputs import (
 )
 from dropkit.functional.attention_weights import attend, find_weights, widened
 from dropkit.functional.eager import is_plain
-from dropkit.functional.inputs import autocast_dtype, is_identity
+from dropkit.functional.inputs import autocast_dtype, is_identity, without_autocast
 from dropkit.functional.overrides import overridable
 from dropkit.kernels.native import operations as native
 
@@ -96,7 +96,7 @@ def scaled_dot_product_attention(
     half = autocast_dtype(query)
     if half is not None:  # as PyTorch's, in one type; what is computed within is no matter of autocast
         query, key, value, attn_mask = (cast(tensor, half) for tensor in (query, key, value, attn_mask))
-        with torch.autocast(query.device.type, enabled=False):
+        with without_autocast(query.device):
             return scaled_dot_product_attention(
                 query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, training=training,
                 generator=generator, dropout_key=dropout_key, stream=stream,
@@ -213,7 +213,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if autocast_dtype(grad) is not None:
-            with torch.autocast(grad.device.type, enabled=False):
+            with without_autocast(grad.device):
                 return _Attention.backward(ctx, grad)
         query, key, value, attn_mask, output = ctx.saved_tensors
         is_causal, factor, dropout_key, threshold = ctx.rest

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from dropkit._checks import argument_error, argument_type_error
 from dropkit.functional.address import check_one_draw
@@ -243,6 +244,9 @@ def locked_dropout(
     where = "locked_dropout"
     if not isinstance(batch_first, bool):
         raise argument_type_error(where, "batch_first", "True or False", batch_first)
+    if isinstance(input, PackedSequence):
+        remedy = "Call torch.nn.utils.rnn.pad_packed_sequence on it first, and pack the result again."
+        raise argument_type_error(where, "input", "a torch.Tensor", type(input), remedy)
     if isinstance(input, Tensor) and input.dim() != 3:
         rule, axis = ("(N, L, C)", 0) if batch_first else ("(L, N, C)", 1)
         remedy = f"Of one sequence of shape (L, C), call unsqueeze({axis}) first." if input.dim() == 2 else ""

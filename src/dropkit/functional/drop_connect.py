@@ -11,7 +11,15 @@ from dropkit._checks import Integer, argument_error, argument_type_error
 from dropkit.functional.address import check_source, signed
 from dropkit.functional.autograd import traced
 from dropkit.functional.connections import Linear, connect, connect_by_mask, takes_parts
-from dropkit.functional.inputs import autocast_dtype, check_input, check_mask, is_identity, kept_by, leading
+from dropkit.functional.inputs import (
+    autocast_dtype,
+    check_input,
+    check_mask,
+    is_identity,
+    kept_by,
+    leading,
+    without_autocast,
+)
 from dropkit.functional.noise import Noise, find_noise, noise_at
 from dropkit.functional.overrides import overridable
 from dropkit.functional.variational import deviation_of
@@ -88,7 +96,7 @@ def drop_connect(
         output = F.linear(input, weight, bias)
         return (output, ones.expand(shape if mask is None else mask.shape)) if return_mask else output
     linear, dtype = _widened(input, weight, bias)
-    with torch.autocast(input.device.type, enabled=False):
+    with without_autocast(input.device):
         if mask is None:
             noise = noise_at(where, examples, keys, streams, generator)
             in_parts = takes_parts(input)
@@ -159,7 +167,7 @@ def drop_connect_inference(
     samples = SAMPLES.check(where, "samples", samples)
     threshold, noise = find_noise(where, _examples(input), p, key, generator, stream)
     linear, dtype = _widened(input, weight, bias)
-    with torch.autocast(input.device.type, enabled=False):
+    with without_autocast(input.device):
         mean = F.linear(*linear)
         rows, weights, biases = linear
         square = F.linear(rows.square(), weights.square(), None if biases is None else biases.square())
@@ -183,7 +191,12 @@ def _averaged(
         place = layout(noise.where, shape, (), offset, whole, noise.key.dim())
         rows = place._replace(row_strides=tuple(map(signed, place.row_strides)), first_row=signed(place.first_row))
         normal = fields.normal(noise.key, noise.stream, rows, noise.device, mean.dtype)
-        total = total + activation(mean + deviation * normal).sum(-2)
+        found = activation(mean + deviation * normal)
+        if not isinstance(found, Tensor) or found.shape != normal.shape:
+            shown = tuple(found.shape) if isinstance(found, Tensor) else found
+            rule = f"a function from a tensor to one of the same shape, here {tuple(normal.shape)}"
+            raise argument_error(noise.where, "activation", rule, shown)
+        total = total + found.sum(-2)
     return total / samples
 
 
@@ -204,12 +217,15 @@ def _check_linear(where: str, input: Any, weight: Any, bias: Any, **flags: objec
         if not isinstance(value, Tensor):
             raise argument_type_error(where, name, "a torch.Tensor", value)
         if value.dtype != input.dtype and autocast_dtype(input) is None:
-            raise argument_type_error(where, name, f"of the input's type {input.dtype}", value.dtype)
+            remedy = "Convert one of them."
+            raise argument_type_error(where, name, f"of the input's type {input.dtype}", value.dtype, remedy)
         if value.device != input.device:
             raise argument_error(where, name, f"on the input's device {input.device}", value.device)
-        if rank == 2 and (value.dim() != 2 or input.shape[-1:] != value.shape[1:]):
-            rule = f"of shape (outputs, {input.size(-1)})" if input.dim() else "of shape (outputs, inputs)"
-            raise argument_error(where, name, rule, tuple(value.shape))
+        if rank == 2 and value.dim() != 2:
+            raise argument_error(where, name, "of shape (outputs, inputs)", tuple(value.shape))
+        if rank == 2 and input.shape[-1:] != value.shape[1:]:
+            rule = f"of shape (..., {value.size(1)}), as the weight of shape {tuple(value.shape)} takes it"
+            raise argument_error(where, "input", rule, tuple(input.shape))
         if rank == 1 and value.shape != weight.shape[:1]:
             raise argument_error(where, name, f"of shape ({weight.size(0)},)", tuple(value.shape))
 

@@ -3,7 +3,9 @@
 Messages tell of types and shapes, not of a tensor's values, which compiled code cannot show.
 """
 
+import contextlib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ __all__ = [
     "is_identity",
     "kept_by",
     "leading",
+    "without_autocast",
 ]
 
 _DTYPES = (
@@ -64,6 +67,12 @@ def check_input(where: str, input: Tensor, name: str = "input", **flags: object)
     if input.layout not in (torch.strided, torch.jagged):
         raise argument_type_error(where, name, "a dense or nested tensor", input.layout, "Call to_dense() first.")
     check_flags(where, **flags)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a region in which autocast is off, wherever there is autocast."""
+    is_available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if is_available else contextlib.nullcontext()
 
 
 def check_flags(where: str, **flags: object) -> None:
@@ -123,7 +132,7 @@ def check_mask(
             rule = f"left out where `{name}` is given"
             raise argument_error(where, label, rule, mask.dtype, f"`{name}` draws a mask: leave one of them out.")
     for name, value in address.items():
-        default = value is None or (type(value) is int and value == 0 and name == "stream")
+        default = value is None or (type(value) is int and value == 0 and name.endswith("stream"))
         if not default and not (isinstance(value, list | tuple) and not value):
             found = value.dtype if isinstance(value, Tensor) else value
             raise argument_error(where, name, "left out where a mask is given", found, "A mask has no address.")

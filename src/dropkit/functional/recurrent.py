@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from dropkit.functional.autograd import apply_function
-from dropkit.functional.inputs import autocast_dtype
+from dropkit.functional.inputs import autocast_dtype, without_autocast
 from dropkit.functional.recurrent_cells import (
     Cell,
     CellNoise,
@@ -115,7 +115,7 @@ def run_network(
     noise = _Noise(masks, training, sequences, tied)
     x, dtype = sequences.x, autocast_dtype(sequences.x)
     if dtype is not None:
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             narrow = [[own.to(dtype) for own in directions] for directions in weights]
             x, last = _run_layers(kind, x.to(dtype), [state.to(dtype) for state in states], narrow, noise)
     else:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dropkit._checks import Choice, Integer, argument_error, argument_type_error
-from dropkit.functional.address import check_source
+from dropkit.functional.address import check_source, is_readable
 from dropkit.functional.dropout import dropout
 from dropkit.functional.inputs import check_flags, check_input, check_mask, is_identity, kept_by
 from dropkit.functional.noise import noise_at
@@ -149,8 +149,8 @@ def embedding_dropout(
     """
     where = "embedding_dropout"
     _check_dense(where, input, training=training, batch_first=batch_first, return_mask=return_mask)
-    _check_tokens(where, tokens, input)
     number = _WORDS.check(where, "words", words)
+    _check_tokens(where, tokens, number, input)
     axis = 0 if batch_first else 1
     by_sequence = PER.check(where, "per", per) == "sequence" and tokens.dim() > 1
     # By their shape alone: sequences have keys and rates of their own, and a mask of all words each.
@@ -216,8 +216,8 @@ def _check_words(where: str, input: Any, unknown: int | None, spared: Sequence[i
             raise argument_error(where, name, f"a number of {input.dtype}", word)
 
 
-def _check_tokens(where: str, tokens: Any, input: Tensor) -> None:
-    """Raise unless there is a token for every embedding."""
+def _check_tokens(where: str, tokens: Any, words: int, input: Tensor) -> None:
+    """Raise unless there is a token for every embedding, and each, where they can be read, is a word."""
     if not isinstance(tokens, Tensor):
         raise argument_type_error(where, "tokens", "a torch.Tensor", tokens)
     if tokens.dtype not in _INTEGERS:
@@ -226,3 +226,8 @@ def _check_tokens(where: str, tokens: Any, input: Tensor) -> None:
         raise argument_error(where, "tokens", f"of shape {tuple(input.shape[:-1])}", tuple(tokens.shape))
     if tokens.device != input.device:
         raise argument_error(where, "tokens", f"on the input's device {input.device}", tokens.device)
+    if is_readable(tokens) and tokens.numel():
+        for token in map(int, tokens.aminmax()):
+            if not 0 <= token < words:
+                remedy = "Negative padding, such as -100, has no embedding: replace it first."
+                raise argument_error(where, "tokens", f"numbers in [0, {words})", token, remedy)

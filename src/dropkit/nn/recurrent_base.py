@@ -127,10 +127,13 @@ class RecurrentBase(NoiseMixin, RatesMixin, torch.nn.RNNBase):
         if not isinstance(input, Tensor | PackedSequence):
             raise argument_type_error(where, "input", "a torch.Tensor or a PackedSequence", input)
         values = input.data if isinstance(input, PackedSequence) else input
+        remedy = "Convert it, or the network."
         dtype = getattr(self, self._flat_weights_names[0]).dtype
         if values.dtype != dtype and autocast_dtype(values) is None:
-            remedy = "Convert it, or the network."
             raise argument_type_error(where, "input", f"of the weights' type {dtype}", values.dtype, remedy)
+        device = getattr(self, self._flat_weights_names[0]).device
+        if values.device != device:
+            raise argument_error(where, "input", f"on the weights' device {device}", values.device, remedy)
         if values.is_nested or values.layout != torch.strided:
             remedy = "Pack them: pack_sequence(input.unbind(), enforce_sorted=False)." if values.is_nested else ""
             raise argument_type_error(where, "input", "a dense tensor or a PackedSequence", values.layout, remedy)

@@ -12,8 +12,9 @@ from torch.nn import Module, RNNBase
 from dropkit._checks import PROBABILITY, argument_error, argument_type_error
 from dropkit.errors import UnsupportedError
 from dropkit.functional import dropout
-from dropkit.functional.address import Names
-from dropkit.functional.noise import find_noise
+from dropkit.functional.address import Names, check_source
+from dropkit.functional.inputs import check_mask
+from dropkit.functional.noise import noise_at
 from dropkit.nn.layer import GeneratorMixin, NoiseMixin, RateMixin, check_bool, check_generator
 from dropkit.nn.variants import variant
 
@@ -166,10 +167,14 @@ class WeightDrop(RateMixin):
         if masks is not None and (not isinstance(masks, Mapping) or masks.keys() != weights.keys()):
             given = sorted(map(str, masks)) if isinstance(masks, Mapping) else masks
             raise argument_error(_WHERE, "dropout_mask", f"a mapping of {list(weights)} to bool tensors", given)
-        rate = self.rate
+        rate, generator = self.rate, self._source(key, masks) if self.is_on else None
+        for path, mask in (masks or {}).items():
+            label = f"dropout_mask[{path!r}]"
+            check_mask(_WHERE, mask, weights[path], {"dropout_key": key}, {"dropout_stream": stream}, label)
+        one = next(iter(weights.values())).new_empty(())  # without slices: one key for all
+        _, streams, keys = check_source(_WHERE, one, rate, key, generator, stream, _NAMES)
         if masks is None and self.is_on and (isinstance(rate, Tensor) or rate > 0):
-            one = next(iter(weights.values())).new_empty(())  # without slices: one key for all
-            _, noise = find_noise(_WHERE, one, rate, key, self._source(key), stream, _NAMES)
+            noise = noise_at(_WHERE, one, keys, streams, generator, _NAMES)
             fields = [noise.field(number) for number in range(len(weights))]
             sources: list[dict[str, Any]] = [{"key": field.key, "stream": field.stream} for field in fields]
         else:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dropkit._checks import PROBABILITY, argument_type_error
+from dropkit._checks import PROBABILITY, Integer, argument_error, argument_type_error
 from dropkit.functional import embedding_dropout, word_dropout
 from dropkit.functional.words import PER, spared_words
 from dropkit.nn.factory import check_factory
@@ -14,6 +14,8 @@ from dropkit.nn.layer import MaskMixin, RateMixin, check_bool
 from dropkit.nn.variants import variant
 
 __all__ = ["EmbeddingDropout", "WordDropout"]
+
+_SIZE = Integer(0, 2**31 - 1, "[0, 2**31)")
 
 
 @variant(
@@ -177,6 +179,8 @@ class EmbeddingDropout(RateMixin, torch.nn.Embedding):
     ) -> None:
         where = "EmbeddingDropout"
         PROBABILITY.check(where, "p", p)
+        _SIZE.check(where, "num_embeddings", num_embeddings)
+        _SIZE.check(where, "embedding_dim", embedding_dim)
         PER.check(where, "per", per)
         check_bool(where, "batch_first", batch_first)
         check_factory(where, device, dtype, generator)
@@ -218,6 +222,9 @@ class EmbeddingDropout(RateMixin, torch.nn.Embedding):
         if input.dtype not in (torch.int64, torch.int32):
             rule = "of type torch.int64 or torch.int32"
             raise argument_type_error("EmbeddingDropout", "input", rule, input.dtype)
+        if input.device != self.weight.device:
+            rule = f"on the table's device {self.weight.device}"
+            raise argument_error("EmbeddingDropout", "input", rule, input.device)
         words = input, self.num_embeddings, self.rate
         options: dict[str, Any] = {"per": self.per, "batch_first": self.batch_first, "return_mask": return_mask}
         options |= {"generator": self._source(key, mask), "key": key, "mask": mask, "stream": stream}

@@ -22,16 +22,20 @@ def linear() -> Iterator[Wrong]:
     rule = "a dense tensor, not a nested one"
     remedy = "Apply it to the values of a jagged tensor, or to its parts one by one."
     yield Wrong("input", nested, ArgumentTypeError, rule, remedy, shown=(nested.layout,))
-    for name, good, rule, unfit in (
-        ("weight", WEIGHT, "of shape (outputs, 3)", ((4,), (3, 4), (1, 4, 3))),
+    for name, good, shape_rule, unfit in (
+        ("weight", WEIGHT, "of shape (outputs, inputs)", ((4,), (1, 4, 3))),
         ("bias", BIAS, "of shape (4,)", ((3,), (4, 1), ())),
     ):
         yield from by_type(name, (1.0, [1.0], "x"), "a torch.Tensor")
         half, meta = good.half(), good.to("meta")
-        yield Wrong(name, half, ArgumentTypeError, "of the input's type torch.float32", shown=(half.dtype,))
+        rule, remedy = "of the input's type torch.float32", "Convert one of them."
+        yield Wrong(name, half, ArgumentTypeError, rule, remedy, shown=(half.dtype,))
         yield Wrong(name, meta, ArgumentError, "on the input's device cpu", shown=(meta.device,))
         for shape in unfit:
-            yield Wrong(name, torch.ones(shape), ArgumentError, rule, shown=(shape,))
+            yield Wrong(name, torch.ones(shape), ArgumentError, shape_rule, shown=(shape,))
+    rule = "of shape (..., 3), as the weight of shape (4, 3) takes it"
+    for shape in ((2, 4), ()):
+        yield Wrong("input", torch.ones(shape), ArgumentError, rule, shown=(shape,))
 
 
 def masks() -> Iterator[Wrong]:
@@ -57,6 +61,9 @@ def inference() -> Iterator[Wrong]:
     yield from (wrong for wrong in source() if wrong.name != "training")
     yield from by_type("activation", (*FUNCTION, None), "a function of a tensor")
     yield from by_constraint("samples", SAMPLES)
+    rule = "a function from a tensor to one of the same shape, here (2, 1000, 4)"
+    yield Wrong("activation", lambda _: 3, ArgumentError, rule, shown=(3,), beside={"key": 3})
+    yield Wrong("activation", torch.sum, ArgumentError, rule, shown=((),), beside={"key": 3})
     yield Wrong("input", X.cfloat(), ArgumentTypeError, "of a real floating type", shown=(torch.complex64,),
                 beside={"weight": WEIGHT.cfloat()})  # fmt: skip
 
@@ -99,8 +106,13 @@ def weight_drop_call() -> Iterator[Wrong]:
     rule = "a mapping of ['weight'] to bool tensors"
     for value, shown in ((WEIGHT > 0, WEIGHT > 0), (3, 3), ({}, []), ({"bias": BIAS > 0}, ["bias"])):
         yield Wrong("dropout_mask", value, ArgumentError, rule, shown=(shown,), **where)
-    remedy, value = "True is kept.", {"weight": WEIGHT}
-    yield Wrong("dropout_mask", value, ArgumentTypeError, "a bool tensor", remedy, (WEIGHT.dtype,), "mask", "dropout")
+    label, remedy, value = "dropout_mask['weight']", "True is kept.", {"weight": WEIGHT}
+    yield Wrong("dropout_mask", value, ArgumentTypeError, "a bool tensor", remedy, (WEIGHT.dtype,), label, **where)
+    rule, thin = "of shape (4, 3), or with length 1 on axes that share", {"weight": BIAS > 0}
+    yield Wrong("dropout_mask", thin, ArgumentError, rule, shown=((4,),), label=label, **where)
+    rule, remedy = "left out where `dropout_key` is given", "`dropout_key` draws a mask: leave one of them out."
+    whole, beside = {"weight": WEIGHT > 0}, {"dropout_key": 3}
+    yield Wrong("dropout_mask", whole, ArgumentError, rule, remedy, (torch.bool,), label, beside=beside, **where)
 
 
 GOOD: dict[str, dict[str, Any]] = {

@@ -84,6 +84,9 @@ def embedding_function() -> Iterator[Wrong]:
     yield Wrong("tokens", TOKENS.T, ArgumentError, "of shape (2, 3)", shown=((3, 2),))
     meta = TOKENS.to("meta")
     yield Wrong("tokens", meta, ArgumentError, "on the input's device cpu", shown=(meta.device,))
+    remedy = "Negative padding, such as -100, has no embedding: replace it first."
+    for token in (-1, 5):
+        yield Wrong("tokens", torch.full((2, 3), token), ArgumentError, "numbers in [0, 5)", remedy, shown=(token,))
     yield from by_constraint("words", WORDS)
     yield from by_constraint("per", PER)
     yield from by_type("batch_first", FLAGS, "True or False")
