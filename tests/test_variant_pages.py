@@ -1,6 +1,7 @@
 """The pages of the variants are what the registry and the docstrings say today, and their pictures are the masks."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -133,6 +134,21 @@ def test_noise_is_drawn_in_levels() -> None:
     opacities = set(re.findall(r'fill-opacity="([\d.]+)"', PAGES["GaussianDropout.svg"]))
     assert opacities <= {f"{level / 10:g}" for level in range(1, 11)}
     assert len(opacities) > 5
+
+
+def test_noise_of_layers_with_weights_is_seen_alone() -> None:
+    for row in (row for row in VARIANTS.values() if row.family == "learned"):
+        ((_, drawn),) = pictures(row).items()
+        assert drawn.cells.isfinite().all()
+        spread = drawn.cells.double().std().item()
+        assert spread > 0.1, row.name
+        assert abs(drawn.cells.double().mean() - 1) < 5 * spread / drawn.cells.numel() ** 0.5  # a false alarm in 10**6
+
+
+def test_a_row_too_small_for_its_rate_is_refused() -> None:
+    row = replace(VARIANTS["LockedDropout"], shown_inputs=((1, 3, 1),))  # drops all or nothing
+    with pytest.raises(ValueError, match=r"LockedDropout: no picture of its size drops about 0\.5"):
+        pictures(row)
 
 
 def test_an_encoder_layer_has_a_picture_of_every_mask() -> None:

@@ -37,6 +37,9 @@ __all__ = ["ConcreteDropout"]
     rates=(0.1,),
     inputs=((4, 6),),
     example=lambda p: ConcreteDropout(torch.nn.Linear(6, 3), p),
+    shown=lambda p: ConcreteDropout(torch.nn.Identity(), p, features=32),
+    shown_inputs=((8, 32),),
+    axes=("examples", "units"),
     is_layer=False,
     function=concrete_dropout,
 )

@@ -77,6 +77,9 @@ _ROW: dict[str, Any] = {
     use="In place of every fully connected layer of a network that shall become sparse.",
     inputs=((4, 6),),
     example=lambda _: SparseVariationalLinear(6, 3),
+    shown=lambda _: SparseVariationalLinear(8, 32, log_sigma2=0.0),
+    shown_inputs=((8, 8),),
+    axes=("examples", "outputs"),
 )
 class SparseVariationalLinear(_SparseMixin, torch.nn.Linear):
     """A linear layer that learns a variance for every weight and leaves out the noisiest ones in evaluation.
@@ -138,6 +141,9 @@ class SparseVariationalLinear(_SparseMixin, torch.nn.Linear):
     use="In place of every convolution of a network that shall become sparse.",
     inputs=((2, 3, 5, 5),),
     example=lambda _: SparseVariationalConv2d(3, 4, 3),
+    shown=lambda _: SparseVariationalConv2d(1, 4, 3, log_sigma2=0.0),
+    shown_inputs=((2, 1, 10, 10),),
+    axes=("examples", "channels", "rows", "columns"),
 )
 class SparseVariationalConv2d(_SparseMixin, torch.nn.Conv2d):
     """A convolution of images that learns a variance for every weight and leaves out the noisiest ones in evaluation.

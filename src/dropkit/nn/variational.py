@@ -69,6 +69,9 @@ class _AlphaMixin(LearnedMixin):
     rates=(0.5, 0.2),
     inputs=((4, 6),),
     example=lambda p: VariationalDropout(6, p),
+    shown=lambda p: VariationalDropout(32, p),
+    shown_inputs=((8, 32),),
+    axes=("examples", "units"),
     is_layer=False,
     function=variational_dropout,
 )
@@ -191,6 +194,9 @@ class VariationalDropout(_AlphaMixin):
     rates=(0.5, 0.2),
     inputs=((4, 6),),
     example=lambda p: VariationalLinear(6, 3, p=p),
+    shown=lambda p: VariationalLinear(8, 32, p=p),
+    shown_inputs=((8, 8),),
+    axes=("examples", "outputs"),
     is_layer=False,
     function=local_reparameterization,
 )
