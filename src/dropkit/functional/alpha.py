@@ -184,15 +184,17 @@ def _alpha(
     return (output, keep) if return_mask else output
 
 
-def _coefficients(threshold: Tensor, mean: float, variance: float) -> tuple[Tensor, ...]:
-    """Return the scale and the shift of what is kept, and what is dropped becomes, in float64; zeros at a rate of 1."""
+def _coefficients(threshold: Tensor, mean: float, variance: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the scale and the shift of what is kept, and what is dropped becomes, in float64.
+
+    At a rate of 1, where nothing is kept, that is 0.
+    """
     dropping = threshold.to(torch.float64) * 2.0**-32
     keeping = (2**32 - threshold).clamp(min=1).to(torch.float64) * 2.0**-32
     distance = SATURATION - mean  # whose square may be too large for a float, and not be computed at a rate of 0
     scale = torch.sqrt(variance / (keeping * (dropping * distance * distance + variance)))
     shift = mean - scale * (keeping * mean + dropping * SATURATION)
-    values, survives = (scale, shift, scale * SATURATION + shift), threshold < 2**32
-    return tuple(torch.where(survives, value, 0.0) for value in values)
+    return scale, shift, torch.where(threshold < 2**32, scale * SATURATION + shift, 0.0)
 
 
 def _all_kept(input: Tensor, shared: Sequence[int], mask: Tensor | None) -> Tensor:
