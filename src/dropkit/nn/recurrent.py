@@ -54,9 +54,10 @@ class LSTM(RecurrentBase, torch.nn.LSTM):
     One schedule over the whole module gives all rates that are not 0 the same value. To move one of them, or each by a
     schedule of its own, give `dropkit.schedules.RateScheduler` pairs such as ``(lstm, "recurrent_p")``.
 
-    Noise costs most with `proj_size` and in float16 and bfloat16, whose steps run one by one in plain operations, about
-    three times as long as PyTorch's without noise; and on long sequences of few, narrow examples, about seven times
-    where 2000 steps of 4 examples have 32 units. Compiled for training, it is compiled anew for every number of steps.
+    Noise costs most where steps run one by one in plain operations: beside PyTorch's layer without noise about three
+    times with `proj_size`, and three to ten times in float16 and bfloat16. Long sequences of few, narrow examples cost
+    about ten times, where 2000 steps of 4 examples have 32 units. Compiled for training, it is compiled anew for every
+    number of steps.
     ``torch.ao.quantization.quantize_dynamic`` goes by exact classes, so ``{torch.nn.LSTM}`` leaves this one as it is:
     load its `state_dict` into PyTorch's class first.
 
