@@ -135,6 +135,15 @@ def test_constant_channels_are_moved_only_where_they_reach_all_places_alike() ->
     model = images(padding=0, between=(nn.AvgPool2d(3, 1, 1),))
     noisy(model[0], 1)
     check(model, drawn(2, 2, 8, 8), [(5, 2), (6, 5), (3, 54)])
+    for pool in (
+        nn.AvgPool2d(3, 1, 1),
+        nn.AvgPool2d(3, 1, divisor_override=4),
+    ):  # -4 becomes less, of which hardswish is not 0
+        model = nn.Sequential(SparseVariationalConv2d(3, 4, 3), pool, nn.Hardswish(), SparseVariationalConv2d(4, 2, 3))
+        noisy(model.double()[0], 1)
+        with torch.no_grad():
+            model[0].bias[1] = -4.0
+        check(model, drawn(2, 3, 8, 8), [(4, 3), (2, 4)])
     model = images()
     noisy(model[2], 1)
     with torch.no_grad():

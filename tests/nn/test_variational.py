@@ -167,3 +167,12 @@ def test_it_is_pytorchs_linear_layer_with_one_parameter_more() -> None:
         layer.log_alpha.fill_(-5)
     layer.reset_parameters()
     assert (layer.log_alpha == 0).all()
+
+
+def test_it_compiles_for_sizes_that_change() -> None:
+    layer = VariationalDropout(6, 0.3)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, backend="eager", fullgraph=True, dynamic=True)
+    for rows in (3, 5, 1):
+        x = torch.ones(rows, 6)
+        torch.testing.assert_close(compiled(x, key=torch.tensor(3)), layer(x, key=3))

@@ -48,7 +48,7 @@ def check_alike(where: str, name: str, tensor: Any, input: Tensor) -> None:
     """Raise unless a learned tensor is real and broadcasts to the input on the input's device."""
     check_real(where, name, tensor)
     lengths = zip(reversed(tensor.shape), reversed(input.shape), strict=False)
-    if tensor.dim() > input.dim() or any(one not in (1, other) for one, other in lengths):
+    if tensor.dim() > input.dim() or any(one != 1 and one != other for one, other in lengths):
         rule = f"of a shape that broadcasts to the input's {tuple(input.shape)}"
         raise argument_error(where, name, rule, tuple(tensor.shape))
     if tensor.device != input.device:

@@ -152,12 +152,11 @@ def _take_out(first: _Units, between: list[nn.Module], second: _Units) -> bool:
     """Take units out from between two layers; tell whether there were any."""
     if not second.weight.numel():  # there are none, or nothing that could read them
         return False
-    read = second.weight.reshape(
-        len(second.weight), len(first.weight), -1
-    )  # flattened images have several numbers a unit
+    # Flattened images have several numbers a unit.
+    read = second.weight.reshape(len(second.weight), len(first.weight), -1)
     constants = _constants(first, between)
     can_move = second.bias is not None and _is_uniform(between, second)
-    dead = (first.weight == 0).flatten(1).all(1) & (can_move | (constants == 0))
+    dead = (first.weight == 0).flatten(1).all(1) & ~constants.isnan() & (can_move | (constants == 0))
     dead |= (read == 0).all(2).all(0)
     if dead.all():
         dead[0] = False
@@ -178,11 +177,13 @@ def _take_out(first: _Units, between: list[nn.Module], second: _Units) -> bool:
 
 
 def _constants(layer: _Units, between: list[nn.Module]) -> Tensor:
-    """Return what the next layer reads of each unit while the unit itself reads nothing."""
+    """Return what the next layer reads of each unit while the unit itself reads nothing; NaN if that is no constant."""
     values = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias.clone()
     for each in between:
         if _is_elementwise(each):
             values = copy.deepcopy(each).eval()(values)
+        elif type(each) is nn.AvgPool2d:  # at borders its mean counts other numbers in: of constants only 0 stays one
+            values = torch.where(values == 0, values, torch.nan)
     return values
 
 

@@ -9,6 +9,7 @@ from dropkit._checks import Number
 from dropkit.functional import local_reparameterization, log_uniform_kl
 from dropkit.functional.variational import widened
 from dropkit.nn.factory import check_factory
+from dropkit.nn.layer import check_bool
 from dropkit.nn.learned import GaussianWeightsMixin
 from dropkit.nn.variants import variant
 
@@ -130,6 +131,7 @@ class SparseVariationalLinear(_SparseMixin, torch.nn.Linear):
     ) -> None:
         threshold = _THRESHOLD.check("SparseVariationalLinear", "threshold", threshold)
         log_sigma2 = _LOG_SIGMA2.check("SparseVariationalLinear", "log_sigma2", log_sigma2)
+        check_bool("SparseVariationalLinear", "bias", bias)
         check_factory("SparseVariationalLinear", device, dtype, generator, is_real=True)
         super().__init__(in_features, out_features, bias, device, dtype)
         self.threshold = threshold
@@ -202,6 +204,7 @@ class SparseVariationalConv2d(_SparseMixin, torch.nn.Conv2d):
     ) -> None:
         threshold = _THRESHOLD.check("SparseVariationalConv2d", "threshold", threshold)
         log_sigma2 = _LOG_SIGMA2.check("SparseVariationalConv2d", "log_sigma2", log_sigma2)
+        check_bool("SparseVariationalConv2d", "bias", bias)
         check_factory("SparseVariationalConv2d", device, dtype, generator, is_real=True)
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype

@@ -10,6 +10,7 @@ from dropkit._checks import POSITIVE, Choice, Integer, argument_error
 from dropkit.functional import local_reparameterization, log_uniform_kl, variational_dropout
 from dropkit.functional.variational import bounded, check_real, widened
 from dropkit.nn.factory import check_factory
+from dropkit.nn.layer import check_bool
 from dropkit.nn.learned import FEATURES, RATE, GaussianWeightsMixin, LearnedMixin, shown_rate
 from dropkit.nn.variants import variant
 
@@ -251,6 +252,7 @@ class VariationalLinear(_AlphaMixin, GaussianWeightsMixin, torch.nn.Linear):
         generator: torch.Generator | None = None,
     ) -> None:
         self._check_alpha(p, per, self.PER, max_alpha)
+        check_bool("VariationalLinear", "bias", bias)
         check_factory("VariationalLinear", device, dtype, generator, is_real=True)
         super().__init__(in_features, out_features, bias, device, dtype)
         self.per, self.max_alpha = per, float(max_alpha)

@@ -113,6 +113,10 @@ def variational_layer(*per: str) -> Iterator[Wrong]:
     yield from factory(is_real=True)
 
 
+def bias() -> Iterator[Wrong]:
+    yield from by_type("bias", (0.2, *FLAGS), "True or False")  # a rate that took its place
+
+
 def sparse_layer() -> Iterator[Wrong]:
     remedy = "It is compared with ln(alpha); 3 prunes weights of p above 0.953."
     yield from by_constraint("threshold", Number(-1e3, 1e3, remedy=remedy))
@@ -165,19 +169,19 @@ CASES = {
         *by_constraint("dim", Integer(-(2**31), 2**31 - 1, "[-2**31, 2**31)")),
     ],
     LAYER + "VariationalDropout.forward": list(called("variational_dropout", input_where="VariationalDropout")),
-    LAYER + "VariationalLinear": list(variational_layer("weight", "unit", "layer")),
+    LAYER + "VariationalLinear": [*variational_layer("weight", "unit", "layer"), *bias()],
     LAYER + "VariationalLinear.forward": list(called(OUTPUT, "output")),
-    LAYER + "SparseVariationalLinear": list(sparse_layer()),
+    LAYER + "SparseVariationalLinear": [*sparse_layer(), *bias()],
     LAYER + "SparseVariationalLinear.forward": list(called(OUTPUT, "output")),
-    LAYER + "SparseVariationalConv2d": list(sparse_layer()),
+    LAYER + "SparseVariationalConv2d": [*sparse_layer(), *bias()],
     LAYER + "SparseVariationalConv2d.forward": list(called(OUTPUT, "output")),
 }  # fmt: skip
-_LINEAR = {"in_features", "out_features", "bias"}
+_LINEAR = {"in_features", "out_features"}
 HANDED_ON = {
     LAYER + "VariationalLinear": _LINEAR,
     LAYER + "SparseVariationalLinear": _LINEAR,
     LAYER + "SparseVariationalConv2d": {
-        "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "bias",
+        "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups",
         "padding_mode",
     },
 }  # fmt: skip
