@@ -1,10 +1,10 @@
 """Dropout whose mask is relaxed, so that its rate has a gradient."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid, softplus
 
 from dropkit._checks import POSITIVE, check_axes
 from dropkit.functional.overrides import overridable
@@ -23,8 +23,8 @@ def relaxed_factor(logit: Tensor, uniform: Tensor, temperature: float) -> Tensor
         uniform: Uniforms strictly between 0 and 1.
         temperature: How far it is relaxed; near 0 it is a Bernoulli mask.
     """
-    # The ratio of two sigmoids by their logarithms, for both may round to 0.
-    return torch.exp(logsigmoid((torch.logit(uniform) - logit) / temperature) + softplus(logit))
+    logit = logit.clamp(max=0.5 * math.log(torch.finfo(logit.dtype).max))  # or 1 / (1 - p) would be infinite
+    return torch.sigmoid((torch.logit(uniform) - logit) / temperature) * (1.0 + logit.exp())
 
 
 @overridable
