@@ -11,7 +11,7 @@ import pytest
 from dropkit import __version__
 from dropkit.cli.progress import progress_shown
 from dropkit.study import BUDGETS, SOURCES, Progress
-from dropkit.study.methods import METHODS_WITH_A_FILE
+from dropkit.study.methods import METHODS, METHODS_WITH_A_FILE
 from tests.helpers.command import call
 from tests.helpers.studies import TINY, make_toy
 from tests.helpers.threads import single_thread
@@ -187,7 +187,6 @@ def test_a_mistake_is_one_line_and_exit_code_two(
     ("option", "value"), [("--seed", "4"), ("--budget", "quick"), ("--name", "other"), (None, "mnist")]
 )
 def test_a_resumed_run_keeps_its_plan(option: str | None, value: str, capsys: pytest.CaptureFixture[str]) -> None:
-    from dropkit.study.methods import METHODS
     from dropkit.study.plan import make_plan
 
     plan = make_plan(make_toy(), TINY, 0, {name: METHODS[name].strengths for name in METHODS})
@@ -210,7 +209,9 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Examples:\n  " in out
     listed = "".join(out.split())  # names are broken where the lines end
     assert ",".join(name for name in METHODS_WITH_A_FILE if name != "none") in listed
-    assert "gaussian_dropout" in listed
+    layers = [name for name, method in METHODS.items() if method.on_request]
+    assert {"gaussian_dropout", "weight_drop", "concrete_dropout"} <= set(layers)
+    assert f";orlayers:{','.join(layers)}." in listed
     for option in ("--budget", "--seed", "--name", "--resume", "--quiet", "--json"):
         assert option in out
 

@@ -12,12 +12,14 @@ from sklearn.metrics import r2_score, roc_auc_score
 from torch import nn
 
 import dropkit
+from dropkit.nn import ConcreteDropout, VariationalDropout, regularization
+from dropkit.nn.learned import LearnedMixin
 from dropkit.nn.variants import VARIANTS
 from dropkit.study import Budget, Dataset
 from dropkit.study.augmentation import drawn
 from dropkit.study.checkpoint import Checkpoint
 from dropkit.study.methods import METHODS, Recipe
-from dropkit.study.methods.variants import acts_on_weights
+from dropkit.study.methods.variants import acts_on_weights, learned_by
 from dropkit.study.network import initial_parameters
 from dropkit.study.packed import Model, Training, _Pack, dropout_key, noise_key, shuffled, train
 from dropkit.study.preparation import CATEGORY, Column
@@ -59,16 +61,31 @@ class MaskedByKey(nn.Module):
         super().__init__()
         self.p, self.key, self.layer, self.step = recipe.dropout, key, layer, 0
         self.off = self.p == 0 or acts_on_weights(recipe)
-        self.variant = VARIANTS[recipe.variant].build(self.p) if recipe.variant and not self.off else None
+        is_alone = recipe.variant and not self.off and learned_by(recipe) is None
+        self.variant = VARIANTS[recipe.variant].build(self.p) if is_alone else None
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         if not self.training or self.off:
             return hidden
         key = dropout_key(self.key, self.layer, self.step)
         self.step += 1
+        if isinstance(self.variant, ConcreteDropout):
+            return self.variant(hidden, dropout_key=key)
         if self.variant is not None:
             return self.variant(hidden, key=key)
         return hidden * torch.from_numpy(dropkit.random.keep_mask(key, hidden.shape, self.p)) / (1 - self.p)
+
+
+def learning(recipe: Recipe, layers: list[nn.Module]) -> list[MaskedByKey]:
+    """Return the dropout layers; those that learn their rates now do, each in front of the layer that reads it."""
+    masks = [layer for layer in layers if isinstance(layer, MaskedByKey)]
+    readers = [layer for layer in layers if isinstance(layer, nn.Linear)][1:]
+    for mask, reader in zip(masks, readers, strict=True):
+        if recipe.variant == "VariationalDropout":
+            mask.variant = VariationalDropout(reader.in_features, recipe.dropout)
+        elif recipe.variant == "ConcreteDropout":
+            mask.variant = ConcreteDropout(reader, recipe.dropout, wraps=False)
+    return masks
 
 
 class DroppedWeights(nn.Linear):
@@ -108,6 +125,7 @@ def train_alone(model: Model, data: Dataset, split: Split, budget: Budget) -> tu
             layers += [dropout, *norm, nn.ReLU()] if recipe.dropout_before_norm else [*norm, nn.ReLU(), dropout]
     network = nn.Sequential(*layers)
     linears = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    masks = learning(recipe, layers)
     first = initial_parameters([model.key], widths)
     with torch.no_grad():
         for linear, weight, bias in zip(linears, first[::2], first[1::2], strict=True):
@@ -118,6 +136,7 @@ def train_alone(model: Model, data: Dataset, split: Split, budget: Budget) -> tu
     groups = [
         {"params": [linear.weight for linear in linears], "weight_decay": recipe.weight_decay},
         {"params": [linear.bias for linear in linears if linear.bias is not None] + norms, "weight_decay": 0.0},
+        {"params": [parameter for mask in masks for parameter in mask.parameters()], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=budget.learning_rate, fused=False)
     prepared = data.prepared(split.train)
@@ -140,6 +159,7 @@ def train_alone(model: Model, data: Dataset, split: Split, budget: Budget) -> tu
                 wanted = share[:, None] * wanted + (1 - share[:, None]) * wanted[partner]
             else:
                 wanted = share * targets[rows] + (1 - share) * targets[rows][partner]
+            penalty = penalty + regularization(network, len(split.train))
             (mean_loss(found, wanted, recipe.label_smoothing) + penalty).backward()
             optimizer.step()
             with torch.no_grad():
@@ -176,8 +196,12 @@ def test_packed_equals_alone(
     alone, network = train_alone(model, toy, splits[model.key], tiny)
     np.testing.assert_allclose(as_rows(pack[model]), alone, rtol=0, atol=2e-5)
     if pack[model].curves.early_epoch == tiny.epochs and not recipe.batch_norm:
-        for mine, theirs in zip(pack[model].parameters[::2], list(network.parameters())[::2], strict=True):
-            np.testing.assert_allclose(mine, theirs.detach().numpy().T, rtol=0, atol=2e-5)
+        weights = [layer.weight.detach().numpy().T for layer in network.modules() if isinstance(layer, nn.Linear)]
+        for mine, theirs in zip(pack[model].parameters[::2], weights, strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=0, atol=2e-5)
+        learned = [float(layer.p.mean()) for layer in network.modules() if isinstance(layer, LearnedMixin)]
+        assert pack[model].learned_rates == pytest.approx(learned, abs=2e-6)
+        assert len(learned) == (len(tiny.hidden) if learned_by(recipe) else 0)
 
 
 def test_each_model_sees_the_table_as_its_own_training_rows_prepare_it(tiny: Budget) -> None:
@@ -218,6 +242,7 @@ def test_training_is_deterministic(
 def check_same(again: list[Training], first: list[Training]) -> None:
     for training, before in zip(again, first, strict=True):
         assert training.curves == before.curves
+        assert training.learned_rates == before.learned_rates
         assert all((a == b).all() for a, b in zip(training.parameters, before.parameters, strict=True))
 
 
@@ -306,7 +331,14 @@ def test_numbers_are_predicted_too(tiny: Budget) -> None:
     np.testing.assert_allclose(as_rows(training), alone, rtol=1e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("recipe", [Recipe(dropout=0.3), Recipe(batch_norm=True, max_norm=0.5)])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(dropout=0.3),
+        Recipe(batch_norm=True, max_norm=0.5),
+        *(Recipe(dropout=0.3, variant=name) for name in ("VariationalDropout", "ConcreteDropout")),
+    ],
+)
 def test_a_checkpoint_is_the_whole_state(
     recipe: Recipe, toy: Dataset, tiny: Budget, splits: dict[int, Split], tmp_path: Path
 ) -> None:

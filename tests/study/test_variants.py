@@ -17,7 +17,7 @@ from dropkit.nn.variants import VARIANTS
 from dropkit.study import BUDGETS, METHODS, Budget, Dataset
 from dropkit.study.measures.gradient_variance import batch_gradient
 from dropkit.study.methods import Recipe
-from dropkit.study.methods.variants import acts_on_weights, methods, noisy
+from dropkit.study.methods.variants import acts_on_weights, learned_by, methods, noisy
 from dropkit.study.plan import make_plan
 from tests.study.test_measures import model
 
@@ -41,7 +41,8 @@ def new_row(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_rows_that_fit_are_methods_by_their_names() -> None:
-    assert {"dropout", "gaussian_dropout", "alpha_dropout", "weight_drop"} == FOUND.keys()
+    fixed = {"dropout", "gaussian_dropout", "alpha_dropout", "weight_drop"}
+    assert fixed | {"variational_dropout", "concrete_dropout"} == FOUND.keys()
     assert FOUND.keys() <= METHODS.keys()
     assert METHODS["dropout"].recipe(0.5) == Recipe(dropout=0.5), "the study's own stays"
     for name, method in FOUND.items():
@@ -87,7 +88,8 @@ def test_nothing_changes_for_those_who_do_not_ask(new_row: str, toy: Dataset, ti
         assert not METHODS[name].fits_any_network
 
 
-UNITS = [name for name, method in FOUND.items() if not acts_on_weights(method.recipe(0.5))]
+RECIPES = {name: method.recipe(0.5) for name, method in FOUND.items()}
+UNITS = [name for name, one in RECIPES.items() if not acts_on_weights(one) and learned_by(one) is None]
 
 
 @pytest.mark.parametrize("name", UNITS)

@@ -19,7 +19,7 @@ from dropkit.errors import DropkitError
 __all__ = ["app"]
 
 _commands = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-_commands.command("study", help=study.HELP)(study.command)
+_commands.command("study", cls=study.Command, help=study.HELP)(study.command)
 _commands.command("predict", help=predict.HELP)(predict.command)
 _commands.command("variants", help=variants.HELP)(variants.command)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from unicodedata import category
 
 import typer
+from typer.core import TyperCommand, TyperOption
 
 from dropkit.cli.progress import progress_shown
 from dropkit.errors import ArgumentError, ArgumentTypeError
@@ -18,7 +19,7 @@ from dropkit.study.methods import METHODS_WITH_A_FILE
 if TYPE_CHECKING:
     from dropkit.study.result import Result
 
-__all__ = ["HELP", "command"]
+__all__ = ["HELP", "Command", "command"]
 
 _RUNS = Path("runs")
 _METHODS = ", ".join(name for name in METHODS_WITH_A_FILE if name != "none")
@@ -38,6 +39,20 @@ Examples:
   dropkit study --resume runs/b     go on after Ctrl-C or a crash, to the same results
   dropkit study --json              the results as JSON, for other programs
 """
+
+
+class Command(TyperCommand):
+    """The command, whose help names the layers that are methods once it is asked for: their registry needs PyTorch."""
+
+    def get_help(self, ctx: Any) -> str:
+        """Return the help."""
+        from dropkit.study.methods import METHODS
+
+        layers = ", ".join(name for name, method in METHODS.items() if method.on_request)
+        for option in self.params:
+            if isinstance(option, TyperOption) and option.name == "methods":
+                option.help = f"What is compared with none, with commas between: {_METHODS}; or layers: {layers}."
+        return super().get_help(ctx)
 
 
 def command(
@@ -83,8 +98,7 @@ def command(
         str | None,
         typer.Option(
             metavar="<names>",
-            help=f"What is compared with none, with commas between: {_METHODS}; or a layer that fits the "
-            "network, such as gaussian_dropout.",
+            help="What is compared with none, with commas between.",
         ),
     ] = None,
     rates: Annotated[

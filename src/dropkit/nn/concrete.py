@@ -14,9 +14,27 @@ from dropkit.functional import concrete_dropout
 from dropkit.functional.variational import check_real, widened
 from dropkit.nn.layer import check_bool
 from dropkit.nn.learned import FEATURES, RATE, LearnedMixin, shown_rate
-from dropkit.nn.variants import variant
+from dropkit.nn.variants import Learned, variant
 
 __all__ = ["ConcreteDropout"]
+
+
+def _first(p: float) -> float:
+    """Return the logit of a rate."""
+    return math.log(p / (1 - p))
+
+
+def _divergence(logit: Tensor, square: Tensor, features: int, length_scale: float = 1e-4) -> Tensor:
+    """Return the divergence of weights that read `features` units and have a sum of squares."""
+    logit = widened(logit)
+    p, q = torch.sigmoid(logit), torch.sigmoid(-logit)  # 1 / q is 1 + exp(logit), also where q rounds to 0
+    entropy = p * softplus(-logit) + q * softplus(logit)
+    return 0.5 * length_scale**2 * square * (1.0 + logit.exp()) - features * entropy
+
+
+def _noisy(input: Tensor, logit: Tensor, training: bool = True, *, key: int | Tensor | None = None) -> Tensor:
+    """Apply the noise of a layer with the default temperature."""
+    return concrete_dropout(input, logit, training=training, key=key)
 
 
 @variant(
@@ -42,6 +60,14 @@ __all__ = ["ConcreteDropout"]
     axes=("examples", "units"),
     is_layer=False,
     function=concrete_dropout,
+    learned=Learned(
+        first=_first,
+        rate=lambda logit: torch.sigmoid(widened(logit)),
+        function=_noisy,
+        kl=lambda logit, weight: _divergence(
+            logit[..., 0, 0], widened(weight).square().sum((-2, -1)), weight.shape[-2]
+        ),
+    ),
 )
 class ConcreteDropout(LearnedMixin):
     """Drop the inputs of a layer at a rate that is learned, by a relaxed mask; the layer alone in evaluation.
@@ -118,7 +144,7 @@ class ConcreteDropout(LearnedMixin):
         super().__init__()
         self._set_source(generator)
         like = next(layer.parameters(), torch.empty(0))
-        self.p_logit = torch.nn.Parameter(torch.full((), math.log(p / (1 - p)), dtype=like.dtype, device=like.device))
+        self.p_logit = torch.nn.Parameter(torch.full((), _first(p), dtype=like.dtype, device=like.device))
         self.wraps, self.features, self.spatial = wraps, features, spatial
         self.temperature, self.length_scale = temperature, length_scale
         if wraps:
@@ -138,11 +164,9 @@ class ConcreteDropout(LearnedMixin):
 
     def kl(self) -> Tensor:
         """Return the divergence of the layer's weights from their prior, in nats, up to a constant."""
-        logit = widened(self.p_logit)
-        p, q = torch.sigmoid(logit), torch.sigmoid(-logit)  # 1 / q is 1 + exp(logit), also where q rounds to 0
-        square = sum((widened(weight).square().sum() for weight in self._weights()), torch.zeros_like(p))
-        entropy = p * softplus(-logit) + q * softplus(logit)
-        return 0.5 * self.length_scale**2 * square * (1.0 + logit.exp()) - self.features * entropy
+        zero = torch.zeros_like(widened(self.p_logit))
+        square = sum((widened(weight).square().sum() for weight in self._weights()), zero)
+        return _divergence(self.p_logit, square, self.features, self.length_scale)
 
     def follow_instead(self, layers: Mapping[torch.nn.Module, torch.nn.Module]) -> None:
         """Know another layer for its weights where the one that this module stands before was replaced."""

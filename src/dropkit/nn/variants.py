@@ -10,12 +10,13 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
 from torch.nn import Module
 
-__all__ = ["FAMILIES", "VARIANTS", "Variant", "ordered", "variant"]
+__all__ = ["FAMILIES", "VARIANTS", "Learned", "Variant", "ordered", "variant"]
 
 FAMILIES: Mapping[str, str] = MappingProxyType(
     {
@@ -30,6 +31,30 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
 """Headings of the families, in the order in which they are listed."""
 
 _Layer = TypeVar("_Layer", bound=type[Module])
+
+
+class Learned(NamedTuple):
+    """The stateless form of a layer that learns the rate of its noise on units, for several models side by side.
+
+    What is learned has the shape (models, 1, units), or (models, 1, 1) where units share a rate.
+
+    Args:
+        first: From a rate to the number with which what is learned begins.
+        rate: From what is learned to the rate.
+        function: The noise, called as ``function(input, learned, training, key=...)`` with one key a model; the input
+            has the shape (models, rows, units).
+        kl: The divergence in nats, called as ``kl(learned, weight)`` with the weight that reads the units, of shape
+            (models, units, outputs); it returns one number a model.
+        per_unit: Whether every unit has a rate of its own. Default: False.
+        highest: The highest rate to begin with; 1 itself is none. Default: 1.0.
+    """
+
+    first: Callable[[float], float]
+    rate: Callable[[Tensor], Tensor]
+    function: Callable[..., Tensor]
+    kl: Callable[[Tensor, Tensor], Tensor]
+    per_unit: bool = False
+    highest: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +90,7 @@ class Variant:
             trains models of several rates at once by it, if it is called as ``function(input, p, training, key=...)``
             with one rate and key a slice of axis 0 as well, and with a weight as input where it acts on weights.
             Default: none, or several.
+        learned: How a study trains a layer that learns its rate. Default: it learns none.
         aliases: Other names under which it is exported.
     """
 
@@ -89,6 +115,7 @@ class Variant:
     is_layer: bool = True
     takes_any_shape: bool = False
     function: Callable[..., Any] | None = None
+    learned: Learned | None = None
     aliases: tuple[str, ...] = ()
     layer: type[Module] = Module
 

@@ -12,7 +12,7 @@ from dropkit.functional.variational import bounded, check_real, widened
 from dropkit.nn.factory import check_factory
 from dropkit.nn.layer import check_bool
 from dropkit.nn.learned import FEATURES, RATE, GaussianWeightsMixin, LearnedMixin, shown_rate
-from dropkit.nn.variants import variant
+from dropkit.nn.variants import Learned, variant
 
 __all__ = ["VariationalDropout", "VariationalLinear"]
 
@@ -22,6 +22,21 @@ _AXIS = Integer(-(2**31), 2**31 - 1, "[-2**31, 2**31)")
 def _log_alpha(p: float) -> float:
     """Return the logarithm of the variance of noise that has that of dropout."""
     return math.log(p / (1.0 - p))
+
+
+def _used(log_alpha: Tensor, max_alpha: float = 1.0) -> Tensor:
+    """Return the logarithm of alpha as it is used: at most that of `max_alpha`."""
+    return bounded(widened(log_alpha), math.log(max_alpha))
+
+
+def _divergence(log_alpha: Tensor, max_alpha: float = 1.0) -> Tensor:
+    """Return the divergence of each noise from a log-uniform prior."""
+    return log_uniform_kl(_used(log_alpha, max_alpha), "polynomial" if max_alpha <= 1.0 else "sigmoid")
+
+
+def _noisy(input: Tensor, log_alpha: Tensor, training: bool = True, *, key: int | Tensor | None = None) -> Tensor:
+    """Apply the noise of a layer with the default bound."""
+    return variational_dropout(input, _used(log_alpha), training, key=key)
 
 
 class _AlphaMixin(LearnedMixin):
@@ -42,7 +57,7 @@ class _AlphaMixin(LearnedMixin):
     @property
     def bounded_log_alpha(self) -> Tensor:
         """The logarithm of alpha as it is used: at most that of `max_alpha`."""
-        return bounded(widened(self.log_alpha), math.log(self.max_alpha))
+        return _used(self.log_alpha, self.max_alpha)
 
     @property
     def p(self) -> Tensor:
@@ -51,8 +66,7 @@ class _AlphaMixin(LearnedMixin):
 
     def _kl(self, *shape: int) -> Tensor:
         """Return the divergence of independent noises of a shape, which share the alphas."""
-        approximation = "polynomial" if self.max_alpha <= 1.0 else "sigmoid"
-        return log_uniform_kl(self.bounded_log_alpha, approximation).expand(shape).sum()
+        return _divergence(self.log_alpha, self.max_alpha).expand(shape).sum()
 
 
 @variant(
@@ -75,6 +89,14 @@ class _AlphaMixin(LearnedMixin):
     axes=("examples", "units"),
     is_layer=False,
     function=variational_dropout,
+    learned=Learned(
+        first=_log_alpha,
+        rate=lambda log_alpha: torch.sigmoid(_used(log_alpha)),
+        function=_noisy,
+        kl=lambda log_alpha, _: _divergence(log_alpha).sum((-2, -1)),
+        per_unit=True,
+        highest=0.5,
+    ),
 )
 class VariationalDropout(_AlphaMixin):
     """Multiply activations by Gaussian noise of mean 1 and a learned variance alpha; do nothing in evaluation.

@@ -141,6 +141,7 @@ def _arm(arm: Arm) -> dict[str, Any]:
         "seeds": len(arm.records),
         "diverged": arm.diverged,
         "early_epochs": [record.curves.early_epoch for record in arm.records],
+        **({"learned_rates": arm.learned_rates} if arm.learned_rates else {}),
         "early_validation_loss": spread(arm.spread(early_loss)),
         "last_validation_loss": spread(arm.spread(last_loss)),
         "early": means([_scores(record.early) for record in arm.records]),

@@ -1,8 +1,9 @@
 """Training: models of one shape train together as one batched model.
 
 Each has its own data split, first weights, masks and strength. No model sees another: the loss is the sum of their
-losses, Adam works element by element, and all noise is addressed by the model's own key. So a model that diverges
-leaves the others alone, and which models share a pack changes results only within float tolerance.
+losses, with the divergence of the rates that they learn; Adam works element by element, and all noise is addressed by
+the model's own key. So a model that diverges leaves the others alone, and which models share a pack changes results
+only within float tolerance.
 """
 
 import math
@@ -23,7 +24,7 @@ from dropkit.study.checkpoint import Checkpoint
 from dropkit.study.dataset import Dataset
 from dropkit.study.linear_model import fit_linear
 from dropkit.study.methods import Recipe
-from dropkit.study.methods.variants import acts_on_weights, noisy
+from dropkit.study.methods.variants import acts_on_weights, first_learned, learned_by, noisy
 from dropkit.study.metrics import measured, metrics_of
 from dropkit.study.network import initial_parameters, logits, row_losses, row_scores
 from dropkit.study.normalisation import BatchNorm, folded
@@ -47,12 +48,14 @@ class Model:
 class Training:
     """What training gave for one model.
 
-    The parameters are those at the early-stopping epoch, with batch normalisation folded into weights and biases.
+    The parameters are those at the early-stopping epoch, with batch normalisation folded into weights and biases. So
+    are the learned rates: of each hidden layer their mean over the units, and none where rates are not learned.
     """
 
     curves: Curves
     diverged_at: int | None
     parameters: list[npt.NDArray[np.float32]]
+    learned_rates: tuple[float, ...] = ()
 
 
 def dropout_key(key: int, layer: int, step: int) -> int:
@@ -137,10 +140,12 @@ class _Pack:
         idle = [self.parameters[2 * layer + 1].zero_() for layer in range(len(self.norms))]
         self.trained = [parameter for parameter in self.parameters if all(parameter is not bias for bias in idle)]
         self.trained += [tensor for norm in self.norms for tensor in (norm.gain, norm.offset)]
+        self.learned = first_learned(recipes, hidden)
+        self.trained += self.learned
         for tensor in self.trained:
             tensor.requires_grad_()
         self.optimizer = torch.optim.Adam(self.trained, lr=budget.learning_rate, fused=True)
-        self.best = [parameter.detach().clone() for parameter in self.parameters]
+        self.best = [parameter.detach().clone() for parameter in (*self.parameters, *self.learned)]
         self.best_loss = torch.full((len(models),), torch.inf, dtype=torch.float64)
         self.rates = torch.tensor([recipe.dropout for recipe in recipes], dtype=torch.float64)
         self.on_weights = acts_on_weights(self.recipe)
@@ -199,10 +204,19 @@ class _Pack:
         found = logits(self._noisy_parameters(), self._batch(rows, draws), self._activate)
         losses = self._losses(found, self.targets[self.seats[:, None], rows], draws)
         self.optimizer.zero_grad()
-        losses.mean(1).sum().backward()
+        (losses.mean(1) + self._divergence()).sum().backward()
         with torch.no_grad():
             self._regularise()
         self.step += 1
+
+    def _divergence(self) -> Tensor | float:
+        """Return what each model's learned rates add to its loss: their divergence is of all training rows together."""
+        learned = learned_by(self.recipe)
+        if learned is None:
+            return 0.0
+        layers = zip(self.learned, self.parameters[2::2], strict=True)
+        rows = len(next(iter(self.splits.values())).train)
+        return torch.stack([learned.kl(rates, weight) for rates, weight in layers]).sum(0) / rows
 
     def _losses(self, found: Tensor, targets: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
         if "mixup" not in draws:
@@ -243,7 +257,8 @@ class _Pack:
         if not self.recipe.dropout or self.recipe.dropout_before_norm or self.on_weights:
             return hidden.relu_()
         if self.recipe.variant:
-            return noisy(hidden.relu_(), self.recipe, self.rates, self.keys[layer, self.step])
+            rates = self.learned[layer] if self.learned else self.rates
+            return noisy(hidden.relu_(), self.recipe, rates, self.keys[layer, self.step])
         return activation_dropout(hidden, "relu", self.rates, key=self.keys[layer, self.step])
 
     def _regularise(self) -> None:
@@ -276,8 +291,8 @@ class _Pack:
         self.history.append(torch.cat([found, measured(self.task, outputs[:, validation:], truth, scales)], dim=1))
         better = found[:, 1] < self.best_loss
         self.best_loss = torch.where(better, found[:, 1], self.best_loss)
-        for best, parameter in zip(self.best, parameters, strict=True):
-            best[better] = parameter[better]
+        for best, parameter in zip(self.best, (*parameters, *self.learned), strict=True):
+            best[better] = parameter.detach()[better]
 
     def state(self) -> dict[str, Tensor]:
         """Return all that changes from epoch to epoch, by name."""
@@ -306,15 +321,23 @@ class _Pack:
                 tensor.copy_(kept[name])
 
     def results(self) -> list[Training]:
-        trainings = []
+        trainings, rates = [], self._learned_rates()
         for index, history in enumerate(torch.stack(self.history, dim=1)):
             broken = (~history[:, :3].isfinite().all(1)).nonzero()  # a metric may be undefined: only losses diverge
             diverged_at = int(broken[0]) + 1 if len(broken) else None
             whole = history[: diverged_at - 1] if diverged_at else history
             names = ("training_loss", "inner_loss", "validation_loss", *(m.name for m in metrics_of(self.task)))
             found = curves(**{name: whole[:, column].tolist() for column, name in enumerate(names)})
-            trainings.append(Training(found, diverged_at, [best[index].numpy() for best in self.best]))
+            parameters = [best[index].numpy() for best in self.best[: len(self.parameters)]]
+            trainings.append(Training(found, diverged_at, parameters, tuple(rates[index])))
         return trainings
+
+    def _learned_rates(self) -> list[list[float]]:
+        """Return every model's learned rates, one a hidden layer."""
+        learned, layers = learned_by(self.recipe), self.best[len(self.parameters) :]
+        if learned is None:
+            return [[] for _ in self.models]
+        return torch.stack([learned.rate(layer).double().mean((1, 2)) for layer in layers], dim=1).tolist()
 
 
 def _strengths(values: Sequence[float]) -> Tensor:

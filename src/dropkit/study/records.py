@@ -92,11 +92,15 @@ def scores_at(found: Curves, epoch: int) -> Scores:
 
 @dataclass(frozen=True)
 class Record:
-    """A trial that has run; where the loss became NaN or infinite, `diverged_at` is that epoch, with no scores."""
+    """A trial that has run; where the loss became NaN or infinite, `diverged_at` is that epoch, with no scores.
+
+    Where the method learns rates, `learned_rates` are those of the hidden layers at the early-stopping epoch.
+    """
 
     trial: Trial
     curves: Curves
     diverged_at: int | None = None
+    learned_rates: tuple[float, ...] = ()
 
     @property
     def strength(self) -> float:

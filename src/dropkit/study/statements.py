@@ -23,6 +23,7 @@ def statements(findings: Findings) -> list[str]:
         *_early_stopping(findings),
         *_comparisons(findings),
         *_stability(findings),
+        *_learned_rates(findings),
         *_paces(findings),
         *measured_in_words(findings.summary, findings.measures, _named(findings)),
         *_others(findings),
@@ -98,6 +99,18 @@ def _comparisons(findings: Findings) -> list[str]:
 def _stability(findings: Findings) -> list[str]:
     sentence = findings.stability.sentence
     return [sentence] if sentence else []
+
+
+def _learned_rates(findings: Findings) -> list[str]:
+    arms = [arm for arm in findings.summary.arms.values() if arm.learned_rates]
+    if not arms:
+        return []
+    parts = [f"{joined([f'{rate:.2g}' for rate in arm.learned_rates])} with {arm.label}" for arm in arms]
+    text = (
+        f"The rates that were learned are {'; '.join(parts)}: of each hidden layer in order, at the early-stopping "
+        "epoch, means over the units and the seeds."
+    )
+    return [text]
 
 
 def _paces(findings: Findings) -> list[str]:

@@ -155,7 +155,8 @@ class RunFolder:
         known = self.records()
         for trial, training in zip(trials, trainings, strict=True):
             if trial.name not in known:
-                self._study.add_trial(_to_optuna(Record(trial, training.curves, training.diverged_at), pack))
+                record = Record(trial, training.curves, training.diverged_at, training.learned_rates)
+                self._study.add_trial(_to_optuna(record, pack))
         with _quiet_optuna():
             self._study.set_user_attr(f"pack {pack.name}", seconds)
         self.checkpoint(pack).delete()
@@ -256,6 +257,7 @@ def _to_optuna(record: Record, pack: Pack) -> Any:
         "inner_loss": found.inner_loss,
         "validation_loss": found.validation_loss,
         "metrics": found.metrics,
+        "learned_rates": record.learned_rates,
         "recorded": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     state = optuna.trial.TrialState.FAIL if record.diverged else optuna.trial.TrialState.COMPLETE
@@ -276,4 +278,5 @@ def _to_record(attributes: dict[str, Any]) -> Record:
     strength = float(attributes["strength"])
     trial = Trial(attributes["phase"], attributes["method"], strength, attributes["seed"], attributes["slot"])
     columns = {name: attributes[name] for name in ("training_loss", "inner_loss", "validation_loss")}
-    return Record(trial, curves(**columns, **attributes["metrics"]), attributes["diverged_at"])
+    rates = tuple(attributes.get("learned_rates", ()))  # an older run has none
+    return Record(trial, curves(**columns, **attributes["metrics"]), attributes["diverged_at"], rates)

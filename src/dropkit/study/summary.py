@@ -47,6 +47,11 @@ class Arm:
         return Spread(fmean(values), stdev(values) if len(values) > 1 else 0.0)
 
     @property
+    def learned_rates(self) -> tuple[float, ...]:
+        """The rates that its models learned, one a hidden layer, means over the seeds; empty if none are learned."""
+        return tuple(map(fmean, zip(*(record.learned_rates for record in self.records), strict=True)))
+
+    @property
     def label(self) -> str:
         """The method's title with its strength, such as ``"dropout at p = 0.5"``."""
         method = METHODS[self.method]

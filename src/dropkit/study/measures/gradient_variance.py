@@ -8,7 +8,7 @@ from dropkit.functional import dropout
 from dropkit.random import call_key, keep_mask, normal, uniform32
 from dropkit.study.augmentation import changed, drawn
 from dropkit.study.measures.measure import Measure, Trained, Values
-from dropkit.study.methods.variants import acts_on_weights, noisy
+from dropkit.study.methods.variants import acts_on_weights, learned_by, noisy
 from dropkit.study.network import logits, row_losses
 
 __all__ = ["BATCH_SIZES", "DRAWS", "MEASURE", "batch_gradient", "gradient_variance"]
@@ -86,7 +86,7 @@ MEASURE = Measure(
     "gradient_variance",
     "rows a batch",
     gradient_variance,
-    # Training normalises over the batch and drops in front of it: the folded network has other gradients. And mixup has
-    # a loss of two targets.
-    fits=lambda recipe: not recipe.batch_norm and not recipe.mixup,
+    # Training normalises over the batch and drops in front of it: the folded network has other gradients. Mixup has a
+    # loss of two targets. And models do not keep the rates that they learned, which only training needs.
+    fits=lambda recipe: not recipe.batch_norm and not recipe.mixup and learned_by(recipe) is None,
 )

@@ -74,6 +74,8 @@ def _gradient_variance(summary: Summary, found: Found) -> str:
     normalised = [arm.label for arm in whole if METHODS[arm.method].recipe(arm.strength).batch_norm]
     reason = "they train with the statistics of each batch, which the saved network no longer uses"
     left_out = f" Left out, because {reason}: {joined(normalised)}." if normalised else ""
+    learning = [arm.label for arm in whole if arm.learned_rates]
+    left_out += f" Left out, because saved networks keep no learned rates: {joined(learning)}." if learning else ""
     mixing = [arm.label for arm in whole if METHODS[arm.method].recipe(arm.strength).mixup]
     left_out += f" Left out, because its loss mixes two targets: {joined(mixing)}." if mixing else ""
     sizes = sorted({size for measured in found.values() for size in measured.mean})

@@ -21,7 +21,7 @@ class Recipe:
     """How one model is trained. A method sets the fields that it stands for and leaves the others alone.
 
     Args:
-        dropout: Probability of dropping a hidden unit, or the rate of `variant`.
+        dropout: Probability of dropping a hidden unit, or the rate of `variant`, with which one begins that learns it.
         variant: Class of `dropkit.nn` whose noise takes the place of dropout's; empty for dropout itself.
         weight_decay: Decoupled decay of weights; a step multiplies them by 1 - learning rate * decay.
         l1: Factor of the sum of absolute weights in the training loss.

@@ -1,33 +1,33 @@
 """The rows of the registry of layers that fit the network of a study, as methods: a new row needs no code here.
 
 A row fits whose function takes a tensor and a rate and acts on a matrix of rows and hidden units, doing nothing in
-evaluation, or on weights.
+evaluation, or on weights. A row fits too that says how its rates are learned.
 On units it acts where dropout does, behind every hidden layer; on weights, on those that lead into hidden layers. Its
 mask or noise has dropout's address.
 """
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 import dropkit.nn  # fills the registry  # noqa: F401
 from dropkit._checks import Number
-from dropkit.nn.variants import VARIANTS, Variant
+from dropkit.nn.variants import VARIANTS, Learned, Variant
 from dropkit.study.methods import dropout
 from dropkit.study.methods.method import Method, Recipe
 
-__all__ = ["acts_on_weights", "methods", "noisy"]
-
-_OPEN = Number(0.0, 1.0, open_low=True, open_high=True, remedy="p is the rate of the layer.")
+__all__ = ["acts_on_weights", "first_learned", "learned_by", "methods", "noisy"]
 
 
 def methods(rows: Mapping[str, Variant] = VARIANTS) -> dict[str, Method]:
     """Return a method for each row that fits, by its name: that of the class, as a function's is written."""
     found = {}
     for row in rows.values():
-        if _takes_a_rate(row) and (row.acts_on == "weights" or _fits_units(row)):
+        fits = row.acts_on == "weights" or _fits_units(row)
+        if row.learned is not None or (_takes_a_rate(row) and fits):
             name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", row.name).lower()
             found[name] = _method(row, name)
     return found
@@ -47,15 +47,18 @@ def _fits_units(row: Variant) -> bool:
 
 def _method(row: Variant, name: str) -> Method:
     """Return the method of a row: its typical rates come first, then dropout's, as many as all methods have."""
-    most = len(dropout.METHOD.strengths)
-    rates = tuple(dict.fromkeys((*row.rates, *dropout.METHOD.strengths)))[:most]
+    highest = 1.0 if row.learned is None else row.learned.highest
+    rate = "rate of the layer" if row.learned is None else "rate with which the layer begins to learn"
+    domain = Number(0.0, highest, open_low=True, open_high=highest == 1.0, remedy=f"p is the {rate}.")
+    common = dropout.METHOD.strengths
+    rates = dict.fromkeys((*row.rates, *common, *(highest * p for p in common)))
     return Method(
         name=name,
         title=row.title,
-        symbol="p",
-        strengths=rates,
+        symbol="p" if row.learned is None else "first p",
+        strengths=tuple(filter(domain.contains, rates))[: len(common)],
         recipe=lambda p: Recipe(dropout=p, variant=row.name if p else ""),
-        domain=_OPEN,
+        domain=domain,
         on_request=True,
     )
 
@@ -65,16 +68,36 @@ def acts_on_weights(recipe: Recipe) -> bool:
     return bool(recipe.variant) and VARIANTS[recipe.variant].acts_on == "weights"
 
 
+def learned_by(recipe: Recipe) -> Learned | None:
+    """Return how a recipe's variant learns its rates, if it does."""
+    return VARIANTS[recipe.variant].learned if recipe.variant else None
+
+
+def first_learned(recipes: Sequence[Recipe], hidden: Sequence[int]) -> list[Tensor]:
+    """Return what models with recipes of one kind learn of their rates, as it begins: a tensor a hidden layer, or none.
+
+    Args:
+        recipes: One a model.
+        hidden: The widths of the hidden layers.
+    """
+    learned = learned_by(recipes[0])
+    if learned is None:
+        return []
+    first = torch.tensor([learned.first(recipe.dropout) for recipe in recipes], dtype=torch.float32)[:, None, None]
+    return [first.repeat(1, 1, units if learned.per_unit else 1) for units in hidden]
+
+
 def noisy(values: Tensor, recipe: Recipe, p: float | Tensor, key: int | Tensor) -> Tensor:
     """Return hidden units, or weights, of several models with the noise of a recipe's variant.
 
     Args:
         values: The units or weights, of shape (models, ...).
         recipe: Whose variant it is.
-        p: The rate, or one a model.
+        p: The rate, or one a model; or what the models have learned of it.
         key: The key, or one a model.
     """
-    function = VARIANTS[recipe.variant].function
+    row = VARIANTS[recipe.variant]
+    function = row.function if row.learned is None else row.learned.function
     if function is None:
         raise TypeError(recipe.variant)  # no method is made of a row without one
     noised: Tensor = function(values, p, True, key=key)
