@@ -5,9 +5,13 @@
 The paper trains 784-1024-1024-2048-10, keeping inputs with 0.8 and hidden units with 0.5, on 100 to 50,000 images:
 it gains nothing at 100 and 500, and more and then less from 1,000 on (read from its figure, so without numbers). Here
 the two hidden layers are narrower, and a milder rate is tried beside the paper's. All arms of a seed share images,
-first weights and batches; a gain is the error of no dropout less that of dropout, with its 95 % interval. Every size
-has as many steps, so 3,000 images are seen less often than 100: dropout wants more steps than none, and the fewer there
-are, the less it gains at the largest sizes. 300 steps of 128 units make it lose there.
+first weights and batches; a gain is the error of no dropout less that of dropout, with its 95 % interval.
+
+Eight seeds of 512 units and 3,000 steps: at the paper's rates 0.95 [-0.12, 2.02] points are gained at 100 images, 1.40
+[0.98, 1.82] at 300, 2.41 [1.83, 2.98] at 1,000 and 1.93 [1.50, 2.35] at 3,000. So on these images dropout is of use
+under 1,000 rows as well, and at 100 nothing is settled. The milder rate gains 0.1 to 0.6. Every arm names all training
+rows rightly; one seed trained three times as long at 3,000 images gained as much. The whole takes some 40 minutes of
+one thread.
 """
 
 import argparse
