@@ -239,7 +239,7 @@ def local_reparameterization(
             `torch.nn.functional.linear` or a convolution.
         input: Dense tensor of a real floating type, as the operation takes it.
         weight: The mean of the weights.
-        variance: Their variance, of the same shape. Not negative: outputs that read a negative one are NaN.
+        variance: Their variance, of the same shape. Not negative: where one is, all outputs are NaN.
         bias: A bias without noise. Default: none.
         training: Whether to draw noise; if not, the mean is returned. Default: True.
         generator: Where to draw the key, as for `dropout`. Default: PyTorch's own generator.
@@ -280,7 +280,7 @@ def local_reparameterization(
         return mean
     is_cast = autocast_dtype(input) is not None
     with torch.autocast(input.device.type, enabled=False) if is_cast else contextlib.nullcontext():
-        checked = torch.where(variance < 0, math.nan, widened(variance))
-        spread = operation(widened(input).square(), checked, None)
+        spread = operation(widened(input).square(), widened(variance), None)
     wide = widened(mean)
-    return (wide + deviation_of(spread) * noise.normal(mean.shape, wide.dtype)).to(mean.dtype)
+    deviation = deviation_of(spread).masked_fill((variance < 0).any(), math.nan)
+    return (wide + deviation * noise.normal(mean.shape, wide.dtype)).to(mean.dtype)
