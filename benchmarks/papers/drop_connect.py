@@ -6,7 +6,7 @@ The paper trains 784-800-800-10 on the 60,000 images of MNIST. Here it is a narr
 5,000, so errors are higher; the optimiser is the paper's, SGD at 0.1 with momentum 0.9, its rate falling to 0 linearly
 instead of in steps. All arms of a seed share rows, first weights and batches; printed are mean errors, and each arm's
 gain over none with its 95 % interval over seeds. A DropConnect step takes 80 ms on one thread: the whole some ten
-minutes on a machine that does nothing else, `--quick` one.
+minutes on a machine that does nothing else, `--quick` one or two.
 
 Six seeds of 1,200 steps: none 10.78 %, dropout 8.41, a gain of 2.37 [2.00, 2.75]; DropConnect 9.31, or 9.50 by Gaussian
 draws, a gain of 1.28 [0.97, 1.60]. Both beat none; the better of the two is dropout here, and DropConnect in the paper.

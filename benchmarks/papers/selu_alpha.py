@@ -2,10 +2,14 @@
 
     python benchmarks/papers/selu_alpha.py [--quick] [--mnist FOLDER] [--seeds N]
 
-The authors' notebook: 784-512-256-10, p = 0.05, plain SGD at 1e-3, batches of 128, 20 epochs; weights of standard
-deviation sqrt(1 / inputs) for SELU and sqrt(2 / inputs) for ReLU, pixels standardised. One run of each ended at 92.04 %
-with SELU and 90.76 % with ReLU. At so low a rate of learning neither has converged: what is compared is how fast they
-learn. Fewer images get as many steps of SGD as the 60,000 do in 20 epochs, and `--quick` a fifth of them.
+The authors' notebook: 784-512-256-10, p = 0.05, plain SGD at 1e-3, batches of 128, 20 epochs of 50,000 images, pixels
+of mean 0 and variance 1 over all images; weights of standard deviation sqrt(1 / inputs) for SELU and PyTorch's own for
+ReLU, whose standard deviation is sqrt(1 / (3 inputs)). One run of each ended at 92.04 % with SELU and 90.76 % with
+ReLU. At so low a rate of learning neither has converged: what is compared is how fast they learn, and small weights
+make ReLU slow. Here 60,000 images are learnt from; fewer get as many steps, and `--quick` a fifth of them.
+
+Two seeds gave ReLU 90.91 % and SELU 92.21 %, 1.30 points more, as the authors' run did. ReLU's initial weights decide:
+with the variance 2 / inputs, and every pixel standardised for itself, three seeds gave it 92.39 % and SELU 91.40 %.
 """
 
 import argparse
@@ -23,28 +27,27 @@ import dropkit
 
 P, BATCH, STEPS = 0.05, 128, 20 * 469
 Layer = Callable[[], nn.Module]
-KINDS: dict[str, tuple[Layer, Layer, float, float]] = {
-    "ReLU + dropout": (nn.ReLU, lambda: dropkit.nn.Dropout(P), 2.0, 90.76),
+KINDS: dict[str, tuple[Layer, Layer, float | None, float]] = {
+    "ReLU + dropout": (nn.ReLU, lambda: dropkit.nn.Dropout(P), None, 90.76),
     "SELU + alpha dropout": (nn.SELU, lambda: dropkit.nn.AlphaDropout(P), 1.0, 92.04),
 }
 
 
-def network(activation: Layer, dropout: Layer, gain: float) -> nn.Sequential:
-    """Return 784-512-256-10, whose weights have the variance gain / inputs."""
+def network(activation: Layer, dropout: Layer, gain: float | None) -> nn.Sequential:
+    """Return 784-512-256-10, whose weights have the variance gain / inputs, or are PyTorch's own."""
     model = nn.Sequential(
         nn.Linear(784, 512), activation(), dropout(), nn.Linear(512, 256), activation(), dropout(), nn.Linear(256, 10)
     )
     for layer in model:
-        if isinstance(layer, nn.Linear):
+        if gain is not None and isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight, std=(gain / layer.in_features) ** 0.5)
             nn.init.zeros_(layer.bias)
     return model
 
 
 def standardised(data: mnist.Digits) -> mnist.Digits:
-    """Return pixels of mean 0 and variance 1 over the training images, by those alone; constant ones only of mean 0."""
-    mean, deviation = data.images.mean(0), data.images.std(0, correction=0)
-    deviation = torch.where(deviation > 0, deviation, 1.0)
+    """Return pixels of mean 0 and variance 1 over all of the training images."""
+    mean, deviation = data.images.mean(), data.images.std()
     return data._replace(images=(data.images - mean) / deviation, test_images=(data.test_images - mean) / deviation)
 
 
@@ -75,7 +78,7 @@ def main() -> None:
     print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
     data = standardised(mnist.read(None if options.quick else options.mnist))
     steps = STEPS // 5 if options.quick else STEPS
-    print(f"{steps:,} steps, of which the authors took {STEPS:,}")
+    print(f"{steps:,} steps; the authors took 7,800")
     found: dict[str, list[float]] = {name: [] for name in KINDS}
     for seed in range(2 if options.quick else options.seeds):
         for name, (activation, dropout, gain, _) in KINDS.items():
