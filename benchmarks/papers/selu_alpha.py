@@ -9,7 +9,7 @@ ReLU. At so low a rate of learning neither has converged: what is compared is ho
 make ReLU slow. Here 60,000 images are learnt from; fewer get as many steps, and `--quick` a fifth of them.
 
 Two seeds gave ReLU 90.91 % and SELU 92.21 %, 1.30 points more, as the authors' run did. ReLU's initial weights decide:
-with the variance 2 / inputs, and every pixel standardised for itself, three seeds gave it 92.39 % and SELU 91.40 %.
+with the variance 2 / inputs, which is meant for it, one seed ended at 93.70 %, ahead of SELU.
 """
 
 import argparse
