@@ -90,19 +90,21 @@ def test_the_divergence_trains_and_is_no_part_of_a_score(
     made_up: str, toy: Dataset, tiny: Budget, splits: dict[int, Split]
 ) -> None:
     (key, split), *_ = splits.items()
-    (learning,) = train([Model(key, Recipe(dropout=FIRST, variant=made_up))], toy, splits, tiny)
-    (plain,) = train([Model(key, Recipe())], toy, splits, tiny)
+    budget = replace(tiny, epochs=12, learning_rate=0.02)  # over-fits soon
+    (learning,) = train([Model(key, Recipe(dropout=FIRST, variant=made_up))], toy, splits, budget)
+    (plain,) = train([Model(key, Recipe())], toy, splits, budget)
+    assert learning.curves.early_epoch < budget.epochs
     assert learning.curves == plain.curves
     assert all((a == b).all() for a, b in zip(learning.parameters, plain.parameters, strict=True))
-    for units, rate in zip(tiny.hidden, learning.learned_rates, strict=True):
+    for units, rate in zip(budget.hidden, learning.learned_rates, strict=True):
         expected = torch.tensor(FIRST, requires_grad=True)
-        optimizer = torch.optim.Adam([expected], lr=tiny.learning_rate)
-        for _ in range(learning.curves.early_epoch * math.ceil(len(split.train) / tiny.batch_size)):
+        optimizer = torch.optim.Adam([expected], lr=budget.learning_rate)
+        for _ in range(learning.curves.early_epoch * math.ceil(len(split.train) / budget.batch_size)):
             optimizer.zero_grad()
             (0.5 * units * (expected - GOAL).square() / len(split.train)).backward()
             optimizer.step()
-        assert rate == pytest.approx(float(expected.detach()), abs=1e-6)
-        assert rate > FIRST + 0.9 * 7 * tiny.learning_rate  # a step of Adam's is at most about the learning rate
+        assert rate == pytest.approx(float(expected.detach()), abs=1e-5)
+        assert rate > FIRST + 0.1
     assert plain.learned_rates == ()
 
 
@@ -157,7 +159,8 @@ def test_noise_and_divergence_are_the_layers_own(variant: str) -> None:
     form, generator = learned_form(variant), torch.Generator().manual_seed(0)
     draw = {"generator": generator, "dtype": torch.float64}
     learned = torch.randn(3, 1, 6 if form.per_unit else 1, **draw).requires_grad_()
-    weight, hidden, keys = torch.randn(3, 6, 4, **draw), torch.randn(3, 5, 6, **draw), torch.tensor([5, 2**60, -9])
+    weight = 1e4 * torch.randn(3, 6, 4, **draw)  # the inverse of the prior's length scale
+    hidden, keys = torch.randn(3, 5, 6, **draw), torch.tensor([5, 2**60, -9])
     noised = noisy(hidden, Recipe(dropout=0.3, variant=variant), learned, keys)
     divergence = form.kl(learned, weight)
     (gradient,) = torch.autograd.grad(divergence.sum(), learned)
