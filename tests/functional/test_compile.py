@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 import dropkit
 from dropkit.errors import ArgumentError, ArgumentTypeError
 from dropkit.functional import dropout
-from dropkit.kernels.portable import fold
+from dropkit.kernels import fields
 
 pytestmark = [
     # Of PyTorch's own making, while it traces and scripts.
@@ -287,10 +287,10 @@ def test_what_the_compiler_says_of_a_wrong_argument_holds_our_message(name: str)
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (19,)])
 def test_keys_of_further_fields_are_those_of_eager_code(shape: tuple[int, ...]) -> None:
     keys = torch.randint(-(2**63), 2**63 - 1, shape, generator=torch.Generator().manual_seed(0))
-    fields = torch.tensor([1, 2, 7])
-    compiled = torch.compile(lambda key: (fold(key, 1, 0), fold(key.unsqueeze(-1), fields, 0)), fullgraph=True)
+    numbers = torch.tensor([1, 2, 7])
+    compiled = torch.compile(lambda key: (fields.keys(key, 1), fields.keys(key.unsqueeze(-1), numbers)), fullgraph=True)
     one, several = compiled(keys)
     for place, key in enumerate(keys.flatten().tolist()):
         assert int(one.flatten()[place]) % 2**64 == dropkit.random.field(key % 2**64, 1)
-        want = [dropkit.random.field(key % 2**64, number) for number in fields.tolist()]
+        want = [dropkit.random.field(key % 2**64, number) for number in numbers.tolist()]
         assert [number % 2**64 for number in several.reshape(-1, 3)[place].tolist()] == want

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from dropkit.functional.address import Names, check_source, drawn_address, is_readable, signed
 from dropkit.kernels import fields
-from dropkit.kernels.portable import fold
 from dropkit.random import field
 from dropkit.random.layout import Layout, layout
 
@@ -34,7 +33,7 @@ class Noise(NamedTuple):
 
     def field(self, number: int) -> "Noise":
         """Return the noise of another field of the call, as `dropkit.random.field` counts them; 0 is this one."""
-        return self._replace(key=fold(self.key, number, 0)) if number else self
+        return self._replace(key=fields.keys(self.key, number)) if number else self
 
     def keys(self, count: int) -> "list[int | Tensor]":
         """Return the keys of the first fields, for functions that take one: as integers where they can be read."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dropkit.functional.address import check_source
 from dropkit.functional.noise import Noise, find_noise
-from dropkit.kernels.portable import fold
+from dropkit.kernels import fields
 
 __all__ = ["Site", "find_masks"]
 
@@ -80,5 +80,5 @@ def find_masks(
 def _fields(noise: Noise, sites: Sequence[Site]) -> dict[str, Noise]:
     """Return the noise of every site's field, as `Noise.field` does, with one fold of the key for all."""
     numbers = torch.tensor([site.field for site in sites], device=noise.key.device)
-    keys = fold(noise.key, numbers.reshape(-1, *(1,) * noise.key.dim()), 0)
+    keys = fields.keys(noise.key, numbers.reshape(-1, *(1,) * noise.key.dim()))
     return {site.name: noise._replace(key=key) for site, key in zip(sites, keys, strict=True)}

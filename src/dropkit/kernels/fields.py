@@ -14,7 +14,7 @@ from dropkit.kernels import operators, portable
 from dropkit.kernels.native import fields as native
 from dropkit.random.layout import Layout
 
-__all__ = ["integers", "keep_mask", "normal", "uniform"]
+__all__ = ["integers", "keep_mask", "keys", "normal", "uniform"]
 
 _LIBRARY = torch.library.Library("dropkit", "FRAGMENT")
 _ADDRESS = "Tensor key, Tensor stream, SymInt[] shape, SymInt[] row_strides, SymInt first_row, SymInt first_column"
@@ -40,6 +40,29 @@ for _name, _options in (("integers", ""), ("uniform", ", ScalarType dtype"), ("n
     _operator = getattr(torch.ops.dropkit, _name).default
     torch.library.register_vmap(f"dropkit::{_name}", _batch(_operator), lib=_LIBRARY)
 
+
+def _fold(key: Tensor, number: Tensor) -> Tensor:
+    return portable.fold(key, number, 0)
+
+
+def _fake_fold(key: Tensor, number: Tensor) -> Tensor:
+    return torch.empty(torch.broadcast_shapes(key.shape, number.shape), dtype=torch.int64, device=key.device)
+
+
+def _batch_fold(_info: Any, in_dims: tuple[Any, ...], *operands: Tensor) -> tuple[Tensor, int]:
+    first = operators.slices_first(in_dims, operands)
+    rank = max(operand.dim() for operand in first)
+    return _folded(*(one.reshape(len(one), *(1,) * (rank - one.dim()), *one.shape[1:]) for one in first)), 0
+
+
+# One operator in compiled code: made C++ of, its products would overflow, which compilers of C++ take never to happen,
+# and written into whatever reads a key they would take minutes to compile.
+_LIBRARY.define("fold(Tensor key, Tensor number) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+_LIBRARY.impl("fold", _fold, "CompositeExplicitAutograd")
+torch.library.register_fake("dropkit::fold", _fake_fold, lib=_LIBRARY)
+torch.library.register_vmap("dropkit::fold", _batch_fold, lib=_LIBRARY)
+
+_folded = torch.ops.dropkit.fold.default
 _integers = torch.ops.dropkit.integers.default
 _uniform = torch.ops.dropkit.uniform.default
 _normal = torch.ops.dropkit.normal.default
@@ -56,6 +79,18 @@ def keep_mask(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, dev
         device: Where the mask shall be.
     """
     return operators.keep_mask(key, stream, threshold, *place, device)
+
+
+def keys(key: Tensor, number: int | Tensor) -> Tensor:
+    """Return the keys of further fields of noise, as `dropkit.random.field` counts them, but for field 0.
+
+    Args:
+        key: Int64 tensor of keys.
+        number: Number of the field, or a tensor of several that broadcasts with the keys.
+    """
+    if not torch.compiler.is_compiling():
+        return portable.fold(key, number, 0)
+    return _folded(key, number if isinstance(number, Tensor) else torch.tensor(number, device=key.device))
 
 
 def integers(key: Tensor, stream: Tensor, place: Layout, device: torch.device) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from dropkit.random.fields import SECOND_UNIFORM
 from dropkit.random.keys import FOLD
 from dropkit.random.layout import Layout, check_addressable
-from dropkit.random.philox import WORD, rounds, split
+from dropkit.random.philox import rounds, split
 
 __all__ = [
     "affine_dropout",
@@ -260,15 +260,5 @@ def normal(key: Tensor, stream: Tensor, place: Layout, device: torch.device, dty
 
 def fold(a: Tensor, b: int | Tensor, c: int) -> Tensor:
     """Mix int64 keys with two integers into new keys, as `dropkit.random.fold` does."""
-    words = rounds((b, *split(c), FOLD), split(a), _product)
+    words = rounds((b, *split(c), FOLD), split(a))
     return words[0] | words[1] << 32
-
-
-def _product(word: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
-    """Return the high and the low word of a product without overflow.
-
-    `torch.compile` may make C++ of a fold, and compilers of C++ take it that signed products do not overflow. Both
-    multipliers of Philox are above 2**31, so that the product by what they lack of 2**32 fits 63 bits.
-    """
-    product = word * (multiplier - 2**32)
-    return (product >> 32) + word & WORD, product & WORD

@@ -1,6 +1,6 @@
 """Philox4x32-10, the counter-based generator that every mask comes from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,33 +16,20 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _WORD_RANGE = Integer(0, WORD, "[0, 2**32)")
 
 
-def _product(word: Any, multiplier: int) -> tuple[Any, Any]:
-    """Return the high and the low word of a product."""
-    product = word * multiplier
-    return product >> 32 & WORD, product & WORD
-
-
-def rounds(
-    counter: Sequence[Any], key: Sequence[Any], product: Callable[[Any, int], tuple[Any, Any]] = _product
-) -> tuple[Any, Any, Any, Any]:
+def rounds(counter: Sequence[Any], key: Sequence[Any]) -> tuple[Any, Any, Any, Any]:
     """Run the ten rounds on words that are all Python integers, NumPy uint64 or PyTorch int64.
 
     The same five lines serve every backend, so their masks agree by construction. Only the low 64 bits of each product
     matter, which is what all three types give: a signed product wraps to the same bits, and masking after the shift
     removes the sign that it drags in. Words of different shapes broadcast: rounds whose inputs depend on the row or on
     the column alone are then computed once a row or once a column.
-
-    Args:
-        counter: Four words.
-        key: Two words.
-        product: What gives the high and the low word of a word times a number, both below 2**32.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        high0, low0 = product(c0, _MULTIPLIERS[0])
-        high1, low1 = product(c2, _MULTIPLIERS[1])
-        c0, c1, c2, c3 = high1 ^ (c1 ^ k0), low1, high0 ^ (c3 ^ k1), low0
+        a, b = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1 = (b >> 32 & WORD) ^ (c1 ^ k0), b & WORD
+        c2, c3 = (a >> 32 & WORD) ^ (c3 ^ k1), a & WORD
         k0, k1 = k0 + _WEYL[0] & WORD, k1 + _WEYL[1] & WORD
     return c0, c1, c2, c3
 
