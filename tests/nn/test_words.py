@@ -199,3 +199,10 @@ def test_a_table_on_another_device() -> None:
     with pytest.raises(ArgumentError, match="`input` must be on the table's device meta, got device"):
         layer(torch.tensor([1, 2]))
     assert layer(torch.tensor([1, 2], device="meta"), key=3).shape == (2, 2)
+
+
+@pytest.mark.parametrize("token", [-1, 4])
+def test_a_token_without_a_row(token: int) -> None:
+    layer = dropkit.nn.EmbeddingDropout(4, 2)
+    with pytest.raises(ArgumentError, match=rf"EmbeddingDropout: `input` must be numbers in \[0, 4\), got {token} "):
+        layer(torch.tensor([0, token]))

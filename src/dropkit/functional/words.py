@@ -13,7 +13,7 @@ from dropkit.functional.inputs import check_flags, check_input, check_mask, is_i
 from dropkit.functional.noise import noise_at
 from dropkit.functional.overrides import overridable
 
-__all__ = ["PER", "WORD", "embedding_dropout", "spared_words", "word_dropout"]
+__all__ = ["PER", "WORD", "check_known", "embedding_dropout", "spared_words", "word_dropout"]
 
 PER = Choice(("sequence", "batch"))
 WORD = Integer(-(2**63), 2**63 - 1, "[-2**63, 2**63)")
@@ -42,7 +42,8 @@ def word_dropout(
             complex type, whose last axis is the features.
         p: Probability of dropping a token, in ``[0, 1]``, or a tensor as for `dropout`. Default: 0.3.
         training: Whether to drop. Default: True.
-        unknown: The token to put in the place of the dropped ones. Default: none; embeddings become zeros.
+        unknown: The token to put in the place of the dropped ones; whether a table has it is not checked. Default:
+            none; embeddings become zeros.
         spared: Tokens that are never dropped, such as padding; with `unknown` alone. Default: none.
         generator: Where to draw the key, as for `dropout`. Default: PyTorch's own generator.
         key: The key, as for `dropout`. Default: drawn.
@@ -226,8 +227,13 @@ def _check_tokens(where: str, tokens: Any, words: int, input: Tensor) -> None:
         raise argument_error(where, "tokens", f"of shape {tuple(input.shape[:-1])}", tuple(tokens.shape))
     if tokens.device != input.device:
         raise argument_error(where, "tokens", f"on the input's device {input.device}", tokens.device)
+    check_known(where, "tokens", tokens, words)
+
+
+def check_known(where: str, name: str, tokens: Tensor, words: int) -> None:
+    """Raise unless tokens, where they can be read, have each a row in a table of so many words."""
     if is_readable(tokens) and tokens.numel():
         for token in map(int, tokens.aminmax()):
             if not 0 <= token < words:
                 remedy = "Negative padding, such as -100, has no embedding: replace it first."
-                raise argument_error(where, "tokens", f"numbers in [0, {words})", token, remedy)
+                raise argument_error(where, name, f"numbers in [0, {words})", token, remedy)

@@ -4,11 +4,14 @@ from typing import Any
 
 import torch
 
+from dropkit._checks import Integer
 from dropkit.nn.rates import Rate
 from dropkit.nn.recurrent_base import RecurrentBase
 from dropkit.nn.variants import variant
 
 __all__ = ["GRU", "LSTM"]
+
+_NO_PROJECTION = Integer(0, 0, "0", "PyTorch's GRU has no projections, only its LSTM.")
 
 
 @variant(
@@ -57,7 +60,7 @@ class LSTM(RecurrentBase, torch.nn.LSTM):
     Noise costs most where steps run one by one in plain operations: beside PyTorch's layer without noise about three
     times with `proj_size`, and three to ten times in float16 and bfloat16. Long sequences of few, narrow examples cost
     about ten times, where 2000 steps of 4 examples have 32 units. Compiled for training, it is compiled anew for every
-    number of steps.
+    number of steps, the longer the more there are; both directions share the masks of their input.
     ``torch.ao.quantization.quantize_dynamic`` goes by exact classes, so ``{torch.nn.LSTM}`` leaves this one as it is:
     load its `state_dict` into PyTorch's class first.
 
@@ -206,6 +209,7 @@ class GRU(RecurrentBase, torch.nn.GRU):
         bidirectional: Whether a second set of cells runs backwards. Default: False.
         device: Where parameters are made. Default: PyTorch's.
         dtype: Type of the parameters. Default: PyTorch's.
+        proj_size: 0, for PyTorch's GRU has no projections either.
         input_p: Probability of dropping a feature of each layer's input, at all steps of a sequence. Default: 0.
         recurrent_p: Probability of dropping a unit of the hidden state where it enters the gates, at all steps of a
             sequence; the state itself stays whole. Default: 0.
@@ -255,6 +259,7 @@ class GRU(RecurrentBase, torch.nn.GRU):
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
+        proj_size: int = 0,
         input_p: float = 0.0,
         recurrent_p: float = 0.0,
         output_p: float = 0.0,
@@ -268,6 +273,7 @@ class GRU(RecurrentBase, torch.nn.GRU):
         flags = {"bias": bias, "batch_first": batch_first, "bidirectional": bidirectional, "tied": tied}
         rates = {"dropout": dropout, "input_p": input_p, "recurrent_p": recurrent_p, "output_p": output_p}
         rates |= {"update_p": update_p, "zoneout": zoneout}
+        _NO_PROJECTION.check("GRU", "proj_size", proj_size)
         self._check_options(sizes, flags, rates, device, dtype, update_mask, generator)
         super().__init__(
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device=device, dtype=dtype

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dropkit._checks import PROBABILITY, Integer, argument_error, argument_type_error
 from dropkit.functional import embedding_dropout, word_dropout
-from dropkit.functional.words import PER, spared_words
+from dropkit.functional.words import PER, check_known, spared_words
 from dropkit.nn.factory import check_factory
 from dropkit.nn.layer import MaskMixin, RateMixin, check_bool
 from dropkit.nn.variants import variant
@@ -225,6 +225,7 @@ class EmbeddingDropout(RateMixin, torch.nn.Embedding):
         if input.device != self.weight.device:
             rule = f"on the table's device {self.weight.device}"
             raise argument_error("EmbeddingDropout", "input", rule, input.device)
+        check_known("EmbeddingDropout", "input", input, self.num_embeddings)
         words = input, self.num_embeddings, self.rate
         options: dict[str, Any] = {"per": self.per, "batch_first": self.batch_first, "return_mask": return_mask}
         options |= {"generator": self._source(key, mask), "key": key, "mask": mask, "stream": stream}

@@ -55,6 +55,9 @@ def network(kind: str) -> Iterator[Wrong]:
         yield from by_constraint(name, size)
     if kind == "LSTM":
         yield from by_constraint("proj_size", Integer(0, 3, "[0, 4)", "It is less than hidden_size."))
+    else:
+        remedy = "PyTorch's GRU has no projections, only its LSTM."
+        yield from by_constraint("proj_size", Integer(0, 0, "0", remedy))
     for name in ("bias", "batch_first", "bidirectional", "tied"):
         yield from by_type(name, FLAGS, "True or False")
     yield from factory(is_real=True)
