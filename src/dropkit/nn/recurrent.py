@@ -60,15 +60,15 @@ class LSTM(RecurrentBase, torch.nn.LSTM):
     Noise costs most where steps run one by one in plain operations: beside PyTorch's layer without noise about three
     times with `proj_size`, and three to ten times in float16 and bfloat16. Long sequences of few, narrow examples cost
     about ten times, where 2000 steps of 4 examples have 32 units. Compiled for training, it is compiled anew for every
-    number of steps, the longer the more there are; both directions share the masks of their input.
+    number of steps, which takes the longer the more there are.
     ``torch.ao.quantization.quantize_dynamic`` goes by exact classes, so ``{torch.nn.LSTM}`` leaves this one as it is:
     load its `state_dict` into PyTorch's class first.
 
     All masks of a call are fields of one key, with rows for examples and steps, so an example's masks depend neither on
     the size of its batch nor on the length of the longest sequence in it. Masks are named like parameters:
     ``input_l0``, ``recurrent_l0_reverse``, ``update_l1``, ``zoneout_c_l0``, ``zoneout_h_l0``, ``dropout_l0`` (after
-    layer 0) and ``output``. They are batch-first: (batch, steps, units), with length 1 where steps share a draw; those
-    of inputs and recurrent connections are (batch, 1 or 4 gates, units).
+    layer 0) and ``output``; both directions share those of their input. They are batch-first: (batch, steps, units),
+    with length 1 where steps share a draw; those of inputs and recurrent connections are (batch, 1 or 4 gates, units).
 
     Args:
         input_size: Number of features of the input.
