@@ -172,12 +172,23 @@ def gradient_samples() -> dict[str, tuple[Any, ...]]:
     return {name: (torch.randn_like(x), x, *rest) for name, (x, *rest) in activation_samples().items()}
 
 
+def key_samples() -> dict[str, tuple[Any, ...]]:
+    return {
+        "plain": (KEY, torch.tensor(1)),
+        "several fields": (KEY, torch.arange(3)),
+        "several keys": (torch.arange(3), torch.tensor(2)),
+        "several of both": (torch.arange(3), torch.arange(2).unsqueeze(-1)),
+        "empty": (torch.arange(0), torch.tensor(1)),
+    }
+
+
 SAMPLES = {
     "dropkit::dropout": dropout_samples(),
     "dropkit::keep_mask": mask_samples(),
     "dropkit::affine_dropout": affine_samples(),
     "dropkit::gaussian_dropout": gaussian_samples(),
     "dropkit::grow": grow_samples(),
+    "dropkit::fold": key_samples(),
     "dropkit::dropout_add": add_samples(),
     "dropkit::activation_dropout": activation_samples(),
     "dropkit::activation_dropout_backward": gradient_samples(),

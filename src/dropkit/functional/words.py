@@ -232,7 +232,7 @@ def _check_tokens(where: str, tokens: Any, words: int, input: Tensor) -> None:
 
 def check_known(where: str, name: str, tokens: Tensor, words: int) -> None:
     """Raise unless tokens, where they can be read, have each a row in a table of so many words."""
-    if is_readable(tokens) and tokens.numel():
+    if is_readable(tokens) and not tokens.is_nested and tokens.numel():
         for token in map(int, tokens.aminmax()):
             if not 0 <= token < words:
                 remedy = "Negative padding, such as -100, has no embedding: replace it first."

@@ -46,7 +46,7 @@ class Learned(NamedTuple):
         kl: The divergence in nats, called as ``kl(learned, weight)`` with the weight that reads the units, of shape
             (models, units, outputs); it returns one number a model.
         per_unit: Whether every unit has a rate of its own. Default: False.
-        highest: The highest rate to begin with; 1 itself is none. Default: 1.0.
+        highest: What rates to begin with stay below. Default: 1.0.
     """
 
     first: Callable[[float], float]

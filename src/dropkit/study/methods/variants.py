@@ -49,7 +49,7 @@ def _method(row: Variant, name: str) -> Method:
     """Return the method of a row: its typical rates come first, then dropout's, as many as all methods have."""
     highest = 1.0 if row.learned is None else row.learned.highest
     rate = "rate of the layer" if row.learned is None else "rate with which the layer begins to learn"
-    domain = Number(0.0, highest, open_low=True, open_high=highest == 1.0, remedy=f"p is the {rate}.")
+    domain = Number(0.0, highest, open_low=True, open_high=True, remedy=f"p is the {rate}.")
     common = dropout.METHOD.strengths
     rates = dict.fromkeys((*row.rates, *common, *(highest * p for p in common)))
     return Method(
