@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
-from torch.nn.utils import prune
 
 import dropkit
 from dropkit import random
@@ -337,30 +336,6 @@ def test_replicas_can_be_made_of_it() -> None:
     replica = network._replicate_for_data_parallel()
     assert type(replica) is type(network)
     assert replica.p == 0.4
-
-
-HOOKS = {
-    "weight_v": torch.nn.utils.weight_norm,
-    "weight_g": torch.nn.utils.weight_norm,
-    "weight_orig": torch.nn.utils.spectral_norm,
-    "bias_orig": lambda module: prune.random_unstructured(module, "bias", amount=0.1),
-}
-
-
-@pytest.mark.filterwarnings("ignore:.torch.nn.utils.weight_norm. is deprecated:FutureWarning")
-@pytest.mark.parametrize("name", HOOKS)
-def test_weights_that_a_hook_reads_before_forward_are_refused_and_dropped_one_level_up(name: str) -> None:
-    module = HOOKS[name](nn.Linear(3, 4))
-    rule = "`names` must be no weight that a hook reads before `forward`"
-    with pytest.raises(ArgumentError, match=rf"{rule}.*, got '{name}'.*Give a module that contains it"):
-        WeightDrop(module, 0.5, name)
-    assert type(module) is nn.Linear
-    x = torch.randn(2, 3)
-    network = WeightDrop(nn.Sequential(module), 0.5, f"0.{name}")
-    weight, found = module.get_parameter(name), network.eval()(x)
-    mask = torch.arange(weight.numel()).reshape(weight.shape) > 0
-    assert torch.equal(found, module(x))
-    assert not torch.equal(network.train()(x, dropout_mask={f"0.{name}": mask}), found)
 
 
 def test_the_plain_weights_stand_again_where_one_cannot_be_replaced() -> None:

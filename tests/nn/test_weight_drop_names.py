@@ -1,9 +1,12 @@
-"""Weight drop goes by the names it is given: of tied parameters too, and only while the whole module runs."""
+"""Weight drop goes by the names it is given: of tied parameters, and of those that hooks read before the module."""
 
+import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from dropkit import random
+from dropkit.errors import ArgumentError
 from dropkit.nn import WeightDrop
 
 KEY = 0x3141_5926_5358_9793
@@ -37,3 +40,27 @@ def test_a_part_that_is_called_alone_has_its_plain_weight() -> None:
     network, x = WeightDrop(nn.Sequential(nn.Linear(4, 3)), 1.0, "0.weight"), torch.eye(4)
     assert torch.equal(network(x), network[0].bias.expand(4, 3))
     assert torch.equal(network[0](x), nn.functional.linear(x, network[0].weight, network[0].bias))
+
+
+HOOKS = {
+    "weight_v": torch.nn.utils.weight_norm,
+    "weight_g": torch.nn.utils.weight_norm,
+    "weight_orig": torch.nn.utils.spectral_norm,
+    "bias_orig": lambda module: prune.random_unstructured(module, "bias", amount=0.1),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.nn.utils.weight_norm. is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", HOOKS)
+def test_weights_that_a_hook_reads_before_forward_are_refused_and_dropped_one_level_up(name: str) -> None:
+    module = HOOKS[name](nn.Linear(3, 4))
+    rule = "`names` must be no weight that a hook reads before `forward`"
+    with pytest.raises(ArgumentError, match=rf"{rule}.*, got '{name}'.*Give a module that contains it"):
+        WeightDrop(module, 0.5, name)
+    assert type(module) is nn.Linear
+    x = torch.randn(2, 3)
+    network = WeightDrop(nn.Sequential(module), 0.5, f"0.{name}")
+    weight, found = module.get_parameter(name), network.eval()(x)
+    mask = torch.arange(weight.numel()).reshape(weight.shape) > 0
+    assert torch.equal(found, module(x))
+    assert not torch.equal(network.train()(x, dropout_mask={f"0.{name}": mask}), found)

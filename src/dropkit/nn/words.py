@@ -225,14 +225,18 @@ class EmbeddingDropout(RateMixin, torch.nn.Embedding):
         if input.device != self.weight.device:
             rule = f"on the table's device {self.weight.device}"
             raise argument_error("EmbeddingDropout", "input", rule, input.device)
-        check_known("EmbeddingDropout", "input", input, self.num_embeddings)
         words = input, self.num_embeddings, self.rate
         options: dict[str, Any] = {"per": self.per, "batch_first": self.batch_first, "return_mask": return_mask}
         options |= {"generator": self._source(key, mask), "key": key, "mask": mask, "stream": stream}
         if self.max_norm is not None:  # to look words up changes the table: what is wrong has to be found before
             vectors = self.weight.new_empty(()).expand(*input.shape, self.embedding_dim)
             embedding_dropout(vectors, *words, training=False, **options)
-        return embedding_dropout(super().forward(input), *words, self.is_on, **options)
+        try:
+            vectors = super().forward(input)
+        except IndexError:  # which names no token
+            check_known("EmbeddingDropout", "input", input, self.num_embeddings)
+            raise
+        return embedding_dropout(vectors, *words, self.is_on, **options)
 
     def extra_repr(self) -> str:
         """Show the sizes, the rate and whatever differs from the defaults."""
