@@ -321,6 +321,21 @@ def test_batching_rules_of_fields_equal_a_loop(batched: tuple[bool, bool]) -> No
             assert torch.equal(several[i], one)
 
 
+@pytest.mark.parametrize("batched", [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("shapes", [((), ()), ((2,), ()), ((), (3,)), ((2,), (3, 1))])
+def test_the_batching_rule_of_keys_equals_a_loop(
+    shapes: tuple[tuple[int, ...], tuple[int, ...]], batched: tuple[bool, bool]
+) -> None:
+    fold, operands = resolve("dropkit::fold"), []
+    for shape, is_batched in zip(shapes, batched, strict=True):
+        whole = (4, *shape) if is_batched else shape
+        operands.append(torch.randint(0, 2**40, whole, generator=torch.Generator().manual_seed(len(operands))))
+    found = torch.vmap(fold, in_dims=tuple(0 if b else None for b in batched))(*operands)
+    for i in range(4):
+        want = fold(*(value[i] if b else value for value, b in zip(operands, batched, strict=True)))
+        assert torch.equal(found[i], want)
+
+
 def test_fields_compile_without_a_break_and_are_those_of_eager_code() -> None:
     def run(key: Tensor, x: Tensor) -> Tensor:
         at = layout("test", x.shape)
