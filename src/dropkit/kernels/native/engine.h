@@ -24,14 +24,50 @@ struct ColumnPart {
 
   void set(const Key& key, u32 first_block) {  // a multiple of 8
     static constexpr u32 kEight[8] = {0, 1, 2, 3, 4, 5, 6, 7};
+    set(key, kEight, first_block);
+  }
+  // Of eight blocks that lie anywhere after a number.
+  void set(const Key& key, const u32* blocks, u32 number) {
     for (int v = 0; v < kVectors; ++v) {
       typename Isa::Vector high, low;
-      Isa::multiply(Isa::add(Isa::load(kEight + v * Isa::kBlocks), first_block), kMultiplier0, high, low);
+      Isa::multiply(Isa::add(Isa::load(blocks + v * Isa::kBlocks), number), kMultiplier0, high, low);
       third[v] = low;
       const auto c2 = Isa::xor2(high, Isa::broadcast(key.stream ^ key.second[0]));
       Isa::multiply(c2, kMultiplier1, first[v], low);
       second[v] = Isa::xor2(low, Isa::broadcast(key.first[2]));
     }
+  }
+  // The counters of a vector's blocks after three rounds, of this and of what depends on the row.
+  template <class RowVector>
+  void counters(int v, const RowVector& row, typename Isa::Vector* c) const {
+    typename Isa::Vector high, low;
+    c[0] = Isa::xor2(first[v], row.first);
+    c[2] = Isa::xor2(third[v], row.third);
+    Isa::multiply(c[2], kMultiplier1, high, low);
+    Isa::multiply(c[0], kMultiplier0, c[2], c[3]);
+    c[0] = Isa::xor2(high, second[v]);
+    c[1] = low;
+    c[2] = Isa::xor2(c[2], row.fourth);
+  }
+};
+
+// What depends on the row, for each block of a vector.
+template <class Isa>
+struct RowVector {
+  typename Isa::Vector first, third, fourth;
+
+  RowVector() = default;
+  explicit RowVector(const RowPart& part)
+      : first(Isa::broadcast(part.first)), third(Isa::broadcast(part.third)), fourth(Isa::broadcast(part.fourth)) {}
+  // Of rows that differ from block to block.
+  RowVector(const Key& key, const u32* lows, const u32* highs) {
+    typename Isa::Vector high, low;
+    Isa::multiply(Isa::load(highs), kMultiplier1, high, low);
+    first = Isa::xor2(low, Isa::broadcast(key.first[1]));
+    const auto c0 = Isa::xor3(high, Isa::load(lows), Isa::broadcast(key.first[0]));
+    Isa::multiply(c0, kMultiplier0, high, low);
+    third = Isa::xor2(high, Isa::broadcast(key.second[1]));
+    fourth = Isa::xor2(low, Isa::broadcast(key.second[2]));
   }
 };
 
@@ -105,18 +141,8 @@ template <class Isa, bool kTies, int kGroups>
 inline void keep_words(const ColumnPart<Isa>* columns, u64 first_column, u64 row, const RowPart& part, const Key& key, const RoundKeys<Isa>& keys, Threshold threshold, u64* keep) {
   constexpr int kVectors = 8 / Isa::kBlocks;
   const auto words = [&](typename Isa::Vector (*all)[4]) {
-    for (int v = 0; v < kGroups * kVectors; ++v) {
-      const ColumnPart<Isa>& column = columns[v / kVectors];
-      auto* c = all[v];
-      typename Isa::Vector high, low;
-      c[0] = Isa::xor2(column.first[v % kVectors], Isa::broadcast(part.first));
-      c[2] = Isa::xor2(column.third[v % kVectors], Isa::broadcast(part.third));
-      Isa::multiply(c[2], kMultiplier1, high, low);
-      Isa::multiply(c[0], kMultiplier0, c[2], c[3]);
-      c[0] = Isa::xor2(high, column.second[v % kVectors]);
-      c[1] = low;
-      c[2] = Isa::xor2(c[2], Isa::broadcast(part.fourth));
-    }
+    const RowVector<Isa> row_vector(part);
+    for (int v = 0; v < kGroups * kVectors; ++v) columns[v / kVectors].counters(v % kVectors, row_vector, all[v]);
     rounds<Isa, kGroups * kVectors>(all, keys, 3);
   };
   const auto is_kept = [&](int g, int i) { return half_at(key, row, first_column + g * kGroup + i, 1) >= threshold.low; };
