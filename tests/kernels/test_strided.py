@@ -54,7 +54,9 @@ def test_images_whose_channels_come_last(channels: int, shared: tuple[int, ...])
 
 def test_axes_are_joined_where_bits_and_elements_go_on() -> None:
     def found(x: Tensor, *shared: int) -> tuple[list[int], list[int]] | None:
-        axes = memory_axes(x, bit_steps([1 if axis in shared else n for axis, n in enumerate(x.shape)]))
+        axes = memory_axes(
+            x.shape, x.stride(), bit_steps([1 if axis in shared else n for axis, n in enumerate(x.shape)])
+        )
         return axes and (list(axes.lengths), list(axes.bit_steps))
 
     images = torch.empty(2, 3, 5, 7)

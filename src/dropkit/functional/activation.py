@@ -9,8 +9,8 @@ from dropkit._checks import Choice
 from dropkit.functional.address import check_source, find_address, plain_rate
 from dropkit.functional.autograd import apply_function
 from dropkit.functional.dropout import dropout
-from dropkit.functional.eager import is_plain_gradient
-from dropkit.functional.fused import check_activated, check_bias, gated, is_alike, is_one_key, one_key, takes_operator
+from dropkit.functional.eager import is_one_key, is_plain_gradient, one_key
+from dropkit.functional.fused import check_activated, check_bias, gated, is_alike, takes_operator
 from dropkit.functional.inputs import autocast_dtype, check_input
 from dropkit.functional.overrides import overridable
 from dropkit.kernels import fused

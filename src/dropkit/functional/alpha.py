@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from dropkit._checks import Number, argument_error
+from dropkit.functional import eager
 from dropkit.functional.address import check_source
 from dropkit.functional.affine import apply_affine
 from dropkit.functional.autograd import traced
 from dropkit.functional.inputs import check_dense, check_input, check_mask, check_writable, is_identity, kept_by
 from dropkit.functional.noise import noise_at
 from dropkit.functional.overrides import overridable
+from dropkit.kernels.native.division import remembered
 from dropkit.kernels.portable import move
 
 __all__ = ["MEAN", "SATURATION", "VARIANCE", "alpha_dropout", "feature_alpha_dropout"]
@@ -163,6 +165,14 @@ def _alpha(
     stream: int | Tensor,
 ) -> Any:
     """Apply alpha dropout with a draw shared along axes, to an input of which `check_input` holds."""
+    if (
+        inplace is return_mask is False
+        and mask is None
+        and eager.is_one_key(input, p, training, generator, key, stream)
+        and (place := eager.shared_place(where, input, tuple(shared))) is not None
+    ):
+        source = eager.one_key(where, input, p, key)
+        return eager.move(input, *source, place, _numbers(source[1], *fixed_point))
     check_dense(where, input, is_real=True)
     threshold, streams, keys = check_source(where, input, p, key, generator, stream)
     check_mask(where, mask, input, {"key": key, "generator": generator}, {"stream": stream})
@@ -182,6 +192,13 @@ def _alpha(
     if inplace:
         output = input.copy_(output)
     return (output, keep) if return_mask else output
+
+
+@remembered
+def _numbers(threshold: int, mean: float, variance: float) -> tuple[float, float, float]:
+    """Return the coefficients of a rate as numbers."""
+    scale, shift, dropped = _coefficients(torch.tensor(threshold, device="cpu"), mean, variance)
+    return float(scale), float(shift), float(dropped)
 
 
 def _coefficients(threshold: Tensor, mean: float, variance: float) -> tuple[Tensor, Tensor, Tensor]:

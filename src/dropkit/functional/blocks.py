@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dropkit._checks import Integer, argument_type_error
+from dropkit.functional import eager
 from dropkit.functional.address import check_source
 from dropkit.functional.channels import check_map
 from dropkit.functional.inputs import check_input, check_mask, is_identity, kept_by
@@ -14,6 +15,8 @@ from dropkit.functional.masked import apply_mask
 from dropkit.functional.noise import noise_at
 from dropkit.functional.overrides import overridable
 from dropkit.kernels.blocks import grow
+from dropkit.kernels.native.division import remembered
+from dropkit.kernels.native.operations import keep_mask_plain
 
 __all__ = ["BLOCK_SIZE", "drop_block1d", "drop_block2d", "drop_block3d", "seed_threshold"]
 
@@ -213,17 +216,23 @@ def _drop_blocks(
     if input.is_nested:
         raise argument_type_error(where, "input", "a dense tensor", input.layout, "Pad it, or take its parts.")
     size = BLOCK_SIZE.check(where, "block_size", block_size)
+    channels, lengths = input.dim() - dims - 1, input.shape[-dims:]
+    blocks = tuple(max(min(size, length), 1) for length in lengths)
+    places = [length - block + 1 for length, block in zip(lengths, blocks, strict=True)]
+    if mask is None and return_mask is False and eager.is_one_key(input, p, training, generator, key, stream):
+        drawn, rate = eager.one_key(where, input, p, key)
+        shape = (*input.shape[:channels], 1 if share_channels else input.shape[channels], *places)
+        keep = grow(keep_mask_plain(shape, drawn, _seed_number(rate, lengths, blocks)), blocks)
+        count = max(int(torch.count_nonzero(keep)), 1)
+        return apply_mask(input, keep, 1.0 / count * keep.numel())  # rounded twice, as a number over a tensor is
     threshold, streams, keys = check_source(where, input, p, key, generator, stream)
     check_mask(where, mask, input, {"key": key, "generator": generator}, {"stream": stream})
-    channels, lengths = input.dim() - dims - 1, input.shape[-dims:]
     if is_identity(p, training, mask):
         shape = (*input.shape[:channels], 1 if share_channels else input.shape[channels], *lengths)
         kept = torch.ones(shape if mask is None else mask.shape, dtype=torch.bool, device=input.device)
         return (input, kept) if return_mask else input
     if mask is None:
-        blocks = [max(min(size, length), 1) for length in lengths]
         noise = noise_at(where, input, keys, streams, generator)
-        places = [length - block + 1 for length, block in zip(lengths, blocks, strict=True)]
         shared = (channels,) if share_channels else ()
         shape = (*input.shape[:-dims], *places)
         keep = grow(noise.keep_mask(shape, seed_threshold(threshold, lengths, blocks), shared), blocks)
@@ -246,6 +255,12 @@ def seed_threshold(threshold: Tensor, lengths: Any, blocks: Any) -> Tensor:
     gamma = math.prod([f / (b * max(f - b + 1, 1)) for f, b in zip(lengths, blocks, strict=True)])  # at a rate of 1
     seeds = torch.floor(threshold.to(torch.float64) * gamma + 0.5).to(torch.int64)
     return torch.where(threshold < 2**32, seeds, threshold)
+
+
+@remembered
+def _seed_number(threshold: int, lengths: tuple[int, ...], blocks: tuple[int, ...]) -> int:
+    """Return the threshold of one rate as a number."""
+    return int(seed_threshold(torch.tensor(threshold, device="cpu"), lengths, blocks))
 
 
 def _places_to_kept(keep: Tensor, slices: int) -> Tensor:

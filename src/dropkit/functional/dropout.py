@@ -145,6 +145,18 @@ def drop(
     scale_at: str = "train",
 ) -> Any:
     """Do what `dropout` does, on behalf of a function, whose name stands in messages."""
+    if (
+        inplace is return_mask is False
+        and mask is None
+        and offset is None
+        and full_shape is None
+        and scale_at == "train"
+        and type(broadcast_dims) is tuple
+        and eager.is_one_key(input, p, training, generator, key, stream)
+    ):
+        shared = eager.shared_place(where, input, broadcast_dims)
+        if shared is not None:
+            return eager.drop_shared(input, *eager.one_key(where, input, p, key), shared)
     check_input(where, input, training=training, inplace=inplace, return_mask=return_mask)
     scaled = _SCALE_AT.check(where, "scale_at", scale_at) == "train"
     threshold, streams, keys = check_source(where, input, p, key, generator, stream)

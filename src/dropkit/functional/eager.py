@@ -1,9 +1,11 @@
 """The short way of a plain call: eager code, one key, a contiguous CPU tensor, compiled kernels.
 
-Small layers are all overhead, so this way has no operator, no layout and no tensors for its address. It gives the same
+Small layers are all overhead, and large ones drive the interpreter's own memory out of the caches. So this way has no
+operator, no tensors for its address, and a layout only where draws are shared, which is remembered. It gives the same
 masks as the long way in `dropkit.functional.dropout`, which serves whatever is not plain.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -12,11 +14,21 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from dropkit.functional.address import draw_key, signed
+from dropkit.functional.affine import apply_affine
 from dropkit.functional.autograd import apply_dropout
-from dropkit.kernels.native.operations import apply_bits, dropout_plain, serving, takes
-from dropkit.random.layout import layout
+from dropkit.kernels.native.division import remembered
+from dropkit.kernels.native.operations import (
+    affine_plain,
+    apply_bits,
+    dropout_plain,
+    dropout_shared,
+    serving,
+    spreads,
+    takes,
+)
+from dropkit.random.layout import Layout, check_addressable, layout
 
-__all__ = ["drop", "is_plain", "is_plain_gradient"]
+__all__ = ["drop", "drop_shared", "is_one_key", "is_plain", "is_plain_gradient", "move", "one_key", "shared_place"]
 
 _compiling = torch.compiler.is_compiling
 _is_special = torch._C._dispatch_isTensorSubclassLike  # wrapped, sparse or of a subclass, or a dispatch mode is on
@@ -35,6 +47,20 @@ def is_plain(input: Tensor) -> bool:
         and not (_transforming() or _dispatch_modes() or _traced() is not None)
         and forward_ad._current_level < 0
     )
+
+
+def is_one_key(input: Tensor, p: object, training: bool, generator: object, key: object, stream: object) -> bool:
+    """Tell whether the kernels serve a call at once: a plain tensor, one key; what is wrong is left to later checks."""
+    known = key is None or (type(key) is int and 0 <= key < 2**64)
+    rate = type(p) is float and 0.0 < p <= 1.0
+    options = training is True and generator is None and type(stream) is int and stream == 0
+    return known and rate and options and is_plain(input)
+
+
+def one_key(where: str, input: Tensor, p: Any, key: Any) -> tuple[int, int]:
+    """Return the key of such a call, drawn if it has none, and the threshold of its rate."""
+    drawn = int(draw_key(where, None, input)) % 2**64 if key is None else key
+    return drawn, math.floor(p * 2.0**32 + 0.5)
 
 
 def is_plain_gradient(grad: Tensor) -> bool:
@@ -105,7 +131,7 @@ class _Plain(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         key, threshold, has_bits = ctx.address
         if not is_plain_gradient(grad):
-            return _long_way(grad, key, threshold), None, None
+            return _long_way(grad, key, threshold, layout("dropout", grad.shape)), None, None
         if has_bits:
             (words,) = ctx.saved_tensors
             return apply_bits(grad, words, threshold), None, None
@@ -116,7 +142,98 @@ class _Plain(torch.autograd.Function):
 _apply = super(torch.autograd.Function, _Plain).apply
 
 
-def _long_way(grad: Tensor, key: int, threshold: int) -> Tensor:
+def _long_way(grad: Tensor, key: int, threshold: int, place: Layout) -> Tensor:
     """Gate any gradient, differentiably."""
-    address = (torch.tensor(signed(key)), torch.tensor(0), torch.tensor(threshold))
-    return apply_dropout(grad, *address, *layout("dropout", grad.shape), scaled=True)
+    return apply_dropout(grad, *_tensors(key, threshold), *place, scaled=True)
+
+
+def _tensors(key: int, threshold: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return an address as operators take it, at stream 0."""
+    return torch.tensor(signed(key), device="cpu"), torch.tensor(0, device="cpu"), torch.tensor(threshold, device="cpu")
+
+
+def shared_place(where: str, input: Tensor, shared: tuple[int, ...]) -> Layout | None:
+    """Return the places of a mask whose draws are shared along axes, or None where that is left to the long way.
+
+    Args:
+        where: The function on whose behalf axes are checked.
+        input: A tensor of which `is_plain` holds.
+        shared: The axes.
+    """
+    if not all(type(axis) is int for axis in shared):
+        return None
+    place = _place(where, input.shape, shared)
+    return place if spreads(input, place.shape) else None
+
+
+@remembered
+def _place(where: str, shape: torch.Size, shared: tuple[int, ...]) -> Layout:
+    place = layout(where, shape, shared)
+    check_addressable(where, "input", place.shape)
+    return place
+
+
+def drop_shared(input: Tensor, key: int, threshold: int, place: Layout) -> Tensor:
+    """Apply dropout to a plain tensor where draws are shared.
+
+    Args:
+        input: A tensor of which `is_plain` holds.
+        key: The key in ``[0, 2**64)``.
+        threshold: Of the rate, in ``(0, 2**32]``.
+        place: What `shared_place` has found.
+    """
+    if input.requires_grad and _records_gradients():
+        return _apply_shared(input, key, threshold, place)
+    return dropout_shared(input, key, threshold, place.shape)
+
+
+class _Shared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, key: int, threshold: int, place: Layout) -> Tensor:
+        ctx.address = key, threshold, place
+        return dropout_shared(input, key, threshold, place.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        key, threshold, place = ctx.address
+        if not is_plain_gradient(grad):
+            return _long_way(grad, key, threshold, place), None, None, None
+        return dropout_shared(grad, key, threshold, place.shape), None, None, None
+
+
+_apply_shared = super(torch.autograd.Function, _Shared).apply
+
+
+def move(input: Tensor, key: int, threshold: int, place: Layout, numbers: tuple[float, float, float]) -> Tensor:
+    """Map what is kept of a plain tensor, and put a constant in the place of the rest.
+
+    Args:
+        input: A tensor of which `is_plain` holds.
+        key: The key in ``[0, 2**64)``.
+        threshold: Of the rate, in ``(0, 2**32]``.
+        place: What `shared_place` has found.
+        numbers: What is kept is scaled and shifted by, and what is dropped becomes.
+    """
+    if input.requires_grad and _records_gradients():
+        return _apply_moved(input, key, threshold, place, numbers)
+    return affine_plain(input, key, threshold, place.shape, numbers)
+
+
+class _Moved(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, key: int, threshold: int, place: Layout, numbers: tuple[float, float, float]
+    ) -> Tensor:
+        ctx.address, ctx.scale = (key, threshold, place), numbers[0]
+        return affine_plain(input, key, threshold, place.shape, numbers)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        key, threshold, place = ctx.address
+        if is_plain_gradient(grad):
+            return affine_plain(grad, key, threshold, place.shape, (ctx.scale, 0.0, 0.0)), None, None, None, None
+        zero, scale = (torch.tensor(value, dtype=torch.float64, device="cpu") for value in (0.0, ctx.scale))
+        return apply_affine(grad, *_tensors(key, threshold), scale, zero, zero, *place), None, None, None, None
+
+
+_apply_moved = super(torch.autograd.Function, _Moved).apply

@@ -4,7 +4,6 @@ There are three: the kernels at once for a plain call, a fused operator for real
 PyTorch's operations one after another for the rest.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -13,9 +12,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from dropkit._checks import argument_error, argument_type_error
-from dropkit.functional.address import draw_key
 from dropkit.functional.autograd import apply_dropout
-from dropkit.functional.eager import is_plain
 from dropkit.kernels.native.operations import TYPES, takes
 from dropkit.random.layout import layout
 
@@ -25,8 +22,6 @@ __all__ = [
     "check_residual",
     "gated",
     "is_alike",
-    "is_one_key",
-    "one_key",
     "takes_operator",
 ]
 
@@ -79,14 +74,6 @@ def _shape(tensor: Tensor) -> tuple[Any, ...]:
     return tuple(tensor.shape)
 
 
-def is_one_key(input: Tensor, p: object, training: bool, generator: object, key: object, stream: object) -> bool:
-    """Tell whether the kernels serve a call at once: a plain tensor, one key; what is wrong is left to later checks."""
-    known = key is None or (type(key) is int and 0 <= key < 2**64)
-    rate = type(p) is float and 0.0 < p <= 1.0
-    options = training is True and generator is None and type(stream) is int and stream == 0
-    return known and rate and options and is_plain(input)
-
-
 def is_alike(other: Any, input: Tensor, shape: Any) -> bool:
     """Tell whether a second tensor, of a given shape, is as plain as the first."""
     return (
@@ -95,12 +82,6 @@ def is_alike(other: Any, input: Tensor, shape: Any) -> bool:
         and takes(other)
         and other.shape == shape
     )
-
-
-def one_key(where: str, input: Tensor, p: Any, key: Any) -> tuple[int, int]:
-    """Return the key of such a call, drawn if it has none, and the threshold of its rate."""
-    drawn = int(draw_key(where, None, input)) % 2**64 if key is None else key
-    return drawn, math.floor(p * 2.0**32 + 0.5)
 
 
 def takes_operator(input: Tensor, p: float | Tensor, training: bool) -> bool:

@@ -13,19 +13,24 @@ from dropkit.kernels.portable import select
 __all__ = ["apply_mask"]
 
 
-def apply_mask(input: Tensor, keep: Tensor, scale: Tensor) -> Tensor:
+def apply_mask(input: Tensor, keep: Tensor, scale: Tensor | float) -> Tensor:
     """Scale what is kept, in float32 or wider and rounded once; what is dropped, NaN too, becomes +0.
 
     Args:
         input: Tensor of any floating or complex type.
         keep: Bool tensor with as many axes, of the same length or of 1, True = kept.
-        scale: Factors in float64 over the leading axes of the input.
+        scale: Factor, or factors in float64 over the leading axes of the input.
     """
-    if not is_plain(input) or scale.dim() or not input.numel() or type(keep) is not Tensor:
-        return select(input, keep, scale, in_place=not traced())
+    is_one = not isinstance(scale, Tensor) or scale.dim() == 0
+    if not is_plain(input) or not is_one or not input.numel() or type(keep) is not Tensor:
+        return select(input, keep, scale if isinstance(scale, Tensor) else _factor(scale), in_place=not traced())
     if input.requires_grad and torch.is_grad_enabled():
         return _apply(input, keep, float(scale))
     return apply_mask_plain(input, keep, float(scale))
+
+
+def _factor(scale: float) -> Tensor:
+    return torch.tensor(scale, dtype=torch.float64, device="cpu")
 
 
 class _Masked(torch.autograd.Function):
@@ -40,8 +45,7 @@ class _Masked(torch.autograd.Function):
         (keep,) = ctx.saved_tensors
         if is_plain_gradient(grad):
             return apply_mask_plain(grad, keep, ctx.scale), None, None
-        scale = torch.tensor(ctx.scale, dtype=torch.float64, device="cpu")
-        return select(grad, keep, scale, in_place=not traced()), None, None
+        return select(grad, keep, _factor(ctx.scale), in_place=not traced()), None, None
 
 
 _apply = super(torch.autograd.Function, _Masked).apply  # as in `dropkit.functional.eager`

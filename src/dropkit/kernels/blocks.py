@@ -26,11 +26,13 @@ _CPU_TILE = 2**18  # places at a time, few enough for the cache of one core
 def _grow(keep: Tensor, blocks: list[int]) -> Tensor:
     first = keep.dim() - len(blocks)
     grown = [n + b - 1 for n, b in zip(keep.shape[first:], blocks, strict=True)]
-    output = keep.new_ones((*keep.shape[:first], *grown))
     if not keep.numel():
-        return output
+        return keep.new_ones((*keep.shape[:first], *grown))
     maps = keep.reshape(-1, *keep.shape[first:])
     count = max(_CPU_TILE // math.prod(grown), 1) if keep.device.type == "cpu" else len(maps)
+    if count >= len(maps):
+        return _grow_maps(maps, blocks).contiguous().view(*keep.shape[:first], *grown)
+    output = keep.new_empty((*keep.shape[:first], *grown))
     for found, some in zip(output.view(-1, *grown).split(count), maps.split(count), strict=True):
         found.copy_(_grow_maps(some, blocks))
     return output

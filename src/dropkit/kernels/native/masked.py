@@ -20,7 +20,7 @@ def apply_mask_plain(input: Tensor, keep: Tensor, scale: float) -> Tensor:
     """
     output = torch.empty_like(input)
     words = packed_words(keep.contiguous().numpy())
-    axes = memory_axes(output, bit_steps(keep.shape))
+    axes = memory_axes(output.shape, output.stride(), bit_steps(keep.shape))
     assert axes is not None  # noqa: S101  # what the kernels take has no gaps
     places = input.data_ptr(), output.data_ptr(), words.ctypes.data, 0
     affine = MAP(scale, -0.0, 0.0)  # to add -0 changes no number

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from dropkit.kernels import portable
 from dropkit.kernels.native.division import Division, divide
 from dropkit.kernels.native.library import Library, library, share_threads
-from dropkit.kernels.native.packing import int64, packed_place
+from dropkit.kernels.native.packing import MAP, int64, packed_map, packed_place
 from dropkit.kernels.native.strided import MemoryAxes, bit_steps, is_laid_out_like, memory_axes
 from dropkit.random.layout import Layout
 
@@ -23,14 +23,18 @@ __all__ = [
     "activate_plain",
     "activates",
     "add_plain",
+    "affine_plain",
     "apply_bits",
     "apply_bits_",
     "dropout",
     "dropout_plain",
+    "dropout_shared",
     "keep_bits_plain",
     "keep_mask",
+    "keep_mask_plain",
     "serving",
     "spread_bits",
+    "spreads",
     "takes",
 ]
 
@@ -71,6 +75,54 @@ def dropout_plain(input: Tensor, key: int, threshold: int, words: Tensor | None 
     native: Any = library()  # there is one: `takes` asked
     native.dropout_plain(TYPES[input.dtype], place, output.data_ptr(), kept, input.numel(), columns, key, threshold)
     return output
+
+
+def dropout_shared(input: Tensor, key: int, threshold: int, mask_shape: tuple[int, ...]) -> Tensor:
+    """Do what `dropout_plain` does where elements share places of the mask, as `spreads` has told that it can.
+
+    Args:
+        input: The tensor.
+        key: The key, whose low 64 bits count.
+        threshold: Of the rate.
+        mask_shape: Shape of the mask, with length 1 on the axes that share.
+    """
+    output = torch.empty_like(input)
+    if input.numel():
+        words, axes = _shared_bits(input, mask_shape, key, threshold)
+        places = input.data_ptr(), output.data_ptr(), words.data_ptr(), 0
+        serving().apply_bits_strided(TYPES[input.dtype], *places, threshold, True, len(axes), *axes)
+    return output
+
+
+def affine_plain(
+    input: Tensor, key: int, threshold: int, mask_shape: tuple[int, ...], numbers: tuple[float, float, float]
+) -> Tensor:
+    """Do the same with what is kept scaled and shifted, and what is dropped a constant: the numbers."""
+    output, native = torch.empty_like(input), serving()
+    places = input.data_ptr(), output.data_ptr()
+    if not input.numel():
+        pass
+    elif mask_shape == input.shape:
+        packed, _kept = packed_map(*_sizes(input), key, threshold, numbers)
+        native.affine(TYPES[input.dtype], *places, packed)
+    else:
+        words, axes = _shared_bits(input, mask_shape, key, threshold)
+        native.affine_by_bits(TYPES[input.dtype], *places, words.data_ptr(), 0, MAP(*numbers), len(axes), *axes)
+    return output
+
+
+def spreads(input: Tensor, mask_shape: tuple[int, ...]) -> bool:
+    """Tell whether a mask with length 1 on some axes can be spread over a tensor that the kernels take."""
+    return not input.numel() or memory_axes(input.shape, input.stride(), bit_steps(mask_shape)) is not None
+
+
+def _shared_bits(input: Tensor, mask_shape: tuple[int, ...], key: int, threshold: int) -> tuple[Tensor, MemoryAxes]:
+    """Draw the mask, a bit a place, and tell how it lies over the tensor."""
+    columns = mask_shape[-1]
+    words = keep_bits_plain((1, math.prod(mask_shape[:-1]), columns), 0, 0, key, threshold)
+    axes = memory_axes(input.shape, input.stride(), bit_steps(mask_shape))
+    assert axes is not None  # noqa: S101  # `spreads` asked
+    return words, axes
 
 
 def add_plain(input: Tensor, residual: Tensor, key: int, threshold: int) -> Tensor:
@@ -120,6 +172,14 @@ def keep_bits_plain(place: tuple[int, int, int], first_row: int, row_step: int, 
     packed[4], packed[5] = int64(first_row), int64(row_step)
     serving().keep_bits(words.data_ptr(), 0, packed)
     return words
+
+
+def keep_mask_plain(shape: tuple[int, ...], key: int, threshold: int) -> Tensor:
+    """Return a mask, a byte an element, of a shape of one axis or more, under one key at stream 0."""
+    keep = torch.empty(shape, dtype=torch.bool, device="cpu")
+    if keep.numel():
+        serving().keep_bytes(keep.data_ptr(), packed_place(1, math.prod(shape[:-1]), shape[-1], key, threshold))
+    return keep
 
 
 def apply_bits(input: Tensor, words: Tensor, threshold: int) -> Tensor:
@@ -193,7 +253,7 @@ def spread_bits(
         return output
     steps = bit_steps(division.mask_shape)
     rates = threshold.expand(input.shape[: threshold.dim()]) if threshold.numel() > 1 else threshold.reshape(())
-    axes = memory_axes(output[(0,) * rates.dim()], steps[rates.dim() :])
+    axes = memory_axes(output.shape[rates.dim() :], output.stride()[rates.dim() :], steps[rates.dim() :])
     if axes is None:
         return None
     source = input if is_laid_out_like(input, output) else output.copy_(input)

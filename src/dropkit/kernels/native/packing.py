@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MAP", "PACKED", "int64", "packed_place", "packed_words"]
+__all__ = ["MAP", "PACKED", "int64", "packed_map", "packed_place", "packed_words"]
 
 PACKED = ctypes.c_int64 * 16
 MAP = ctypes.c_double * 3  # what is kept is scaled and shifted by, and what is dropped becomes
@@ -26,6 +26,25 @@ def packed_place(slices: int, rows: int, columns: int, key: int, threshold: int)
     packed[13], packed[15] = int64(key), threshold
     packed[7:10] = [ctypes.addressof(packed) + 8 * place for place in (13, 14, 15)]
     return packed
+
+
+def packed_map(
+    elements: int, columns: int, key: int, threshold: int, numbers: tuple[float, float, float]
+) -> tuple[Any, Any]:
+    """Return what the library reads of a tensor whose elements are mapped, and what that points into.
+
+    Args:
+        elements: Number of elements.
+        columns: Number of columns.
+        key: The key, with 64 bits.
+        threshold: Of the rate.
+        numbers: What is kept is scaled and shifted by, and what is dropped becomes.
+    """
+    address, of_map = (ctypes.c_int64 * 3)(int64(key), 0, threshold), MAP(*numbers)
+    packed = PACKED(0, 1, elements // columns, columns)
+    packed[7:10] = [ctypes.addressof(address) + 8 * place for place in range(3)]
+    packed[13:16] = [ctypes.addressof(of_map) + 8 * place for place in range(3)]
+    return packed, (address, of_map)
 
 
 def int64(value: int) -> int:

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from dropkit.kernels.native.division import remembered
+
 __all__ = ["MemoryAxes", "bit_steps", "is_laid_out_like", "memory_axes"]
 
 _MOST_AXES = 32  # that the library takes
@@ -28,22 +30,24 @@ def is_laid_out_like(input: Tensor, other: Tensor) -> bool:
     return all(length <= 1 or stride == wanted for length, stride, wanted in axes)
 
 
-def bit_steps(mask_shape: Sequence[int]) -> list[int]:
+def bit_steps(mask_shape: Sequence[int]) -> tuple[int, ...]:
     """Return how many bits apart neighbours are in a mask that is packed in row-major order, 0 along a shared axis."""
     steps = [math.prod(mask_shape[axis + 1 :]) for axis in range(len(mask_shape))]
-    return [step if length > 1 else 0 for step, length in zip(steps, mask_shape, strict=True)]
+    return tuple(step if length > 1 else 0 for step, length in zip(steps, mask_shape, strict=True))
 
 
-def memory_axes(tensor: Tensor, steps: Sequence[int]) -> MemoryAxes | None:
+@remembered
+def memory_axes(shape: tuple[int, ...], strides: tuple[int, ...], steps: tuple[int, ...]) -> MemoryAxes | None:
     """Return the axes of a tensor as they lie in memory, or None if there are gaps between its elements.
 
     Args:
-        tensor: Tensor of any strides, not empty.
+        shape: The tensor's shape, of no length 0.
+        strides: Its strides, in elements.
         steps: For each of its axes, how many bits of the mask apart neighbours are.
     """
     found: list[tuple[int, int]] = []  # from the innermost on; axes that go on where the one before ended are one
     elements = 1
-    for stride, length, step in sorted(zip(tensor.stride(), tensor.shape, steps, strict=True)):
+    for stride, length, step in sorted(zip(strides, shape, steps, strict=True)):
         if length == 1:
             continue
         if stride != elements:
