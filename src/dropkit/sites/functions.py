@@ -1,0 +1,160 @@
+"""The functions that draw dropout: where each has its rate and its switch, and calls with their arguments by name."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import dropkit.functional as ours
+
+__all__ = ["FUNCTIONS", "Call", "Function", "find_call"]
+
+
+@dataclass(frozen=True)
+class Function:
+    """One function that draws dropout.
+
+    Args:
+        kind: What it is called in lists of sites.
+        function: The function.
+        rate: Its argument that is the probability of dropping; None where the rate is learned.
+        switch: Its argument that says whether it drops; None where the rate alone does.
+        key: Its argument for the key, which only those of `dropkit.functional` have.
+        overloads: Names of the arguments of a built-in function, which has no signature; one tuple an overload.
+    """
+
+    kind: str
+    function: Callable[..., Any]
+    rate: str | None = "p"
+    switch: str | None = "training"
+    key: str | None = None
+    overloads: tuple[tuple[str, ...], ...] = ()
+
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of a call by name; with their defaults, where a Python function has them."""
+        if self.overloads:
+            # Of a recurrent network on packed sequences the fourth argument is a list, on padded ones a flag.
+            is_packed = len(self.overloads) > 1 and not isinstance(args[3], bool)
+            return dict(zip(self.overloads[is_packed], args, strict=False)) | dict(kwargs)
+        bound = inspect.signature(self.function).bind(*args, **kwargs)
+        bound.apply_defaults()
+        return bound.arguments
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a function that draws dropout.
+
+    Args:
+        function: The row of the function.
+        arguments: Its arguments by name.
+        positional: How many of them a built-in function takes by position.
+    """
+
+    function: Function
+    arguments: Mapping[str, Any]
+    positional: int = field(default=0, repr=False)
+
+    @property
+    def p(self) -> Any:
+        """The rate, a number or a tensor; None where it is learned."""
+        return None if self.function.rate is None else self.arguments.get(self.function.rate, 0.0)
+
+    @property
+    def training(self) -> bool:
+        """Whether it is asked to drop."""
+        switch = self.function.switch
+        return switch is None or bool(self.arguments.get(switch))
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it drops, or may drop."""
+        rate = self.p
+        return self.training and (not isinstance(rate, float | int) or rate > 0)
+
+    @property
+    def input(self) -> Tensor:
+        """The tensor that noise is drawn for: the first among the arguments."""
+        return next(value for value in self.arguments.values() if isinstance(value, Tensor))
+
+    @property
+    def shared(self) -> tuple[int, ...]:
+        """Axes of the input along which one draw is shared."""
+        kind, rank = self.function.kind, self.input.dim()
+        if kind in _MAPS:
+            return tuple(range(rank - _MAPS[kind], rank))
+        if kind in ("feature_dropout", "feature_alpha_dropout"):
+            return tuple(range(2, rank))
+        if kind in ("drop_path", "skip_path"):
+            return tuple(range(1 if self.arguments["mode"] == "row" else 0, rank))
+        if kind == "locked_dropout":
+            return (1,) if self.arguments["batch_first"] else (0,)
+        axes = self.arguments.get("broadcast_dims", ())
+        return tuple(sorted(axis % rank for axis in ((axes,) if isinstance(axes, int) else axes)))
+
+    def changed(self, **arguments: Any) -> "Call":
+        """Return the same call with other arguments."""
+        return replace(self, arguments={**self.arguments, **arguments})
+
+    def switched(self, on: bool) -> "Call":
+        """Return the same call with its switch on or off; one without a switch is turned off by its rate."""
+        if self.function.switch is not None:
+            return self.changed(**{self.function.switch: on})
+        return self if on or self.function.rate is None else self.changed(**{self.function.rate: 0.0})
+
+    def run(self) -> Any:
+        """Call the function."""
+        names = list(self.arguments)
+        args = [self.arguments[name] for name in names[: self.positional]]
+        return self.function.function(*args, **{name: self.arguments[name] for name in names[self.positional :]})
+
+
+_MAPS = {"dropout1d": 1, "dropout2d": 2, "dropout3d": 3}  # number of an element's axes
+_FLAGS = ("params", "has_biases", "num_layers", "dropout", "train", "bidirectional")
+_RECURRENT = ("input", "hx", *_FLAGS, "batch_first"), ("data", "batch_sizes", "hx", *_FLAGS)
+_ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+
+
+def _of_pytorch() -> Iterator[Function]:
+    for kind in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"):
+        yield Function(kind, getattr(F, kind))
+    for kind in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"):
+        for name in (kind, f"{kind}_"):
+            yield Function(kind, getattr(torch, name), switch="train", overloads=(("input", "p", "train"),))
+    yield Function("dropout", torch.native_dropout, switch="train", overloads=(("input", "p", "train"),))
+    for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+        yield Function(kind, getattr(torch, kind), "dropout", "train", overloads=_RECURRENT)
+    attention = F.scaled_dot_product_attention
+    yield Function("scaled_dot_product_attention", attention, "dropout_p", None, overloads=(_ATTENTION,))
+    yield Function("multi_head_attention", F.multi_head_attention_forward, "dropout_p")
+
+
+def _of_dropkit() -> Iterator[Function]:
+    for kind in ours.__all__:
+        function = getattr(ours, kind)
+        names = inspect.signature(function).parameters
+        if "training" in names:
+            rate = next((name for name in ("p", "dropout_p") if name in names), None)
+            yield Function(kind, function, rate, key="dropout_key" if "dropout_key" in names else "key")
+
+
+FUNCTIONS: Mapping[Callable[..., Any], Function] = MappingProxyType(
+    {row.function: row for rows in (_of_pytorch(), _of_dropkit()) for row in rows}
+)
+"""Every function that draws dropout, PyTorch's and dropkit's, with what is known of it."""
+
+
+def find_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
+    """Return what a call of any function is as a call that draws dropout, or None if it is none."""
+    try:
+        row = FUNCTIONS.get(function)
+    except TypeError:  # it has no hash
+        return None
+    if row is None:
+        return None
+    return Call(row, row.bind(args, kwargs), len(args) if row.overloads else 0)
