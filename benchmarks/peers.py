@@ -1,4 +1,4 @@
-"""Other libraries' dropout, where it is installed: to be timed against, and to be tested against."""
+"""Other libraries' dropout and models, where they are installed: to be timed and to be tested against."""
 
 import importlib
 import importlib.util
@@ -10,7 +10,7 @@ from types import ModuleType
 
 import torch
 
-__all__ = ["keras_layers", "timm_drop"]
+__all__ = ["keras_layers", "timm_drop", "timm_models", "transformers_library"]
 
 _named: list[torch.library.Library] = []  # which lose their operators once they are forgotten
 
@@ -21,6 +21,8 @@ def _name_vision_operators() -> None:
     Its wheel for CUDA cannot load them beside a PyTorch without it, and its import ends there. With the names alone
     nothing of it runs, but what imports it can be imported.
     """
+    if _named:
+        return
     found = importlib.util.find_spec("torchvision")
     if found is None or found.origin is None:
         return
@@ -31,16 +33,34 @@ def _name_vision_operators() -> None:
     _named.append(library)
 
 
+def _beside_torchvision(name: str, package: str) -> ModuleType | None:
+    """Import a module of a package that imports torchvision, or return None where the package is not installed."""
+    if importlib.util.find_spec(package) is None:
+        return None
+    if importlib.util.find_spec("torchvision") is not None:
+        try:
+            importlib.import_module("torchvision")
+        except RuntimeError:  # operator torchvision::nms does not exist
+            _name_vision_operators()
+    return importlib.import_module(name)
+
+
 @cache
 def timm_drop() -> ModuleType | None:
     """Return timm's module of dropout, or None where timm is not installed."""
-    if importlib.util.find_spec("timm") is None:
-        return None
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError:  # operator torchvision::nms does not exist
-        _name_vision_operators()
-    return importlib.import_module("timm.layers.drop")
+    return _beside_torchvision("timm.layers.drop", "timm")
+
+
+@cache
+def timm_models() -> ModuleType | None:
+    """Return timm's module of models, or None where timm is not installed."""
+    return _beside_torchvision("timm.models", "timm")
+
+
+@cache
+def transformers_library() -> ModuleType | None:
+    """Return transformers, or None where it is not installed."""
+    return _beside_torchvision("transformers", "transformers")
 
 
 @cache
