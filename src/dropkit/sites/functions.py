@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,6 +25,9 @@ class Function:
         switch: Its argument that says whether it drops; None where the rate alone does.
         key: Its argument for the key, which only those of `dropkit.functional` have.
         overloads: Names of the arguments of a built-in function, which has no signature; one tuple an overload.
+        names: Names of the arguments of a Python function.
+        positional: How many of them it takes by position.
+        defaults: Their defaults.
     """
 
     kind: str
@@ -34,6 +36,9 @@ class Function:
     switch: str | None = "training"
     key: str | None = None
     overloads: tuple[tuple[str, ...], ...] = ()
+    names: tuple[str, ...] = ()
+    positional: int = 0
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of a call by name; with their defaults, where a Python function has them."""
@@ -41,9 +46,10 @@ class Function:
             # Of a recurrent network on packed sequences the fourth argument is a list, on padded ones a flag.
             is_packed = len(self.overloads) > 1 and not isinstance(args[3], bool)
             return dict(zip(self.overloads[is_packed], args, strict=False)) | dict(kwargs)
-        bound = inspect.signature(self.function).bind(*args, **kwargs)
-        bound.apply_defaults()
-        return bound.arguments
+        if len(args) > self.positional:
+            self.function(*args, **kwargs)  # it says best what is wrong
+        given = {**self.defaults, **dict(zip(self.names, args, strict=False)), **kwargs}
+        return {name: given[name] for name in self.names if name in given} | dict(kwargs)
 
 
 @dataclass(frozen=True)
@@ -120,9 +126,18 @@ _RECURRENT = ("input", "hx", *_FLAGS, "batch_first"), ("data", "batch_sizes", "h
 _ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 
 
+def _of_python(kind: str, function: Callable[..., Any], rate: str | None = "p", key: str | None = None) -> Function:
+    """Return the row of a Python function; its signature is read once, for reading it takes longer than dropping."""
+    parameters = inspect.signature(function).parameters.values()
+    names = tuple(each.name for each in parameters)
+    positional = sum(each.kind is not each.KEYWORD_ONLY for each in parameters)
+    defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
+    return Function(kind, function, rate, key=key, names=names, positional=positional, defaults=defaults)
+
+
 def _of_pytorch() -> Iterator[Function]:
     for kind in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"):
-        yield Function(kind, getattr(F, kind))
+        yield _of_python(kind, getattr(F, kind))
     for kind in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"):
         for name in (kind, f"{kind}_"):
             yield Function(kind, getattr(torch, name), switch="train", overloads=(("input", "p", "train"),))
@@ -131,7 +146,7 @@ def _of_pytorch() -> Iterator[Function]:
         yield Function(kind, getattr(torch, kind), "dropout", "train", overloads=_RECURRENT)
     attention = F.scaled_dot_product_attention
     yield Function("scaled_dot_product_attention", attention, "dropout_p", None, overloads=(_ATTENTION,))
-    yield Function("multi_head_attention", F.multi_head_attention_forward, "dropout_p")
+    yield _of_python("multi_head_attention", F.multi_head_attention_forward, "dropout_p")
 
 
 def _of_dropkit() -> Iterator[Function]:
@@ -140,12 +155,13 @@ def _of_dropkit() -> Iterator[Function]:
         names = inspect.signature(function).parameters
         if "training" in names:
             rate = next((name for name in ("p", "dropout_p") if name in names), None)
-            yield Function(kind, function, rate, key="dropout_key" if "dropout_key" in names else "key")
+            yield _of_python(kind, function, rate, key="dropout_key" if "dropout_key" in names else "key")
 
 
-FUNCTIONS: Mapping[Callable[..., Any], Function] = MappingProxyType(
-    {row.function: row for rows in (_of_pytorch(), _of_dropkit()) for row in rows}
-)
+# No read-only view of it, which torch.compile could not look up functions in.
+FUNCTIONS: Mapping[Callable[..., Any], Function] = {
+    row.function: row for rows in (_of_pytorch(), _of_dropkit()) for row in rows
+}
 """Every function that draws dropout, PyTorch's and dropkit's, with what is known of it."""
 
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch.nn import Module
 from torch.overrides import TorchFunctionMode
 
@@ -81,6 +82,7 @@ class Interceptor(TorchFunctionMode):
         self.names = {id(module): name for name, module in module_names(model).items()}
         self.frames: list[Frame] = []
         self.runs: dict[str, int] = {}
+        self.keeps_runs = False  # whether runs go on being counted after the outermost forward has ended
         self._thread: int | None = None
 
     def __torch_function__(
@@ -111,9 +113,9 @@ class Interceptor(TorchFunctionMode):
         if name is None:  # a copy of a module of the model, which has the hooks but is none of it
             return
         if not self.frames:
-            self._thread = threading.get_ident()
+            self._thread = _thread()
             self.__enter__()
-        elif self._thread != threading.get_ident():
+        elif self._thread != _thread():
             remedy = "Run them one after another, or give each thread a copy of the model."
             raise UnsupportedError(f"dropkit.sites: two threads run forwards of one model at once. {remedy}")
         run = self.runs.get(name, 0)
@@ -122,10 +124,16 @@ class Interceptor(TorchFunctionMode):
 
     def leave(self, module: Module) -> None:
         """Note that a module's forward has ended, perhaps with an exception."""
-        if self.frames and self.frames[-1].module is module:
+        if self.frames and self.frames[-1].module is module and self._thread == _thread():
             self.frames.pop()
             if not self.frames:
                 self.__exit__(None, None, None)
+                if not self.keeps_runs:
+                    self.runs.clear()
+
+
+def _thread() -> int:
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
 class _Hook:
@@ -138,7 +146,7 @@ class _Hook:
         self.act(module)
 
     def __deepcopy__(self, memo: Any) -> "_Hook":
-        return self
+        return _Hook(_nothing)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Hook, (_nothing,)
