@@ -20,7 +20,7 @@ from dropkit.functional.attention_inputs import (
 )
 from dropkit.functional.attention_weights import attend, find_weights, widened
 from dropkit.functional.eager import is_plain
-from dropkit.functional.inputs import autocast_dtype, is_identity, without_autocast
+from dropkit.functional.inputs import autocast_dtype, check_mask, is_identity, without_autocast
 from dropkit.functional.overrides import overridable
 from dropkit.kernels.native import operations as native
 
@@ -46,8 +46,10 @@ def scaled_dot_product_attention(
     training: bool = True,
     generator: torch.Generator | None = None,
     dropout_key: int | Tensor | None = None,
+    dropout_mask: Tensor | None = None,
+    return_dropout_mask: bool = False,
     stream: int | Tensor = 0,
-) -> Tensor:
+) -> Any:
     """Attend, with dropout of the attention weights in training.
 
     It takes the arguments of `torch.nn.functional.scaled_dot_product_attention`, and draws nothing where `training` is
@@ -71,10 +73,14 @@ def scaled_dot_product_attention(
         training: Whether to drop. Default: True.
         generator: Where to draw the dropout key. Default: PyTorch's own generator.
         dropout_key: The key of the mask, as `key` for `dropout`. Default: drawn.
+        dropout_mask: A bool tensor of shape (..., heads, queries, keys), of length 1 on axes that share, True = kept,
+            to use instead. Default: drawn.
+        return_dropout_mask: Whether to return that mask too, for which all weights are stored. Default: False.
         stream: Number of the pass, as for `dropout`. Default: 0.
 
     Returns:
-        A tensor of shape (..., heads, queries, columns).
+        A tensor of shape (..., heads, queries, columns). With `return_dropout_mask`, a pair with the mask, which is all
+        True in evaluation.
 
     Raises:
         ArgumentError: If a value is out of range, sources of noise are mixed, or heads do not fit.
@@ -99,27 +105,43 @@ def scaled_dot_product_attention(
         with without_autocast(query.device):
             return scaled_dot_product_attention(
                 query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, training=training,
-                generator=generator, dropout_key=dropout_key, stream=stream,
+                generator=generator, dropout_key=dropout_key, dropout_mask=dropout_mask,
+                return_dropout_mask=return_dropout_mask, stream=stream,
             )  # fmt: skip
     scale = plain_scale(scale)
-    check_options(query, attn_mask, is_causal=is_causal, enable_gqa=enable_gqa, training=training)
+    flags = {"is_causal": is_causal, "enable_gqa": enable_gqa, "training": training}
+    check_options(query, attn_mask, **flags, return_dropout_mask=return_dropout_mask)
     leading = leading_axes(query, key, value, attn_mask, enable_gqa)
     whole = query.expand(*leading[0], *query.shape[-2:])  # whose axis 0 is that of the weights
     check_source(WHERE, whole, dropout_p, dropout_key, generator, stream, _NAMES)
-    if is_identity(dropout_p, training):
-        return F.scaled_dot_product_attention(
+    weights = query.new_empty(()).expand(*whole.shape[:-1], key.size(-2))
+    sources = {"dropout_key": dropout_key, "generator": generator}
+    check_mask(WHERE, dropout_mask, weights, sources, {"stream": stream}, "dropout_mask")
+    if is_identity(dropout_p, training, dropout_mask):
+        output = F.scaled_dot_product_attention(
             query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
         )
+        return (output, torch.ones_like(weights, dtype=torch.bool)) if return_dropout_mask else output
     query, key, value = broadcast(query, key, value, leading, enable_gqa)
     factor = 1 / math.sqrt(max(query.size(-1), 1)) if scale is None else scale
     one_key = dropout_key is None or type(dropout_key) is int
     plain = type(dropout_p) is float and generator is None and type(stream) is int and stream == 0 and one_key
     check_not_traced(WHERE)
+    if dropout_mask is not None:
+        output, _, kept = attend(
+            query, key, value, attn_mask, is_causal, factor, dropout_p, return_mask=return_dropout_mask,
+            mask=dropout_mask,
+        )  # fmt: skip
+        return (output, kept) if return_dropout_mask else output
     drawn = draw_key(WHERE, generator, query, _NAMES) if dropout_key is None else dropout_key
-    if plain and _computes_in_parts(query, key, value, attn_mask):
+    if plain and not return_dropout_mask and _computes_in_parts(query, key, value, attn_mask):
         threshold = math.floor(dropout_p * 2.0**32 + 0.5)
         return _Attention.apply(query, key, value, attn_mask, is_causal, factor, int(drawn) % 2**64, threshold)
-    return attend(query, key, value, attn_mask, is_causal, factor, dropout_p, key=drawn, stream=stream)[0]
+    output, _, kept = attend(
+        query, key, value, attn_mask, is_causal, factor, dropout_p, return_mask=return_dropout_mask, key=drawn,
+        stream=stream,
+    )  # fmt: skip
+    return (output, kept) if return_dropout_mask else output
 
 
 def _computes_in_parts(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> bool:

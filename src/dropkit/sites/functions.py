@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import dropkit.functional as ours
+from dropkit.sites.heads import attend_with_heads
+from dropkit.sites.networks import NETWORKS
 
 __all__ = ["FUNCTIONS", "Call", "Function", "find_call"]
 
@@ -23,7 +25,9 @@ class Function:
         function: The function.
         rate: Its argument that is the probability of dropping; None where the rate is learned.
         switch: Its argument that says whether it drops; None where the rate alone does.
-        key: Its argument for the key, which only those of `dropkit.functional` have.
+        key: Its argument for the key, which dropkit's own functions alone have.
+        mask: Its argument for the mask, or for noise that is not a mask, to use instead of drawing; where there is one.
+        returned: Its argument that asks for the mask or the noise; where there is one.
         overloads: Names of the arguments of a built-in function, which has no signature; one tuple an overload.
         names: Names of the arguments of a Python function.
         positional: How many of them it takes by position.
@@ -35,6 +39,8 @@ class Function:
     rate: str | None = "p"
     switch: str | None = "training"
     key: str | None = None
+    mask: str | None = None
+    returned: str | None = None
     overloads: tuple[tuple[str, ...], ...] = ()
     names: tuple[str, ...] = ()
     positional: int = 0
@@ -81,7 +87,8 @@ class Call:
     def is_active(self) -> bool:
         """Whether it drops, or may drop."""
         rate = self.p
-        return self.training and (not isinstance(rate, float | int) or rate > 0)
+        is_between = self.arguments.get("num_layers", 2) > 1  # a network of one layer has nothing to drop
+        return self.training and is_between and (not isinstance(rate, float | int) or rate > 0)
 
     @property
     def input(self) -> Tensor:
@@ -92,6 +99,8 @@ class Call:
     def shared(self) -> tuple[int, ...]:
         """Axes of the input along which one draw is shared."""
         kind, rank = self.function.kind, self.input.dim()
+        if self.function.function is F.dropout2d and rank == 3:  # which PyTorch takes for a batch of one-axis maps
+            return (2,)
         if kind in _MAPS:
             return tuple(range(rank - _MAPS[kind], rank))
         if kind in ("feature_dropout", "feature_alpha_dropout"):
@@ -152,10 +161,27 @@ def _of_pytorch() -> Iterator[Function]:
 def _of_dropkit() -> Iterator[Function]:
     for kind in ours.__all__:
         function = getattr(ours, kind)
-        names = inspect.signature(function).parameters
-        if "training" in names:
-            rate = next((name for name in ("p", "dropout_p") if name in names), None)
-            yield _of_python(kind, function, rate, key="dropout_key" if "dropout_key" in names else "key")
+        if "training" in inspect.signature(function).parameters:
+            yield _own(kind, function)
+    yield _own("multi_head_attention", attend_with_heads)
+    for kind, network in NETWORKS.items():
+        yield _own(kind, network)
+
+
+def _own(kind: str, function: Callable[..., Any]) -> Function:
+    """Return the row of a function of dropkit's, whose arguments tell by their names what they are."""
+    names = inspect.signature(function).parameters
+
+    def first(*candidates: str) -> str | None:
+        return next((name for name in candidates if name in names), None)
+
+    row = _of_python(kind, function, first("p", "dropout_p", "dropout"), first("dropout_key", "key"))
+    return replace(
+        row,
+        switch=first("training", "train"),
+        mask=first("dropout_mask", "mask", "noise"),
+        returned=first("return_dropout_mask", "return_mask", "return_noise"),
+    )
 
 
 # No read-only view of it, which torch.compile could not look up functions in.
