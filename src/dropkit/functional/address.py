@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from dropkit._checks import KEY, PROBABILITY, STREAM, Integer, Number, argument_error, argument_type_error, as_float
 from dropkit.errors import UnsupportedError
@@ -154,7 +155,9 @@ def _key_tensor(where: str, key: int | Tensor, input: Tensor, names: Names) -> T
 
 
 def draw_key(where: str, generator: torch.Generator | None, input: Tensor, names: Names = _NAMES) -> Tensor:
-    """Draw a key, over all 64 bits, from a generator on the input's device."""
+    """Draw a key, over all 64 bits, from a generator on the input's device; a mode may answer with another."""
+    if has_torch_function_unary(input):
+        return handle_torch_function(draw_key, (input,), where, generator, input, names)
     options: dict[str, Any] = {"dtype": torch.int64, "device": input.device}
     if generator is not None:  # the operator that takes one, even None, fails under a compiled `vmap`
         _check_replay(where, names)

@@ -2,19 +2,22 @@
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from torch.nn import Module
-from torch.overrides import TorchFunctionMode
+from torch.nn.utils.rnn import PackedSequence
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from dropkit.errors import UnsupportedError
+from dropkit.sites import checkpoints
 from dropkit.sites.functions import Call, find_call
 from dropkit.sites.names import is_dropout_layer, module_names
 
-__all__ = ["Attachment", "Frame", "Handler", "Interceptor", "Place", "attached"]
+__all__ = ["Attachment", "Frame", "Handler", "Interceptor", "Place", "Snapshot", "attached"]
 
 
 @dataclass
@@ -25,6 +28,7 @@ class Frame:
         module: The module.
         name: Its name in the model.
         run: How many times it ran before, since runs were last counted anew.
+        order: If its input is a packed sequence, which example of the batch each sequence is.
         functions: How many dropout functions it has called.
         randoms: How many random operators it has called.
     """
@@ -32,6 +36,7 @@ class Frame:
     module: Module
     name: str
     run: int
+    order: Tensor | None = None
     functions: int = 0
     randoms: int = 0
 
@@ -47,22 +52,64 @@ class Place:
         module: The innermost registered module whose forward is running.
         path: Its name in the model.
         run: How many times it ran before, since runs were last counted anew.
+        order: If its input is a packed sequence, which example of the batch each sequence is; None if in order.
     """
 
     name: str
     module: Module
     path: str
     run: int
+    order: Tensor | None = None
 
 
 class Handler(Protocol):
-    """What decides what happens at a site."""
+    """What decides what happens at a site.
+
+    Of several on one model that which was attached first is asked first, and what it runs goes on to the next; but one
+    that `is_last` is asked after all others, whenever it was attached.
+    """
+
+    is_last: bool = False
 
     def dropout(self, place: Place, call: Call) -> Any:
         """Return what a call that draws dropout, or is asked not to, shall return; ``call.run()`` lets it run."""
 
     def other(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Return what any other call of PyTorch shall return; ``function(*args, **kwargs)`` lets it run."""
+
+    def snapshot(self) -> Any:
+        """Return whatever of its own state decides about calls, for a recomputation of what runs now."""
+        return None
+
+    def resumed(self, state: Any) -> AbstractContextManager[None]:
+        """Decide, meanwhile, as in the state of a snapshot."""
+        return nullcontext()
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Where a forward is, for its recomputation during the backward pass.
+
+    Args:
+        interceptor: Whose it is.
+        frames: Runs that have not ended, outermost first.
+        runs: How often modules have run, by name.
+        state: The handler's own.
+        entered: How many runs there had been in all.
+    """
+
+    interceptor: "Interceptor"
+    frames: tuple[Frame, ...]
+    runs: Mapping[str, int]
+    state: Any
+    entered: int
+
+    def before(self, function: object) -> "Snapshot":
+        """Return the snapshot of before a module's run, if that is the innermost, for it will be called again."""
+        if not self.frames or self.frames[-1].module is not function:
+            return self
+        own = self.frames[-1]
+        return replace(self, frames=self.frames[:-1], runs={**self.runs, own.name: own.run})
 
 
 class Interceptor(TorchFunctionMode):
@@ -83,12 +130,16 @@ class Interceptor(TorchFunctionMode):
         self.frames: list[Frame] = []
         self.runs: dict[str, int] = {}
         self.keeps_runs = False  # whether runs go on being counted after the outermost forward has ended
-        self._thread: int | None = None
+        self.entered = 0
+        self.is_attached, self.is_resumed, self.is_muted = True, False, False
+        self._owner: dict[str, int] = {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Give a call to the handler."""
+        if self.is_muted:
+            return func(*args, **(kwargs or {}))
         call = find_call(func, args, kwargs or {})
         if call is None:
             return self.handler.other(func, args, kwargs or {})
@@ -99,7 +150,8 @@ class Interceptor(TorchFunctionMode):
         frame = self.frames[-1]
         number, frame.functions = frame.functions, frame.functions + 1
         is_plain = number == 0 and is_dropout_layer(frame.module)
-        return Place(frame.name if is_plain else f"{frame.name}#{number}", frame.module, frame.name, frame.run)
+        name = frame.name if is_plain else f"{frame.name}#{number}"
+        return Place(name, frame.module, frame.name, frame.run, frame.order)
 
     def random_place(self) -> Place:
         """Return the place of the random operator that is being called, and count it."""
@@ -107,43 +159,102 @@ class Interceptor(TorchFunctionMode):
         number, frame.randoms = frame.randoms, frame.randoms + 1
         return Place(f"{frame.name}~{number}", frame.module, frame.name, frame.run)
 
-    def enter(self, module: Module) -> None:
+    def enter(self, module: Module, inputs: tuple[Any, ...] = ()) -> None:
         """Note that a module's forward begins; with the outermost, calls begin to be seen."""
         name = self.names.get(id(module))
-        if name is None:  # a copy of a module of the model, which has the hooks but is none of it
+        if name is None or self.is_muted:  # no name: a copy of a module of the model, which shares its hooks
             return
+        self._own()
         if not self.frames:
-            self._thread = _thread()
             self.__enter__()
-        elif self._thread != _thread():
-            remedy = "Run them one after another, or give each thread a copy of the model."
-            raise UnsupportedError(f"dropkit.sites: two threads run forwards of one model at once. {remedy}")
         run = self.runs.get(name, 0)
         self.runs[name] = run + 1
-        self.frames.append(Frame(module, name, run))
+        if not torch.compiler.is_compiling():  # which would compile again for every number
+            self.entered += 1
+        order = inputs[0].sorted_indices if inputs and isinstance(inputs[0], PackedSequence) else None
+        self.frames.append(Frame(module, name, run, order))
 
-    def leave(self, module: Module) -> None:
+    def leave(self, module: Module, *_: Any) -> None:
         """Note that a module's forward has ended, perhaps with an exception."""
-        if self.frames and self.frames[-1].module is module and self._thread == _thread():
+        if self.frames and self.frames[-1].module is module and not self.is_muted and self._is_owned():
             self.frames.pop()
             if not self.frames:
                 self.__exit__(None, None, None)
                 if not self.keeps_runs:
                     self.runs.clear()
+            self._disown()
+
+    def _own(self) -> None:
+        """Raise where another thread runs a forward of the model."""
+        self._owner.setdefault("thread", _thread())  # in one step, whatever other threads do
+        if not self._is_owned():
+            remedy = "Run them one after another, or give each thread a copy of the model."
+            raise UnsupportedError(f"dropkit.sites: two threads run forwards of one model at once. {remedy}")
+
+    def _is_owned(self) -> bool:
+        owner, here = self._owner.get("thread", 0), _thread()
+        return owner == here or 0 in (owner, here)
+
+    def _disown(self) -> None:
+        if not self.frames and not self.is_resumed:
+            self._owner.clear()
+
+    def snapshot(self) -> Snapshot:
+        """Return where the forward is now."""
+        frames = tuple(replace(frame) for frame in self.frames)
+        return Snapshot(self, frames, dict(self.runs), self.handler.snapshot(), self.entered)
+
+    @contextmanager
+    def resumed(self, snapshot: Snapshot) -> Iterator[None]:
+        """Go on, meanwhile, from where a forward was, in whatever thread; then leave no trace."""
+        if not self.is_attached:
+            if not snapshot.frames and self.entered == snapshot.entered:
+                yield  # the model took no part
+                return
+            raise UnsupportedError(
+                "dropkit.sites: a checkpointed forward is recomputed after what had changed its dropout was closed, so "
+                "its gradients would be wrong. Close it after the backward pass."
+            )
+        self._own()
+        before = self.frames, self.runs, self.entered, self.is_resumed
+        self.frames, self.runs = [replace(frame) for frame in snapshot.frames], dict(snapshot.runs)
+        self.is_resumed = True
+        is_seen = self in _get_current_function_mode_stack()
+        if self.frames and not is_seen:
+            self.__enter__()
+        try:
+            with self.handler.resumed(snapshot.state):
+                yield
+        finally:
+            if snapshot.frames and not is_seen:
+                self.__exit__(None, None, None)
+            self.frames, self.runs, self.entered, self.is_resumed = before
+            self._disown()
+
+    @contextmanager
+    def muted(self) -> Iterator[None]:
+        """Let everything run as if nothing were attached, meanwhile."""
+        before, self.is_muted = self.is_muted, True
+        try:
+            yield
+        finally:
+            self.is_muted = before
 
 
 def _thread() -> int:
+    """Return the thread's number; 0 in compiled code, which cannot read it."""
     return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
 class _Hook:
     """A hook that belongs to one model: a copy of the model, or one that is loaded again, does without."""
 
-    def __init__(self, act: Callable[[Module], None]) -> None:
+    def __init__(self, act: Callable[..., None], is_last: bool = False) -> None:
         self.act = act
+        self.is_last = is_last
 
-    def __call__(self, module: Module, *_: Any) -> None:
-        self.act(module)
+    def __call__(self, module: Module, *rest: Any) -> None:
+        self.act(module, *rest)
 
     def __deepcopy__(self, memo: Any) -> "_Hook":
         return _Hook(_nothing)
@@ -152,7 +263,7 @@ class _Hook:
         return _Hook, (_nothing,)
 
 
-def _nothing(_module: Module) -> None:
+def _nothing(_module: Module, *_: Any) -> None:
     pass
 
 
@@ -166,17 +277,28 @@ class Attachment:
 
     def __init__(self, model: Module, handler: Handler) -> None:
         self.interceptor = Interceptor(model, handler)
-        enter, leave = _Hook(self.interceptor.enter), _Hook(self.interceptor.leave)
+        enter, leave = _Hook(self.interceptor.enter, handler.is_last), _Hook(self.interceptor.leave)
         self._hooks: list[Any] = []
         for module in module_names(model).values():
             self._hooks.append(module.register_forward_pre_hook(enter, prepend=True))
             self._hooks.append(module.register_forward_hook(leave, always_call=True))
+            _order(module)
+        checkpoints.watch(self.interceptor)
 
     def remove(self) -> None:
         """Take the interceptor off the model."""
+        checkpoints.unwatch(self.interceptor)
+        self.interceptor.is_attached = False
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+
+
+def _order(module: Module) -> None:
+    """Let those enter first that are asked last: of modes the innermost is asked first."""
+    hooks: Any = module._forward_pre_hooks  # an ordered dict, whatever its type says
+    for number in [number for number, hook in hooks.items() if isinstance(hook, _Hook) and hook.is_last]:
+        hooks.move_to_end(number, last=False)
 
 
 @contextmanager
