@@ -52,12 +52,11 @@ template <class F>
 void check_normals(double allowed) {
   double radius_error = 0, cosine_error = 0, longest = 0;
   for (u64 i = 0; i < u64{1} << 32; i += 512) {
-    F x;
-    uniform(static_cast<u32>(i + below(512)), x);
+    const F x = uniform<F>(static_cast<u32>(i + below(512)));
     const double radius = std::sqrt(-2 * std::log(static_cast<double>(x)));
     const double cosine = std::cos(6.28318530717958647692 * static_cast<double>(x));
     longest = std::max(longest, radius);
-    radius_error = std::max(radius_error, std::fabs(static_cast<double>(std::sqrt(-2 * logarithm(x))) - radius));
+    radius_error = std::max(radius_error, std::fabs(static_cast<double>(std::sqrt(squared_radius(x))) - radius));
     cosine_error = std::max(cosine_error, std::fabs(static_cast<double>(cosine_of_turns(x)) - cosine));
   }
   const double error = radius_error + longest * cosine_error;
