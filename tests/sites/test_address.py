@@ -38,7 +38,9 @@ class Keys(TorchFunctionMode):
         call = find_call(func, args, kwargs or {}) if func in FUNCTIONS else None
         given = {**(call.arguments if call is not None else {}), **(kwargs or {})}
         name = "dropout_key" if "dropout_key" in given else "key"
-        is_ours = str(getattr(func, "__module__", "")).startswith("dropkit") and not isinstance(given.get(name), Tensor | None)
+        is_ours = str(getattr(func, "__module__", "")).startswith("dropkit") and not isinstance(
+            given.get(name), Tensor | None
+        )
         if is_ours and (call is None or call.is_active):
             self.found.append(given[name])
         return func(*args, **(kwargs or {}))

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import Module
 from torch.utils.hooks import RemovableHandle
 
@@ -19,6 +20,7 @@ from dropkit.sites.replacement import replaced
 
 __all__ = ["Addressing", "address"]
 
+_REASON = "an addressed model draws its masks outside of compiled code"
 _STEP = Integer(0, 2**64 - 1, "[0, 2**64)")
 _COUNT = Integer(0, 2**32, "[0, 2**32]")
 
@@ -176,8 +178,13 @@ class Addressing(Handler):
         """Run a call with the key of its place."""
         if not call.is_active:
             return call.run()
-        self._check_traced()
+        return self._addressed(place, call) if torch.compiler.is_compiling() else self._drawn(place, call)
+
+    def _drawn(self, place: Place, call: Call) -> Any:
+        self._check_recomputation()
         return replaced(call, key=self._key(place), order=place.order)
+
+    _addressed = torch._dynamo.disable(_drawn, reason=_REASON)
 
     def other(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Answer a layer that draws one key for several functions; let all else run."""
@@ -186,9 +193,14 @@ class Addressing(Handler):
         _, generator, tensor, *_ = args
         if generator is not None:
             return function(*args, **kwargs)
-        self._check_traced()
+        return (self._addressed_key if torch.compiler.is_compiling() else self._drawn_key)(tensor.device)
+
+    def _drawn_key(self, device: torch.device) -> Tensor:
+        self._check_recomputation()
         key = self._key(self._attachment.interceptor.place())
-        return torch.tensor(signed(key), device=tensor.device)
+        return torch.tensor(signed(key), device=device)
+
+    _addressed_key = torch._dynamo.disable(_drawn_key, reason=_REASON)
 
     def snapshot(self) -> tuple[int, int]:
         """Return what keys depend on, but for what the interceptor counts."""
@@ -222,10 +234,8 @@ class Addressing(Handler):
         self._sites[name] = number
         return number
 
-    def _check_traced(self) -> None:
-        """Raise in compiled code, and where a forward is repeated by something that has not kept where it was."""
-        if torch.compiler.is_compiling():
-            raise UnsupportedError("address: the masks of an addressed model are not drawn by compiled code.")
+    def _check_recomputation(self) -> None:
+        """Raise where a forward is repeated by something that has not kept where it was."""
         if torch._C._current_graph_task_id() != -1 and not self._attachment.interceptor.is_resumed:
             raise UnsupportedError(
                 "address: dropout is drawn inside a backward pass that is no recomputation by torch.utils.checkpoint "
