@@ -1,0 +1,151 @@
+"""Hand-written dropout masks: one draw and what became of it, and one application of it to a tensor."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dropkit.errors import UnsupportedError
+from dropkit.sites.interceptor import Place
+from dropkit.sites.operations import Operation, Rule
+
+__all__ = ["Application", "Mask"]
+
+
+@dataclass(eq=False)
+class Mask:
+    """One draw of a random operator, and what has been seen of it so far.
+
+    Args:
+        place: Where it was drawn; its name is that of the site.
+        p: Probability of dropping; None where it is not known, or not the same for all elements.
+        is_scaled: Whether survivors are scaled so that the mean stays.
+        is_switchable: Whether what it was applied to can be had as it would be without it.
+        is_zero: Whether what is dropped becomes 0.
+        is_whole: Whether it drops only whole examples.
+        is_read: Whether it was counted or indexed with, and not only to scale survivors.
+        is_combined: Whether it was combined with what is no draw, or put through what cannot be followed.
+        is_pooled: Whether its dropped parts were grown to blocks.
+        senses: Which of the two outcomes of the draw it was seen to drop.
+    """
+
+    place: Place
+    p: float | None = None
+    is_scaled: bool = False
+    is_switchable: bool = True
+    is_zero: bool = True
+    is_whole: bool = False
+    is_read: bool = False
+    is_combined: bool = False
+    is_pooled: bool = False
+    senses: set[int] = field(default_factory=set)
+
+    @property
+    def is_dropout(self) -> bool:
+        """Whether it surely is dropout.
+
+        It is not where it only perhaps is: masks that mix two tensors, that put something else in place of what is
+        dropped, whose rate differs between elements, that are counted, or that drop whole examples and do not scale
+        the others, as labels are dropped for classifier-free guidance.
+        """
+        known = self.p is not None or self.is_pooled
+        plain = self.is_zero and known and not self.is_combined and len(self.senses) == 1
+        return plain and (self.is_scaled or not (self.is_whole or self.is_read))
+
+
+@dataclass(eq=False)
+class Application:
+    """A mask that is being applied to a tensor.
+
+    Args:
+        mask: What has been seen of the draw, this application with it.
+        operation: The call.
+        input: The tensor.
+        tensor: The mask as it is applied.
+        survivor: Its value where the input is kept; NaN where it is not known.
+        base: What stands for the input where nothing is dropped; None where that is not known.
+        is_skipped: Whether the handler asked for that.
+    """
+
+    mask: Mask
+    operation: Operation
+    input: Tensor
+    tensor: Tensor
+    survivor: float
+    base: Tensor | None
+    is_skipped: bool = False
+
+    @property
+    def place(self) -> Place:
+        """Where the mask was drawn."""
+        return self.mask.place
+
+    @property
+    def kept(self) -> Tensor:
+        """What is kept, a bool tensor with the axes of the mask; True = kept."""
+        return (self.tensor == 0) if self.survivor == 0 else (self.tensor != 0)
+
+    @property
+    def shared(self) -> tuple[int, ...]:
+        """Axes of the input along which one draw is shared."""
+        lengths, first = self.tensor.shape, self._first_axis()
+        own = {
+            first + axis
+            for axis, (length, stride) in enumerate(zip(lengths, self.tensor.stride(), strict=True))
+            if length != 1 and stride != 0
+        }
+        return tuple(axis for axis in self.long_axes if axis not in own)
+
+    @property
+    def long_axes(self) -> tuple[int, ...]:
+        """Axes of the input that are not of length 1."""
+        return tuple(axis for axis, length in enumerate(self.input.shape) if length != 1)
+
+    def _first_axis(self) -> int:
+        """Return the axis of the input to which axis 0 of the mask belongs."""
+        if self.operation.rule is not Rule.ASSIGN:
+            return self.input.dim() - self.tensor.dim()
+        index = self.operation.args[1]
+        return next(number for number, one in enumerate(index) if one is self.tensor) if isinstance(index, tuple) else 0
+
+    def run(self) -> Any:
+        """Apply the mask."""
+        return self.operation.run()
+
+    def undropped(self) -> Any:
+        """Return the same with nothing dropped or scaled; also where survivors are scaled only later.
+
+        Raises:
+            UnsupportedError: If it is not known what that is.
+        """
+        if self.base is None:
+            remedy = "Scale survivors by 1 / (1 - p), or not at all, and not in place before they are dropped."
+            raise UnsupportedError(f"dropkit.sites: the mask {self.place.name} cannot be switched off. {remedy}")
+        self.is_skipped = True
+        target = self.operation.target
+        if target is not None:
+            return target if self.base is target else target.copy_(self.base)
+        tensors = [value for value in self.operation.operands if isinstance(value, Tensor)]
+        dtype = self.base.dtype
+        for tensor in tensors:
+            dtype = torch.promote_types(dtype, tensor.dtype) if tensor.dim() else dtype
+        shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
+        return self.base.to(dtype).expand(shape).clone()  # a new tensor, as the model expects one
+
+    def with_kept(self, kept: Tensor) -> Any:
+        """Return the same under another mask; survivors are scaled as they were.
+
+        Args:
+            kept: Bool tensor that broadcasts to the axes of the mask; True = kept.
+
+        Raises:
+            UnsupportedError: If it is not known how survivors are scaled.
+        """
+        if math.isnan(self.survivor):
+            raise UnsupportedError(f"dropkit.sites: how the mask {self.place.name} scales survivors is not known.")
+        kept = kept.expand_as(self.tensor)
+        other = ~kept if self.survivor == 0 else kept
+        other = other if self.tensor.dtype == torch.bool else other.to(self.tensor.dtype) * (self.survivor or 1)
+        return self.operation.substituted({id(self.tensor): other}).run()

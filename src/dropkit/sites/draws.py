@@ -1,0 +1,245 @@
+"""Random operators of PyTorch: which there are, what one call's elements may be, and the same call at an address."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dropkit.errors import UnsupportedError
+from dropkit.functional.address import signed
+from dropkit.functional.noise import Noise
+from dropkit.functional.overrides import overridable
+from dropkit.kernels import fields
+from dropkit.random.layout import layout
+from dropkit.sites.interceptor import Place
+from dropkit.sites.values import Discrete, Uniform, Values, constant
+
+__all__ = ["RANDOM", "Draw", "drawn", "find_draw"]
+
+_OPERATORS = {
+    torch: (
+        "bernoulli", "binomial", "multinomial", "normal", "poisson", "rand", "rand_like", "randint", "randint_like",
+        "randn", "randn_like", "randperm", "rrelu", "rrelu_", "_sample_dirichlet", "_standard_gamma",
+    ),
+    Tensor: (
+        "bernoulli", "bernoulli_", "cauchy_", "exponential_", "geometric_", "log_normal_", "multinomial", "normal_",
+        "random_", "uniform_",
+    ),
+    F: ("gumbel_softmax", "rrelu", "rrelu_"),
+    nn.init: ("kaiming_normal_", "kaiming_uniform_", "normal_", "uniform_"),
+}  # fmt: skip
+
+RANDOM: Mapping[Callable[..., Any], str] = MappingProxyType(
+    {getattr(owner, name): name for owner, names in _OPERATORS.items() for name in names}
+)
+"""Every random operator that is no dropout, with its name: those that the names of hand-written masks count."""
+
+_MOST_VALUES = 4096  # of a random integer; of more nothing is known
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A call of a random operator.
+
+    Args:
+        place: Where in the model it is called; its name is that of the site, should the result become a mask.
+        function: The operator.
+        args: Its positional arguments.
+        kwargs: Its arguments by name.
+        address: What another handler has had it drawn at: what `at` takes; nothing for a draw from the generator.
+    """
+
+    place: Place
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    address: tuple[Any, ...] = ()
+
+    @property
+    def operator(self) -> str:
+        """Name of the operator."""
+        return RANDOM[self.function]
+
+    @property
+    def has_address(self) -> bool:
+        """Whether `at` can draw it: uniforms, Bernoulli variables and integers, which masks are made of."""
+        return self.operator in _FIELDS and self.kwargs.get("out") is None
+
+    @property
+    def values(self) -> Values | None:
+        """What its elements may be; None of noise that no mask is made of."""
+        read = _VALUES.get(self.operator)
+        return None if read is None else read(self)
+
+    def run(self) -> Any:
+        """Draw as the model asks."""
+        if self.address:
+            return drawn(self.function, self.args, self.kwargs, *self.address)
+        return self.function(*self.args, **self.kwargs)
+
+    def at(self, key: int | Tensor, stream: int = 0, offset: Any = None, full_shape: Any = None) -> Any:
+        """Draw the same at an address: no generator moves.
+
+        Elements of Bernoulli variables are 1 where the definition of masks keeps; uniforms are those of its fields.
+
+        Args:
+            key: The key, or an int64 tensor of one for each slice of axis 0.
+            stream: Number of the pass.
+            offset: Where the result begins in the whole tensor that it is a shard of.
+            full_shape: Shape of that whole tensor.
+
+        Raises:
+            UnsupportedError: If the operator has no address.
+        """
+        return drawn(self.function, self.args, self.kwargs, key, stream, offset, full_shape)
+
+    def aside(self) -> Any:
+        """Draw the same law without moving a generator, where nothing depends on the values; else as the model asks."""
+        return self.at(0) if self.has_address else self.run()
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """Return an argument by its position or name."""
+        return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
+
+    def integers(self) -> tuple[int, int]:
+        """Return the bounds of random integers, the upper one excluded; (0, 0) where they are the type's own."""
+        names = ("from", "to") if self.operator == "random_" else ("low", "high")
+        given = self.args[self.operator != "randint" :]
+        numbers = [value for value in given if isinstance(value, int)]
+        if names[0] in self.kwargs:
+            numbers.insert(0, self.kwargs[names[0]])
+        if self.kwargs.get(names[1]) is not None:
+            numbers.append(self.kwargs[names[1]])
+        if not numbers:
+            return 0, 0
+        return (0, numbers[0]) if len(numbers) == 1 else (numbers[0], numbers[1])
+
+    def probability(self) -> Any:
+        """Return the probability of a 1 of Bernoulli variables, a number or a tensor."""
+        given = self.argument(1, "p", 0.5 if self.operator == "bernoulli_" else None)
+        return self.args[0] if given is None else given
+
+
+def find_draw(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], place: Callable[[], Place]
+) -> Draw | None:
+    """Return what a call of any function is as a draw, whose place is asked for and counted; None if it is none."""
+    if function is drawn:
+        return Draw(place(), args[0], args[1], args[2], args[3:])
+    try:
+        return Draw(place(), function, args, kwargs) if function in RANDOM else None
+    except TypeError:  # it has no hash
+        return None
+
+
+def _uniform_bounds(draw: Draw) -> tuple[Any, Any]:
+    if draw.operator != "uniform_":
+        return 0.0, 1.0
+    low = draw.kwargs.get("from", draw.argument(1, "a", 0.0))
+    return low, draw.kwargs.get("to", draw.argument(2, "b", 1.0))
+
+
+def _uniform_values(draw: Draw) -> Values | None:
+    return Uniform(*map(float, _uniform_bounds(draw)))
+
+
+def _bernoulli_values(draw: Draw) -> Values | None:
+    chance = constant(draw.probability())
+    return Discrete((0.0, 1.0), (float("nan"),) * 2 if chance is None else (1 - chance, chance))
+
+
+def _integer_values(draw: Draw) -> Values | None:
+    low, high = draw.integers()
+    count = high - low
+    return Discrete.of(map(float, range(low, high)), (1 / count,) * count) if 0 < count <= _MOST_VALUES else None
+
+
+_VALUES: Mapping[str, Callable[[Draw], Values | None]] = MappingProxyType(
+    {
+        **dict.fromkeys(("rand", "rand_like", "uniform_"), _uniform_values),
+        **dict.fromkeys(("bernoulli", "bernoulli_"), _bernoulli_values),
+        **dict.fromkeys(("randint", "randint_like", "random_"), _integer_values),
+    }
+)
+
+
+@overridable
+def drawn(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    key: int | Tensor,
+    stream: int = 0,
+    offset: Any = None,
+    full_shape: Any = None,
+) -> Any:
+    """Call a random operator at an address; other interceptors take this call for that of the operator."""
+    draw = Draw(Place("", nn.Identity(), "", 0), function, args, kwargs)
+    if not draw.has_address:
+        remedy = "Draw the mask by torch.rand, torch.bernoulli or torch.randint, or in place by their like."
+        raise UnsupportedError(f"dropkit.sites: {draw.operator} cannot be drawn at an address. {remedy}")
+    is_in_place = draw.operator.endswith("_")
+    like = args[0] if is_in_place else _like(draw)
+    device = like.device if is_in_place else _device(draw)
+    key = key if isinstance(key, Tensor) else torch.tensor(signed(key), device="cpu")
+    noise = Noise("dropkit.sites", key, torch.tensor(stream, device="cpu").reshape((1,) * key.dim()), device)
+    place = layout("dropkit.sites", like.shape, (), offset, full_shape, noise.key.dim())
+    place = place._replace(row_strides=tuple(map(signed, place.row_strides)), first_row=signed(place.first_row))
+    result = _FIELDS[draw.operator](draw, noise, place, like.dtype)
+    if is_in_place:
+        with torch.no_grad():
+            return like.copy_(result)
+    return result.requires_grad_() if kwargs.get("requires_grad") else result
+
+
+def _like(draw: Draw) -> Tensor:
+    """Return a tensor without values, of the shape and the type of what an operator returns."""
+    if draw.operator == "bernoulli":
+        return torch.empty_like(draw.args[0], device="meta")
+    options = {name: value for name, value in draw.kwargs.items() if name not in ("generator", "pin_memory")}
+    return draw.function(*draw.args, **{**options, "device": "meta"})
+
+
+def _device(draw: Draw) -> torch.device:
+    given = draw.kwargs.get("device")
+    if given is not None:
+        return torch.device(given)
+    first = draw.args[0] if draw.args else draw.kwargs.get("input")
+    return first.device if isinstance(first, Tensor) else torch.get_default_device()
+
+
+def _uniform_field(draw: Draw, noise: Noise, place: Any, dtype: torch.dtype) -> Tensor:
+    low, high = _uniform_bounds(draw)
+    unit = fields.uniform(noise.key, noise.stream, place, noise.device, dtype)
+    return unit if (low, high) == (0.0, 1.0) else low + (high - low) * unit
+
+
+def _bernoulli_field(draw: Draw, noise: Noise, place: Any, dtype: torch.dtype) -> Tensor:
+    chance = draw.probability()
+    if isinstance(chance, Tensor):
+        chance = chance.detach().to(noise.device, torch.float64)
+    threshold = ((1.0 - torch.as_tensor(chance, dtype=torch.float64)) * 2.0**32 + 0.5).floor()
+    if threshold.dim() == 0:
+        return fields.keep_mask(noise.key, noise.stream, threshold.long(), place, noise.device).to(dtype)
+    return (fields.integers(noise.key, noise.stream, place, noise.device) >= threshold).to(dtype)
+
+
+def _integer_field(draw: Draw, noise: Noise, place: Any, dtype: torch.dtype) -> Tensor:
+    low, high = draw.integers()
+    if not 0 < high - low < 2**31:
+        raise UnsupportedError("dropkit.sites: only integers of a range under 2**31 can be drawn at an address.")
+    integers = fields.integers(noise.key, noise.stream, place, noise.device)
+    return (low + ((integers * (high - low)) >> 32)).to(dtype)
+
+
+_FIELDS: Mapping[str, Callable[[Draw, Noise, Any, torch.dtype], Tensor]] = MappingProxyType(
+    {
+        **dict.fromkeys(("rand", "rand_like", "uniform_"), _uniform_field),
+        **dict.fromkeys(("bernoulli", "bernoulli_"), _bernoulli_field),
+        **dict.fromkeys(("randint", "randint_like", "random_"), _integer_field),
+    }
+)
