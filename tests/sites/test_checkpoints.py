@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import gc
 import threading
 from collections.abc import Callable
 
@@ -282,7 +283,11 @@ def test_an_exception_in_a_recomputation_leaves_no_trace(kind: str) -> None:
 
 
 def test_pytorch_is_as_it_was() -> None:
+    gc.collect()  # of other tests' models
+    with attached(Block(), Keyed()):
+        pass
     before = checkpoints._CheckpointFrame, checkpoints.CheckpointFunction.forward
+    assert {part.__module__ for part in before} == {"torch.utils.checkpoint"}
     with attached(Block(), Keyed()):
         assert checkpoints._CheckpointFrame is not before[0]
         with attached(Block(), Keyed()):

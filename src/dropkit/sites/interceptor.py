@@ -17,7 +17,7 @@ from dropkit.sites import checkpoints
 from dropkit.sites.functions import Call, find_call
 from dropkit.sites.names import is_dropout_layer, module_names
 
-__all__ = ["Attachment", "Frame", "Handler", "Interceptor", "Place", "Snapshot", "attached"]
+__all__ = ["Attachment", "Frame", "Handler", "Interceptor", "Place", "Snapshot", "attached", "attached_to"]
 
 
 @dataclass
@@ -159,7 +159,7 @@ class Interceptor(TorchFunctionMode):
         number, frame.randoms = frame.randoms, frame.randoms + 1
         return Place(f"{frame.name}~{number}", frame.module, frame.name, frame.run)
 
-    def enter(self, module: Module, inputs: tuple[Any, ...] = ()) -> None:
+    def enter(self, module: Module, inputs: Any = ()) -> None:
         """Note that a module's forward begins; with the outermost, calls begin to be seen."""
         name = self.names.get(id(module))
         if name is None or self.is_muted:  # no name: a copy of a module of the model, which shares its hooks
@@ -171,10 +171,9 @@ class Interceptor(TorchFunctionMode):
         self.runs[name] = run + 1
         if not torch.compiler.is_compiling():  # which would compile again for every number
             self.entered += 1
-        order = inputs[0].sorted_indices if inputs and isinstance(inputs[0], PackedSequence) else None
-        self.frames.append(Frame(module, name, run, order))
+        self.frames.append(Frame(module, name, run, _order_of(inputs)))
 
-    def leave(self, module: Module, *_: Any) -> None:
+    def leave(self, module: Module, _inputs: Any = ()) -> None:
         """Note that a module's forward has ended, perhaps with an exception."""
         if self.frames and self.frames[-1].module is module and not self.is_muted and self._is_owned():
             self.frames.pop()
@@ -241,6 +240,13 @@ class Interceptor(TorchFunctionMode):
             self.is_muted = before
 
 
+def _order_of(inputs: Any) -> Tensor | None:
+    """Return which example each sequence of a packed batch is, if that is what a module was given."""
+    if torch.compiler.is_compiling() or not inputs or not isinstance(inputs[0], PackedSequence):
+        return None
+    return inputs[0].sorted_indices
+
+
 def _thread() -> int:
     """Return the thread's number; 0 in compiled code, which cannot read it."""
     return 0 if torch.compiler.is_compiling() else threading.get_ident()
@@ -253,8 +259,8 @@ class _Hook:
         self.act = act
         self.is_last = is_last
 
-    def __call__(self, module: Module, *rest: Any) -> None:
-        self.act(module, *rest)
+    def __call__(self, module: Module, inputs: Any, *_: Any) -> None:
+        self.act(module, inputs)
 
     def __deepcopy__(self, memo: Any) -> "_Hook":
         return _Hook(_nothing)
@@ -263,7 +269,7 @@ class _Hook:
         return _Hook, (_nothing,)
 
 
-def _nothing(_module: Module, *_: Any) -> None:
+def _nothing(_module: Module, _inputs: Any) -> None:
     pass
 
 
@@ -299,6 +305,13 @@ def _order(module: Module) -> None:
     hooks: Any = module._forward_pre_hooks  # an ordered dict, whatever its type says
     for number in [number for number, hook in hooks.items() if isinstance(hook, _Hook) and hook.is_last]:
         hooks.move_to_end(number, last=False)
+
+
+def attached_to(model: Module) -> list[Interceptor]:
+    """Return the interceptors that are attached to any module of a model, each once."""
+    hooks = [(module, hook) for module in model.modules() for hook in module._forward_pre_hooks.values()]
+    owners = [getattr(hook.act, "__self__", None) for _, hook in hooks if isinstance(hook, _Hook)]
+    return list({id(owner): owner for owner in owners if isinstance(owner, Interceptor)}.values())
 
 
 @contextmanager

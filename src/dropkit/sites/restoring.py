@@ -1,4 +1,4 @@
-"""Running a model's forward and leaving everything as it was: modes, buffers, gradients and all random generators."""
+"""Running a forward and leaving all as it was: modes, buffers, gradients, random generators, and counts of runs."""
 
 import random
 import sys
@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from dropkit.sites.interceptor import attached_to
+
 __all__ = ["cloned", "restored"]
 
 
 @contextmanager
 def restored(model: Module) -> Iterator[None]:
-    """Put everything back that a forward may change: flags, buffers, gradients, and the states of generators."""
+    """Put everything back that a forward may change: flags, buffers, gradients, generators' states, counts of runs."""
+    runs = [(interceptor, dict(interceptor.runs)) for interceptor in attached_to(model)]
     flags = [(module, module.training) for module in model.modules()]
     # By value: a version counter does not move back with the values.
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
@@ -27,6 +30,8 @@ def restored(model: Module) -> Iterator[None]:
         with torch.random.fork_rng(devices):
             yield
     finally:
+        for interceptor, counts in runs:
+            interceptor.runs = counts
         random.setstate(python)
         if numpy is not None and of_numpy is not None:
             numpy.random.set_state(of_numpy)

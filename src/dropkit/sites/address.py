@@ -1,0 +1,273 @@
+"""Addressed models: masks that are a function of seed, place, step and call, and of nothing else."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.utils.hooks import RemovableHandle
+
+from dropkit._checks import KEY, Integer, argument_error, argument_type_error
+from dropkit.errors import ArgumentError, UnsupportedError
+from dropkit.functional.address import draw_key, signed
+from dropkit.random import MASK_VERSION, fold, site
+from dropkit.sites.functions import Call
+from dropkit.sites.interceptor import Attachment, Handler, Place, attached_to
+from dropkit.sites.names import is_dropout_layer, module_names
+from dropkit.sites.replacement import replaced
+
+__all__ = ["Addressing", "address"]
+
+_REASON = "an addressed model draws its masks outside of compiled code"
+_STEP = Integer(0, 2**64 - 1, "[0, 2**64)")
+_COUNT = Integer(0, 2**32, "[0, 2**32]")
+
+
+def address(model: Module, seed: int = 0) -> "Addressing":
+    """Give a model masks that can be drawn again: each a function of the seed, its place, the step and the call.
+
+    From then on every dropout of the model, whatever draws it, has the key ``dropkit.random.call_key(seed, name, step,
+    call)``: no generator is read, so that neither the order of calls, nor other random numbers, nor the device enter
+    into a mask, and a run that is stopped and goes on has the masks it would have had. The name is that of the site, as
+    `dropkit.sites.find` prints it; the call counts how often its module ran before in the step. A call that has a key,
+    a mask or a generator of its own keeps it. Activation checkpointing of PyTorch recomputes the same masks.
+
+    Fused ways through attention and encoders are not taken, also in evaluation. The model's `state_dict` neither gains
+    nor loses a key, and a deep copy of the model is a plain one.
+
+    Args:
+        model: The complete model, wrapped or not: names are those of its modules. Modules that are added later have no
+            names of their own.
+        seed: The seed, in ``[0, 2**64)``. Default: 0.
+
+    Returns:
+        The handle, which has the step: call its `step` after each update, or let it `follow` an optimizer.
+
+    Raises:
+        ArgumentError: If the seed is out of range, two names have one number, or the model, a part of it or a whole
+            that it is part of is addressed already.
+        ArgumentTypeError: If `model` is no module or the seed no integer.
+        UnsupportedError: If a compiled TorchScript module of it draws dropout.
+
+    Examples:
+        >>> import torch, dropkit
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 2))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> handle = dropkit.sites.address(model, seed=7)
+        >>> hook = handle.follow(optimizer)
+        >>> first = model(torch.ones(3, 4))
+        >>> first.sum().backward()
+        >>> optimizer.step()
+        >>> handle.state_dict()
+        {'mask_version': 1, 'seed': 7, 'last_step': 1, 'runs': {}}
+    """
+    if not isinstance(model, Module):
+        raise argument_type_error("address", "model", "a torch.nn.Module", model)
+    return Addressing(model, KEY.check("address", "seed", seed))
+
+
+class Addressing(Handler):
+    """The handle of an addressed model: its seed, its step, and how often modules have run in it.
+
+    It is made by `address`, is saved apart from the model, and stays in force until it is closed, also where nobody
+    keeps it.
+    """
+
+    is_last = True  # so that nothing that it has run draws a mask
+
+    def __init__(self, model: Module, seed: int) -> None:
+        _check_plain(model)
+        self._seed, self._step = seed, 0
+        self._sites: dict[str, int] = {}
+        self._names: dict[int, str] = {}
+        for name, module in module_names(model).items():
+            if is_dropout_layer(module):
+                self._site(name)
+        self._attachment = Attachment(model, self)
+        self._attachment.interceptor.keeps_runs = True
+        self._attachment.interceptor.keeps_runs = True
+        self._is_open = True
+
+    @property
+    def seed(self) -> int:
+        """The seed of all masks."""
+        return self._seed
+
+    @property
+    def last_step(self) -> int:
+        """The step whose masks the model draws: how many updates there were."""
+        return self._step
+
+    def step(self) -> None:
+        """Go on to the masks of the next step, to be called once for each update of the weights.
+
+        Raises:
+            UnsupportedError: After `close`, or inside the model's forward.
+        """
+        self._move("step", self._seed, self._step + 1, {})
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
+        """Go on by one step whenever an optimizer has applied an update.
+
+        Batches whose gradients are accumulated belong to one step then, and so do all closures of one update; a step
+        that a gradient scaler leaves out does not count.
+
+        Args:
+            optimizer: The optimizer; of several for one model, the one that is stepped once for each update.
+
+        Returns:
+            A handle whose `remove` ends it.
+
+        Raises:
+            ArgumentTypeError: If it is no optimizer.
+            UnsupportedError: After `close`.
+        """
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise argument_type_error("Addressing.follow", "optimizer", "a torch.optim.Optimizer", optimizer)
+        self._check_open("follow")
+        return optimizer.register_step_post_hook(lambda *_: self.step() if self._is_open else None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what has to be saved to go on: seed, step, the runs in it, and the version of the definition."""
+        runs = dict(self._attachment.interceptor.runs)
+        return {"mask_version": MASK_VERSION, "seed": self._seed, "last_step": self._step, "runs": runs}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on where another run was saved, with its seed.
+
+        Args:
+            state_dict: What `state_dict` returned.
+
+        Raises:
+            ArgumentError: If it has other keys, names modules that the model has not, or is of another version of the
+                masks' definition; nothing has changed then.
+            ArgumentTypeError: If it is no mapping, or a number is no integer.
+            UnsupportedError: After `close`, or inside the model's forward.
+        """
+        where, rule = "Addressing.load_state_dict", "what Addressing.state_dict returned"
+        if not isinstance(state_dict, Mapping):
+            raise argument_type_error(where, "state_dict", rule, state_dict)
+        if set(state_dict) != set(self.state_dict()):
+            raise argument_error(where, "state_dict", rule, sorted(map(str, state_dict)))
+        if state_dict["mask_version"] != MASK_VERSION:
+            remedy = "Other versions of dropkit draw other masks for it: go on with the one that saved it."
+            raise argument_error(
+                where, "state_dict['mask_version']", str(MASK_VERSION), state_dict["mask_version"], remedy
+            )
+        runs, known = state_dict["runs"], set(self._attachment.interceptor.names.values())
+        if not isinstance(runs, Mapping):
+            raise argument_type_error(where, "state_dict['runs']", "a mapping", runs)
+        if not set(runs) <= known:
+            rule, remedy = "names of modules of the model", "It was saved for another one."
+            raise argument_error(where, "state_dict['runs']", rule, sorted(set(runs) - known), remedy)
+        counts = {name: _COUNT.check(where, f"state_dict['runs'][{name!r}]", count) for name, count in runs.items()}
+        seed = KEY.check(where, "state_dict['seed']", state_dict["seed"])
+        step = _STEP.check(where, "state_dict['last_step']", state_dict["last_step"])
+        self._move("load_state_dict", seed, step, counts)
+
+    def close(self) -> None:
+        """Let the model draw from PyTorch's generator again; after the backward passes of checkpointed forwards."""
+        if self._is_open:
+            self._check_idle("close")
+            self._attachment.remove()
+        self._is_open = False
+
+    def dropout(self, place: Place, call: Call) -> Any:
+        """Run a call with the key of its place."""
+        if not call.is_active:
+            return call.run()
+        return self._addressed(place, call) if torch.compiler.is_compiling() else self._drawn(place, call)
+
+    def _drawn(self, place: Place, call: Call) -> Any:
+        self._check_recomputation()
+        return replaced(call, key=self._key(place), order=place.order)
+
+    _addressed = torch._dynamo.disable(_drawn, reason=_REASON)
+
+    def other(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Answer a layer that draws one key for several functions; let all else run."""
+        if function is not draw_key:
+            return function(*args, **kwargs)
+        _, generator, tensor, *_ = args
+        if generator is not None:
+            return function(*args, **kwargs)
+        return (self._addressed_key if torch.compiler.is_compiling() else self._drawn_key)(tensor.device)
+
+    def _drawn_key(self, device: torch.device) -> Tensor:
+        self._check_recomputation()
+        key = self._key(self._attachment.interceptor.place())
+        return torch.tensor(signed(key), device=device)
+
+    _addressed_key = torch._dynamo.disable(_drawn_key, reason=_REASON)
+
+    def snapshot(self) -> tuple[int, int]:
+        """Return what keys depend on, but for what the interceptor counts."""
+        return self._seed, self._step
+
+    @contextmanager
+    def resumed(self, state: Any) -> Iterator[None]:
+        """Draw, meanwhile, the masks that were drawn at a snapshot."""
+        before = self.snapshot()
+        self._seed, self._step = state
+        try:
+            yield
+        finally:
+            self._seed, self._step = before
+
+    def _key(self, place: Place) -> int:
+        return fold(fold(self._seed, self._site(place.name), self._step), place.run, 0)
+
+    def _site(self, name: str) -> int:
+        """Return the number of a site, which no other site may have."""
+        number = self._sites.get(name)
+        if number is not None:
+            return number
+        number = site(name)
+        other = self._names.setdefault(number, name)
+        if other != name:
+            raise ArgumentError(
+                f"address: the names {other!r} and {name!r} have the same number {number}, so that their masks would "
+                "be equal. Rename one of the modules."
+            )
+        self._sites[name] = number
+        return number
+
+    def _check_recomputation(self) -> None:
+        """Raise where a forward is repeated by something that has not kept where it was."""
+        if torch._C._current_graph_task_id() != -1 and not self._attachment.interceptor.is_resumed:
+            raise UnsupportedError(
+                "address: dropout is drawn inside a backward pass that is no recomputation by torch.utils.checkpoint "
+                "of a forward of the addressed model, so its mask could not be that of the forward. Use "
+                "torch.utils.checkpoint, and address the model before the forward."
+            )
+
+    def _move(self, method: str, seed: int, step: int, runs: dict[str, int]) -> None:
+        self._check_open(method)
+        self._check_idle(method)
+        self._seed, self._step = seed, _STEP.check(f"Addressing.{method}", "step", step)
+        self._attachment.interceptor.runs = runs
+
+    def _check_open(self, method: str) -> None:
+        if not self._is_open:
+            raise UnsupportedError(f"Addressing.{method}: it was closed. Address the model again.")
+
+    def _check_idle(self, method: str) -> None:
+        if self._attachment.interceptor.frames:
+            raise UnsupportedError(f"Addressing.{method}: the model's forward is running. Call it after the forward.")
+
+
+def _check_plain(model: Module) -> None:
+    """Raise if a model, or a part of it, is addressed, or has dropout that nobody can see."""
+    if any(isinstance(other.handler, Addressing) for other in attached_to(model)):
+        remedy = "Close that handle first, or load a state into it."
+        raise argument_error(
+            "address", "model", "not addressed already, nor a part of it", type(model).__name__, remedy
+        )
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule) and "dropout" in str(getattr(module, "inlined_graph", "")):
+            raise UnsupportedError(
+                f"address: {name or 'the model'} is a TorchScript module that draws dropout, which nothing can "
+                "address. Use the module it was made from."
+            )

@@ -1,0 +1,506 @@
+"""Addressed models: every mask is that of the definition, for every kind of site, whatever else has happened."""
+
+import copy
+import gc
+import hashlib
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_sequence
+from torch.overrides import TorchFunctionMode
+
+import dropkit
+from dropkit.errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from dropkit.random import MASK_VERSION, call_key, field, keep_mask
+from dropkit.sites import Addressing, address
+from dropkit.sites.functions import FUNCTIONS, find_call
+from tests.sites.zoo import CASES, MODELS, Model, tensors
+
+SEED = 2**63 + 5
+UNSEEN = {"hand_written", "vit", "convnext"}  # whose hand-written masks nothing addresses
+SCRIPTED = {"scripted"}
+
+
+class Keys(TorchFunctionMode):
+    """Notes the keys that calls of dropkit's functions have, seen from outside of the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[int] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        call = find_call(func, args, kwargs or {}) if func in FUNCTIONS else None
+        given = {**(call.arguments if call is not None else {}), **(kwargs or {})}
+        name = "dropout_key" if "dropout_key" in given else "key"
+        is_ours = str(getattr(func, "__module__", "")).startswith("dropkit") and not isinstance(
+            given.get(name), Tensor | None
+        )
+        if is_ours and (call is None or call.is_active):
+            self.found.append(given[name])
+        return func(*args, **(kwargs or {}))
+
+
+class Sites(nn.Module):
+    """Sites of several kinds whose masks can be read off their output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.maps, self.alpha = nn.Dropout(0.3), nn.Dropout2d(0.4), nn.AlphaDropout(0.2)
+        self.path, self.ours = dropkit.nn.DropPath(0.5), dropkit.nn.Dropout(0.6)
+        self.child = nn.ModuleDict({"été": nn.Dropout(0.5)})
+
+    def forward(self, x: Tensor, q: Tensor) -> dict[str, Tensor]:
+        eye = torch.eye(q.size(-2)).expand(*q.shape[:-2], -1, -1)
+        return {
+            "first": self.first(x),
+            "#0": F.dropout(x, 0.1, self.training),
+            "maps": self.maps(x),
+            "#1": F.scaled_dot_product_attention(q, q, eye, dropout_p=0.25),
+            "alpha": self.alpha(x),
+            "path": self.path(x),
+            "ours": self.ours(x),
+            "child.été": self.child["été"](x),
+            "#2": torch.dropout(x, 0.7, True),
+            "#3": dropkit.functional.dropout(x, 0.35, self.training, broadcast_dims=1),
+        }
+
+
+RATES = {"first": 0.3, "#0": 0.1, "maps": 0.4, "#1": 0.25, "alpha": 0.2, "path": 0.5, "ours": 0.6, "child.été": 0.5} | {
+    "#2": 0.7,
+    "#3": 0.35,
+}
+SHARED = {"maps": (2, 3), "path": (1, 2, 3), "#3": (1,)}
+
+
+def kept(name: str, output: Tensor) -> np.ndarray:
+    """Read a mask off an output: what is neither 0 nor, of alpha dropout, its least value."""
+    found = output > output.min() + 1e-4 if name == "alpha" else output != 0
+    return found.numpy()
+
+
+def test_masks_are_those_of_the_definition() -> None:
+    model, x, q = Sites(), torch.ones(6, 4, 3, 5), torch.randn(2, 3, 7, 8)
+    handle = address(model, SEED)
+    for step in range(2):
+        for call in range(3):
+            torch.manual_seed(call)
+            for name, output in model(x, q).items():
+                key = call_key(SEED, name, step, call)
+                wanted = keep_mask(key, output.shape, RATES[name], broadcast_dims=SHARED.get(name, ()))
+                assert (kept(name, output) == wanted).all(), (name, step, call)
+        handle.step()
+
+
+def test_the_number_of_a_site_is_that_of_its_name() -> None:
+    """The definition of a site, written out once more."""
+    model = nn.Sequential(nn.Identity(), nn.Dropout(0.5))
+    address(model, 3)
+    number = int.from_bytes(hashlib.sha256(b"1").digest()[:4], "little")
+    key = dropkit.random.fold(dropkit.random.fold(3, number, 0), 0, 0)
+    assert ((model(torch.ones(50)) != 0).numpy() == keep_mask(key, (50,), 0.5)).all()
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_networks_between_layers(packed: bool) -> None:
+    """Layer 0's output is dropped by field 0 and layer 1's by field 1; the lengths of a batch do not matter."""
+    lengths = [3, 5, 2]
+    x = [torch.randn(length, 4) for length in lengths]
+    model = nn.ModuleDict({"rnn": nn.LSTM(4, 6, num_layers=3, dropout=0.4, batch_first=True)})
+    address(model, SEED)
+    given = pack_sequence(x, enforce_sorted=False) if packed else nn.utils.rnn.pad_sequence(x, batch_first=True)
+    found, _ = model["rnn"](given)
+    rnn, key = model["rnn"], call_key(SEED, "rnn#0", 0)
+    for example, sequence in enumerate(x):
+        output = sequence if packed else given[example]
+        for layer in range(3):
+            single = nn.LSTM(output.size(-1), 6, batch_first=True)
+            single.load_state_dict(
+                {name: getattr(rnn, name.replace("l0", f"l{layer}")) for name in single.state_dict()}
+            )
+            output, _ = single(output)
+            if layer < 2:
+                place = {"offset": (example, 0, 0), "full_shape": (3, 2**32, 6)}
+                mask = keep_mask(field(key, layer), (1, len(output), 6), 0.4, **place)[0]
+                output = output * torch.from_numpy(mask) / 0.6
+        own = nn.utils.rnn.unpack_sequence(found)[example] if packed else found[example]
+        torch.testing.assert_close(own, output, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # PyTorch's own, of compiled code that leaves its graph
+@pytest.mark.parametrize("model", CASES)
+def test_keys_of_all_models(model: Model) -> None:
+    """Every call of dropout of every model has the key of its site, step and call, and no generator moves."""
+    network, inputs = model.build(), model.inputs()
+    if model.name in SCRIPTED:
+        with pytest.raises(UnsupportedError, match=r"part is a TorchScript module"):
+            address(network, SEED)
+        return
+    handle = address(network, SEED)
+    expected = {call_key(SEED, s.name, 0, call) for s in model.sites if s.in_train for call in range(s.calls)}
+    if model.name == "our_encoder":  # a layer of dropkit's that draws one key for all its parts, and hands it on
+        expected = {field(call_key(SEED, f"layers.{i}", 0), d) for i in range(2) for d in range(4)}
+    before = torch.get_rng_state()
+    with Keys() as keys:
+        network(*inputs)
+    if model.name.startswith("our_") and model.name != "our_encoder":
+        return  # its keys are seen below, by its masks
+    if model.name != "compiled":
+        assert set(keys.found) == expected
+    if model.name not in UNSEEN:
+        assert torch.equal(torch.get_rng_state(), before)
+    handle.close()
+    assert all(not m._forward_pre_hooks for m in network.modules())
+
+
+def outputs(model: Model, network: nn.Module) -> list[Tensor]:
+    return [tensor.detach().clone() for tensor in tensors(network(*model.inputs()))]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+@pytest.mark.parametrize("model", [case for case in CASES if case.values[0].name not in UNSEEN | SCRIPTED])
+def test_all_models_are_reproducible(model: Model) -> None:
+    """The second model has the outputs of the first, at every step and call, whatever generators do meanwhile."""
+    first, second = model.build(), model.build()
+    handles = [address(first, SEED), address(second, SEED)]
+    found: list[list[Tensor]] = []
+    for _ in range(2):
+        for _ in range(2):
+            found.append(outputs(model, first))
+            torch.rand(3)
+            for own, other in zip(outputs(model, second), found[-1], strict=True):
+                assert torch.equal(own, other)
+        for handle in handles:
+            handle.step()
+    assert all(not torch.equal(a[0], b[0]) for a, b in itertools.combinations(found, 2))
+
+
+@pytest.mark.parametrize("name", ["our_lstm", "our_gru_packed"])
+def test_our_networks_draw_under_the_key_of_their_site(name: str) -> None:
+    model = MODELS[name]
+    addressed, plain = model.build(), model.build()
+    address(addressed, SEED)
+    wanted = plain.network(*model.inputs(), key=call_key(SEED, "network", 0))
+    found = addressed.network(*model.inputs())
+    assert all(torch.equal(a, b) for a, b in zip(tensors(found), tensors(wanted), strict=True))
+
+
+@pytest.mark.parametrize("model", [MODELS["checkpointed"], MODELS["checkpointed_reentrant"]])
+def test_checkpoints(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gradient(network: nn.Module) -> list[Tensor]:
+        handle = address(network.double(), SEED)
+        [x] = (tensor.double().requires_grad_() for tensor in model.inputs())
+        loss = network(x).square().sum()
+        handle.step()
+        (loss + network(x).sum()).backward()
+        return [x.grad, *(parameter.grad for parameter in network.parameters())]
+
+    found = gradient(model.build())
+    monkeypatch.setattr("tests.sites.networks.checkpoint", lambda function, *args, **_: function(*args))
+    for own, wanted in zip(found, gradient(model.build()), strict=True):
+        torch.testing.assert_close(own, wanted, rtol=1e-12, atol=1e-12)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.5), nn.ReLU(), nn.Linear(16, 1), nn.Dropout(0.1))
+
+
+def trained(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, accumulate: int = 2) -> list[float]:
+    losses = []
+    for step in steps:
+        for micro in range(accumulate):
+            x = torch.randn(8, 4, generator=torch.Generator().manual_seed(10 * step + micro))
+            loss = (model(x) - x.sum(-1, keepdim=True)).square().mean()
+            loss.backward()
+            losses.append(loss.item())
+        optimizer.step()
+        optimizer.zero_grad()
+    return losses
+
+
+def adam(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adam(model.parameters(), lr=0.01)
+
+
+def test_a_resumed_run_goes_on_with_the_masks_it_would_have_had(tmp_path: Any) -> None:
+    model, path = network(), tmp_path / "state.pt"
+    optimizer = adam(model)
+    handle = address(model, 3)
+    handle.follow(optimizer)
+    trained(model, optimizer, range(3))
+    assert handle.last_step == 3
+    saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "masks": handle.state_dict()}
+    torch.save(saved, path)
+    wanted = trained(model, optimizer, range(3, 6))
+
+    resumed = network()
+    optimizer = adam(resumed)
+    handle = address(resumed)
+    handle.follow(optimizer)
+    state = torch.load(path, weights_only=True)
+    resumed.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    torch.manual_seed(99)
+    handle.load_state_dict(state["masks"])
+    assert handle.seed == 3
+    assert trained(resumed, optimizer, range(3, 6)) == wanted
+    handle.load_state_dict({**state["masks"], "seed": 4})
+    assert trained(resumed, optimizer, range(3, 6)) != wanted
+
+
+def test_a_run_resumed_between_accumulated_batches() -> None:
+    model, x = network(), torch.ones(8, 4)
+    handle = address(model, 3)
+    model(x)
+    state = copy.deepcopy(handle.state_dict())
+    wanted = model(x)
+    assert state["runs"] == {"": 1, "0": 1, "1": 1, "2": 1, "3": 1, "4": 1}
+    handle.close()
+    handle = address(model)
+    handle.load_state_dict(state)
+    assert torch.equal(model(x), wanted)
+
+
+def test_the_model_keeps_its_state_dict() -> None:
+    model = network()
+    before = list(model.state_dict())
+    address(model)
+    model(torch.ones(2, 4))
+    assert list(model.state_dict()) == before
+    assert list(copy.deepcopy(model).state_dict()) == before
+
+
+def test_evaluation_is_plain() -> None:
+    model, x = network().eval(), torch.ones(2, 4)
+    plain = model(x)
+    handle = address(model)
+    assert torch.equal(model(x), plain)
+    assert handle._sites.keys() == {"1", "4"}
+
+
+def test_sources_of_the_users_own_are_left_alone() -> None:
+    class Own(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            given = keep_mask(9, x.shape, 0.5)
+            drop, generator = dropkit.functional.dropout, torch.Generator().manual_seed(4)
+            return torch.stack(
+                [drop(x, 0.5, key=8), drop(x, 0.5, mask=torch.from_numpy(given)), drop(x, 0.5, generator=generator)]
+            )
+
+    model, x = Own(), torch.ones(40)
+    plain = model(x)
+    address(model)
+    assert torch.equal(model(x), plain)
+
+
+def test_a_part_that_is_called_alone_and_a_model_inside_another() -> None:
+    model, x = nn.Sequential(nn.Sequential(nn.Dropout(0.5))), torch.ones(50)
+    address(model, 1)
+    mask = (model[0](x) != 0).numpy()
+    assert (mask == keep_mask(call_key(1, "0.0", 0), (50,), 0.5)).all()
+    mask = (nn.Sequential(model)(x) != 0).numpy()
+    assert (mask == keep_mask(call_key(1, "0.0", 0, 1), (50,), 0.5)).all()
+
+
+def test_wrapped_models_have_the_names_of_what_they_wrap() -> None:
+    class DistributedDataParallel(nn.Module):  # as PyTorch's, which needs processes
+        def __init__(self, module: nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.module(x)
+
+    DistributedDataParallel.__module__ = "torch.nn.parallel.distributed"
+    inner, x = nn.Sequential(nn.Dropout(0.5)), torch.ones(50)
+    address(DistributedDataParallel(inner), 1)
+    assert ((inner(x) != 0).numpy() == keep_mask(call_key(1, "0", 0), (50,), 0.5)).all()
+
+
+def test_exceptions_leave_the_model_as_it_was() -> None:
+    class Failing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise KeyError("on purpose")
+
+    model, x = nn.Sequential(nn.Dropout(0.5), Failing()), torch.ones(50)
+    handle = address(model, 1)
+    for call in range(2):
+        with pytest.raises(KeyError, match=r"on purpose"):
+            model(x)
+        assert handle.state_dict()["runs"]["0"] == call + 1
+    assert not torch.overrides._get_current_function_mode_stack()
+    handle.step()
+
+
+def test_finding_sites_moves_nothing() -> None:
+    model, x = network(), torch.ones(8, 4)
+    handle = address(model, 1)
+    before = handle.state_dict()
+    assert [site.name for site in dropkit.sites.find(model, x)] == ["1", "4"]
+    assert handle.state_dict() == before
+
+
+def test_close() -> None:
+    model, x = network(), torch.ones(8, 4)
+    handle = address(model)
+    optimizer = adam(model)
+    handle.follow(optimizer)
+    handle.close()
+    handle.close()
+    optimizer.step()
+    torch.manual_seed(1)
+    found = model(x)
+    torch.manual_seed(1)
+    assert torch.equal(network()(x), found) is False  # network() draws its weights first
+    assert handle.last_step == 0
+    for act in (handle.step, lambda: handle.follow(optimizer), lambda: handle.load_state_dict(handle.state_dict())):
+        with pytest.raises(UnsupportedError, match=r"was closed"):
+            act()
+    address(model)
+
+
+def test_addressing_twice() -> None:
+    model = nn.Sequential(network(), nn.Dropout(0.5))
+    handle = address(model[0])
+    for again in (model[0], model, model[0][1]):
+        with pytest.raises(ArgumentError, match=r"not addressed already"):
+            address(again)
+    handle.close()
+    address(model)
+
+
+def test_copies() -> None:
+    model, x = network(), torch.ones(8, 4)
+    handle = address(model, 1)
+    copied = copy.deepcopy(model)
+    before = handle.state_dict()
+    torch.manual_seed(5)
+    found = copied(x)
+    torch.manual_seed(5)
+    assert torch.equal(copied(x), found)
+    assert handle.state_dict() == before
+    own = address(copied, 1)
+    assert torch.equal(copied(x), model(x))
+    assert own.state_dict() == handle.state_dict()
+
+
+def test_a_model_that_is_gone_leaves_nothing() -> None:
+    def use() -> None:
+        model = network()
+        address(model)
+        model(torch.ones(8, 4))
+
+    gc.collect()
+    before = len(dropkit.sites.checkpoints.watched())
+    use()
+    gc.collect()
+    assert len(dropkit.sites.checkpoints.watched()) == before
+
+
+def colliding() -> tuple[str, str]:
+    seen: dict[int, str] = {}
+    for name in (f"d{number}" for number in itertools.count()):
+        other = seen.setdefault(dropkit.random.site(name), name)
+        if other != name:
+            return other, name
+    raise AssertionError
+
+
+def test_names_that_collide() -> None:
+    first, second = colliding()
+    model = nn.ModuleDict({first: nn.Dropout(0.5), second: nn.Dropout(0.5)})
+    with pytest.raises(ArgumentError, match=rf"'{first}' and '{second}' have the same number"):
+        address(model)
+    assert not model[first]._forward_pre_hooks
+    late = nn.ModuleDict({first: nn.Dropout(0.5)})
+    handle = address(late)
+    with pytest.raises(ArgumentError, match=rf"'{first}' and '{second}' have the same number"):
+        handle._site(second)
+
+
+def test_inside_a_backward_pass_that_recomputes_by_itself() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
+
+    class Own(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)
+            return model(x)
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            return model(ctx.saved_tensors[0]) * grad
+
+    address(model)
+    loss = Own.apply(torch.ones(3, 4, requires_grad=True)).sum()
+    with pytest.raises(UnsupportedError, match=r"no recomputation by torch.utils.checkpoint"):
+        loss.backward()
+
+
+def in_forward(handle_of: list[Addressing], method: str, *args: Any) -> Iterator[nn.Module]:
+    class Calling(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            getattr(handle_of[0], method)(*args)
+            return x
+
+    model = nn.Sequential(Calling(), nn.Dropout(0.5))
+    handle_of.append(address(model))
+    yield model
+
+
+@pytest.mark.parametrize("method", ["step", "close"])
+def test_inside_a_forward(method: str) -> None:
+    handles: list[Addressing] = []
+    [model] = in_forward(handles, method)
+    with pytest.raises(UnsupportedError, match=r"the model's forward is running"):
+        model(torch.ones(3))
+    assert handles[0].last_step == 0
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "message"),
+    [
+        ([], ArgumentTypeError, r"what Addressing.state_dict returned"),
+        ({}, ArgumentError, r"what Addressing.state_dict returned"),
+        ({"more": 1}, ArgumentError, r"what Addressing.state_dict returned"),
+        ({"mask_version": MASK_VERSION + 1}, ArgumentError, r"mask_version.*go on with the one that saved it"),
+        ({"seed": -1}, ArgumentError, r"seed.*\[0, 2\*\*64\)"),
+        ({"seed": 1.5}, ArgumentTypeError, r"seed"),
+        ({"last_step": -1}, ArgumentError, r"last_step"),
+        ({"last_step": True}, ArgumentTypeError, r"last_step"),
+        ({"runs": []}, ArgumentTypeError, r"runs"),
+        ({"runs": {"nobody": 1}}, ArgumentError, r"nobody.*saved for another one"),
+        ({"runs": {"1": -1}}, ArgumentError, r"runs.*'1'"),
+    ],
+)
+def test_bad_states(state: Any, error: type[Exception], message: str) -> None:
+    handle = address(network(), 1)
+    handle.step()
+    before = handle.state_dict()
+    given = {**before, **state} if state else state
+    with pytest.raises(error, match=message):
+        handle.load_state_dict(given)
+    assert handle.state_dict() == before
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(ArgumentTypeError, match=r"`model` must be a torch.nn.Module"):
+        address(torch.ones)
+    for seed, error in (
+        (-1, ArgumentError),
+        (2**64, ArgumentError),
+        (0.5, ArgumentTypeError),
+        (True, ArgumentTypeError),
+    ):
+        model = network()
+        with pytest.raises(error, match=r"`seed` must be an integer in \[0, 2\*\*64\)"):
+            address(model, seed)
+        assert not model._forward_pre_hooks
+    with pytest.raises(ArgumentTypeError, match=r"a torch.optim.Optimizer"):
+        address(network()).follow(network())
