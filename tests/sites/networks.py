@@ -240,14 +240,19 @@ class Ours(nn.Module):
         return dropkit.functional.dropout(self.noise(x), 0.4, self.training, broadcast_dims=-1)
 
 
+def scripted(what: Any) -> Any:
+    """Compile a module or a function by TorchScript."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.script(what)
+
+
 class Scripted(nn.Module):
     """A part that is compiled by TorchScript, beside one that is not."""
 
     def __init__(self) -> None:
         super().__init__()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self.part = torch.jit.script(nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.3)))
+        self.part = scripted(nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.3)))
         self.drop = nn.Dropout(0.2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -296,3 +301,10 @@ def vit() -> nn.Module:
 def convnext() -> nn.Module:
     models = _loaded(peers.timm_models, "timm")
     return models.ConvNeXt(depths=(1, 1, 1, 1), dims=(8, 8, 8, 8), num_classes=3, drop_path_rate=0.3, drop_rate=0.2)
+
+
+class First(nn.Module):
+    """Returns the first of several results."""
+
+    def forward(self, results: tuple[Tensor, ...]) -> Tensor:
+        return results[0]

@@ -178,7 +178,7 @@ for kind in ("LSTM", "GRU"):
                 getattr(dropkit.nn, kind)(8, 6, batch_first=True, recurrent_p=0.3, **rates)
             ),
             example,
-            Expected("network", "recurrent_dropout", None),
+            Expected("network", kind.lower(), None),
             name=f"our_{kind.lower()}{form}",
         )
 add(networks.encoder, networks.sequences, *_sites_of_encoder())

@@ -1,20 +1,32 @@
 """Finding every site of a model by running it."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
+from os import sep
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.compiler import set_stance
 from torch.nn import Module
+from torch.nn.parameter import is_lazy
 
 from dropkit._checks import argument_type_error
+from dropkit.errors import UnsupportedError
+from dropkit.functional.address import draw_key
+from dropkit.nn.recurrent_base import RecurrentBase
 from dropkit.sites.functions import Call
-from dropkit.sites.interceptor import Handler, Place, attached
+from dropkit.sites.interceptor import Handler, Interceptor, Place, attached
 from dropkit.sites.names import unwrapped
-from dropkit.sites.restoring import cloned, restored
+from dropkit.sites.restoring import cloned, restored, set_mode
+from dropkit.sites.underneath import Operator, Underneath, scripts_followed
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 __all__ = ["Site", "Sites", "find"]
 
@@ -32,7 +44,7 @@ class Site:
         in_eval: Whether it drops when the model is in evaluation mode, as it should not.
         file: File of the code that draws; of the model's own, not of PyTorch's.
         line: Line in that file.
-        shape: Shape of the tensor that it drops from, at the first call.
+        shape: Shape of the tensor that it drops from, at the first call; -1 is the length of a ragged axis.
         shared: Axes of that tensor along which one draw is shared.
         calls: How often it was called in one forward.
         is_rewritable: Whether it can be switched and replaced.
@@ -71,7 +83,7 @@ def _cells(site: Site) -> tuple[str, ...]:
         "on" if site.in_train else "off",
         "ON" if site.in_eval else "off",
         str(site.calls),
-        "x".join(map(str, site.shape)),
+        "x".join("?" if size < 0 else str(size) for size in site.shape),
         ",".join(map(str, site.shared)) or "-",
         f"{Path(site.file).name}:{site.line}",
     )
@@ -105,55 +117,145 @@ def find(model: Module, *args: Any, **kwargs: Any) -> Sites:
     if not isinstance(model, Module):
         raise argument_type_error("find", "model", "a torch.nn.Module", model)
     model = unwrapped(model)
-    found: list[dict[str, Site]] = []
-    for mode in (True, False):
-        recorder = _Recorder()
-        with restored(model), attached(model, recorder), torch.compiler.set_stance("force_eager"):
-            model.train(mode)
+    _check_initialised(model)
+    return _merged(*(_recorded(model, training, args, kwargs) for training in (True, False)))
+
+
+def _check_initialised(model: Module) -> None:
+    for name, value in chain(model.named_parameters(), model.named_buffers()):
+        if is_lazy(value):
+            remedy = "Run one forward first."
+            raise UnsupportedError(f"find: {name!r} has no shape before the model's first forward. {remedy}")
+
+
+def _recorded(model: Module, training: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Site]:
+    """Return every call of one forward, also those that do not drop."""
+    with restored(model), attached(model, recorder := _Recorder()) as interceptor:
+        recorder.interceptor = interceptor
+        with scripts_followed(interceptor), Underneath(recorder.underneath), set_stance("force_eager"):
+            set_mode(model, training)
             given, named = cloned((args, kwargs))
             model(*given, **named)
-        found.append(recorder.sites)
-    train, evaluation = found
-    merged = {name: replace(site, in_train=True) for name, site in train.items()}
-    for name, site in evaluation.items():
-        merged[name] = replace(merged.get(name, replace(site, in_train=False)), in_eval=True)
-    return Sites(merged.values())
+    return list(recorder.sites.values())
+
+
+def _merged(train: list[Site], evaluation: list[Site]) -> Sites:
+    """Return the sites of both modes, each once.
+
+    The number in a name is not enough to tell that two calls are one: it is another where calls before it are made in
+    training alone. So they are compared by what they are and by where in the code, and in their order there.
+    """
+    in_eval: dict[Any, list[Site]] = {}
+    for site in evaluation:
+        in_eval.setdefault(_code(site), []).append(site)
+    found = []
+    for site in train:
+        twins = in_eval.get(_code(site))
+        twin = twins.pop(0) if twins else None
+        drops = twin is not None and twin.in_train
+        shown = twin if drops and twin is not None and not site.in_train else site
+        found.append(replace(shown, name=site.name, in_train=site.in_train, in_eval=drops))
+    left = [replace(site, in_train=False, in_eval=site.in_train) for twins in in_eval.values() for site in twins]
+    return Sites(site for site in found + left if site.in_train or site.in_eval)
+
+
+def _code(site: Site) -> tuple[Any, ...]:
+    return site.path, site.kind, site.file, site.line
 
 
 class _Recorder(Handler):
-    """Notes every call that drops, and lets it run."""
+    """Notes every call that draws dropout or is asked not to, and lets it run."""
+
+    interceptor: Interceptor
 
     def __init__(self) -> None:
         self.sites: dict[str, Site] = {}
+        self._depth = 0  # of calls that are known, underneath which nothing is left to find
 
     def dropout(self, place: Place, call: Call) -> Any:
-        if call.is_active:
-            known = self.sites.get(place.name)
-            self.sites[place.name] = _site(place, call) if known is None else replace(known, calls=known.calls + 1)
-        return call.run()
+        rate = call.p if not isinstance(call.p, Tensor) or call.p.numel() != 1 else float(call.p)
+        rate = None if isinstance(rate, Tensor) else rate
+        self._note(place, call.function.kind, rate, call.input, call.shared, is_active=call.is_active)
+        with self._known():
+            return call.run()
 
     def other(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        return function(*args, **kwargs)
+        if function is draw_key:
+            self._note_network(args[2])
+        with self._known():
+            return function(*args, **kwargs)
+
+    def underneath(self, operator: Operator) -> None:
+        """Note a random operator that no known call has run."""
+        if self._depth or not self.interceptor.frames:
+            return
+        place = self.interceptor.random_place()
+        if operator.kind is not None and operator.input is not None:
+            self._note(place, operator.kind, operator.p, operator.input, is_rewritable=False)
+
+    def _note_network(self, input: Tensor) -> None:
+        """Note a network of dropkit's, whose layers' noise is that of one key; other layers go on to call functions."""
+        module = self.interceptor.frames[-1].module
+        if isinstance(module, RecurrentBase):
+            rates = {rate for rate in module.rates.values() if isinstance(rate, Tensor) or rate > 0}
+            rate = rates.pop() if len(rates) == 1 else None
+            place = self.interceptor.place()
+            self._note(place, module.mode.lower(), None if isinstance(rate, Tensor) else rate, input)
+
+    @contextmanager
+    def _known(self) -> Iterator[None]:
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+
+    def _note(
+        self,
+        place: Place,
+        kind: str,
+        p: float | None,
+        input: Tensor,
+        shared: tuple[int, ...] = (),
+        *,
+        is_active: bool = True,
+        is_rewritable: bool = True,
+    ) -> None:
+        known = self.sites.get(place.name)
+        if known is not None and (known.in_train or not is_active):
+            self.sites[place.name] = replace(known, calls=known.calls + 1)
+            return
+        calls = 1 if known is None else known.calls + 1
+        file, line = _caller(place.module)
+        own = Site(
+            place.name, place.path, kind, p, is_active, False, file, line, _shape(input), shared, calls, is_rewritable
+        )
+        self.sites[place.name] = own
 
 
-def _site(place: Place, call: Call) -> Site:
-    rate = call.p
-    if isinstance(rate, Tensor):
-        rate = float(rate) if rate.numel() == 1 else None
-    file, line = _caller()
-    shape = tuple(call.input.shape) if not call.input.is_nested else ()
-    return Site(place.name, place.path, call.function.kind, rate, True, False, file, line, shape, call.shared, 1)
+def _shape(input: Tensor) -> tuple[int, ...]:
+    """Return a shape, with -1 for the length of a ragged axis."""
+    if not input.is_nested:
+        return tuple(input.shape)
+    if input.layout is torch.jagged:
+        return tuple(size if isinstance(size, int) else -1 for size in input.shape)
+    sizes = input._nested_tensor_size()
+    same = (sizes == sizes[:1]).all(0)
+    return (len(sizes), *(int(size) if whole else -1 for size, whole in zip(sizes[0], same, strict=True)))
 
 
-_LIBRARIES = tuple(str(Path(str(file)).parent) for file in (torch.__file__, sys.modules["dropkit"].__file__))
+_LIBRARIES = tuple(f"{Path(str(file)).parent}{sep}" for file in (torch.__file__, sys.modules["dropkit"].__file__))
 
 
-def _caller() -> tuple[str, int]:
-    """Return file and line of the innermost code that is neither PyTorch's nor dropkit's."""
-    frame = sys._getframe(1)
-    first = frame.f_code.co_filename, frame.f_lineno
-    while frame is not None:
-        if not frame.f_code.co_filename.startswith((*_LIBRARIES, "<")):
-            return frame.f_code.co_filename, frame.f_lineno
-        frame = frame.f_back  # type: ignore[assignment]  # None at the end
-    return first
+def _caller(module: Module) -> tuple[str, int]:
+    """Return file and line of the innermost code that is the model's own; else where PyTorch's module draws."""
+    frame: FrameType | None = sys._getframe(2)
+    inside = "", 0
+    while frame is not None and frame.f_code is not _recorded.__code__:
+        place = frame.f_code.co_filename, frame.f_lineno
+        if not place[0].startswith((*_LIBRARIES, "<")):
+            return place
+        if not inside[0] and frame.f_locals.get("self") is module:
+            inside = place
+        frame = frame.f_back
+    return inside

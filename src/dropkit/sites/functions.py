@@ -184,10 +184,19 @@ def _own(kind: str, function: Callable[..., Any]) -> Function:
     )
 
 
+def _of_programs(rows: Mapping[Callable[..., Any], Function]) -> Iterator[tuple[Callable[..., Any], Function]]:
+    """Yield the operators by which exported programs call PyTorch's functions, with the rows of those."""
+    for kind in ("dropout", "native_dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"):
+        yield getattr(torch.ops.aten, kind).default, rows[getattr(torch, kind)]
+    for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+        operator, row = getattr(torch.ops.aten, kind), rows[getattr(torch, kind)]
+        yield from ((operator.input, row), (operator.data, row))
+    yield torch.ops.aten.scaled_dot_product_attention.default, rows[F.scaled_dot_product_attention]
+
+
+_ROWS = {row.function: row for rows in (_of_pytorch(), _of_dropkit()) for row in rows}
 # No read-only view of it, which torch.compile could not look up functions in.
-FUNCTIONS: Mapping[Callable[..., Any], Function] = {
-    row.function: row for rows in (_of_pytorch(), _of_dropkit()) for row in rows
-}
+FUNCTIONS: Mapping[Callable[..., Any], Function] = {**_ROWS, **dict(_of_programs(_ROWS))}
 """Every function that draws dropout, PyTorch's and dropkit's, with what is known of it."""
 
 

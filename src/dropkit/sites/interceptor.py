@@ -286,6 +286,8 @@ class Attachment:
         enter, leave = _Hook(self.interceptor.enter, handler.is_last), _Hook(self.interceptor.leave)
         self._hooks: list[Any] = []
         for module in module_names(model).values():
+            if isinstance(module, torch.jit.ScriptModule):  # it takes no hooks
+                continue
             self._hooks.append(module.register_forward_pre_hook(enter, prepend=True))
             self._hooks.append(module.register_forward_hook(leave, always_call=True))
             _order(module)

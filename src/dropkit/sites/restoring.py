@@ -2,8 +2,10 @@
 
 import random
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import ExitStack, contextmanager
+from copy import copy
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -12,45 +14,149 @@ from torch.nn import Module
 
 from dropkit.sites.interceptor import attached_to
 
-__all__ = ["cloned", "restored"]
+__all__ = ["cloned", "restored", "set_mode"]
 
 
 @contextmanager
 def restored(model: Module) -> Iterator[None]:
-    """Put everything back that a forward may change: flags, buffers, gradients, generators' states, counts of runs."""
+    """Put everything back that a forward may change: flags, buffers, gradients, generators' states, counts of runs.
+
+    Meanwhile there are no gradients, so that a forward that has a backward pass in it adds to none of the user's.
+    """
+    with ExitStack() as stack:
+        stack.callback(_keep_runs(model))
+        stack.callback(_keep_modules(model))
+        stack.callback(_keep_parameters(model))
+        for put_back in _keep_generators(model):
+            stack.callback(put_back)
+        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+        stack.enter_context(torch.random.fork_rng(devices))
+        yield
+
+
+def _keep_runs(model: Module) -> Callable[[], None]:
     runs = [(interceptor, dict(interceptor.runs)) for interceptor in attached_to(model)]
-    flags = [(module, module.training) for module in model.modules()]
-    # By value: a version counter does not move back with the values.
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    python, numpy = random.getstate(), sys.modules.get("numpy")
-    of_numpy = numpy.random.get_state() if numpy is not None else None
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
+
+    def put_back() -> None:
         for interceptor, counts in runs:
             interceptor.runs = counts
-        random.setstate(python)
-        if numpy is not None and of_numpy is not None:
-            numpy.random.set_state(of_numpy)
+
+    return put_back
+
+
+def _keep_modules(model: Module) -> Callable[[], None]:
+    flags = [(module, module.training) for module in model.modules()]
+    names = [(module._buffers, dict(module._buffers)) for module in model.modules() if not _is_scripted(module)]
+    # By value: a version counter does not move back with the values.
+    values = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+
+    def put_back() -> None:
         for module, training in flags:
             module.training = training
+        for own, before in names:
+            if list(map(id, own.values())) != list(map(id, before.values())):
+                own.clear()
+                own.update(before)
         with torch.no_grad():
-            for buffer, value in buffers:
-                if not torch.equal(buffer, value):
+            for buffer, value in values:
+                if not _is_equal(buffer, value):
                     buffer.copy_(value)
-        for parameter, gradient in gradients:
+
+    return put_back
+
+
+def _is_scripted(module: Module) -> bool:
+    return isinstance(module, torch.jit.ScriptModule)
+
+
+def _is_equal(buffer: Tensor, value: Tensor) -> bool:
+    try:
+        return buffer.is_meta or torch.equal(buffer, value)
+    except (NotImplementedError, RuntimeError):  # of a layout that cannot be compared
+        return False
+
+
+def _keep_parameters(model: Module) -> Callable[[], None]:
+    kept = [(parameter, parameter.grad, parameter.requires_grad) for parameter in model.parameters()]
+    for parameter, _, _ in kept:
+        parameter.grad = None
+
+    def put_back() -> None:
+        for parameter, gradient, requires_grad in kept:
             parameter.grad = gradient
+            parameter.requires_grad_(requires_grad)
+
+    return put_back
+
+
+def _keep_generators(model: Module) -> Iterator[Callable[[], None]]:
+    """Yield what puts back Python's and NumPy's generators, and those that modules have for themselves."""
+    yield _kept(random.getstate, random.setstate)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        yield _kept(numpy.random.get_state, numpy.random.set_state)
+    for module in model.modules():
+        for value in vars(module).values():
+            own = getattr(value, "generator", value)  # dropkit's layers keep theirs in a box
+            if isinstance(own, torch.Generator):
+                yield _kept(own.get_state, own.set_state)
+            elif isinstance(own, random.Random):
+                yield _kept(own.getstate, own.setstate)
+            elif numpy is not None and isinstance(own, numpy.random.RandomState):
+                yield _kept(own.get_state, own.set_state)
+            elif numpy is not None and isinstance(own, numpy.random.Generator):
+                yield _kept_bits(own.bit_generator)
+
+
+def _kept(get: Callable[[], Any], put: Callable[[Any], object]) -> Callable[[], None]:
+    state = get()
+
+    def put_back() -> None:
+        put(state)
+
+    return put_back
+
+
+def _kept_bits(bits: Any) -> Callable[[], None]:
+    return _kept(lambda: bits.state, lambda state: setattr(bits, "state", state))
+
+
+def set_mode(model: Module, training: bool) -> None:
+    """Put a model in training or evaluation mode by its own `train`, or, where that cannot, by its flags."""
+    try:
+        model.train(training)
+    except (NotImplementedError, RecursionError):  # exported programs; modules that contain one another
+        for module in model.modules():
+            module.training = training
 
 
 def cloned(values: Any) -> Any:
-    """Return a forward's arguments with every tensor copied, so that work in place does not reach the user's."""
+    """Return a forward's arguments with every tensor copied, so that work in place does not reach the user's.
+
+    What is one tensor stays one: attention takes another way where query, key and value are the same.
+    """
+    copies: dict[int, tuple[Any, Any]] = {}  # with the originals, whose ids must not be used again
 
     def clone(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        return value.detach().clone().requires_grad_(value.requires_grad) if value.is_leaf else value.clone()
+        if id(value) not in copies:
+            copies[id(value)] = value, _clone(value, clone)
+        return copies[id(value)][1]
 
     return torch.utils._pytree.tree_map(clone, values)
+
+
+def _clone(value: Any, clone: Callable[[Any], Any]) -> Any:
+    """Copy a tensor, or a structure that PyTorch does not look into."""
+    if isinstance(value, Tensor):
+        return value.detach().clone().requires_grad_(value.requires_grad) if value.is_leaf else value.clone()
+    if isinstance(value, MutableMapping) and not isinstance(value, dict):
+        found = copy(value)
+        for name in found:
+            found[name] = torch.utils._pytree.tree_map(clone, value[name])
+        return found
+    if is_dataclass(value) and not isinstance(value, type):
+        same = copy(value)
+        for part in fields(value):
+            object.__setattr__(same, part.name, torch.utils._pytree.tree_map(clone, getattr(value, part.name)))
+        return same
+    return value

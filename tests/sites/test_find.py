@@ -1,0 +1,400 @@
+"""Finding sites: the right ones of every model, without a trace of the search."""
+
+import inspect
+import random
+from collections import OrderedDict, UserDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+import dropkit
+from dropkit.errors import ArgumentTypeError, UnsupportedError
+from dropkit.sites import Sites, find
+from dropkit.sites.names import unwrapped
+from tests.sites import networks
+from tests.sites.zoo import CASES, MODELS, Expected, Model, tensors
+
+
+def facts(site: Any) -> tuple[Any, ...]:
+    rate = None if site.p is None else round(site.p, 9)
+    return site.name, site.kind, rate, site.in_train, site.in_eval, site.shared, site.calls, site.is_rewritable
+
+
+def of_functions(sites: Any) -> list[Any]:
+    """The sites that are no hand-written masks."""
+    return [site for site in sites if "~" not in site.name or not site.is_rewritable]
+
+
+@contextmanager
+def unfused() -> Iterator[None]:
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def states() -> list[Any]:
+    return [torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())]  # noqa: NPY002
+
+
+@pytest.mark.parametrize("model", CASES)
+def test_every_site_of_every_model_is_found(model: Model) -> None:
+    network, inputs = model.build(), model.inputs()
+    assert [facts(site) for site in of_functions(find(network, *inputs))] == [facts(site) for site in model.sites]
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")  # of a checkpoint without gradients
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("model", CASES)
+def test_outputs_are_those_of_a_forward_that_nobody_sees(model: Model, grad: bool) -> None:
+    """Bit for bit, fused ways apart; of two copies, for TorchScript compiles another program at its second call."""
+    seen, plain, inputs = model.build(), model.build(), model.inputs()
+    outputs: list[Any] = []
+    unwrapped(seen).register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    with torch.set_grad_enabled(grad):
+        torch.manual_seed(3)
+        find(seen, *inputs)
+        with unfused(), torch.compiler.set_stance("force_eager"):
+            for training, found in zip((True, False), outputs, strict=True):
+                torch.manual_seed(3)
+                buffers = [buffer.clone() for buffer in plain.buffers()]
+                expected = list(tensors(plain.train(training)(*inputs)))
+                assert expected
+                for one, other in zip(tensors(found), expected, strict=True):
+                    torch.testing.assert_close(one, other, rtol=0, atol=0)
+                for buffer, value in zip(plain.buffers(), buffers, strict=True):
+                    buffer.copy_(value)
+
+
+@pytest.mark.parametrize("model", CASES)
+def test_nothing_is_left_of_the_search(model: Model) -> None:
+    network, inputs = model.build(), model.inputs()
+    for module in list(network.modules())[1::2]:
+        module.eval()
+    flags = [module.training for module in network.modules()]
+    buffers = [(id(buffer), buffer.clone()) for buffer in network.buffers()]
+    hooks = [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in network.modules()]
+    first = next(network.parameters(), torch.empty(0))
+    first.grad = torch.full_like(first, 7.0)
+    before, keys = states(), list(network.state_dict())
+    find(network, *inputs)
+    assert states() == before
+    assert [module.training for module in network.modules()] == flags
+    assert [id(buffer) for buffer in network.buffers()] == [number for number, _ in buffers]
+    assert all(torch.equal(buffer, value) for buffer, (_, value) in zip(network.buffers(), buffers, strict=True))
+    assert [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in network.modules()] == hooks
+    assert all(parameter.grad is None for parameter in list(network.parameters())[1:])
+    assert (first.grad == 7.0).all()
+    assert list(network.state_dict()) == keys
+    assert not _get_current_function_mode_stack()
+    assert not _get_current_dispatch_mode_stack()
+    for value, same in zip(tensors(inputs), tensors(model.inputs()), strict=True):
+        assert torch.equal(value, same)
+
+
+class Messy(nn.Module):
+    """Moves whatever can be moved, and raises at a given call."""
+
+    def __init__(self, raises_at: int, error: type[BaseException] = RuntimeError) -> None:
+        super().__init__()
+        self.raises_at, self.error, self.calls = raises_at, error, 0
+        self.weight = nn.Parameter(torch.ones(3))
+        self.drop, self.norm = nn.Dropout(0.5), nn.BatchNorm1d(3)
+        self.register_buffer("seen", torch.zeros(3))
+        self.own = torch.Generator().manual_seed(1)
+        self.numbers, self.digits = np.random.default_rng(1), random.Random(1)  # noqa: S311
+        self.ours = dropkit.nn.Dropout(0.5, generator=torch.Generator().manual_seed(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        with torch.enable_grad():
+            (self.weight * x).sum().backward()
+        self.weight.requires_grad_(False)
+        self.seen = self.seen + 1
+        self.register_buffer("late", torch.zeros(1))
+        self.norm.eval()
+        torch.rand(2), random.random(), np.random.rand()  # noqa: NPY002, S311
+        torch.rand(2, generator=self.own), self.numbers.random(), self.digits.random()
+        x = self.ours(self.norm(self.drop(x.add_(1))))
+        if self.calls == self.raises_at:
+            raise self.error("on purpose")
+        return x
+
+    def draws(self) -> tuple[Any, ...]:
+        own = self.own.get_state().tolist(), self.ours.generator.get_state().tolist()
+        return *own, str(self.numbers.bit_generator.state), self.digits.getstate()
+
+
+@pytest.mark.parametrize("raises_at", [0, 1, 2])
+def test_a_forward_that_moves_everything_and_raises_leaves_the_model_as_it_was(raises_at: int) -> None:
+    model, x = Messy(raises_at), torch.zeros(4, 3)
+    model.weight.grad = torch.full((3,), 5.0)
+    grad, seen, before, own = model.weight.grad, model.seen, states(), model.draws()
+    if raises_at:
+        with pytest.raises(RuntimeError, match="on purpose"):
+            find(model, x)
+    else:
+        assert [site.name for site in find(model, x)] == ["drop", "ours"]
+    assert model.calls == (raises_at or 2)
+    assert model.weight.grad is grad
+    assert (grad == 5.0).all()
+    assert model.weight.requires_grad
+    assert model.seen is seen
+    assert (seen == 0).all()
+    assert dict(model.named_buffers()).keys() == dict(Messy(0).named_buffers()).keys()
+    assert all(module.training for module in model.modules())
+    assert (states(), model.draws()) == (before, own)
+    assert (x == 0).all()
+    assert not _get_current_function_mode_stack()
+    assert not _get_current_dispatch_mode_stack()
+
+
+def test_the_line_that_draws_is_the_models_own() -> None:
+    sites = find(networks.Functional(), torch.randn(6, 8))
+    lines, start = inspect.getsourcelines(networks.Functional.forward)
+    assert [site.file for site in sites] == [networks.__file__] * 3
+    own = [lines[site.line - start].strip() for site in sites]
+    for line, start_of in zip(own, ("x = F.dropout(", "x = torch.dropout(x, p=0.2", "return "), strict=True):
+        assert line.startswith(start_of)
+
+
+def test_without_code_of_the_models_own_the_line_is_that_of_the_layer() -> None:
+    [site] = find(nn.Sequential(nn.Dropout(0.5)), torch.ones(3))
+    assert site.file == inspect.getsourcefile(nn.Dropout)
+    lines, start = inspect.getsourcelines(nn.Dropout.forward)
+    assert "F.dropout(" in lines[site.line - start]
+
+
+def test_a_call_that_moves_to_another_number_in_evaluation_stays_itself() -> None:
+    first, second, third = find(networks.Shifted(), torch.ones(3))
+    assert len({first.line, second.line, third.line}) == 3
+    assert [(site.name, site.p, site.in_train, site.in_eval) for site in (first, second, third)] == [
+        ("#0", 0.1, True, False),
+        ("#1", 0.2, True, True),
+        ("#2", 0.3, False, True),
+    ]
+
+
+def test_a_call_of_evaluation_alone_is_no_call_of_training() -> None:
+    class Either(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                return F.dropout(x, 0.1)
+            return F.dropout2d(x, 0.2)
+
+    train, evaluation = find(Either(), torch.ones(1, 2, 3, 3))
+    assert (train.name, train.kind, train.p, train.in_train, train.in_eval) == ("#0", "dropout", 0.1, True, False)
+    assert (evaluation.kind, evaluation.p, evaluation.in_train, evaluation.in_eval) == ("dropout2d", 0.2, False, True)
+
+
+def scripted_function(x: Tensor, training: bool) -> Tensor:
+    return torch.dropout(x, 0.25, training)
+
+
+class CallsScript(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.function = networks.scripted(scripted_function)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(F.dropout(x, 0.1, self.training), self.training)
+
+
+@pytest.mark.parametrize("warm", [0, 1, 2])
+def test_torchscript_is_found_whatever_program_it_has_compiled(warm: int) -> None:
+    model = MODELS["scripted"].build()
+    for _ in range(warm):
+        model(*MODELS["scripted"].inputs())
+    assert [facts(site) for site in find(model, *MODELS["scripted"].inputs())] == [
+        facts(site) for site in MODELS["scripted"].sites
+    ]
+    assert [facts(site) for site in find(model.part, *MODELS["scripted"].inputs())] == [
+        facts(Expected("~0", "dropout", 0.3, is_rewritable=False))
+    ]
+
+
+def test_functions_of_torchscript_are_found() -> None:
+    assert [facts(site) for site in find(CallsScript(), torch.ones(5))] == [
+        facts(Expected("#0", "dropout", 0.1)),
+        facts(Expected("~0", "dropout", 0.25, is_rewritable=False)),
+    ]
+
+
+def test_exported_programs_are_found() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.3))
+    exported = torch.export.export(model, (torch.ones(2, 4),)).module()
+    [site] = find(exported, torch.ones(2, 4))
+    assert (site.kind, site.p, site.in_train, site.in_eval) == ("dropout", 0.3, True, True)
+
+
+@pytest.mark.parametrize("compile_before", [True, False])
+def test_compiled_models_are_seen_through(compile_before: bool) -> None:
+    torch._dynamo.reset()
+    model, x = nn.Sequential(networks.mlp(), networks.Ungated()), torch.randn(6, 8)
+    model[1].layer = nn.Linear(3, 8)
+    model[0].compile(backend="eager")
+    compiled = torch.compile(model, backend="eager")
+    if compile_before:
+        compiled(x)
+    assert [(site.name, site.in_eval) for site in find(compiled, x)] == [("0.3", False), ("1#0", True)]
+    torch._dynamo.reset()
+
+
+def test_wrappers_leave_no_trace_in_names() -> None:
+    wrapped = nn.DataParallel(networks.mlp()) if not torch.cuda.is_available() else networks.mlp()
+    assert [site.name for site in find(wrapped, torch.randn(6, 8))] == ["3"]
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensors_have_shapes_with_ragged_axes(layout: torch.layout) -> None:
+    x = torch.nested.nested_tensor([torch.randn(3, 8), torch.randn(5, 8)], layout=layout)
+    [site] = find(nn.Sequential(nn.Linear(8, 4), nn.Dropout(0.5)), x)
+    assert site.shape == (2, -1, 4)
+    assert "2x?x4" in str(Sites([site]))
+
+
+def test_modules_that_contain_one_another() -> None:
+    model = networks.mlp()
+    model[0].whole = model
+    assert [site.name for site in find(model, torch.randn(6, 8))] == ["3"]
+    assert all(module.training for module in model.modules())
+
+
+@dataclass(frozen=True)
+class Batch:
+    x: Tensor
+    more: dict[str, list[Tensor]]
+
+
+class Careless(nn.Module):
+    """Works in place on whatever it is given."""
+
+    def forward(self, batch: Any, times: int = 1, *, name: str = "", table: Any = None) -> Any:
+        assert type(name) is str
+        parts = [batch.x, batch.more["a"][0]] if isinstance(batch, Batch) else list(batch.values())
+        for part in parts:
+            part.mul_(0)
+        return OrderedDict(y=[F.dropout(part, 0.5, self.training) for part in parts for _ in range(times)], n=3)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda one, other: Batch(one, {"a": [other]}),
+        lambda one, other: {"one": one, "other": other},
+        lambda one, other: UserDict(one=one, other=other),
+    ],
+    ids=["dataclass", "dict", "mapping"],
+)
+def test_inputs_of_any_structure_are_not_touched(wrap: Callable[[Tensor, Tensor], Any]) -> None:
+    one, other = torch.ones(2, 3), torch.ones(3)
+    given = wrap(one, other)
+    sites = find(Careless(), given, 2, name="x", table=object())
+    assert [site.name for site in sites] == ["#0", "#1", "#2", "#3"]
+    assert [site.shape for site in sites] == [(2, 3), (2, 3), (3,), (3,)]
+    assert (one == 1).all()
+    assert (other == 1).all()
+    parts = [given.x, given.more] if isinstance(given, Batch) else dict(given)
+    assert all(part is one or part is other for part in tensors(parts))
+
+
+def test_a_model_that_takes_no_tensor() -> None:
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows = nn.Embedding(5, 4)
+
+        def forward(self, words: list[str]) -> Tensor:
+            return F.dropout(self.rows.weight[: len(words)], 0.5, self.training)
+
+    [site] = find(Table(), ["a", "b"])
+    assert site.shape == (2, 4)
+
+
+def test_one_tensor_given_twice_stays_one() -> None:
+    seen = []
+
+    class Same(nn.Module):
+        def forward(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+            seen.append((x is y, x is z))
+            return x
+
+    x = torch.ones(3)
+    assert find(Same(), x, x, x.clone()) == []
+    assert seen == [(True, False)] * 2
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda drop, x: torch.func.vmap(drop, randomness="different")(x),
+        lambda drop, x: torch.func.grad(lambda v: drop(v).sum())(x),
+        lambda drop, x: torch.utils.checkpoint.checkpoint(drop, x, use_reentrant=False),
+    ],
+    ids=["vmap", "grad", "checkpoint"],
+)
+def test_dropout_inside_transforms(transform: Callable[..., Tensor]) -> None:
+    class Transformed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return transform(lambda v: F.dropout(v, 0.5, self.training) * 1, x)
+
+    sites = find(Transformed(), torch.ones(3, 4))
+    assert [(site.name, site.p, site.in_eval) for site in sites] == [("#0", 0.5, False)]
+
+
+def test_rates_in_tensors_and_rates_that_are_learned() -> None:
+    layer = dropkit.nn.Dropout(0.25)
+    layer.follow()
+    model, x = nn.Sequential(layer, dropkit.nn.VariationalDropout(4)), torch.ones(3, 4)
+    first, second = find(model, x)
+    assert (first.p, second.p) == (0.25, None)
+    assert [line.split()[2] for line in str(find(model, x)).splitlines()] == ["p", "0.25", "?"]
+
+
+def test_the_table() -> None:
+    model = nn.Sequential(networks.Ungated(), nn.Unflatten(1, (8, 1, 1)), nn.Dropout2d(0.25))
+    head, first, second = str(find(model, torch.ones(5, 8))).splitlines()
+    assert head.split() == ["site", "kind", "p", "train", "eval", "calls", "shape", "shared", "where"]
+    assert first.split()[:-1] == ["0#0", "dropout", "0.4", "on", "ON", "1", "5x8", "-"]
+    assert first.split()[-1].startswith(f"{Path(networks.__file__).name}:")
+    assert second.split()[:-1] == ["2", "dropout2d", "0.25", "on", "off", "1", "5x8x1x1", "2,3"]
+    assert str(find(nn.Linear(2, 2), torch.ones(2))) == "no site: nothing in this model draws dropout"
+
+
+def test_rates_of_zero_and_networks_with_nothing_between_layers_are_no_sites() -> None:
+    model = nn.Sequential(nn.Dropout(0.0), dropkit.nn.Dropout(0.0), dropkit.nn.LSTM(4, 4), networks.First())
+    assert find(model, torch.ones(2, 3, 4)) == []
+
+
+@pytest.mark.parametrize("model", [None, torch.relu, nn.Linear], ids=str)
+def test_what_is_no_module_is_refused(model: Any) -> None:
+    with pytest.raises(ArgumentTypeError, match=r"find: `model` must be a torch\.nn\.Module"):
+        find(model, torch.ones(2))
+
+
+def test_weights_without_a_shape_are_refused() -> None:
+    model = nn.Sequential(nn.LazyLinear(3), nn.Dropout(0.5))
+    with pytest.raises(UnsupportedError, match=r"'0\.weight' has no shape before the model's first forward"):
+        find(model, torch.ones(2, 4))
+    assert isinstance(model[0], nn.LazyLinear)
+
+
+def test_wrong_inputs_raise_what_the_model_raises() -> None:
+    model = networks.mlp().eval()
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        find(model, torch.ones(2, 5))
+    assert not any(module.training for module in model.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
