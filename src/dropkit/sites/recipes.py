@@ -1,0 +1,368 @@
+"""Recipes: where dropout belongs in a model of a kind, and how much, by the flow of data through it."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from torch.nn import Module, MultiheadAttention, RNNBase
+
+from dropkit.errors import UnsupportedError
+from dropkit.functional import linear_rates
+from dropkit.nn import Dropout, Dropout1d, Dropout2d, Dropout3d, DropPath, LockedDropout
+from dropkit.sites.flow import Flow, Step, Value
+
+__all__ = [
+    "BATCH_NORM", "CURVED", "PATHS", "RECIPES", "Rates", "Recipe", "Want", "downstream", "is_before_batch_norm",
+    "is_on_output", "upstream",
+]  # fmt: skip
+
+ELEMENTWISE = ("dropout", "alpha_dropout")
+CHANNELS = ("dropout1d", "dropout2d", "dropout3d", "feature_dropout", "feature_alpha_dropout")
+PATHS = ("drop_path", "skip_path")
+CURVED = ("tanh", "sigmoid", "gelu", "silu", "elu", "selu", "softplus", "softmax", "mish", "hardswish", "exp", "log")
+_ATTENTION = ("scaled_dot_product_attention", "multi_head_attention")
+
+
+@dataclass(eq=False)
+class Want:
+    """A tensor that a recipe drops from.
+
+    Args:
+        role: Which of the recipe's rates it has.
+        p: The rate.
+        value: The tensor.
+        reader: The layer that reads it; None where it is wanted for all that read it.
+        layer: What makes the layer that drops.
+        kinds: Kinds of sites that do the same, and may do it in its place.
+        wrong: Kinds of sites that make way for it.
+        why: The reason, for the plan.
+        network: The recurrent network whose layers it is wanted between.
+        site: The site that is to have the rate, where no layer can be placed.
+    """
+
+    role: str
+    p: float
+    value: Value
+    reader: Step | None
+    layer: Callable[[float], Module]
+    kinds: tuple[str, ...]
+    wrong: tuple[str, ...]
+    why: str
+    network: Module | None = None
+    site: Step | None = None
+
+
+Rates = Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One recipe.
+
+    Args:
+        rates: The rates of its roles: at the first place, and at the last.
+        plan: Yields what it wants of a flow.
+        fits: Kinds of steps without which it does not fit.
+        misfits: Kinds of steps with which it does not, and the recipe that does.
+        what: What it is for.
+    """
+
+    rates: Rates
+    plan: Callable[[Flow, Rates], Iterator[Want]]
+    fits: tuple[str, ...]
+    what: str
+    misfits: Mapping[str, str] = field(default_factory=dict)
+
+    def check(self, name: str, flow: Flow) -> None:
+        """Raise unless the recipe fits a model."""
+        for kind, other in self.misfits.items():
+            if flow.kind(kind):
+                step = flow.kind(kind)[0]
+                raise UnsupportedError(
+                    f"convert: the recipe {name!r} is for {self.what}, and this model has {kind} in "
+                    f"`{step.path or 'its forward'}`. Try {other}."
+                )
+        if not flow.kind(*self.fits):
+            raise UnsupportedError(
+                f"convert: the recipe {name!r} is for {self.what}, and a forward of this model has no "
+                f"{' or '.join(self.fits)}. Choose another of {', '.join(map(repr, RECIPES))}."
+            )
+
+
+def upstream(value: Value) -> Iterator[Step]:
+    """Yield the steps before a value, as long as each has but one input and has no weights: dropout, too."""
+    step = value.step
+    while step is not None and step.kind in ("other", "dropout", "softmax") and len(step.inputs) == 1:
+        yield step
+        step = step.inputs[0].step
+
+
+def sources(value: Value) -> set[Step]:
+    """Return the last layers before a value on all ways that lead to it."""
+    return {step for step in _before(value, through_layers=False) if step.is_layer}
+
+
+def _before(value: Value, *, through_layers: bool) -> set[Step]:
+    found: set[Step] = set()
+    waiting = [value]
+    while waiting:
+        step = waiting.pop().step
+        if step is not None and step not in found:
+            found.add(step)
+            if through_layers or not step.is_layer:
+                waiting += step.inputs
+    return found
+
+
+def _after(value: Value, is_end: Callable[[Step], bool]) -> tuple[set[Step], set[Value]]:
+    """Return the steps and values behind a value, up to such as are an end."""
+    steps: set[Step] = set()
+    values: set[Value] = set()
+    waiting = [value]
+    while waiting:
+        current = waiting.pop()
+        values.add(current)
+        for step in current.readers:
+            if step not in steps:
+                steps.add(step)
+                waiting += [] if is_end(step) else step.outputs
+    return steps, values
+
+
+def downstream(value: Value) -> list[Step]:
+    """Return what drops behind a value, before anything else mixes it."""
+    return [step for step in _after(value, _mixes)[0] if step.kind == "dropout"]
+
+
+def is_before_batch_norm(value: Value) -> bool:
+    """Tell whether a BatchNorm stores statistics of what is made of a value."""
+    steps, _ = _after(value, lambda step: False)
+    return any(step.kind == "batch_norm" for step in steps)
+
+
+def is_on_output(value: Value, flow: Flow) -> bool:
+    """Tell whether a value is what the model returns, up to its shape and pointwise functions."""
+    steps, values = _after(value, _mixes)
+    return not any(map(_mixes, steps)) and any(output in values for output in flow.outputs)
+
+
+def _mixes(step: Step) -> bool:
+    return step.is_layer or step.kind in ("sum", "norm", "batch_norm") or len(step.inputs) > 1
+
+
+def _elementwise(role: str, p: float, step: Step, why: str) -> Want:
+    return Want(role, p, step.inputs[0], step, Dropout, ELEMENTWISE, (*CHANNELS, *PATHS), why)
+
+
+def _srivastava(flow: Flow, rates: Rates) -> Iterator[Want]:
+    for step in flow.kind("dense"):
+        if not sources(step.inputs[0]) - set(flow.kind("embedding")):
+            yield _elementwise("input", rates["input"][1], step, "the input")
+        else:
+            yield _elementwise("hidden", rates["hidden"][1], step, "a hidden layer")
+
+
+def _last_dense(flow: Flow) -> list[Step]:
+    """Return the dense layers behind which there is no other layer."""
+    ends = [step for step in flow.kind("dense") if step.inputs and sources(step.inputs[0])]
+    return [step for step in ends if not any(after.is_layer for after in _after(step.outputs[0], lambda s: False)[0])]
+
+
+def _cnn(flow: Flow, rates: Rates) -> Iterator[Want]:
+    last = _last_dense(flow)
+    layers = [step for step in flow.kind("convolution") if sources(step.inputs[0]) and _is_map(step.inputs[0])]
+    maps = [(step.inputs[0], step) for step in layers]
+    for step in flow.kind("dense"):
+        if step not in last and all(source.kind == "convolution" for source in sources(step.inputs[0])):
+            found = _map_before(step.inputs[0])
+            maps += [] if found is None else [(found, None)]  # type: ignore[list-item]  # None: whoever reads it
+    kept = [pair for pair in maps if not is_before_batch_norm(pair[0])]
+    for number, (value, reader) in enumerate(kept):
+        low, high = rates["channels"]
+        p = low + (high - low) * number / max(len(kept) - 1, 1) if len(kept) > 1 else high
+        layer = {3: Dropout1d, 4: Dropout2d, 5: Dropout3d}[len(value.shape)]
+        yield Want("channels", p, value, reader, layer, CHANNELS, ELEMENTWISE, "channels of a map, more with depth")
+    for value, reader in maps:
+        if (value, reader) not in kept:
+            yield Want("channels", 0.0, value, reader, Dropout, CHANNELS, ELEMENTWISE, BATCH_NORM)
+    for step in last:
+        yield _elementwise("dense", rates["dense"][1], step, "before the last dense layer")
+
+
+BATCH_NORM = "BatchNorm behind it would store the variance of training"
+
+
+def _is_map(value: Value) -> bool:
+    return len(value.shape) in (3, 4, 5) and any(length > 1 for length in value.shape[2:])
+
+
+def _map_before(value: Value) -> Value | None:
+    """Return the last map before a dense layer that a module takes or gives, unless a curved function follows it."""
+    for step in upstream(value):
+        before = step.inputs[0]
+        if step.name in CURVED:
+            return None
+        if _is_map(before) and before.ports:
+            return before
+    return None
+
+
+def _rnn(flow: Flow, rates: Rates) -> Iterator[Want]:
+    for step in flow.kind("recurrent"):
+        module = step.module
+        if not isinstance(module, RNNBase):
+            raise UnsupportedError(
+                f"convert: the recipe 'rnn' is for networks such as torch.nn.LSTM, and `{step.path}` calls "
+                f"torch.{step.draws} itself. Use a module, or dropkit.nn.LockedDropout beside it."
+            )
+
+        def locked(p: float, batch_first: bool = bool(module.batch_first)) -> Module:
+            return LockedDropout(p, batch_first)
+
+        wrong = (*ELEMENTWISE, *CHANNELS)
+        kinds = ("locked_dropout",)
+        yield Want("inputs", rates["inputs"][1], step.inputs[0], step, locked, kinds, wrong, "one mask for all steps")
+        if module.num_layers > 1:
+            why = "one mask for all steps, between layers"
+            yield Want("between", rates["between"][1], step.outputs[0], step, locked, kinds, wrong, why, module)
+        value = next((v for v in [step.outputs[0], *_views(step.outputs[0])] if _leaves(v, module)), step.outputs[0])
+        readers = _after(value, _mixes)[0]
+        ends = [reader for reader in readers if _mixes(reader)]
+        if ends and not all(reader.kind == "recurrent" for reader in ends) and not is_on_output(value, flow):
+            yield Want("outputs", rates["outputs"][1], value, None, locked, kinds, wrong, "one mask for all steps")
+
+
+def _views(value: Value) -> list[Value]:
+    return [made for step in value.readers if step.kind == "other" for made in step.outputs]
+
+
+def _leaves(value: Value, module: Module) -> bool:
+    return any(port.module is module and not port.is_input for port in value.ports)
+
+
+def _transformer(flow: Flow, rates: Rates) -> Iterator[Want]:
+    attending = _attention_weights(flow)
+    if not attending:
+        raise UnsupportedError(
+            "convert: the recipe 'transformer' is for transformers, and nothing in this model attends."
+        )
+    for step in attending:
+        p = rates["attention"][1]
+        if step.kind == "attention":
+            yield Want("attention", p, step.outputs[0], None, Dropout, (), (), "attention weights", site=step)
+        else:
+            yield Want("attention", p, step.outputs[0], None, Dropout, ELEMENTWISE, (), "attention weights")
+    for _, branch in _branches(flow):
+        yield Want("sublayer", rates["sublayer"][1], branch, None, Dropout, ELEMENTWISE, (), "output of a sub-layer")
+    for step in flow.kind("dense"):
+        before = sources(step.inputs[0])
+        between = _before(step.inputs[0], through_layers=False)
+        if before and all(source.kind == "dense" for source in before) and not any(map(_joins, between)):
+            p = rates["feed_forward"][1]
+            if not is_on_output(step.outputs[0], flow) and step not in _last_dense(flow):
+                yield _elementwise("feed_forward", p, step, "inside the feed-forward")
+
+
+def _joins(step: Step) -> bool:
+    """Tell whether a step ends a feed-forward block: a sum, a normalisation, attention."""
+    return step.kind in ("sum", "norm", "batch_norm", "softmax") or step.name in ("matmul", "bmm", "einsum")
+
+
+def _attention_weights(flow: Flow) -> list[Step]:
+    """Return the steps that attend: PyTorch's functions, and any softmax that is multiplied with what was computed."""
+    written = [
+        step
+        for step in flow.kind("softmax")
+        if any(after.name in ("matmul", "bmm", "einsum") for after in _after(step.outputs[0], _mixes_or_multiplies)[0])
+    ]
+    return [step for step in flow.steps if step in written or step.draws in _ATTENTION]
+
+
+def _mixes_or_multiplies(step: Step) -> bool:
+    return _mixes(step) or step.name in ("matmul", "bmm", "einsum")
+
+
+def _depths(flow: Flow) -> dict[Value, int]:
+    """Return how many layers there are before each value, on the longest way."""
+    depths = dict.fromkeys(flow.inputs, 0)
+    for step in flow.steps:
+        deepest = max((depths.get(value, 0) for value in step.inputs), default=0)
+        depths |= dict.fromkeys(step.outputs, deepest + step.is_layer)
+    return depths
+
+
+def _branches(flow: Flow) -> list[tuple[Step, Value]]:
+    """Return every sum of a shortcut and a branch, and the branch: what has more layers behind it."""
+    depths, found = _depths(flow), []
+    for step in flow.kind("sum"):
+        if len(step.inputs) != 2 or step.inputs[0].shape != step.inputs[1].shape:
+            continue
+        short, branch = sorted(step.inputs, key=lambda value: depths.get(value, 0))
+        is_deeper = depths.get(short, 0) < depths.get(branch, 0)
+        is_score = any(after.kind == "softmax" for after in step.outputs[0].readers)
+        if is_deeper and not is_score and short.is_floating and _meet(short, branch):
+            found.append((step, branch))
+    return found
+
+
+def _meet(short: Value, branch: Value) -> bool:
+    """Tell whether a branch begins where its shortcut does: there, or behind one layer of the shortcut's own."""
+    before = _before(branch, through_layers=True)
+    starts = {short, *(value for step in upstream(short) for value in step.inputs)}
+    for source in _before(short, through_layers=False):
+        starts |= set(source.inputs) if source.is_layer or source.kind == "batch_norm" else set()
+    return any(reader in before for start in starts for reader in start.readers)
+
+
+def _block(path: str) -> str:
+    """Return the name of the numbered block that a module is in."""
+    parts = path.split(".")
+    numbered = [i for i, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[: numbered[-1] + 1]) if numbered else path
+
+
+def _vit(flow: Flow, rates: Rates) -> Iterator[Want]:
+    branches = _branches(flow)
+    blocks = list(dict.fromkeys(_block(step.path) for step, _ in branches))
+    if not blocks:
+        raise UnsupportedError(
+            "convert: the recipe 'vit' is for residual networks, and no branch is added to a shortcut."
+        )
+    low, high = rates["path"]
+    rising = [low + (high - low) * share for share in linear_rates(1.0, len(blocks))] if len(blocks) > 1 else [high]
+    is_time_first = any(
+        isinstance(step.module, MultiheadAttention) and not step.module.batch_first for step in flow.kind("attention")
+    )
+    for step, branch in branches:
+        number = blocks.index(_block(step.path))
+
+        def path(p: float, rank: int = len(branch.shape)) -> Module:
+            shared = tuple(axis for axis in range(rank) if axis != 1)
+            return Dropout(p, broadcast_dims=shared) if is_time_first and rank > 1 else DropPath(p)
+
+        why = f"branch of block {number + 1} of {len(blocks)}"
+        yield Want("path", rising[number], branch, None, path, PATHS, (), why)
+
+
+def _flat(**rates: float) -> dict[str, tuple[float, float]]:
+    return {role: (p, p) for role, p in rates.items()}
+
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        "srivastava": Recipe(
+            _flat(input=0.2, hidden=0.5), _srivastava, ("dense",), "fully connected networks",
+            {"attention": "'transformer'", "recurrent": "'rnn'", "convolution": "'cnn'"},
+        ),
+        "cnn": Recipe(
+            {"channels": (0.1, 0.25), "dense": (0.5, 0.5)}, _cnn, ("convolution",), "convolutional networks",
+            {"attention": "'vit' or 'transformer'"},
+        ),
+        "rnn": Recipe(_flat(inputs=0.25, between=0.25, outputs=0.25), _rnn, ("recurrent",), "recurrent networks"),
+        "transformer": Recipe(
+            _flat(attention=0.1, sublayer=0.1, feed_forward=0.1), _transformer, ("attention", "softmax"), "transformers"
+        ),
+        "vit": Recipe({"path": (0.0, 0.1)}, _vit, ("sum",), "residual networks"),
+    }
+)  # fmt: skip
+"""All recipes by name."""

@@ -1,0 +1,226 @@
+"""From what a recipe wants to changes of a model: what is there is used, changed or removed; what is not is placed."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.nn import Module
+
+from dropkit.nn import LockedDropout
+from dropkit.sites.flow import Flow, Knob, Port, Step
+from dropkit.sites.placing import BetweenLayers, Change, Placement, RateChange
+from dropkit.sites.recipes import (
+    BATCH_NORM,
+    CURVED,
+    PATHS,
+    Want,
+    downstream,
+    is_before_batch_norm,
+    is_on_output,
+    upstream,
+)  # fmt: skip
+
+__all__ = ["Planned", "Resolution"]
+
+_OUTPUT = "nothing comes after the output to make up for it"
+_NOTHING = "nothing"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a plan does at one place.
+
+    Args:
+        place: Name of the site, as `find` has it.
+        now: What is there.
+        then: What will be there.
+        why: The reason.
+    """
+
+    place: str
+    now: str
+    then: str
+    why: str
+
+
+class Resolution:
+    """How a model gets what a recipe wants.
+
+    Args:
+        flow: The flow through the model, whose rates were probed.
+        wants: What the recipe wants.
+        overrides: Rates of single places.
+    """
+
+    def __init__(self, flow: Flow, wants: list[Want], overrides: Mapping[str, float]) -> None:
+        self.flow = flow
+        self.changes: list[Change] = []
+        self.active: dict[str, float] = {}
+        self.names: set[str] = set()
+        self._targets: dict[Step, tuple[float, str]] = {}
+        self._users: dict[Step, Want] = {}
+        self._order = {step: number for number, step in enumerate(flow.steps)}
+        self._rows: list[tuple[int, Planned]] = []
+        self._skipped: dict[str, list[str]] = {}
+        self._drops = [step for step in flow.steps if step.site]
+        for want in wants:
+            if want.p and not set(want.kinds) & set(PATHS) and want.site is None and is_before_batch_norm(want.value):
+                want.p, want.why = 0.0, BATCH_NORM
+        self._ports = self._all_ports(wants)
+        for want in wants:
+            self._use_what_is_there(want, overrides)
+        self._forbid()
+        for knob in {id(step.knob): step.knob for step in self._drops}.values():
+            self._turn(knob, [step for step in self._drops if step.knob is knob])
+        used = set(map(id, self._users.values()))
+        self._place([want for want in wants if id(want) not in used])
+
+    @property
+    def rows(self) -> list[Planned]:
+        """What is done at each place, in the order of the flow."""
+        rows = [row for _, row in sorted(self._rows, key=lambda pair: pair[0])]
+        for why, names in self._skipped.items():
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            rows.append(Planned(f"{names[0]}{more}", _NOTHING, _NOTHING, why))
+        return [*dict.fromkeys(rows), Planned("(output)", _NOTHING, _NOTHING, _OUTPUT)]
+
+    def _use_what_is_there(self, want: Want, overrides: Mapping[str, float]) -> None:
+        near = [step for step in upstream(want.value) if step.kind == "dropout"]
+        if want.role in ("outputs", "attention"):
+            near += downstream(want.value)
+        same = [want.site] if want.site else [step for step in near if step.draws in want.kinds]
+        same.sort(key=lambda step: step.knob is None)
+        port = self._ports.get(id(want))
+        name = same[0].site if same else self._name(want) if port is None else _site(port[0].path, port[1])
+        self.names.add(name)
+        want.p = overrides.get(name, want.p)
+        if same:
+            self._targets[same[0]], self._users[same[0]] = (want.p, want.why), want
+        for step in same[1:]:
+            self._targets[step] = (0.0, f"{same[0].site} drops there already")
+        for step in near:
+            if step.draws in want.wrong:
+                self._targets[step] = (0.0, f"the wrong kind for {want.why}")
+        if want.network is not None and want.value.step is not None and want.value.step.p:
+            self._targets[want.value.step] = (0.0, "draws anew at every step")
+
+    def _forbid(self) -> None:
+        """Remove what no recipe has: dropout of the output, and before BatchNorm."""
+        for step in self._drops:
+            if step.p and step not in self._targets and step.kind == "dropout":
+                if is_on_output(step.outputs[0], self.flow):
+                    self._targets[step] = (0.0, _OUTPUT)
+                elif step.draws not in PATHS and is_before_batch_norm(step.outputs[0]):
+                    self._targets[step] = (0.0, BATCH_NORM)
+
+    def _turn(self, knob: Knob | None, steps: list[Step]) -> None:
+        """Set the rate that some sites have in common, or give each a layer of its own where they differ."""
+        wanted = {self._targets.get(step, (step.p, ""))[0] for step in steps}
+        if knob is not None and len(wanted) > 1:
+            self.changes.append(RateChange(knob, 0.0))
+            for step in steps:
+                user = self._users.pop(step, None)
+                why = "it shares its layer with places of other rates" + (", and gets its own" if user else "")
+                self._row(step, 0.0, why if step.p else "")
+            return
+        for step in steps:
+            p, why = self._targets.get(step, (step.p, "the recipe does not speak of it"))
+            if knob is None and p != step.p:
+                p, why = step.p, f"cannot be changed: the code of `{step.path}` has the rate, not an attribute"
+            if p:
+                self.active[step.site] = p
+            if p or step.p:
+                self._row(step, p, why)
+        if knob is not None and wanted != {knob.p} and wanted:
+            self.changes.append(RateChange(knob, wanted.pop()))
+
+    def _row(self, step: Step, p: float, why: str) -> None:
+        if why:
+            now, then = (f"{step.draws} {rate:g}" if rate else _NOTHING for rate in (step.p, p))
+            self._rows.append((self._order[step], Planned(step.site, now, then, why)))
+
+    def _place(self, wants: list[Want]) -> None:
+        placed: dict[tuple[int, str], Want] = {}
+        for want in wants:
+            port = self._ports.get(id(want))
+            if not want.p:
+                self._skipped.setdefault(want.why, []).append(self._name(want) if port is None else port[0].path)
+            elif port is None:
+                why = "cannot be placed: no module takes or gives that tensor alone"
+                self._skipped.setdefault(f"{want.why} {why}", []).append(self._name(want))
+            elif (id(port[0].module), port[1]) not in placed:
+                placed[id(port[0].module), port[1]] = want
+                self._add(want, *port)
+
+    def _add(self, want: Want, port: Port, child: str) -> None:
+        layer, site = want.layer(want.p), _site(port.path, child)
+        if want.network is not None and isinstance(layer, LockedDropout):
+            self.changes.append(BetweenLayers(want.network, layer))
+        else:
+            self.changes.append(Placement(port, layer, child))
+        self.active[site] = want.p
+        row = Planned(site, _NOTHING, f"{type(layer).__name__} {want.p:g}", want.why)
+        self._rows.append((self._position(want), row))
+
+    def _position(self, want: Want) -> int:
+        step = want.reader if want.reader is not None else want.value.step
+        return -1 if step is None else self._order[step]
+
+    def _name(self, want: Want) -> str:
+        step = want.reader if want.reader is not None else want.value.step
+        return "(input)" if step is None else step.path
+
+    def _all_ports(self, wants: list[Want]) -> dict[int, tuple[Port, str]]:
+        """Return where each want can be placed: at a tensor that a module takes or gives, whenever it runs."""
+        offered = {id(want): list(self._offers(want, wants)) for want in wants}
+        values: dict[tuple[str, str], set[int]] = {}
+        for want in wants:
+            for port, child in offered[id(want)]:
+                values.setdefault((port.path, child), set()).add(id(want.value))
+        chosen = {}
+        for want in wants:
+            for port, child in offered[id(want)]:
+                if len(values[port.path, child]) == self.flow.runs.get(port.path, 0):
+                    chosen[id(want)] = port, child
+                    break
+        return chosen
+
+    def _offers(self, want: Want, wants: list[Want]) -> Iterator[tuple[Port, str]]:
+        """Yield ports for a want, the best first."""
+        if want.network is not None:
+            if BetweenLayers.fits(want.network) and want.value.step is not None:
+                yield Port(want.value.step.path, want.network, True), BetweenLayers.child
+            return
+        entered = [port for port in want.value.ports if port.is_input and want.reader and port.path == want.reader.path]
+        others = {id(other.reader) for other in wants if other.value is want.value and other.reader}
+        given = [port for port in want.value.ports if not port.is_input]
+        given = given[::-1] if want.kinds == PATHS else given
+        is_shared = len(others) > 1 and others >= {id(step) for step in want.value.readers}
+        found = [*given, *entered] if is_shared else entered if want.reader else given
+        if want.reader and not entered and set(map(id, want.value.readers)) <= others:
+            found += given
+        if want.reader and want.kinds != PATHS:
+            for step in upstream(want.value):
+                if step.name in CURVED or step.kind == "dropout" or len(step.inputs[0].readers) > 1:
+                    break
+                found += [port for port in step.inputs[0].ports if not port.is_input and not entered]
+        for port in found:
+            if _can_hold(port.module):
+                yield port, _child(port, "input_dropout" if port.is_input else "output_dropout")
+
+
+def _can_hold(module: Module) -> bool:
+    """Tell whether a module can have one more child: a container would run it as one of its own."""
+    containers = torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict, torch.jit.ScriptModule
+    return not isinstance(module, containers)
+
+
+def _child(port: Port, name: str) -> str:
+    number, free = 1, name
+    while hasattr(port.module, free):
+        number, free = number + 1, f"{name}_{number + 1}"
+    return free
+
+
+def _site(path: str, child: str) -> str:
+    return f"{path}.{child}" if path else child
