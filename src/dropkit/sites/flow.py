@@ -248,6 +248,8 @@ class _Recorder(Handler):
         handles: list[Any] = []
         try:
             for path, module in self.names.items():
+                if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+                    continue
                 handles.append(module.register_forward_pre_hook(self._entry(path), with_kwargs=True))
                 handles.append(module.register_forward_hook(self._exit(path), with_kwargs=True))
             yield
@@ -321,6 +323,8 @@ def _tensors(values: Any) -> list[Tensor]:
 def _knobs(model: Module) -> Iterator[Knob]:
     """Yield every attribute of a module that may be the rate of what it draws."""
     for path, module in module_names(model).items():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
         named = [name for name in vars(module) if "drop" in name and "layer" not in name and name[0] != "_"]
         for name in ["p", *named] if is_dropout_layer(module) else named:
             p = getattr(module, name, None)

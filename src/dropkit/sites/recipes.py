@@ -9,6 +9,7 @@ from torch.nn import Module, MultiheadAttention, RNNBase
 from dropkit.errors import UnsupportedError
 from dropkit.functional import linear_rates
 from dropkit.nn import Dropout, Dropout1d, Dropout2d, Dropout3d, DropPath, LockedDropout
+from dropkit.nn.recurrent_base import RecurrentBase
 from dropkit.sites.flow import Flow, Step, Value
 
 __all__ = [
@@ -75,14 +76,22 @@ class Recipe:
 
     def check(self, name: str, flow: Flow) -> None:
         """Raise unless the recipe fits a model."""
-        for kind, other in self.misfits.items():
-            if flow.kind(kind):
-                step = flow.kind(kind)[0]
+        for step in flow.steps:
+            if isinstance(step.module, RecurrentBase):
+                kind = type(step.module).__name__
+                raise UnsupportedError(
+                    f"convert: `{step.path}` is a dropkit.nn.{kind}, which has rates of its own. Set its input_p and "
+                    "output_p."
+                )
+        kinds = [(step, "attention") for step in _attention_weights(flow)]
+        kinds += [(step, step.kind) for step in flow.steps]
+        for step, kind in kinds:
+            if kind in self.misfits:
                 raise UnsupportedError(
                     f"convert: the recipe {name!r} is for {self.what}, and this model has {kind} in "
-                    f"`{step.path or 'its forward'}`. Try {other}."
+                    f"`{step.path or 'its forward'}`. Try {self.misfits[kind]}."
                 )
-        if not flow.kind(*self.fits):
+        if not any(kind in self.fits for _, kind in kinds):
             raise UnsupportedError(
                 f"convert: the recipe {name!r} is for {self.what}, and a forward of this model has no "
                 f"{' or '.join(self.fits)}. Choose another of {', '.join(map(repr, RECIPES))}."
@@ -150,16 +159,16 @@ def _mixes(step: Step) -> bool:
     return step.is_layer or step.kind in ("sum", "norm", "batch_norm") or len(step.inputs) > 1
 
 
-def _elementwise(role: str, p: float, step: Step, why: str) -> Want:
-    return Want(role, p, step.inputs[0], step, Dropout, ELEMENTWISE, (*CHANNELS, *PATHS), why)
+def _elementwise(role: str, p: float, step: Step, why: str, wrong: tuple[str, ...] = ()) -> Want:
+    return Want(role, p, step.inputs[0], step, Dropout, ELEMENTWISE, wrong, why)
 
 
 def _srivastava(flow: Flow, rates: Rates) -> Iterator[Want]:
     for step in flow.kind("dense"):
         if not sources(step.inputs[0]) - set(flow.kind("embedding")):
-            yield _elementwise("input", rates["input"][1], step, "the input")
+            yield _elementwise("input", rates["input"][1], step, "the input", CHANNELS)
         else:
-            yield _elementwise("hidden", rates["hidden"][1], step, "a hidden layer")
+            yield _elementwise("hidden", rates["hidden"][1], step, "a hidden layer", CHANNELS)
 
 
 def _last_dense(flow: Flow) -> list[Step]:
@@ -171,11 +180,12 @@ def _last_dense(flow: Flow) -> list[Step]:
 def _cnn(flow: Flow, rates: Rates) -> Iterator[Want]:
     last = _last_dense(flow)
     layers = [step for step in flow.kind("convolution") if sources(step.inputs[0]) and _is_map(step.inputs[0])]
-    maps = [(step.inputs[0], step) for step in layers]
+    maps: list[tuple[Value, Step | None]] = [(step.inputs[0], step) for step in layers]
     for step in flow.kind("dense"):
-        if step not in last and all(source.kind == "convolution" for source in sources(step.inputs[0])):
-            found = _map_before(step.inputs[0])
-            maps += [] if found is None else [(found, None)]  # type: ignore[list-item]  # None: whoever reads it
+        if sources(step.inputs[0]) and all(source.kind == "convolution" for source in sources(step.inputs[0])):
+            dropped = [before.outputs[0] for before in upstream(step.inputs[0]) if before.draws in CHANNELS]
+            found = dropped or ([] if step in last else _map_before(step.inputs[0]))
+            maps += [(value, None) for value in found[:1]]
     kept = [pair for pair in maps if not is_before_batch_norm(pair[0])]
     for number, (value, reader) in enumerate(kept):
         low, high = rates["channels"]
@@ -196,15 +206,14 @@ def _is_map(value: Value) -> bool:
     return len(value.shape) in (3, 4, 5) and any(length > 1 for length in value.shape[2:])
 
 
-def _map_before(value: Value) -> Value | None:
+def _map_before(value: Value) -> list[Value]:
     """Return the last map before a dense layer that a module takes or gives, unless a curved function follows it."""
     for step in upstream(value):
-        before = step.inputs[0]
         if step.name in CURVED:
-            return None
-        if _is_map(before) and before.ports:
-            return before
-    return None
+            break
+        if _is_map(step.inputs[0]) and step.inputs[0].ports:
+            return [step.inputs[0]]
+    return []
 
 
 def _rnn(flow: Flow, rates: Rates) -> Iterator[Want]:
@@ -224,7 +233,7 @@ def _rnn(flow: Flow, rates: Rates) -> Iterator[Want]:
         yield Want("inputs", rates["inputs"][1], step.inputs[0], step, locked, kinds, wrong, "one mask for all steps")
         if module.num_layers > 1:
             why = "one mask for all steps, between layers"
-            yield Want("between", rates["between"][1], step.outputs[0], step, locked, kinds, wrong, why, module)
+            yield Want("between", rates["between"][1], step.outputs[0], None, locked, kinds, wrong, why, module)
         value = next((v for v in [step.outputs[0], *_views(step.outputs[0])] if _leaves(v, module)), step.outputs[0])
         readers = _after(value, _mixes)[0]
         ends = [reader for reader in readers if _mixes(reader)]
@@ -254,18 +263,18 @@ def _transformer(flow: Flow, rates: Rates) -> Iterator[Want]:
             yield Want("attention", p, step.outputs[0], None, Dropout, ELEMENTWISE, (), "attention weights")
     for _, branch in _branches(flow):
         yield Want("sublayer", rates["sublayer"][1], branch, None, Dropout, ELEMENTWISE, (), "output of a sub-layer")
-    for step in flow.kind("dense"):
-        before = sources(step.inputs[0])
+    sums = {step for step, _ in _branches(flow)}
+    ends = {source for _, branch in _branches(flow) for source in sources(branch)}
+    for step in ends & set(flow.kind("dense")):
         between = _before(step.inputs[0], through_layers=False)
-        if before and all(source.kind == "dense" for source in before) and not any(map(_joins, between)):
-            p = rates["feed_forward"][1]
-            if not is_on_output(step.outputs[0], flow) and step not in _last_dense(flow):
-                yield _elementwise("feed_forward", p, step, "inside the feed-forward")
+        before = {source.kind for source in between if source.is_layer}
+        if before == {"dense"} and not any(joint in sums or _joins(joint) for joint in between):
+            yield _elementwise("feed_forward", rates["feed_forward"][1], step, "inside the feed-forward")
 
 
 def _joins(step: Step) -> bool:
-    """Tell whether a step ends a feed-forward block: a sum, a normalisation, attention."""
-    return step.kind in ("sum", "norm", "batch_norm", "softmax") or step.name in ("matmul", "bmm", "einsum")
+    """Tell whether a step ends a feed-forward block: a normalisation, or attention."""
+    return step.kind in ("norm", "batch_norm", "softmax") or step.name in ("matmul", "bmm", "einsum")
 
 
 def _attention_weights(flow: Flow) -> list[Step]:
@@ -360,7 +369,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         ),
         "rnn": Recipe(_flat(inputs=0.25, between=0.25, outputs=0.25), _rnn, ("recurrent",), "recurrent networks"),
         "transformer": Recipe(
-            _flat(attention=0.1, sublayer=0.1, feed_forward=0.1), _transformer, ("attention", "softmax"), "transformers"
+            _flat(attention=0.1, sublayer=0.1, feed_forward=0.1), _transformer, ("attention",), "transformers"
         ),
         "vit": Recipe({"path": (0.0, 0.1)}, _vit, ("sum",), "residual networks"),
     }

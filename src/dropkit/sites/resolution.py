@@ -100,14 +100,14 @@ class Resolution:
             self._targets[step] = (0.0, f"{same[0].site} drops there already")
         for step in near:
             if step.draws in want.wrong:
-                self._targets[step] = (0.0, f"the wrong kind for {want.why}")
+                self._targets[step] = (0.0, f"makes way for another kind: {want.why}")
         if want.network is not None and want.value.step is not None and want.value.step.p:
             self._targets[want.value.step] = (0.0, "draws anew at every step")
 
     def _forbid(self) -> None:
         """Remove what no recipe has: dropout of the output, and before BatchNorm."""
         for step in self._drops:
-            if step.p and step not in self._targets and step.kind == "dropout":
+            if step.p and step not in self._targets and step.kind == "dropout" and step.outputs:
                 if is_on_output(step.outputs[0], self.flow):
                     self._targets[step] = (0.0, _OUTPUT)
                 elif step.draws not in PATHS and is_before_batch_norm(step.outputs[0]):
@@ -119,14 +119,18 @@ class Resolution:
         if knob is not None and len(wanted) > 1:
             self.changes.append(RateChange(knob, 0.0))
             for step in steps:
-                user = self._users.pop(step, None)
-                why = "it shares its layer with places of other rates" + (", and gets its own" if user else "")
+                _, why = self._targets.get(step, (0.0, "it shares its layer with places of other rates"))
+                if self._users.pop(step, None):
+                    why = "it shares its layer with places of other rates, and gets one of its own"
                 self._row(step, 0.0, why if step.p else "")
             return
         for step in steps:
-            p, why = self._targets.get(step, (step.p, "the recipe does not speak of it"))
+            p, why = self._targets.get(step, (step.p, "kept: not in this recipe"))
             if knob is None and p != step.p:
-                p, why = step.p, f"cannot be changed: the code of `{step.path}` has the rate, not an attribute"
+                p, why = (
+                    step.p,
+                    f"cannot be changed: the code of `{step.path or 'the model'}` has the rate, not an attribute",
+                )
             if p:
                 self.active[step.site] = p
             if p or step.p:
@@ -140,16 +144,16 @@ class Resolution:
             self._rows.append((self._order[step], Planned(step.site, now, then, why)))
 
     def _place(self, wants: list[Want]) -> None:
-        placed: dict[tuple[int, str], Want] = {}
-        for want in wants:
+        placed: set[tuple[int, str]] = set()
+        for want in sorted(wants, key=lambda want: -want.p):  # of the runs of one module the highest rate counts
             port = self._ports.get(id(want))
             if not want.p:
                 self._skipped.setdefault(want.why, []).append(self._name(want) if port is None else port[0].path)
             elif port is None:
-                why = "cannot be placed: no module takes or gives that tensor alone"
-                self._skipped.setdefault(f"{want.why} {why}", []).append(self._name(want))
+                why = f"{want.why}: no module takes or gives that tensor alone, so nothing can be placed"
+                self._skipped.setdefault(why, []).append(self._name(want))
             elif (id(port[0].module), port[1]) not in placed:
-                placed[id(port[0].module), port[1]] = want
+                placed.add((id(port[0].module), port[1]))
                 self._add(want, *port)
 
     def _add(self, want: Want, port: Port, child: str) -> None:
@@ -199,14 +203,15 @@ class Resolution:
         found = [*given, *entered] if is_shared else entered if want.reader else given
         if want.reader and not entered and set(map(id, want.value.readers)) <= others:
             found += given
-        if want.reader and want.kinds != PATHS:
+        if not entered and (want.reader or want.role == "channels"):
             for step in upstream(want.value):
-                if step.name in CURVED or step.kind == "dropout" or len(step.inputs[0].readers) > 1:
+                if step.name in CURVED or len(step.inputs[0].readers) > 1:
                     break
-                found += [port for port in step.inputs[0].ports if not port.is_input and not entered]
+                found += [port for port in step.inputs[0].ports if not port.is_input]
         for port in found:
             if _can_hold(port.module):
-                yield port, _child(port, "input_dropout" if port.is_input else "output_dropout")
+                kind = "drop_path" if want.kinds == PATHS else "dropout"
+                yield port, _child(port, f"{'input' if port.is_input else 'output'}_{kind}")
 
 
 def _can_hold(module: Module) -> bool:
