@@ -24,7 +24,7 @@ class Plan(list[Planned]):
 
     def __init__(self, model: Module, resolution: Resolution, check: Callable[[], dict[str, float]]) -> None:
         super().__init__(resolution.rows)
-        self._model, self._changes, self._active = model, resolution.changes, resolution.active
+        self._model, self._changes, self._rates = model, resolution.changes, resolution.active
         self._check = check
         self._applied: list[Any] = []
         self._is_applied = False
@@ -33,6 +33,11 @@ class Plan(list[Planned]):
     def is_applied(self) -> bool:
         """Whether the model is as the plan has it."""
         return self._is_applied
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The rate of every site that drops in training, once the plan is applied, by name."""
+        return dict(self._rates)
 
     def apply(self) -> None:
         """Change the model, and see by one forward in training mode that it drops where the plan says, and only there.
@@ -61,11 +66,11 @@ class Plan(list[Planned]):
 
     def _verify(self) -> None:
         found = self._check()
-        if found != self._active:
-            wrong = {name for name in {*found, *self._active} if found.get(name) != self._active.get(name)}
+        if found != self._rates:
+            wrong = {name for name in {*found, *self._rates} if found.get(name) != self._rates.get(name)}
             name = min(wrong)
             raise UnsupportedError(
-                f"convert: `{name}` was to drop at the rate {self._active.get(name, 0.0):g} and drops at "
+                f"convert: `{name}` was to drop at the rate {self._rates.get(name, 0.0):g} and drops at "
                 f"{found.get(name, 0.0):g}, so the model was left as it was. Does its forward differ from run to run?"
             )
 

@@ -276,7 +276,7 @@ class _Recorder(Handler):
             knobs = self.of_module.get(path, [])
             if path in self.random and len(knobs) == 1 and not is_dropout_layer(module):
                 step = self._step("dropout", type(module).__name__, args, result)
-                step.site, step.draws, step.p, step.knob = path, "drop_path", knobs[0].p, knobs[0]
+                step.site, step.draws, step.p, step.knob = f"{path}~0", "drop_path", knobs[0].p, knobs[0]
             if isinstance(result, Mapping):
                 for name, made in result.items():
                     self._note(made, Port(path, module, False, None, str(name)))

@@ -21,6 +21,7 @@ ELEMENTWISE = ("dropout", "alpha_dropout")
 CHANNELS = ("dropout1d", "dropout2d", "dropout3d", "feature_dropout", "feature_alpha_dropout")
 PATHS = ("drop_path", "skip_path")
 CURVED = ("tanh", "sigmoid", "gelu", "silu", "elu", "selu", "softplus", "softmax", "mish", "hardswish", "exp", "log")
+_SUMS = ("add", "iadd", "radd", "matmul", "rmatmul", "bmm", "einsum")
 _ATTENTION = ("scaled_dot_product_attention", "multi_head_attention")
 
 
@@ -151,8 +152,13 @@ def is_before_batch_norm(value: Value) -> bool:
 
 def is_on_output(value: Value, flow: Flow) -> bool:
     """Tell whether a value is what the model returns, up to its shape and pointwise functions."""
-    steps, values = _after(value, _mixes)
-    return not any(map(_mixes, steps)) and any(output in values for output in flow.outputs)
+    steps, values = _after(value, _makes_up)
+    return not any(map(_makes_up, steps)) and any(output in values for output in flow.outputs)
+
+
+def _makes_up(step: Step) -> bool:
+    """Tell whether a step adds something to what it reads, weighs it or normalises it."""
+    return step.is_layer or step.kind in ("norm", "batch_norm") or (len(step.inputs) > 1 and step.name in _SUMS)
 
 
 def _mixes(step: Step) -> bool:
@@ -265,7 +271,7 @@ def _transformer(flow: Flow, rates: Rates) -> Iterator[Want]:
         yield Want("sublayer", rates["sublayer"][1], branch, None, Dropout, ELEMENTWISE, (), "output of a sub-layer")
     sums = {step for step, _ in _branches(flow)}
     ends = {source for _, branch in _branches(flow) for source in sources(branch)}
-    for step in ends & set(flow.kind("dense")):
+    for step in (step for step in flow.kind("dense") if step in ends):
         between = _before(step.inputs[0], through_layers=False)
         before = {source.kind for source in between if source.is_layer}
         if before == {"dense"} and not any(joint in sums or _joins(joint) for joint in between):

@@ -60,7 +60,7 @@ class Resolution:
         self._targets: dict[Step, tuple[float, str]] = {}
         self._users: dict[Step, Want] = {}
         self._order = {step: number for number, step in enumerate(flow.steps)}
-        self._rows: list[tuple[int, Planned]] = []
+        self._rows: list[tuple[float, Planned]] = []
         self._skipped: dict[str, list[str]] = {}
         self._drops = [step for step in flow.steps if step.site]
         for want in wants:
@@ -166,9 +166,10 @@ class Resolution:
         row = Planned(site, _NOTHING, f"{type(layer).__name__} {want.p:g}", want.why)
         self._rows.append((self._position(want), row))
 
-    def _position(self, want: Want) -> int:
-        step = want.reader if want.reader is not None else want.value.step
-        return -1 if step is None else self._order[step]
+    def _position(self, want: Want) -> float:
+        if want.reader is not None:
+            return self._order[want.reader] - 0.5
+        return -1.0 if want.value.step is None else self._order[want.value.step] + (0.25 if want.network else 0.5)
 
     def _name(self, want: Want) -> str:
         step = want.reader if want.reader is not None else want.value.step
