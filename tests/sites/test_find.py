@@ -30,11 +30,6 @@ def facts(site: Any) -> tuple[Any, ...]:
     return site.name, site.kind, rate, site.in_train, site.in_eval, site.shared, site.calls, site.is_rewritable
 
 
-def of_functions(sites: Any) -> list[Any]:
-    """The sites that are no hand-written masks."""
-    return [site for site in sites if "~" not in site.name or not site.is_rewritable]
-
-
 @contextmanager
 def unfused() -> Iterator[None]:
     before = torch.backends.mha.get_fastpath_enabled()
@@ -51,8 +46,13 @@ def states() -> list[Any]:
 
 @pytest.mark.parametrize("model", CASES)
 def test_every_site_of_every_model_is_found(model: Model) -> None:
-    network, inputs = model.build(), model.inputs()
-    assert [facts(site) for site in of_functions(find(network, *inputs))] == [facts(site) for site in model.sites]
+    found = find(model.build(), *model.inputs())
+    functions, masks = [], []
+    for site in found:
+        (masks if site.kind == "mask" else functions).append(facts(site))
+    assert functions == [facts(site) for site in model.sites]
+    assert masks == [facts(site) for site in model.masks]
+    assert all(site.is_certain for site in found)
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")  # of a checkpoint without gradients
@@ -372,6 +372,34 @@ def test_the_table() -> None:
     assert first.split()[-1].startswith(f"{Path(networks.__file__).name}:")
     assert second.split()[:-1] == ["2", "dropout2d", "0.25", "on", "off", "1", "5x8x1x1", "2,3"]
     assert str(find(nn.Linear(2, 2), torch.ones(2))) == "no site: nothing in this model draws dropout"
+
+
+def test_what_only_looks_like_dropout_and_what_cannot_be_rewritten_is_marked() -> None:
+    class Labels(nn.Module):
+        """Drops the labels of some examples, as guidance without a classifier needs it."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * (torch.rand(len(x), 1) > 0.1)
+
+    model, x = nn.Sequential(Labels(), MODELS["scripted"].build()), torch.randn(6, 8)
+    perhaps, fixed, plain = find(model, x)
+    assert (perhaps.name, perhaps.kind, round(perhaps.p, 6), perhaps.is_certain) == ("0~0", "mask", 0.1, False)
+    assert [site.is_certain for site in (fixed, plain)] == [True, True]
+    assert [site.is_rewritable for site in (fixed, plain)] == [False, True]
+    _, *rows, first, second = str(find(model, x)).splitlines()
+    assert [row.split()[1] for row in rows] == ["mask?", "dropout!", "dropout"]
+    assert (first[:3], second[:3]) == ("?  ", "!  ")
+
+
+def test_one_mask_on_two_tensors_is_one_draw() -> None:
+    class Tied(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(2):
+                mask = (torch.rand_like(x) > 0.5) / 0.5
+                x = x * mask + x.sin() * mask
+            return x
+
+    assert [(site.name, site.calls) for site in find(Tied(), torch.ones(8, 8))] == [("~0", 1), ("~1", 1)]
 
 
 def test_rates_of_zero_and_networks_with_nothing_between_layers_are_no_sites() -> None:

@@ -281,7 +281,7 @@ add(
 )
 add(
     networks.convnext,
-    lambda: (torch.randn(4, 3, 32, 32),),
+    lambda: (torch.randn(4, 3, 64, 64),),
     Expected("head.drop", "dropout", 0.2),
     masks=tuple(Expected(f"stages.{i}.blocks.0.drop_path~0", "mask", i / 10, shared=(1, 2, 3)) for i in (1, 2, 3)),
 )

@@ -19,8 +19,10 @@ from dropkit._checks import argument_type_error
 from dropkit.errors import UnsupportedError
 from dropkit.functional.address import draw_key
 from dropkit.nn.recurrent_base import RecurrentBase
+from dropkit.sites.applications import Application, Mask
 from dropkit.sites.functions import Call
 from dropkit.sites.interceptor import Handler, Interceptor, Place, attached
+from dropkit.sites.masks import Masks
 from dropkit.sites.names import unwrapped
 from dropkit.sites.restoring import cloned, restored, set_mode
 from dropkit.sites.underneath import Operator, Underneath, scripts_followed
@@ -38,7 +40,8 @@ class Site:
     Args:
         name: Its name, as the mask definition spells it.
         path: Name of the module whose forward draws.
-        kind: What draws: a function, such as ``"dropout"``, ``"lstm"`` or ``"scaled_dot_product_attention"``.
+        kind: What draws: a function, such as ``"dropout"``, ``"lstm"`` or ``"scaled_dot_product_attention"``, or a
+            hand-written ``"mask"``.
         p: Probability of dropping, at the first call; None where it is learned or not known.
         in_train: Whether it drops when the model is in training mode.
         in_eval: Whether it drops when the model is in evaluation mode, as it should not.
@@ -48,6 +51,7 @@ class Site:
         shared: Axes of that tensor along which one draw is shared.
         calls: How often it was called in one forward.
         is_rewritable: Whether it can be switched and replaced.
+        is_certain: Whether it surely is dropout; hand-written masks may only look like it.
     """
 
     name: str
@@ -62,6 +66,7 @@ class Site:
     shared: tuple[int, ...]
     calls: int
     is_rewritable: bool = True
+    is_certain: bool = True
 
 
 class Sites(list[Site]):
@@ -72,13 +77,24 @@ class Sites(list[Site]):
         rows = [heads, *map(_cells, self)]
         widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines += [note for sign, note in _NOTES.items() if any(sign in _signs(site) for site in self)]
         return "\n".join(lines) if self else "no site: nothing in this model draws dropout"
+
+
+_NOTES = {
+    "?": "?  perhaps dropout: it looks like it, but may be another random choice; it is never switched",
+    "!": "!  not rewritable: it is seen, but cannot be switched or replaced",
+}
+
+
+def _signs(site: Site) -> str:
+    return ("" if site.is_certain else "?") + ("" if site.is_rewritable else "!")
 
 
 def _cells(site: Site) -> tuple[str, ...]:
     return (
         site.name,
-        site.kind,
+        site.kind + _signs(site),
         "?" if site.p is None else f"{site.p:g}",
         "on" if site.in_train else "off",
         "ON" if site.in_eval else "off",
@@ -131,12 +147,12 @@ def _check_initialised(model: Module) -> None:
 def _recorded(model: Module, training: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Site]:
     """Return every call of one forward, also those that do not drop."""
     with restored(model), attached(model, recorder := _Recorder()) as interceptor:
-        recorder.interceptor = interceptor
+        recorder.attach(interceptor)
         with scripts_followed(interceptor), Underneath(recorder.underneath), set_stance("force_eager"):
             set_mode(model, training)
             given, named = cloned((args, kwargs))
             model(*given, **named)
-    return list(recorder.sites.values())
+    return recorder.found()
 
 
 def _merged(train: list[Site], evaluation: list[Site]) -> Sites:
@@ -166,11 +182,26 @@ def _code(site: Site) -> tuple[Any, ...]:
 class _Recorder(Handler):
     """Notes every call that draws dropout or is asked not to, and lets it run."""
 
-    interceptor: Interceptor
-
     def __init__(self) -> None:
-        self.sites: dict[str, Site] = {}
+        self._sites: dict[str, Site] = {}
+        self._applied: dict[str, list[Mask]] = {}
         self._depth = 0  # of calls that are known, underneath which nothing is left to find
+
+    def attach(self, interceptor: Interceptor) -> None:
+        """Get to know the interceptor, before the forward."""
+        self.interceptor = interceptor
+        self.masks = Masks(interceptor, apply=self._apply)
+
+    def found(self) -> list[Site]:
+        """Return the calls, now that it is known what became of every mask."""
+        for name, masks in self._applied.items():
+            is_certain, is_switchable = (
+                all(mask.is_dropout for mask in masks),
+                all(mask.is_switchable for mask in masks),
+            )
+            site = self._sites[name]
+            self._sites[name] = replace(site, calls=len(masks), is_certain=is_certain, is_rewritable=is_switchable)
+        return list(self._sites.values())
 
     def dropout(self, place: Place, call: Call) -> Any:
         rate = call.p if not isinstance(call.p, Tensor) or call.p.numel() != 1 else float(call.p)
@@ -183,7 +214,17 @@ class _Recorder(Handler):
         if function is draw_key:
             self._note_network(args[2])
         with self._known():
-            return function(*args, **kwargs)
+            return self.masks.call(function, args, kwargs)
+
+    def _apply(self, application: Application) -> Any:
+        """Note a hand-written mask, and apply it."""
+        mask, place = application.mask, application.place
+        known = self._applied.setdefault(place.name, [])
+        if not known:
+            self._note(place, "mask", mask.p, application.input, application.shared)
+        if not any(mask is one for one in known):
+            known.append(mask)
+        return application.run()
 
     def underneath(self, operator: Operator) -> None:
         """Note a random operator that no known call has run."""
@@ -221,16 +262,16 @@ class _Recorder(Handler):
         is_active: bool = True,
         is_rewritable: bool = True,
     ) -> None:
-        known = self.sites.get(place.name)
+        known = self._sites.get(place.name)
         if known is not None and (known.in_train or not is_active):
-            self.sites[place.name] = replace(known, calls=known.calls + 1)
+            self._sites[place.name] = replace(known, calls=known.calls + 1)
             return
         calls = 1 if known is None else known.calls + 1
         file, line = _caller(place.module)
         own = Site(
             place.name, place.path, kind, p, is_active, False, file, line, _shape(input), shared, calls, is_rewritable
         )
-        self.sites[place.name] = own
+        self._sites[place.name] = own
 
 
 def _shape(input: Tensor) -> tuple[int, ...]:
