@@ -1,7 +1,8 @@
 """Sites: every place of a model that draws dropout, whatever draws it."""
 
+from dropkit.sites.accelerate import Acceleration, accelerate
 from dropkit.sites.address import Addressing, address
 from dropkit.sites.convert import Plan, Planned, convert
 from dropkit.sites.find import Site, Sites, find
 
-__all__ = ["Addressing", "Plan", "Planned", "Site", "Sites", "address", "convert", "find"]
+__all__ = ["Acceleration", "Addressing", "Plan", "Planned", "Site", "Sites", "accelerate", "address", "convert", "find"]

@@ -14,18 +14,19 @@ from torch.utils import checkpoint
 
 if TYPE_CHECKING:
     from dropkit.sites.interceptor import Interceptor, Snapshot
+    from dropkit.sites.replacing import ReplacingMode, Running
 
 __all__ = ["unwatch", "watch", "watched"]
 
-_watched: "weakref.WeakSet[Interceptor]" = weakref.WeakSet()
+_watched: "weakref.WeakSet[Interceptor | ReplacingMode]" = weakref.WeakSet()
 
 
-def watched() -> "list[Interceptor]":
+def watched() -> "list[Interceptor | ReplacingMode]":
     """Return all interceptors that are attached to models."""
     return list(_watched)
 
 
-def watch(interceptor: "Interceptor") -> None:
+def watch(interceptor: "Interceptor | ReplacingMode") -> None:
     """Let an interceptor act on recomputations."""
     _watched.add(interceptor)
     if checkpoint._CheckpointFrame is _PlainFrame:
@@ -34,7 +35,7 @@ def watch(interceptor: "Interceptor") -> None:
         checkpoint.CheckpointFunction.forward = staticmethod(_forward)  # type: ignore[method-assign]  # the same
 
 
-def unwatch(interceptor: "Interceptor") -> None:
+def unwatch(interceptor: "Interceptor | ReplacingMode") -> None:
     """Let an interceptor go; PyTorch is as it was once none is left."""
     _watched.discard(interceptor)
     if _watched:
@@ -76,13 +77,13 @@ def _forward(ctx: Any, run_function: Callable[..., Any], preserve_rng_state: boo
     return outputs
 
 
-def _snapshots() -> "list[Snapshot]":
+def _snapshots() -> "list[Snapshot | Running]":
     """Return a snapshot of everything that is attached to any model, in the order in which modes are entered."""
     order = {id(mode): number for number, mode in enumerate(_get_current_function_mode_stack())}
     return [each.snapshot() for each in sorted(_watched, key=lambda each: order.get(id(each), -1))]
 
 
-def _resuming(function: Callable[..., Any], snapshots: "list[Snapshot]") -> Callable[..., Any]:
+def _resuming(function: Callable[..., Any], snapshots: "list[Snapshot | Running]") -> Callable[..., Any]:
     """Return a function that runs as it would have run when snapshots were taken."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -92,7 +93,7 @@ def _resuming(function: Callable[..., Any], snapshots: "list[Snapshot]") -> Call
                 if id(later) not in known:
                     stack.enter_context(later.muted())
             for snapshot in snapshots:
-                stack.enter_context(snapshot.interceptor.resumed(snapshot))
+                stack.enter_context(snapshot.interceptor.resumed(snapshot))  # type: ignore[arg-type]  # its own
             return function(*args, **kwargs)
 
     return run

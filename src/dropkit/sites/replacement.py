@@ -13,7 +13,7 @@ from dropkit.sites.functions import FUNCTIONS, Call
 from dropkit.sites.heads import attend_with_heads
 from dropkit.sites.networks import NETWORKS
 
-__all__ = ["replaced", "replacement"]
+__all__ = ["refusal", "replaced", "replacement"]
 
 
 def replaced(
@@ -48,10 +48,13 @@ def replaced(
     """
     if not call.is_active:
         return (call.run(), None) if return_mask else call.run()
+    is_plain = key is None and mask is None and not return_mask
+    if is_plain and refusal(call):
+        return call.run()
     own = replacement(call)
-    if key is None and mask is None and not return_mask:
-        return (call if own is None or not _is_served(call) else own).run()
     if own is None:
+        if is_plain:
+            return call.run()
         what = f"{call.function.kind} of {_what(call.input)}"
         remedy = "Convert the input to a dense tensor of a floating type, or leave this call out."
         raise UnsupportedError(f"dropkit.sites: {what} takes no key and no mask. {remedy}")
@@ -84,13 +87,21 @@ def _takes(input: Tensor) -> bool:
     return is_dense and (input.is_floating_point() or input.is_complex())
 
 
-def _is_served(call: Call) -> bool:
-    """Tell whether dropkit has kernels for a call: on a CPU, of plain tensors, and not under `torch.jit.trace`."""
-    if call.function.key is not None:
-        return True
+def refusal(call: Call) -> str:
+    """Return why an active call is left to PyTorch where nothing of its noise is asked for; empty if it is not.
+
+    dropkit has kernels for dense tensors on a CPU, and none to record with ``torch.jit.trace``.
+    """
     x = call.input
-    is_plain = type(x) in (Tensor, torch.nn.Parameter) and x.is_cpu and not x.is_nested
-    return is_plain and not torch.jit.is_tracing()  # type: ignore[attr-defined]  # missing from its hints
+    if call.function.key is not None:
+        return ""
+    if not _takes(x) or x.is_nested:
+        return f"{x.layout} tensor of {x.dtype}" if not x.is_nested else "nested tensor"
+    if type(x) not in (Tensor, torch.nn.Parameter):
+        return f"{type(x).__name__}, no plain tensor"
+    if not x.is_cpu:
+        return f"tensor on {x.device}"
+    return "torch.jit.trace" if torch.jit.is_tracing() else ""  # type: ignore[attr-defined]  # missing from its hints
 
 
 def _what(input: Tensor) -> str:
@@ -100,10 +111,13 @@ def _what(input: Tensor) -> str:
 def _plain(call: Call, **more: Any) -> dict[str, Any]:
     """Return the arguments of dropout for one of PyTorch's functions of an input and a rate."""
     given, function = call.arguments, call.function.function
-    inplace = bool(given.get("inplace", function.__name__.endswith("_")))
+    inplace = bool(given.get("inplace", function in _IN_PLACE))
     return {"function": ours.dropout, "input": given["input"], "p": _rate(call), "training": True} | (
         {"inplace": inplace} | more
     )
+
+
+_IN_PLACE = frozenset((torch.dropout_, torch.feature_dropout_, torch.alpha_dropout_, torch.feature_alpha_dropout_))
 
 
 def _rate(call: Call) -> Any:
