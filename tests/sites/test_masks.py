@@ -35,12 +35,11 @@ class Forward(nn.Module):
 class Follower(Handler):
     """Notes draws and applications; those whose names it is given are off."""
 
-    masks: Masks
-
     def __init__(self, off: Any = ()) -> None:
         self.off = off
         self.draws: list[Draw] = []
         self.found: list[Application] = []
+        self.masks = Masks(self, self.draw, self.apply)
 
     def dropout(self, place, call):
         return call.run()
@@ -59,8 +58,7 @@ class Follower(Handler):
 
 def follow(model: nn.Module, *args: Any, off: Any = (), runs: int = 1) -> tuple[Any, Follower]:
     follower = Follower(off)
-    with attached(model, follower) as interceptor:
-        follower.masks = Masks(interceptor, follower.draw, follower.apply)
+    with attached(model, follower):
         for _ in range(runs):
             output = model(*args)
     return output, follower
@@ -435,8 +433,8 @@ def test_another_mask_can_be_handed_in() -> None:
     for function in (cast, bernoulli, where_zeros, filled, floored_in_place, assigned, multiplied_in_place):
         follower, x = Follower(), rows()
         model = Forward(function)
-        with attached(model, follower) as interceptor:
-            follower.masks = Masks(interceptor, apply=lambda application: application.with_kept(kept))
+        follower.masks = Masks(follower, apply=lambda application: application.with_kept(kept))
+        with attached(model, follower):
             output = model(x)
         expected = torch.where(kept, x / KEEP if function in SCALED else x, 0.0)
         torch.testing.assert_close(output, expected, rtol=1e-6, atol=0)
@@ -696,8 +694,8 @@ def test_a_mask_that_is_overwritten_is_none() -> None:
 def test_nothing_is_kept_of_tensors_that_are_gone() -> None:
     follower = Follower()
     model = Forward(drop_path)
+    follower.masks = Masks(follower)
     attachment = Attachment(model, follower)
-    follower.masks = Masks(attachment.interceptor)
     for _ in range(3):
         model(torch.randn(4, 3, 2))
     attachment.remove()
@@ -718,8 +716,7 @@ def test_compiled_code_is_left_alone() -> None:
     model, x = Forward(compared), rows()
     compiled = torch.compile(model, backend="eager")
     follower = Follower()
-    with attached(model, follower) as interceptor:
-        follower.masks = Masks(interceptor, follower.draw, follower.apply)
+    with attached(model, follower):
         torch.manual_seed(0)
         output = compiled(x)
     torch.manual_seed(0)
@@ -732,8 +729,8 @@ def test_compiled_code_is_left_alone() -> None:
 
 def at_an_address(model: nn.Module, x: Tensor, key: int, **address: Any) -> Any:
     follower = Follower()
-    with attached(model, follower) as interceptor:
-        follower.masks = Masks(interceptor, lambda draw: draw.at(key, **address), follower.apply)
+    follower.masks = Masks(follower, lambda draw: draw.at(key, **address), follower.apply)
+    with attached(model, follower):
         output = model(x)
     return output, follower
 
@@ -787,9 +784,8 @@ def test_other_noise_has_no_address() -> None:
 def test_what_is_drawn_at_an_address_is_a_draw_to_other_handlers() -> None:
     model, x = Forward(lambda x: compared(bernoulli(x))), rows()
     inner, outer = Follower(), Follower()
-    with attached(model, inner) as first, attached(model, outer) as second:
-        inner.masks = Masks(first, lambda draw: draw.at(9))
-        outer.masks = Masks(second, outer.draw, outer.apply)
+    inner.masks = Masks(inner, lambda draw: draw.at(9))
+    with attached(model, inner), attached(model, outer):
         output = model(x)
     assert [application.place.name for application in outer.found] == ["~0", "~1"]
     assert all(application.mask.is_dropout for application in outer.found)

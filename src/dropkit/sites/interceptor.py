@@ -70,6 +70,7 @@ class Handler(Protocol):
     """
 
     is_last: bool = False
+    interceptor: "Interceptor | None" = None  # which asks it, from when it is attached
 
     def dropout(self, place: Place, call: Call) -> Any:
         """Return what a call that draws dropout, or is asked not to, shall return; ``call.run()`` lets it run."""
@@ -126,6 +127,7 @@ class Interceptor(TorchFunctionMode):
     def __init__(self, model: Module, handler: Handler) -> None:
         super().__init__()
         self.handler = handler
+        handler.interceptor = self
         self.names = {id(module): name for name, module in module_names(model).items()}
         self.frames: list[Frame] = []
         self.runs: dict[str, int] = {}

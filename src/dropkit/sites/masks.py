@@ -21,7 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from dropkit.sites.applications import Application, Mask
 from dropkit.sites.draws import Draw, find_draw
-from dropkit.sites.interceptor import Interceptor
+from dropkit.sites.interceptor import Handler, Place
 from dropkit.sites.operations import Operation, Rule, find_rule
 from dropkit.sites.values import Discrete, Values, constant, image_of
 
@@ -65,28 +65,47 @@ _Tag = _Random | _Count | _Applied | _Scaled
 
 
 class Masks:
-    """Follows random tensors for a handler, and tells it of draws and of masks that are applied.
+    """Follows random tensors for a handler, and asks it about draws and about masks that are applied.
 
-    A handler gives it every call that it is given by ``other`` and returns what it returns. It lives as long as the
-    handler, for a model may keep a mask over several forwards.
+    The handler gives it every call that it is given by ``other``, and returns what that returns. It lives as long as
+    the handler, for a model may keep a mask over several forwards. Of a model that drops a mask named ``"~0"``, this
+    leaves that out, in training as in evaluation::
+
+        class Off(Handler):
+            def __init__(self):
+                self.masks = Masks(self, self.draw, self.apply)
+
+            def other(self, function, args, kwargs):
+                return self.masks.call(function, args, kwargs)
+
+            def draw(self, draw):
+                return draw.aside() if draw.place.name == "~0" else draw.run()
+
+            def apply(self, application):
+                return application.undropped() if application.place.name == "~0" else application.run()
 
     Args:
-        interceptor: The handler's interceptor, which numbers draws.
+        handler: The handler, whose interceptor numbers draws.
         draw: What decides of draws of random operators, masks or not; by default each runs.
-        apply: What decides of masks that are applied, certain dropout or not; by default each runs.
+        apply: What decides of masks that are applied, surely dropout or not; by default each runs.
     """
 
     def __init__(
         self,
-        interceptor: Interceptor,
+        handler: Handler,
         draw: Callable[[Draw], Any] = Draw.run,
         apply: Callable[[Application], Any] = Application.run,
     ) -> None:
-        self._place = interceptor.random_place
+        self._handler = handler
         self._draw = draw
         self._apply = apply
         self._tags: Any = WeakTensorKeyDictionary()
         self._places: dict[int, Any] = {}  # in memory, of random tensors
+
+    def _place(self) -> Place:
+        interceptor = self._handler.interceptor
+        assert interceptor is not None  # noqa: S101  # whatever gives it calls is attached
+        return interceptor.random_place()
 
     def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Return what a call of any function, other than one that draws dropout, shall return."""
