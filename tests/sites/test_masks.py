@@ -1,6 +1,7 @@
 """Hand-written masks: which are found and which left alone, what is told of them, and what remains where one is off."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from benchmarks import peers
 from dropkit.errors import UnsupportedError
 from dropkit.random import keep_mask
+from dropkit.sites import find
 from dropkit.sites.applications import Application
 from dropkit.sites.draws import RANDOM, Draw, drawn
 from dropkit.sites.interceptor import Attachment, Handler, attached
@@ -407,6 +409,40 @@ def test_a_mask_of_masks_is_two_sites() -> None:
     assert torch.equal(output, x)
 
 
+def test_masks_one_after_another() -> None:
+    def twice(x):
+        return (torch.rand_like(x) > 0.5) * ((torch.rand_like(x) > P) * x) / KEEP / 0.5
+
+    x = rows()
+    _, follower = follow(Forward(twice), x)
+    assert [(one.place.name, one.mask.p, one.mask.is_dropout) for one in follower.found] == [
+        ("~1", P, True),
+        ("~0", 0.5, True),
+    ]
+    assert all(one.mask.is_scaled for one in follower.found)
+    output, _ = follow(Forward(twice), x, off={"~0", "~1"})
+    assert torch.equal(output, x)
+    for off, rate in (("~0", P), ("~1", 0.5)):
+        output, _ = follow(Forward(twice), x, off={off})
+        assert torch.equal(output, torch.where(output != 0, x / (1 - rate), 0.0))
+        assert (output == 0).any()
+
+
+def test_masks_inside_transforms() -> None:
+    def mapped(x):
+        return torch.func.vmap(bernoulli, randomness="different")(x)
+
+    x = rows()
+    torch.manual_seed(0)
+    expected = mapped(x)
+    torch.manual_seed(0)
+    output, follower = follow(Forward(mapped), x)
+    assert torch.equal(output, expected)
+    assert len(follower.found) == 1
+    gradient, _ = follow(Forward(torch.func.grad(lambda x: where(x).sum())), x, off={"~0"})
+    assert torch.equal(gradient, torch.ones_like(x))
+
+
 def test_names_count_every_random_operator_of_a_run() -> None:
     class Noisy(nn.Module):
         def forward(self, x):
@@ -617,6 +653,47 @@ def test_draws_that_are_perhaps_dropout(function: Callable[[Tensor], Tensor]) ->
     assert torch.equal(output, expected)
     assert follower.found
     assert not any(application.mask.is_dropout for application in follower.found)
+
+
+class Masked(nn.Module):
+    """Hand-written masks of every sort; one of them in evaluation too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            x = bernoulli(x)
+            x = x + dropped_labels(x) + contracted(x)
+        for _ in range(2):
+            x = channels(x[..., None])[..., 0]
+        return x
+
+
+def test_find_lists_masks() -> None:
+    x, state = rows(), torch.get_rng_state()
+    sites = find(nn.Sequential(Masked()), x)
+    assert torch.equal(torch.get_rng_state(), state)
+    facts = [(site.name, site.path, site.kind, site.p, site.is_certain, site.is_rewritable) for site in sites]
+    assert facts == [
+        ("0~0", "0", "mask", P, True, True),
+        ("0~1", "0", "mask", P, False, True),
+        ("0~2", "0", "mask", P, False, False),
+        ("0~3", "0", "mask", P, True, True),
+        ("0~4", "0", "mask", P, True, True),
+    ]
+    assert [(site.in_train, site.in_eval) for site in sites] == [(True, False)] * 3 + [(True, True)] * 2
+    assert [(site.shape, site.shared) for site in sites[1:4:2]] == [((6, 5), (1,)), ((6, 5, 1), (2,))]
+    assert [Path(site.file).name for site in sites] == ["test_masks.py"] * 5
+    assert sites[3].line == channels.__code__.co_firstlineno + 1
+    assert [line.split()[1] for line in str(sites).splitlines()[1:6]] == ["mask", "mask?", "mask?!", "mask", "mask"]
+
+
+def test_find_counts_draws_and_not_applications() -> None:
+    def shared(x):
+        mask = (torch.rand_like(x) > P) / KEEP
+        return x * mask + (x + 1) * mask
+
+    model = nn.Sequential(layer := Forward(shared), nn.ReLU(), layer)
+    [site] = find(model, rows())
+    assert (site.name, site.calls) == ("0~0", 2)
 
 
 # What cannot be switched is said.

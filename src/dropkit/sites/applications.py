@@ -11,7 +11,7 @@ from dropkit.errors import UnsupportedError
 from dropkit.sites.interceptor import Place
 from dropkit.sites.operations import Operation, Rule
 
-__all__ = ["Application", "Mask"]
+__all__ = ["Application", "Mask", "restores_mean"]
 
 
 @dataclass(eq=False)
@@ -96,7 +96,8 @@ class Application:
             for axis, (length, stride) in enumerate(zip(lengths, self.tensor.stride(), strict=True))
             if length != 1 and stride != 0
         }
-        return tuple(axis for axis in self.long_axes if axis not in own)
+        # Nobody knows whether examples would share a draw where there is one; that they do is the exception.
+        return tuple(axis for axis, length in enumerate(self.input.shape) if axis not in own and (axis or length > 1))
 
     @property
     def long_axes(self) -> tuple[int, ...]:
@@ -109,6 +110,10 @@ class Application:
             return self.input.dim() - self.tensor.dim()
         index = self.operation.args[1]
         return next(number for number, one in enumerate(index) if one is self.tensor) if isinstance(index, tuple) else 0
+
+    def is_restored_by(self, factor: float) -> bool:
+        """Tell whether a factor, after the mask, makes up for what it drops."""
+        return restores_mean(factor * (self.survivor or 1.0), self.mask.p)
 
     def run(self) -> Any:
         """Apply the mask."""
@@ -149,3 +154,8 @@ class Application:
         other = ~kept if self.survivor == 0 else kept
         other = other if self.tensor.dtype == torch.bool else other.to(self.tensor.dtype) * (self.survivor or 1)
         return self.operation.substituted({id(self.tensor): other}).run()
+
+
+def restores_mean(factor: float, p: float | None) -> bool:
+    """Tell whether a factor of survivors makes up for what is dropped."""
+    return p is not None and p < 1 and math.isclose(factor * (1 - p), 1, rel_tol=1e-6)

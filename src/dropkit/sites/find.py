@@ -146,8 +146,7 @@ def _check_initialised(model: Module) -> None:
 
 def _recorded(model: Module, training: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Site]:
     """Return every call of one forward, also those that do not drop."""
-    with restored(model), attached(model, recorder := _Recorder()) as interceptor:
-        recorder.attach(interceptor)
+    with restored(model), attached(model, recorder := _Recorder()) as interceptor:  # noqa: SIM117  # too long for one
         with scripts_followed(interceptor), Underneath(recorder.underneath), set_stance("force_eager"):
             set_mode(model, training)
             given, named = cloned((args, kwargs))
@@ -182,15 +181,13 @@ def _code(site: Site) -> tuple[Any, ...]:
 class _Recorder(Handler):
     """Notes every call that draws dropout or is asked not to, and lets it run."""
 
+    interceptor: Interceptor
+
     def __init__(self) -> None:
+        self.masks = Masks(self, apply=self._apply)
         self._sites: dict[str, Site] = {}
         self._applied: dict[str, list[Mask]] = {}
         self._depth = 0  # of calls that are known, underneath which nothing is left to find
-
-    def attach(self, interceptor: Interceptor) -> None:
-        """Get to know the interceptor, before the forward."""
-        self.interceptor = interceptor
-        self.masks = Masks(interceptor, apply=self._apply)
 
     def found(self) -> list[Site]:
         """Return the calls, now that it is known what became of every mask."""

@@ -12,56 +12,22 @@ such as Gaussian or Concrete noise; and what goes through ``.item()``, ``out=`` 
 import math
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from dropkit.sites.applications import Application, Mask
+from dropkit.sites.applications import Application, Mask, restores_mean
+from dropkit.sites.choices import Choice, find_choice
 from dropkit.sites.draws import Draw, find_draw
 from dropkit.sites.interceptor import Handler, Place
 from dropkit.sites.operations import Operation, Rule, find_rule
-from dropkit.sites.values import Discrete, Values, constant, image_of
+from dropkit.sites.tags import Applied, Count, Random, Scaled, Tag, follow, joined, note_read
+from dropkit.sites.values import constant
 
 __all__ = ["Masks"]
-
-
-@dataclass(frozen=True, eq=False)
-class _Random:
-    """The tag of a random tensor: its draw, None for noise that no mask is made of, and what its elements may be."""
-
-    mask: Mask
-    values: Values | None
-    is_counted: bool = False  # survivors are scaled by their share
-
-
-@dataclass(frozen=True, eq=False)
-class _Count:
-    """The tag of a count of what a mask keeps."""
-
-    mask: Mask
-
-
-@dataclass(frozen=True, eq=False)
-class _Applied:
-    """The tag of what a mask was applied to without scaling survivors, and of its products with numbers."""
-
-    application: Application
-    base: Tensor | None = None  # what was multiplied with the numbers; None is the tensor itself
-    factor: float = 1.0
-
-
-@dataclass(frozen=True, eq=False)
-class _Scaled:
-    """The tag of a tensor's product with a number above 1, which may be the scale of survivors."""
-
-    source: Tensor | None  # None where it was overwritten
-    factor: float
-
-
-_Tag = _Random | _Count | _Applied | _Scaled
 
 
 class Masks:
@@ -114,35 +80,35 @@ class Masks:
         draw = find_draw(function, args, kwargs, self._place)
         if draw is not None:
             result = self._draw(draw)
-            self._tag(result, _Random(Mask(draw.place), draw.values))
+            self._tag(result, Random(Mask(draw.place), draw.values))
             return result
         rule = find_rule(function)
         if rule is None or kwargs.get("out") is not None:
             return function(*args, **kwargs)
         return self._followed(Operation(function, rule, args, kwargs))
 
-    def _tag(self, result: Any, tag: _Tag | None) -> None:
+    def _tag(self, result: Any, tag: Tag | None) -> None:
         for tensor in result if isinstance(result, tuple | list) else (result,):
             if isinstance(tensor, Tensor) and tag is not None:
                 self._tags[tensor] = _version(tensor), tag
-                if isinstance(tag, _Random) and type(tensor) is Tensor:
+                if isinstance(tag, Random) and (place := _place(tensor)):
                     self._places = {place: known for place, known in self._places.items() if known() is not None}
-                    self._places[tensor.data_ptr()] = weakref.ref(tensor)
+                    self._places[place] = weakref.ref(tensor)
 
     def _tag_of(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return None
         version, tag = self._tags.get(value, (None, None))
-        if tag is None and self._places and type(value) is Tensor:
-            return self._tag_of_twin(value)
+        if tag is None and self._places and (place := _place(value)):
+            return self._tag_of_twin(value, place)
         return tag if version == _version(value) else None
 
-    def _tag_of_twin(self, value: Tensor) -> Any:
+    def _tag_of_twin(self, value: Tensor, place: int) -> Any:
         """Return the tag of a tensor that `torch.autograd.Variable`, which no mode sees, has made another one of."""
-        known = self._places.get(value.data_ptr(), _nothing)()
-        return (
-            None if known is None or known.shape != value.shape or known.dtype != value.dtype else self._tag_of(known)
-        )
+        known = self._places.get(place, _nothing)()
+        if known is None or known.shape != value.shape or known.dtype != value.dtype:
+            return None
+        return self._tag_of(known)
 
     def _followed(self, operation: Operation) -> Any:
         """Run a call that random tensors are followed through, and tag its result."""
@@ -151,19 +117,18 @@ class Masks:
             return self._product(operation, tags)
         if not tags:
             return operation.run()
-        choice = _CHOICES.get(operation.rule)
-        chosen = None if choice is None else choice(operation, tags)
-        if chosen is not None:
-            return self._applied(operation, tags, chosen)
+        choice = find_choice(operation, tags)
+        if choice is not None:
+            return self._applied(operation, tags, choice)
         result = operation.run()
         source = next(value for value in operation.operands if id(value) in tags)
         tag = tags[id(source)]
         if operation.rule is Rule.INDEX and source is not operation.args[0]:
-            _note_read(tag)
+            note_read(tag)
         elif operation.rule is Rule.ASSIGN:
-            self._tag(operation.args[0], _joined(tags.get(id(operation.args[0]))))
+            self._tag(operation.args[0], joined(tags.get(id(operation.args[0]))))
         elif not (operation.rule is Rule.SAME and source is not operation.args[0]):
-            self._tag(result, _followed(operation, source, tag, result))
+            self._tag(result, follow(operation, source, tag, result))
         return result
 
     def _product(self, operation: Operation, tags: Mapping[int, Any]) -> Any:
@@ -171,15 +136,15 @@ class Masks:
         first, second = operation.operands[:2]
         pairs = [(second, first), (first, second)] if operation.rule is Rule.MULTIPLY else [(first, second)]
         for factor, other in pairs:
-            tag, of_other = tags.get(id(factor)), tags.get(id(other))
-            if isinstance(tag, _Random) and not (of_other is None and _is_number(other, factor)):
+            if isinstance(tags.get(id(factor)), Random) and (id(other) in tags or not _is_number(other, factor)):
                 return self._masked(operation, tags, factor, other)
-            if isinstance(tag, _Applied):
-                return self._rescaled(operation, factor, other, tag, isinstance(of_other, _Count))
+        for factor, other in pairs:
+            if isinstance(tag := tags.get(id(factor)), Applied):
+                return self._rescaled(operation, factor, other, tag, tags.get(id(other)))
         result = operation.run()
         for factor, other in ((first, second), (second, first)):
             if id(factor) in tags:
-                self._tag(result, _followed(operation, factor, tags[id(factor)], result))
+                self._tag(result, follow(operation, factor, tags[id(factor)], result))
                 return result
             if isinstance(factor, Tensor) and factor.is_floating_point():
                 number = constant(other) if _is_number(other, factor) else None
@@ -190,27 +155,26 @@ class Masks:
     def _masked(self, operation: Operation, tags: Mapping[int, Any], factor: Tensor, other: Tensor) -> Any:
         """Run a product of a random tensor with a tensor."""
         tag, of_other = tags[id(factor)], tags.get(id(other))
-        is_mask = isinstance(tag.values, Discrete) and tag.values.is_mask
-        if not is_mask:
+        if not tag.is_mask:
             result = operation.run()
             self._tag(result, replace(tag, values=None))  # noise, as it is in a reparameterisation
             return result
-        if isinstance(of_other, _Count):
+        if isinstance(of_other, Count) and of_other.mask is tag.mask:
             tag.mask.is_read = False
             result = operation.run()
             self._tag(result, replace(tag, is_counted=True))
             return result
-        if isinstance(of_other, _Random) and of_other.values is None:
+        if isinstance(of_other, Random) and of_other.values is None:
             result = operation.run()
             self._tag(result, of_other)
             return result
         if operation.rule is Rule.DIVIDE or not (other.is_floating_point() or other.is_complex()):
             result = operation.run()
-            self._tag(result, _joined(tag, math.nan if operation.rule is Rule.DIVIDE else None))
+            self._tag(result, joined(tag, math.nan if operation.rule is Rule.DIVIDE else None))
             return result
-        return self._applied(operation, tags, _Choice(other, factor, tag.values.survivor))
+        return self._applied(operation, tags, Choice(other, factor, tag.values.survivor))
 
-    def _applied(self, operation: Operation, tags: Mapping[int, Any], choice: "_Choice") -> Any:
+    def _applied(self, operation: Operation, tags: Mapping[int, Any], choice: Choice) -> Any:
         """Let the handler decide of a mask that is applied."""
         tag, of_input = tags[id(choice.tensor)], tags.get(id(choice.input))
         values, mask = tag.values, tag.mask
@@ -229,114 +193,54 @@ class Masks:
         mask.is_whole |= not any(axis and axis not in application.shared for axis in application.long_axes)
         result = self._apply(application)
         target = operation.target if operation.target is not None else result
-        if isinstance(of_input, _Random):  # a mask of masks
-            self._tag(target, of_input if application.is_skipped else _joined(of_input))
-        elif not is_scaled:
-            self._tag(target, _Applied(application))
+        if isinstance(of_input, Random):  # a mask of masks
+            self._tag(target, of_input if application.is_skipped else joined(of_input))
+        else:
+            earlier = of_input.applications if isinstance(of_input, Applied) and of_input.factor == 1 else ()
+            self._tag(target, _pending(earlier if is_scaled else (*earlier, application)))
         return result
 
-    def _rescaled(self, operation: Operation, value: Tensor, other: Any, tag: "_Applied", is_count: bool) -> Any:
+    def _rescaled(self, operation: Operation, value: Tensor, other: Any, tag: Applied, of_other: Any) -> Any:
         """Run a product of what a mask was applied to: the scale of survivors is left out where nothing is dropped."""
-        application, mask = tag.application, tag.application.mask
-        number = None if is_count or not _is_number(other, value) else constant(other)
-        if number is None and not is_count:
+        counted = of_other.mask if isinstance(of_other, Count) else None
+        number = None if counted or not _is_number(other, value) else constant(other)
+        if number is None and counted is None:
             return operation.run()
-        factor = tag.factor * _power(operation, number or 1.0)
-        if not is_count and not _restores_mean(factor * (application.survivor or 1.0), mask.p):
+        factor, target = tag.factor * _power(operation, number or 1.0), operation.target
+        restored = (one for one in tag.applications if one.mask is counted or (number and one.is_restored_by(factor)))
+        application = next(restored, None)
+        if application is None:
             result = operation.run()
-            if operation.target is None:
-                base = value if tag.base is None else tag.base
-                self._tag(result, replace(tag, base=base, factor=factor))
-            elif not application.is_skipped:
+            if target is None:
+                self._tag(result, replace(tag, base=value if tag.base is None else tag.base, factor=factor))
+            elif not any(one.is_skipped for one in tag.applications):
                 self._tag(result, replace(tag, factor=factor))
             return result
-        mask.is_scaled = True
-        mask.is_read &= not is_count
+        application.mask.is_scaled = True
+        application.mask.is_read &= counted is None
+        base = value if tag.base is None else tag.base
         if not application.is_skipped:
-            return operation.run()
-        base, target = value if tag.base is None else tag.base, operation.target
-        if target is None:
-            return base.clone()
-        return target if base is target else target.copy_(base)
+            result = operation.run()
+        elif target is None:
+            result = base.clone()
+        else:
+            result = target if base is target else target.copy_(base)
+        self._tag(result, _pending(tuple(one for one in tag.applications if one is not application)))
+        return result
 
 
-@dataclass(frozen=True, eq=False)
-class _Choice:
-    """How a mask is applied: to which tensor, as which, with which value where the input is kept."""
-
-    input: Tensor
-    tensor: Tensor
-    survivor: float
-    is_zero: bool = True  # whether what is dropped becomes 0
-    is_mixed: bool = False  # whether it is not known what the input would be without
+def _pending(applications: tuple[Application, ...]) -> Applied | None:
+    return Applied(applications) if applications else None
 
 
-def _mask_among(operands: Any, tags: Mapping[int, Any]) -> Tensor | None:
-    for value in operands:
-        tag = tags.get(id(value))
-        if isinstance(tag, _Random) and isinstance(tag.values, Discrete) and tag.values.is_mask:
-            return value
-    return None
-
-
-def _filled(operation: Operation, tags: Mapping[int, Any]) -> _Choice | None:
-    source, tensor = operation.operand(0, "input"), operation.operand(1, "mask")
-    if _mask_among((tensor,), tags) is None or not source.is_floating_point():
-        return None
-    return _Choice(source, tensor, 0.0, constant(operation.operand(2, "value")) == 0)
-
-
-def _chosen(operation: Operation, tags: Mapping[int, Any]) -> _Choice | None:
-    is_method = operation.function == Tensor.where
-    tensor, first = operation.operand(is_method, "condition"), operation.operand(not is_method, "input", "self")
-    second = operation.operand(2, "other")
-    if _mask_among((tensor,), tags) is None:
-        return None
-    numbers = constant(first), constant(second)
-    tensors = [isinstance(one, Tensor) and one.is_floating_point() and one.dim() > 0 for one in (first, second)]
-    if tensors[0] and (numbers[1] == 0 or (numbers[1] is not None and not tensors[1])):
-        return _Choice(first, tensor, 1.0, numbers[1] == 0)
-    if tensors[1] and (numbers[0] == 0 or (numbers[0] is not None and not tensors[0])):
-        return _Choice(second, tensor, 0.0, numbers[0] == 0)
-    return _Choice(first, tensor, 1.0, is_zero=False, is_mixed=True) if all(tensors) else None
-
-
-def _assigned(operation: Operation, tags: Mapping[int, Any]) -> _Choice | None:
-    source, index, value = operation.args
-    tensor = _mask_among(index if isinstance(index, tuple) else (index,), tags)
-    if tensor is None or tensor.dtype != torch.bool or not source.is_floating_point():
-        return None
-    is_number = not isinstance(value, Tensor) or value.dim() == 0
-    return _Choice(source, tensor, 0.0, is_number and constant(value) == 0, not is_number)
-
-
-def _mixed(operation: Operation, tags: Mapping[int, Any]) -> _Choice | None:
-    tensor = _mask_among(operation.operands, tags)
-    others = [one for one in operation.operands if isinstance(one, Tensor) and id(one) not in tags]
-    source = next((one for one in others if one.is_floating_point()), None)
-    return None if tensor is None or source is None else _Choice(source, tensor, 1.0, is_mixed=True)
-
-
-_CHOICES: Mapping[Rule, Callable[[Operation, Mapping[int, Any]], _Choice | None]] = {
-    Rule.FILL: _filled,
-    Rule.CHOOSE: _chosen,
-    Rule.ASSIGN: _assigned,
-    Rule.MIX: _mixed,
-}
-
-
-def _base(choice: _Choice, p: float | None, of_input: Any, is_counted: bool) -> tuple[Tensor | None, bool]:
+def _base(choice: Choice, p: float | None, of_input: Any, is_counted: bool) -> tuple[Tensor | None, bool]:
     """Return what stands for the input where nothing is dropped, and whether survivors are scaled."""
     factor = choice.survivor or 1.0
-    if is_counted or _restores_mean(factor, p):
+    if is_counted or restores_mean(factor, p):
         return choice.input, True
-    if isinstance(of_input, _Scaled) and _restores_mean(factor * of_input.factor, p):
+    if isinstance(of_input, Scaled) and restores_mean(factor * of_input.factor, p):
         return of_input.source, True
     return choice.input if factor == 1 and not choice.is_mixed else None, False
-
-
-def _restores_mean(factor: float, p: float | None) -> bool:
-    return p is not None and p < 1 and math.isclose(factor * (1 - p), 1, rel_tol=1e-3)
 
 
 def _is_number(value: Any, beside: Tensor) -> bool:
@@ -350,58 +254,23 @@ def _power(operation: Operation, number: float) -> float:
     return 1 / number if number else math.inf
 
 
-def _scaled(operation: Operation, source: Tensor, number: float | None) -> _Scaled | None:
+def _scaled(operation: Operation, source: Tensor, number: float | None) -> Scaled | None:
     if number is None or (source is not operation.operands[0] and operation.rule is Rule.DIVIDE):
         return None
     factor = _power(operation, number)
-    return _Scaled(source if operation.target is None else None, factor) if 1 < factor < math.inf else None
-
-
-def _note_read(tag: Any) -> None:
-    if isinstance(tag, _Random):
-        tag.mask.is_read = True
-
-
-def _joined(tag: Any, survivor: float | None = None) -> Any:
-    """Return the tag of a mask that was combined with what is no draw."""
-    if not isinstance(tag, _Random) or not isinstance(tag.values, Discrete):
-        return None
-    tag.mask.is_combined = True
-    return replace(tag, values=tag.values.unlike(survivor))
-
-
-def _followed(operation: Operation, source: Tensor, tag: Any, result: Any) -> Any:
-    """Return the tag of what a function makes of a tagged tensor, or None."""
-    rule = operation.rule
-    if isinstance(tag, _Applied):
-        return _Applied(tag.application) if rule in (Rule.SAME, Rule.CAST) and tag.factor == 1 else None
-    if isinstance(tag, _Count):
-        return tag if rule in (Rule.SAME, Rule.CAST, Rule.PLAIN, Rule.MULTIPLY, Rule.DIVIDE) else None
-    if isinstance(tag, _Scaled):
-        return None
-    if rule is Rule.COUNT:
-        _note_read(tag)
-        return _Count(tag.mask)
-    if rule is Rule.POOL:
-        tag.mask.is_pooled = True
-    elif rule is Rule.LOGIC and len([one for one in operation.operands if isinstance(one, Tensor)]) > 1:
-        tag.mask.is_combined = True
-    if tag.values is None:
-        return _of_noise(operation, tag)
-    values = image_of(operation, source, tag.values, result.dtype if isinstance(result, Tensor) else source.dtype)
-    return None if values is None else replace(tag, values=values)
-
-
-def _of_noise(operation: Operation, tag: _Random) -> _Random | None:
-    """Return the tag of a function of noise that no mask is made of, unless comparison makes one."""
-    tensors = [one for one in operation.operands if isinstance(one, Tensor) and one.dim()]
-    if operation.rule is Rule.COMPARE:
-        return replace(tag, values=Discrete((0.0, 1.0), (math.nan, math.nan)))
-    return tag if len(tensors) == 1 or operation.rule in (Rule.SAME, Rule.CAST, Rule.INDEX) else None
+    return Scaled(source if operation.target is None else None, factor) if 1 < factor < math.inf else None
 
 
 def _nothing() -> None:
     return None
+
+
+def _place(tensor: Tensor) -> int:
+    """Return where in memory a tensor is; 0 of one that has no such place."""
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:
+        return 0
 
 
 def _version(tensor: Tensor) -> int:
