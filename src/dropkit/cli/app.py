@@ -12,7 +12,7 @@ import typer
 from typer.exceptions import TyperException
 
 from dropkit import __version__
-from dropkit.cli import predict, study, variants
+from dropkit.cli import predict, sites, study, variants
 from dropkit.cli.streams import discard_output, plain_where_needed
 from dropkit.errors import DropkitError
 
@@ -22,6 +22,7 @@ _commands = typer.Typer(add_completion=False, pretty_exceptions_enable=False, ri
 _commands.command("study", cls=study.Command, help=study.HELP)(study.command)
 _commands.command("predict", help=predict.HELP)(predict.command)
 _commands.command("variants", help=variants.HELP)(variants.command)
+_commands.command("sites", help=sites.HELP)(sites.command)
 
 
 def _show_version(wanted: bool) -> None:
