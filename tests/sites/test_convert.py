@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -529,6 +530,95 @@ def test_what_no_module_takes_is_said() -> None:
     assert plan.rates == {"input_dropout": 0.2}
     assert "no module takes or gives that tensor alone" in str(plan)
     assert "nothing can be placed" in str(plan)
+
+
+def test_addressed_models_are_converted_first() -> None:
+    """Layers that were placed have names of their own, and so masks of their own, the same in every copy."""
+    model = Recurrent()
+    convert(model, "rnn", WORDS)
+    twin = copy.deepcopy(model)
+    torch.manual_seed(1)
+    with closing(dropkit.sites.address(model, seed=7)):
+        first = model(WORDS)
+    torch.manual_seed(2)
+    with closing(dropkit.sites.address(twin, seed=7)):
+        assert torch.equal(twin(WORDS), first)
+    with closing(dropkit.sites.address(twin, seed=8)):
+        assert not torch.equal(twin(WORDS), first)
+
+
+def test_shortcuts_with_layers_of_their_own() -> None:
+    class Block(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.pool, self.short = nn.AvgPool2d(2), nn.Conv2d(3, width, 1)
+            self.branch = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1), nn.ReLU(), nn.Conv2d(width, width, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = self.branch(x)
+            out += self.short(self.pool(x))
+            return out
+
+    model = nn.Sequential(Block(3), Block(4))
+    assert convert(model, "vit", PICTURES).rates == {"1.branch.2.output_drop_path": 0.1}
+
+
+def test_sums_that_are_no_shortcuts() -> None:
+    class Sums(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.left(x) + self.right(x) + 1)
+
+    with pytest.raises(UnsupportedError, match="added to a shortcut"):
+        convert(Sums(), "vit", ROWS)
+
+
+def test_paths_of_sequences_that_have_time_first() -> None:
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0), 2, enable_nested_tensor=False)
+    convert(encoder, "vit", SEQUENCES)
+    assert [site.shared for site in find(encoder, SEQUENCES)] == [(0, 2), (0, 2)]
+
+
+def test_states_of_recurrent_networks_stay_whole() -> None:
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network, self.head = nn.GRU(8, 4, batch_first=True), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.network(x)[1][-1])
+
+    plan = convert(Last(), "rnn", SEQUENCES)
+    assert plan.rates == {"network.input_dropout": 0.25}
+    assert "nothing reads them" in str(plan)
+
+
+def test_dropout_that_is_wrong_is_removed() -> None:
+    """Before BatchNorm, and on what is returned, whatever its shape and pointwise functions."""
+    model = nn.Sequential(
+        nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 6),
+        nn.Dropout(0.2), nn.Softmax(-1), nn.Unflatten(1, (2, 3)),
+    )  # fmt: skip
+    plan = convert(model, "srivastava", ROWS)
+    assert plan.rates == {"6.input_dropout": 0.5}
+    reasons = {row.place: row.why for row in plan}
+    assert "BatchNorm" in reasons["2"]
+    assert "after the output" in reasons["7"]
+    assert (model[2].p, model[7].p) == (0.0, 0.0)
+
+
+def test_attention_that_nothing_reaches_is_said() -> None:
+    class Bare(Attending):
+        def forward(self, x: Tensor) -> Tensor:
+            weights = F.softmax(self.q(x) @ self.k(x).transpose(-1, -2), -1)
+            return self.head((x + self.out(weights @ self.v(x))).mean(1))
+
+    plan = convert(Bare(), "transformer", SEQUENCES)
+    assert plan.rates == {"out.output_dropout": 0.1}
+    assert "attention weights: no module takes or gives" in str(plan)
 
 
 def test_the_table() -> None:

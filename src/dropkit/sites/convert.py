@@ -24,7 +24,7 @@ class Plan(list[Planned]):
 
     def __init__(self, model: Module, resolution: Resolution, check: Callable[[], dict[str, float]]) -> None:
         super().__init__(resolution.rows)
-        self._model, self._changes, self._rates = model, resolution.changes, resolution.active
+        self._model, self._changes, self._rates = model, resolution.changes, resolution.rates
         self._check = check
         self._applied: list[Any] = []
         self._is_applied = False

@@ -243,7 +243,10 @@ def _rnn(flow: Flow, rates: Rates) -> Iterator[Want]:
         value = next((v for v in [step.outputs[0], *_views(step.outputs[0])] if _leaves(v, module)), step.outputs[0])
         readers = _after(value, _mixes)[0]
         ends = [reader for reader in readers if _mixes(reader)]
-        if ends and not all(reader.kind == "recurrent" for reader in ends) and not is_on_output(value, flow):
+        if not ends and not is_on_output(value, flow):
+            why = "nothing reads them, and states stay whole"
+            yield Want("outputs", 0.0, value, None, locked, kinds, (), f"outputs of `{step.path}`: {why}")
+        elif ends and not all(reader.kind == "recurrent" for reader in ends) and not is_on_output(value, flow):
             yield Want("outputs", rates["outputs"][1], value, None, locked, kinds, wrong, "one mask for all steps")
 
 
@@ -323,10 +326,15 @@ def _branches(flow: Flow) -> list[tuple[Step, Value]]:
 def _meet(short: Value, branch: Value) -> bool:
     """Tell whether a branch begins where its shortcut does: there, or behind one layer of the shortcut's own."""
     before = _before(branch, through_layers=True)
-    starts = {short, *(value for step in upstream(short) for value in step.inputs)}
+    starts = {short, *_chain(short)}
     for source in _before(short, through_layers=False):
-        starts |= set(source.inputs) if source.is_layer or source.kind == "batch_norm" else set()
+        if source.is_layer:
+            starts |= {start for value in source.inputs for start in (value, *_chain(value))}
     return any(reader in before for start in starts for reader in start.readers)
+
+
+def _chain(value: Value) -> list[Value]:
+    return [step.inputs[0] for step in upstream(value)]
 
 
 def _block(path: str) -> str:
@@ -355,7 +363,7 @@ def _vit(flow: Flow, rates: Rates) -> Iterator[Want]:
             shared = tuple(axis for axis in range(rank) if axis != 1)
             return Dropout(p, broadcast_dims=shared) if is_time_first and rank > 1 else DropPath(p)
 
-        why = f"branch of block {number + 1} of {len(blocks)}"
+        why = f"branch of block {number + 1} of {len(blocks)}" + ("" if rising[number] else ", where the rate is 0")
         yield Want("path", rising[number], branch, None, path, PATHS, (), why)
 
 

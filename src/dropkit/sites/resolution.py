@@ -55,7 +55,7 @@ class Resolution:
     def __init__(self, flow: Flow, wants: list[Want], overrides: Mapping[str, float]) -> None:
         self.flow = flow
         self.changes: list[Change] = []
-        self.active: dict[str, float] = {}
+        self._active: dict[str, float] = {}
         self.names: set[str] = set()
         self._targets: dict[Step, tuple[float, str]] = {}
         self._users: dict[Step, Want] = {}
@@ -74,6 +74,11 @@ class Resolution:
             self._turn(knob, [step for step in self._drops if step.knob is knob])
         used = set(map(id, self._users.values()))
         self._place([want for want in wants if id(want) not in used])
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The rate of every site that then drops, in the order of the flow."""
+        return {row.place: self._active[row.place] for row in self.rows if row.place in self._active}
 
     @property
     def rows(self) -> list[Planned]:
@@ -132,7 +137,7 @@ class Resolution:
                     f"cannot be changed: the code of `{step.path or 'the model'}` has the rate, not an attribute",
                 )
             if p:
-                self.active[step.site] = p
+                self._active[step.site] = p
             if p or step.p:
                 self._row(step, p, why)
         if knob is not None and wanted != {knob.p} and wanted:
@@ -140,21 +145,23 @@ class Resolution:
 
     def _row(self, step: Step, p: float, why: str) -> None:
         if why:
-            now, then = (f"{step.draws} {rate:g}" if rate else _NOTHING for rate in (step.p, p))
+            now, then = (f"{step.draws} {rate:.3g}" if rate else _NOTHING for rate in (step.p, p))
             self._rows.append((self._order[step], Planned(step.site, now, then, why)))
 
     def _place(self, wants: list[Want]) -> None:
-        placed: set[tuple[int, str]] = set()
-        for want in sorted(wants, key=lambda want: -want.p):  # of the runs of one module the highest rate counts
+        chosen: dict[tuple[int, str], Want] = {}
+        for want in sorted(wants, key=self._position):
             port = self._ports.get(id(want))
             if not want.p:
                 self._skipped.setdefault(want.why, []).append(self._name(want) if port is None else port[0].path)
             elif port is None:
                 why = f"{want.why}: no module takes or gives that tensor alone, so nothing can be placed"
                 self._skipped.setdefault(why, []).append(self._name(want))
-            elif (id(port[0].module), port[1]) not in placed:
-                placed.add((id(port[0].module), port[1]))
-                self._add(want, *port)
+            else:  # of the runs of one module the highest rate counts
+                before = chosen.setdefault((id(port[0].module), port[1]), want)
+                chosen[id(port[0].module), port[1]] = max(before, want, key=lambda want: want.p)
+        for want in chosen.values():
+            self._add(want, *self._ports[id(want)])
 
     def _add(self, want: Want, port: Port, child: str) -> None:
         layer, site = want.layer(want.p), _site(port.path, child)
@@ -162,8 +169,8 @@ class Resolution:
             self.changes.append(BetweenLayers(want.network, layer))
         else:
             self.changes.append(Placement(port, layer, child))
-        self.active[site] = want.p
-        row = Planned(site, _NOTHING, f"{type(layer).__name__} {want.p:g}", want.why)
+        self._active[site] = want.p
+        row = Planned(site, _NOTHING, f"{type(layer).__name__} {want.p:.3g}", want.why)
         self._rows.append((self._position(want), row))
 
     def _position(self, want: Want) -> float:
