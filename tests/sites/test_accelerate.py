@@ -17,16 +17,14 @@ import dropkit
 from dropkit.errors import ArgumentTypeError
 from dropkit.sites import accelerate
 from dropkit.sites.functions import Call
-from dropkit.sites.interceptor import Place, attached
+from dropkit.sites.interceptor import Handler, Place, attached
 from tests.sites.zoo import MODELS, Model
 
 CASES = [pytest.param(model, id=name) for name, model in MODELS.items()]
 
 
-class Watcher:
+class Watcher(Handler):
     """Notes what is called behind the acceleration."""
-
-    is_last = False
 
     def __init__(self) -> None:
         self.calls: list[Call] = []

@@ -4,5 +4,19 @@ from dropkit.sites.accelerate import Acceleration, accelerate
 from dropkit.sites.address import Addressing, address
 from dropkit.sites.convert import Plan, Planned, convert
 from dropkit.sites.find import Site, Sites, find
+from dropkit.sites.switch import Switch, switch
 
-__all__ = ["Acceleration", "Addressing", "Plan", "Planned", "Site", "Sites", "accelerate", "address", "convert", "find"]
+__all__ = [
+    "Acceleration",
+    "Addressing",
+    "Plan",
+    "Planned",
+    "Site",
+    "Sites",
+    "Switch",
+    "accelerate",
+    "address",
+    "convert",
+    "find",
+    "switch",
+]

@@ -146,12 +146,16 @@ def _check_initialised(model: Module) -> None:
 
 def _recorded(model: Module, training: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Site]:
     """Return every call of one forward, also those that do not drop."""
-    with restored(model), attached(model, recorder := _Recorder()) as interceptor:  # noqa: SIM117  # too long for one
+    recorder = _Recorder()
+    with restored(model), attached(model, recorder, is_eager=True) as interceptor:  # noqa: SIM117  # too long for one
         with scripts_followed(interceptor), Underneath(recorder.underneath), set_stance("force_eager"):
             set_mode(model, training)
             given, named = cloned((args, kwargs))
             model(*given, **named)
     return recorder.found()
+
+
+_RUNNERS = {_recorded.__code__}  # what runs a model: whoever calls it is none of the model's code
 
 
 def _merged(train: list[Site], evaluation: list[Site]) -> Sites:
@@ -289,7 +293,7 @@ def _caller(module: Module) -> tuple[str, int]:
     """Return file and line of the innermost code that is the model's own; else where PyTorch's module draws."""
     frame: FrameType | None = sys._getframe(2)
     inside = "", 0
-    while frame is not None and frame.f_code is not _recorded.__code__:
+    while frame is not None and frame.f_code not in _RUNNERS:
         place = frame.f_code.co_filename, frame.f_lineno
         if not place[0].startswith((*_LIBRARIES, "<")):
             return place

@@ -1,16 +1,18 @@
 """The one interceptor: it gives every call that draws dropout, while a model's forward runs, to a handler."""
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.utils.rnn import PackedSequence
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
 from dropkit.errors import UnsupportedError
 from dropkit.sites import checkpoints
@@ -77,6 +79,18 @@ class Handler(Protocol):
 
     def other(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Return what any other call of PyTorch shall return; ``function(*args, **kwargs)`` lets it run."""
+
+    def begin(self, module: Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        """Prepare for a module's forward, with what it takes, before anything else is known of it."""
+        return
+
+    def entered(self, frame: Frame) -> None:
+        """Note that a module's forward begins."""
+        return
+
+    def left(self, frame: Frame, output: Any) -> None:
+        """Note that a module's forward has ended; its output is None where it raised."""
+        return
 
     def snapshot(self) -> Any:
         """Return whatever of its own state decides about calls, for a recomputation of what runs now."""
@@ -161,29 +175,49 @@ class Interceptor(TorchFunctionMode):
         number, frame.randoms = frame.randoms, frame.randoms + 1
         return Place(f"{frame.name}~{number}", frame.module, frame.name, frame.run)
 
-    def enter(self, module: Module, inputs: Any = ()) -> None:
+    def enter(self, module: Module, inputs: Any = (), named: Any = MappingProxyType({})) -> None:
         """Note that a module's forward begins; with the outermost, calls begin to be seen."""
         name = self.names.get(id(module))
         if name is None or self.is_muted:  # no name: a copy of a module of the model, which shares its hooks
             return
         self._own()
+        try:
+            self.handler.begin(module, inputs, named)
+        finally:
+            self._disown()
         if not self.frames:
+            self._own()
             self.__enter__()
         run = self.runs.get(name, 0)
         self.runs[name] = run + 1
         if not torch.compiler.is_compiling():  # which would compile again for every number
             self.entered += 1
         self.frames.append(Frame(module, name, run, _order_of(inputs)))
+        self.handler.entered(self.frames[-1])
 
-    def leave(self, module: Module, _inputs: Any = ()) -> None:
+    def leave(self, module: Module, _inputs: Any = (), output: Any = None) -> None:
         """Note that a module's forward has ended, perhaps with an exception."""
         if self.frames and self.frames[-1].module is module and not self.is_muted and self._is_owned():
-            self.frames.pop()
+            self.handler.left(self.frames.pop(), output)
             if not self.frames:
                 self.__exit__(None, None, None)
                 if not self.keeps_runs:
                     self.runs.clear()
             self._disown()
+
+    def abandon(self) -> None:
+        """Forget a forward that was cut off by what is no Exception, for which PyTorch calls no hook."""
+        if not self.frames or not self._is_owned():
+            return
+        while self.frames:
+            self.handler.left(self.frames.pop(), None)
+        others = []
+        while self in _get_current_function_mode_stack():
+            others.append(_pop_mode())
+        for mode in reversed(others):
+            if mode is not self:
+                _push_mode(mode)
+        self._disown()
 
     def _own(self) -> None:
         """Raise where another thread runs a forward of the model."""
@@ -261,8 +295,8 @@ class _Hook:
         self.act = act
         self.is_last = is_last
 
-    def __call__(self, module: Module, inputs: Any, *_: Any) -> None:
-        self.act(module, inputs)
+    def __call__(self, module: Module, inputs: Any, *rest: Any) -> None:
+        self.act(module, inputs, *rest)
 
     def __deepcopy__(self, memo: Any) -> "_Hook":
         return _Hook(_nothing)
@@ -271,7 +305,7 @@ class _Hook:
         return _Hook, (_nothing,)
 
 
-def _nothing(_module: Module, _inputs: Any) -> None:
+def _nothing(_module: Module, *_: Any) -> None:
     pass
 
 
@@ -281,19 +315,23 @@ class Attachment:
     Args:
         model: The model.
         handler: What decides what happens at its sites.
+        is_eager: Whether nothing compiled runs meanwhile; else compiled code is compiled anew, for it does not notice
+            that hooks come and go.
     """
 
-    def __init__(self, model: Module, handler: Handler) -> None:
+    def __init__(self, model: Module, handler: Handler, is_eager: bool = False) -> None:
+        self._is_eager = is_eager
         self.interceptor = Interceptor(model, handler)
         enter, leave = _Hook(self.interceptor.enter, handler.is_last), _Hook(self.interceptor.leave)
         self._hooks: list[Any] = []
         for module in module_names(model).values():
             if isinstance(module, torch.jit.ScriptModule):  # it takes no hooks
                 continue
-            self._hooks.append(module.register_forward_pre_hook(enter, prepend=True))
+            self._hooks.append(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
             self._hooks.append(module.register_forward_hook(leave, always_call=True))
             _order(module)
         checkpoints.watch(self.interceptor)
+        self._recompile()
 
     def remove(self) -> None:
         """Take the interceptor off the model."""
@@ -302,6 +340,12 @@ class Attachment:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        self.interceptor.abandon()
+        self._recompile()
+
+    def _recompile(self) -> None:
+        if not self._is_eager and "torch._dynamo" in sys.modules:
+            torch.compiler.reset()
 
 
 def _order(module: Module) -> None:
@@ -319,9 +363,9 @@ def attached_to(model: Module) -> list[Interceptor]:
 
 
 @contextmanager
-def attached(model: Module, handler: Handler) -> Iterator[Interceptor]:
+def attached(model: Module, handler: Handler, is_eager: bool = False) -> Iterator[Interceptor]:
     """Attach an interceptor to a model for a while."""
-    attachment = Attachment(model, handler)
+    attachment = Attachment(model, handler, is_eager)
     try:
         yield attachment.interceptor
     finally:
