@@ -21,7 +21,7 @@ from dropkit import kernels
 from dropkit.sites import accelerate
 
 WORDS, BATCH, TOKENS = 8192, 8, 256
-ROUNDS = 8 if "--quick" in sys.argv else 60
+ROUNDS = 8 if "--quick" in sys.argv else 24
 BAR = 0.7
 
 
@@ -51,6 +51,8 @@ def gpt2(p: float, attention: str) -> torch.nn.Module:
         n_embd=256,
         n_layer=4,
         n_head=4,
+        bos_token_id=0,
+        eos_token_id=0,
         resid_pdrop=p,
         embd_pdrop=p,
         attn_pdrop=p,

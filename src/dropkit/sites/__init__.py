@@ -4,6 +4,7 @@ from dropkit.sites.accelerate import Acceleration, accelerate
 from dropkit.sites.address import Addressing, address
 from dropkit.sites.convert import Plan, Planned, convert
 from dropkit.sites.find import Site, Sites, find
+from dropkit.sites.inject import inject, record
 from dropkit.sites.switch import Switch, switch
 
 __all__ = [
@@ -18,5 +19,7 @@ __all__ = [
     "address",
     "convert",
     "find",
+    "inject",
+    "record",
     "switch",
 ]
