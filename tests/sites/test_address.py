@@ -19,11 +19,12 @@ import dropkit
 from dropkit.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from dropkit.random import MASK_VERSION, call_key, field, keep_mask
 from dropkit.sites import Addressing, address
+from dropkit.sites.draws import drawn
 from dropkit.sites.functions import FUNCTIONS, find_call
 from tests.sites.zoo import CASES, MODELS, Model, tensors
 
 SEED = 2**63 + 5
-UNSEEN = {"hand_written", "vit", "convnext"}  # whose hand-written masks nothing addresses
+NOISY = {"hand_written"}  # has normal noise besides, which is no dropout
 SCRIPTED = {"scripted"}
 
 
@@ -35,11 +36,15 @@ class Keys(TorchFunctionMode):
         self.found: list[int] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is drawn:
+            self.found.append(args[3])
         call = find_call(func, args, kwargs or {}) if func in FUNCTIONS else None
         given = {**(call.arguments if call is not None else {}), **(kwargs or {})}
         name = "dropout_key" if "dropout_key" in given else "key"
-        is_ours = str(getattr(func, "__module__", "")).startswith("dropkit") and not isinstance(
-            given.get(name), Tensor | None
+        is_ours = (
+            func is not drawn
+            and str(getattr(func, "__module__", "")).startswith("dropkit")
+            and not isinstance(given.get(name), Tensor | None)
         )
         if is_ours and (call is None or call.is_active):
             self.found.append(given[name])
@@ -142,7 +147,8 @@ def test_keys_of_all_models(model: Model) -> None:
             address(network, SEED)
         return
     handle = address(network, SEED)
-    expected = {call_key(SEED, s.name, 0, call) for s in model.sites if s.in_train for call in range(s.calls)}
+    sites = [site for site in (*model.sites, *model.masks) if site.in_train]
+    expected = {call_key(SEED, site.name, 0, call) for site in sites for call in range(site.calls)}
     if model.name == "our_encoder":  # a layer of dropkit's that draws one key for all its parts, and hands it on
         expected = {field(call_key(SEED, f"layers.{i}", 0), d) for i in range(2) for d in range(4)}
     before = torch.get_rng_state()
@@ -152,7 +158,7 @@ def test_keys_of_all_models(model: Model) -> None:
         return  # its keys are seen below, by its masks
     if model.name != "compiled":
         assert set(keys.found) == expected
-    if model.name not in UNSEEN:
+    if model.name not in NOISY:
         assert torch.equal(torch.get_rng_state(), before)
     handle.close()
     assert all(not m._forward_pre_hooks for m in network.modules())
@@ -163,7 +169,7 @@ def outputs(model: Model, network: nn.Module) -> list[Tensor]:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
-@pytest.mark.parametrize("model", [case for case in CASES if case.values[0].name not in UNSEEN | SCRIPTED])
+@pytest.mark.parametrize("model", [case for case in CASES if case.values[0].name not in NOISY | SCRIPTED])
 def test_all_models_are_reproducible(model: Model) -> None:
     """The second model has the outputs of the first, at every step and call, whatever generators do meanwhile."""
     first, second = model.build(), model.build()
@@ -289,9 +295,8 @@ def test_sources_of_the_users_own_are_left_alone() -> None:
         def forward(self, x: Tensor) -> Tensor:
             given = keep_mask(9, x.shape, 0.5)
             drop, generator = dropkit.functional.dropout, torch.Generator().manual_seed(4)
-            return torch.stack(
-                [drop(x, 0.5, key=8), drop(x, 0.5, mask=torch.from_numpy(given)), drop(x, 0.5, generator=generator)]
-            )
+            own = [drop(x, 0.5, key=8), drop(x, 0.5, mask=torch.from_numpy(given)), drop(x, 0.5, generator=generator)]
+            return torch.stack([*own, torch.rand(40, generator=generator) * x])
 
     model, x = Own(), torch.ones(40)
     plain = model(x)

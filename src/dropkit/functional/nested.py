@@ -9,7 +9,7 @@ from torch import Tensor
 from dropkit._checks import argument_error, argument_type_error, check_axes
 from dropkit.functional.address import draw_key
 
-__all__ = ["apply"]
+__all__ = ["apply", "lengths", "nest_alike"]
 
 _RAGGED = 2**32  # what a ragged axis counts as, so that the longest length of a batch does not matter
 
@@ -55,7 +55,7 @@ def apply(
     parts = input.unbind()
     if mask is None and key is None and training and not identity:
         key = draw_key(where, generator, input)
-    whole = (len(parts), *_lengths(input, parts))
+    whole = (len(parts), *lengths(input, parts))
     masks = () if mask is None else mask.unbind()
     results = []
     for i, part in enumerate(parts):
@@ -66,8 +66,8 @@ def apply(
             source |= {"offset": (i, *(0,) * part.dim()), "full_shape": whole}
         found = drop(where, part.unsqueeze(0), _of_slice(p, i), training, return_mask=True, scale_at=scale_at, **source)
         results.append([tensor.squeeze(0) for tensor in found])
-    output = input if identity else _like(input, [output for output, _ in results])
-    return (output, _like(input, [keep for _, keep in results])) if return_mask else output
+    output = input if identity else nest_alike(input, [output for output, _ in results])
+    return (output, nest_alike(input, [keep for _, keep in results])) if return_mask else output
 
 
 def _of_slice(value: Any, i: int) -> Any:
@@ -75,7 +75,7 @@ def _of_slice(value: Any, i: int) -> Any:
     return value[i : i + 1] if isinstance(value, Tensor) and value.dim() else value
 
 
-def _lengths(input: Any, parts: tuple[Tensor, ...]) -> list[int]:
+def lengths(input: Any, parts: tuple[Tensor, ...]) -> list[int]:
     """Return the length of every axis but the first, as an address counts it."""
     ragged = input._ragged_idx if input.layout == torch.jagged else 1
     found = [set(lengths) for lengths in zip(*(part.shape for part in parts), strict=True)]
@@ -85,7 +85,7 @@ def _lengths(input: Any, parts: tuple[Tensor, ...]) -> list[int]:
     ]
 
 
-def _like(input: Any, parts: list[Tensor]) -> Tensor:
+def nest_alike(input: Any, parts: list[Tensor]) -> Tensor:
     """Nest results as the input is nested; a mask whose ragged axis shares one draw is of another shape."""
     if input.layout != torch.jagged:
         return torch.nested.as_nested_tensor(parts)

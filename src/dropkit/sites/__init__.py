@@ -5,6 +5,7 @@ from dropkit.sites.address import Addressing, address
 from dropkit.sites.convert import Plan, Planned, convert
 from dropkit.sites.find import Site, Sites, find
 from dropkit.sites.inject import inject, record
+from dropkit.sites.samples import samples
 from dropkit.sites.switch import Switch, switch
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "find",
     "inject",
     "record",
+    "samples",
     "switch",
 ]

@@ -13,10 +13,12 @@ from dropkit._checks import KEY, Integer, argument_error, argument_type_error
 from dropkit.errors import ArgumentError, UnsupportedError
 from dropkit.functional.address import draw_key, signed
 from dropkit.random import MASK_VERSION, fold, site
+from dropkit.sites.draws import Draw, find_draw
 from dropkit.sites.functions import Call
 from dropkit.sites.interceptor import Attachment, Handler, Place, attached_to
 from dropkit.sites.names import is_dropout_layer, module_names
 from dropkit.sites.replacement import replaced
+from dropkit.sites.samples import Numbers, current, numbered, numbered_draw, set_current
 
 __all__ = ["Addressing", "address"]
 
@@ -32,7 +34,8 @@ def address(model: Module, seed: int = 0) -> "Addressing":
     call)``: no generator is read, so that neither the order of calls, nor other random numbers, nor the device enter
     into a mask, and a run that is stopped and goes on has the masks it would have had. The name is that of the site, as
     `dropkit.sites.find` prints it; the call counts how often its module ran before in the step. A call that has a key,
-    a mask or a generator of its own keeps it. Activation checkpointing of PyTorch recomputes the same masks.
+    a mask or a generator of its own keeps it. So do uniform, Bernoulli and integer draws by hand, which masks are made
+    of; other random numbers are left to PyTorch. Activation checkpointing of PyTorch recomputes the same masks.
 
     Fused ways through attention and encoders are not taken, also in evaluation. The model's `state_dict` neither gains
     nor loses a key, and a deep copy of the model is a plain one.
@@ -131,7 +134,8 @@ class Addressing(Handler):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what has to be saved to go on: seed, step, the runs in it, and the version of the definition."""
-        runs = dict(self._attachment.interceptor.runs)
+        interceptor = self._attachment.interceptor
+        runs = dict(interceptor.outer_runs[0] if interceptor.outer_runs else interceptor.runs)
         return {"mask_version": MASK_VERSION, "seed": self._seed, "last_step": self._step, "runs": runs}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -182,37 +186,56 @@ class Addressing(Handler):
 
     def _drawn(self, place: Place, call: Call) -> Any:
         self._check_recomputation()
-        return replaced(call, key=self._key(place), order=place.order)
+        key, numbers = self._key(place), current()
+        if numbers is not None:
+            return numbered(place, call, key, numbers)
+        return replaced(call, key=key, order=place.order)
 
     _addressed = torch._dynamo.disable(_drawn, reason=_REASON)
 
     def other(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Answer a layer that draws one key for several functions; let all else run."""
+        """Answer a layer that draws one key for several masks, and whoever draws a mask by hand; let all else run."""
         if function is not draw_key:
-            return function(*args, **kwargs)
+            draw = find_draw(function, args, kwargs, self._attachment.interceptor.random_place)
+            return function(*args, **kwargs) if draw is None else self._drawn_by_hand(draw)
         _, generator, tensor, *_ = args
         if generator is not None:
             return function(*args, **kwargs)
         return (self._addressed_key if torch.compiler.is_compiling() else self._drawn_key)(tensor.device)
 
+    def _drawn_by_hand(self, draw: Draw) -> Any:
+        """Run a random operator, of which a mask may be made, with the key of its place."""
+        if not draw.has_address or draw.kwargs.get("generator") is not None:
+            return draw.run()
+        self._check_recomputation()
+        key, numbers = self._key(draw.place), current()
+        return draw.at(key) if numbers is None else numbered_draw(draw, key, numbers)
+
     def _drawn_key(self, device: torch.device) -> Tensor:
         self._check_recomputation()
-        key = self._key(self._attachment.interceptor.place())
+        place = self._attachment.interceptor.place()
+        if current() is not None:
+            raise UnsupportedError(
+                f"samples: {place.name or 'the model'} draws one key for several masks, of which examples have no part "
+                "of their own. Leave `samples` out, or give it a key."
+            )
+        key = self._key(place)
         return torch.tensor(signed(key), device=device)
 
     _addressed_key = torch._dynamo.disable(_drawn_key, reason=_REASON)
 
-    def snapshot(self) -> tuple[int, int]:
-        """Return what keys depend on, but for what the interceptor counts."""
-        return self._seed, self._step
+    def snapshot(self) -> tuple[int, int, Numbers | None]:
+        """Return what masks depend on, but for what the interceptor counts."""
+        return self._seed, self._step, current()
 
     @contextmanager
     def resumed(self, state: Any) -> Iterator[None]:
         """Draw, meanwhile, the masks that were drawn at a snapshot."""
-        before = self.snapshot()
-        self._seed, self._step = state
+        before = self._seed, self._step
+        self._seed, self._step, numbers = state
         try:
-            yield
+            with set_current(numbers):
+                yield
         finally:
             self._seed, self._step = before
 
@@ -247,7 +270,9 @@ class Addressing(Handler):
         self._check_open(method)
         self._check_idle(method)
         self._seed, self._step = seed, _STEP.check(f"Addressing.{method}", "step", step)
-        self._attachment.interceptor.runs = runs
+        interceptor = self._attachment.interceptor
+        all_runs = [runs, *({} for _ in interceptor.outer_runs)]  # after all open blocks, then in each
+        interceptor.outer_runs, interceptor.runs = all_runs[:-1], all_runs[-1]
 
     def _check_open(self, method: str) -> None:
         if not self._is_open:

@@ -1,7 +1,7 @@
 """Random operators of PyTorch: which there are, what one call's elements may be, and the same call at an address."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -70,6 +70,11 @@ class Draw:
         return self.operator in _FIELDS and self.kwargs.get("out") is None
 
     @property
+    def shape(self) -> torch.Size:
+        """Shape of the result, where it `has_address`."""
+        return self.args[0].shape if self.operator.endswith("_") else _like(self).shape
+
+    @property
     def values(self) -> Values | None:
         """What its elements may be; None of noise that no mask is made of."""
         read = _VALUES.get(self.operator)
@@ -96,6 +101,36 @@ class Draw:
             UnsupportedError: If the operator has no address.
         """
         return drawn(self.function, self.args, self.kwargs, key, stream, offset, full_shape)
+
+    def resized(self, shape: tuple[int, ...]) -> "Draw":
+        """Return the same draw for a tensor of another shape, which an operation in place is given.
+
+        Raises:
+            UnsupportedError: If each element has a probability of its own.
+        """
+        like = self.args[0] if self.operator.endswith("_") else _like(self)
+        device = like.device if self.operator.endswith("_") else _device(self)
+        tensor = torch.empty(shape, dtype=like.dtype, device=device)
+        if self.operator.startswith("bernoulli"):
+            chance = constant(self.probability())
+            if chance is None:
+                raise UnsupportedError(
+                    f"dropkit.sites: {self.place.name} draws with a probability for each element, which are those of "
+                    "one batch. Compare torch.rand_like with the probabilities instead."
+                )
+            return Draw(self.place, Tensor.bernoulli_, (tensor, chance), {})
+        if self.operator.endswith("_"):
+            return replace(self, args=(tensor, *self.args[1:]))
+        if self.operator.startswith("randint"):
+            return Draw(self.place, torch.randint_like, (tensor, *self.integers()), {})
+        return Draw(self.place, torch.rand_like, (tensor,), {})
+
+    def put(self, values: Tensor) -> Tensor:
+        """Return values as the operator returns what it draws."""
+        if self.operator.endswith("_"):
+            with torch.no_grad():
+                return self.args[0].copy_(values)
+        return values.requires_grad_() if self.kwargs.get("requires_grad") else values
 
     def aside(self) -> Any:
         """Draw the same law without moving a generator, where nothing depends on the values; else as the model asks."""
@@ -189,11 +224,7 @@ def drawn(
     noise = Noise("dropkit.sites", key, torch.tensor(stream, device="cpu").reshape((1,) * key.dim()), device)
     place = layout("dropkit.sites", like.shape, (), offset, full_shape, noise.key.dim())
     place = place._replace(row_strides=tuple(map(signed, place.row_strides)), first_row=signed(place.first_row))
-    result = _FIELDS[draw.operator](draw, noise, place, like.dtype)
-    if is_in_place:
-        with torch.no_grad():
-            return like.copy_(result)
-    return result.requires_grad_() if kwargs.get("requires_grad") else result
+    return draw.put(_FIELDS[draw.operator](draw, noise, place, like.dtype))
 
 
 def _like(draw: Draw) -> Tensor:

@@ -146,6 +146,7 @@ class Interceptor(TorchFunctionMode):
         self.frames: list[Frame] = []
         self.runs: dict[str, int] = {}
         self.keeps_runs = False  # whether runs go on being counted after the outermost forward has ended
+        self.outer_runs: list[dict[str, int]] = []  # to go on with after the blocks that are open
         self.entered = 0
         self.is_attached, self.is_resumed, self.is_muted = True, False, False
         self._owner: dict[str, int] = {}

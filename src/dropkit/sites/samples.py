@@ -1,0 +1,292 @@
+"""Numbered examples: masks that belong to an example, wherever it stands in whatever batch."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import dropkit.functional as ours
+from dropkit._checks import Integer, argument_error, argument_type_error
+from dropkit.errors import ArgumentError, UnsupportedError
+from dropkit.functional import nested
+from dropkit.random import field
+from dropkit.sites.checkpoints import watched
+from dropkit.sites.draws import Draw
+from dropkit.sites.functions import Call
+from dropkit.sites.heads import attend_with_heads
+from dropkit.sites.interceptor import Interceptor, Place
+from dropkit.sites.networks import NETWORKS
+from dropkit.sites.replacement import replaced, replacement
+
+__all__ = ["Numbers", "current", "numbered", "numbered_draw", "samples", "set_current"]
+
+_NUMBER = Integer(0, 2**63 - 1, "[0, 2**63)")
+_AXIS = Integer(-64, 63, "the range of a tensor's axes")
+_RAGGED = 2**32  # what a ragged axis counts as, so that the longest length of a batch does not matter
+# Functions whose mask is that of their first tensor, element by element or with shared axes.
+_ELEMENTS = frozenset(
+    {
+        ours.dropout, ours.dropout1d, ours.dropout2d, ours.dropout3d, ours.locked_dropout, ours.alpha_dropout,
+        ours.feature_alpha_dropout, ours.drop_path, ours.skip_path, ours.zoneout,
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The numbers of a batch's examples.
+
+    Args:
+        runs: First number and length of each run of consecutive numbers, in the order of the batch.
+        axis: The axis of tensors along which the examples lie.
+    """
+
+    runs: tuple[tuple[int, int], ...]
+    axis: int
+
+    def __len__(self) -> int:
+        return sum(length for _, length in self.runs)
+
+    def __iter__(self) -> Iterator[int]:
+        return (first + i for first, length in self.runs for i in range(length))
+
+
+_current: ContextVar[Numbers | None] = ContextVar("samples", default=None)
+
+
+def current() -> Numbers | None:
+    """Return the numbers of the examples that forwards have now, if they are numbered."""
+    return _current.get()
+
+
+@contextmanager
+def set_current(numbers: Numbers | None) -> Iterator[None]:
+    """Let examples have numbers, or none, meanwhile."""
+    token = _current.set(numbers)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+@contextmanager
+def samples(ids: Sequence[int] | Tensor, dim: int = 0) -> Iterator[None]:
+    """Give the examples of a batch numbers: each has the masks of its number, wherever it stands in whatever batch.
+
+    Inside it, addressed models draw for an example what they would draw for it in one large batch in the order of the
+    numbers: micro-batches, other splits and other orders of the same examples have the same masks, as long as the
+    other axes keep their lengths; sequences that are packed or nested may be of any. The calls of a step are counted
+    from 0 in each such block, and go on after it as if it had not been.
+
+    Numbers are along axis `dim` of every tensor that is dropped out. Those of attention weights are along axis 0 of
+    queries, and those of recurrent networks where the network has its batch, whatever `dim` is. A model that brings
+    the batch's axis elsewhere has no masks of examples, and is refused where the lengths tell; so is noise that is no
+    mask, and a layer that draws one key for several masks.
+
+    Args:
+        ids: The examples' numbers, in ``[0, 2**63)``: a range, a sequence or a tensor of integers. Runs of consecutive
+            numbers take one draw each.
+        dim: The axis along which the examples lie. Default: 0.
+
+    Raises:
+        ArgumentError: If a number is negative, or there are none; and by the forward, if a tensor that is dropped out
+            has not as many examples.
+        ArgumentTypeError: If a number is no integer.
+
+    Examples:
+        >>> import torch, dropkit
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.5))
+        >>> handle = dropkit.sites.address(model, seed=7)
+        >>> batch = torch.randn(6, 4)
+        >>> with dropkit.sites.samples(range(6)):
+        ...     whole = model(batch)
+        >>> with dropkit.sites.samples([5, 2]):
+        ...     part = model(batch[[5, 2]])
+        >>> torch.equal(part == 0, whole[[5, 2]] == 0)
+        True
+    """
+    numbers = Numbers(_runs(_checked(ids)), _AXIS.check("samples", "dim", dim))
+    counted = [(each, each.runs) for each in watched() if isinstance(each, Interceptor) and each.keeps_runs]
+    for interceptor, _ in counted:
+        if interceptor.frames:
+            raise UnsupportedError("samples: an addressed model's forward is running. Number its examples around it.")
+    for interceptor, runs in counted:
+        interceptor.outer_runs.append(runs)
+        interceptor.runs = {}
+    try:
+        with set_current(numbers):
+            yield
+    finally:
+        for interceptor, _ in counted:
+            interceptor.runs = interceptor.outer_runs.pop()
+
+
+def _checked(ids: object) -> list[int]:
+    if isinstance(ids, Tensor):
+        if ids.dim() != 1 or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+            rule = "of one axis and of an integer type"
+            raise argument_type_error("samples", "ids", rule, f"{ids.dtype} of shape {tuple(ids.shape)}")
+        ids = ids.tolist()
+    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
+        raise argument_type_error("samples", "ids", "a range, a sequence or a tensor of integers", ids)
+    numbers = [_NUMBER.check("samples", f"ids[{i}]", number) for i, number in enumerate(ids)]
+    if not numbers:
+        raise argument_error("samples", "ids", "one number or more", numbers)
+    return numbers
+
+
+def _runs(numbers: list[int]) -> tuple[tuple[int, int], ...]:
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and number == sum(runs[-1]):
+            runs[-1] = runs[-1][0], runs[-1][1] + 1
+        else:
+            runs.append((number, 1))
+    return tuple(runs)
+
+
+def numbered(place: Place, call: Call, key: int, numbers: Numbers) -> Any:
+    """Run an active call with a key, and the mask of every example at the place of its number."""
+    own = replacement(call)
+    if own is None:
+        return replaced(call, key=key)  # it says why not
+    row = own.function
+    if any(own.arguments.get(name) is not None for name in (row.key, row.mask, "generator", "noise") if name):
+        return own.run()
+    if own.arguments.get("full_shape") is not None:
+        raise _ambiguous(place, "it says itself where its input lies in a larger tensor")
+    if isinstance(own.p, Tensor) and own.p.dim():
+        raise _ambiguous(place, "it has one rate for each example")
+    find = _FINDERS.get(row.function, _of_elements if row.function in _ELEMENTS else None)
+    if find is None:
+        raise UnsupportedError(
+            f"samples: {place.name or 'the model'} draws the noise of {row.kind}, of which examples have no part of "
+            "their own. Leave `samples` out, or give the call a key."
+        )
+    mask = find(place, call, own, key, numbers)
+    return replaced(call, key=key) if mask is None else replaced(call, mask=mask, order=place.order)
+
+
+def numbered_draw(draw: Draw, key: int, numbers: Numbers) -> Any:
+    """Run a random operator with a key, and the draws of every example at the place of its number."""
+    shape = draw.shape
+    if not shape or not -len(shape) <= numbers.axis < len(shape):
+        raise _ambiguous(draw.place, f"random numbers of shape {tuple(shape)} have no axis {numbers.axis}")
+    axis = numbers.axis % len(shape)
+    if shape[axis] == 1 != len(numbers):
+        return draw.at(key)  # one draw for all of them, however many
+    _check_count(draw.place, shape[axis], f"axis {axis} of random numbers of shape {tuple(shape)}", numbers)
+    rest = (*shape[:axis], *shape[axis + 1 :])
+    if not axis and len(numbers.runs) == 1:
+        return draw.at(key, **_part(*numbers.runs[0], rest))
+    parts = [draw.resized((run[1], *rest)).at(key, **_part(*run, rest)) for run in numbers.runs]
+    return draw.put(torch.cat(parts).movedim(0, axis))
+
+
+def _part(first: int, length: int, rest: Sequence[int]) -> dict[str, Any]:
+    """Return where a run of examples lies among all that there may be."""
+    return {"offset": (first, *(0 for _ in rest)), "full_shape": (first + length, *rest)}
+
+
+def _ambiguous(place: Place, why: str) -> ArgumentError:
+    remedy = "Say along which axis examples lie: samples(ids, dim=...); or leave `samples` out."
+    return ArgumentError(f"samples: the examples of {place.name or 'the model'} cannot be told apart: {why}. {remedy}")
+
+
+def _check_count(place: Place, length: int, what: str, numbers: Numbers) -> None:
+    if length != len(numbers):
+        raise _ambiguous(place, f"{what} has the length {length}, and there are {len(numbers)} numbers")
+
+
+def _drawn(
+    call: Call, key: int, shape: Sequence[int], numbers: Numbers, shared: Sequence[int] = (), ragged: Sequence[int] = ()
+) -> Tensor:
+    """Draw the mask of examples along axis 0."""
+    device, parts = call.input.device, []
+    rest = [_RAGGED if axis in ragged else shape[axis] for axis in range(1, len(shape))]
+    for first, length in numbers.runs:
+        like = torch.empty((), device=device).expand(length, *shape[1:])
+        options: dict[str, Any] = {"broadcast_dims": tuple(shared), **_part(first, length, rest)}
+        drawn = ours.dropout(like, call.p, key=key, return_mask=True, **options)
+        parts.append(drawn[1])
+    return torch.cat(parts)
+
+
+def _of_elements(place: Place, call: Call, own: Call, key: int, numbers: Numbers) -> Tensor | None:
+    if own.input.is_nested:
+        return _of_nested(place, own, key, numbers)
+    shape, rank, kind = own.input.shape, own.input.dim(), call.function.kind
+    if not -rank <= numbers.axis < rank:
+        raise _ambiguous(place, f"a tensor of shape {tuple(shape)} has no axis {numbers.axis}")
+    axis, shared = numbers.axis % rank, own.shared
+    if kind in ("dropout1d", "dropout2d", "dropout3d") and len(shared) == rank - 1:
+        raise _ambiguous(place, f"maps of shape {tuple(shape)} have no axis of examples")
+    if axis in shared:
+        if kind == "locked_dropout":
+            raise _ambiguous(place, f"axis {axis} is time")
+        return None  # one draw for all of them, however many
+    _check_count(place, shape[axis], f"axis {axis} of a tensor of shape {tuple(shape)}", numbers)
+    order = [axis, *(other for other in range(rank) if other != axis)]
+    mask = _drawn(own, key, [shape[other] for other in order], numbers, [order.index(other) for other in shared])
+    return mask.movedim(0, axis)
+
+
+def _of_nested(place: Place, own: Call, key: int, numbers: Numbers) -> Tensor:
+    parts: Any = own.input.unbind()
+    if own.function.function is not ours.dropout or numbers.axis or own.shared:
+        raise _ambiguous(place, "its input is nested")
+    _check_count(place, len(parts), "a nested tensor", numbers)
+    whole, masks = nested.lengths(own.input, parts), []
+    for number, part in zip(numbers, parts, strict=True):
+        like, offset = torch.empty((), device=part.device).expand(1, *part.shape), (number, *(0 for _ in whole))
+        drawn = ours.dropout(like, own.p, key=key, return_mask=True, offset=offset, full_shape=(number + 1, *whole))
+        masks.append(drawn[1].squeeze(0))
+    return nested.nest_alike(own.input, masks)
+
+
+def _of_attention(place: Place, _: Call, own: Call, key: int, numbers: Numbers) -> Tensor:
+    query, keys = own.arguments["query"], own.arguments["key"]
+    grouped = own.arguments.get("enable_gqa")
+    leading = query.shape[:-2] if grouped else torch.broadcast_shapes(query.shape[:-2], keys.shape[:-2])
+    if not leading or (len(leading) == 1 and numbers.axis != 0):
+        raise _ambiguous(place, f"queries of shape {tuple(query.shape)} have no axis of examples")
+    shape = (*leading, query.size(-2), keys.size(-2))
+    _check_count(place, shape[0], f"axis 0 of attention weights of shape {tuple(shape)}", numbers)
+    return _drawn(own, key, shape, numbers)
+
+
+def _of_heads(place: Place, _: Call, own: Call, key: int, numbers: Numbers) -> Tensor:
+    given = own.arguments
+    query, keys = given["query"], given["key"] if given.get("static_k") is None else given["static_k"].transpose(0, 1)
+    if query.dim() != 3:
+        raise _ambiguous(place, f"queries of shape {tuple(query.shape)} have no axis of examples")
+    _check_count(place, query.size(1), "the batch of queries", numbers)
+    length = keys.size(0) + (given["bias_k"] is not None) + bool(given["add_zero_attn"])
+    return _drawn(own, key, (query.size(1), given["num_heads"], query.size(0), length), numbers)
+
+
+def _of_network(place: Place, _: Call, own: Call, key: int, numbers: Numbers) -> tuple[Tensor, ...]:
+    given, x = own.arguments, own.input
+    states = given["hx"] if isinstance(given["hx"], Tensor) else given["hx"][0]
+    sizes, units = given.get("batch_sizes"), states.size(-1) * (2 if given["bidirectional"] else 1)
+    if sizes is not None:
+        batch, steps = int(sizes[0]), len(sizes)
+    else:
+        batch, steps = (x.size(0), x.size(1)) if given["batch_first"] else (x.size(1), x.size(0))
+    _check_count(place, batch, "the batch of sequences", numbers)
+    shape, layers = (batch, steps, units), range(given["num_layers"] - 1)
+    return tuple(_drawn(own, field(key, layer), shape, numbers, ragged=(1,)) for layer in layers)
+
+
+_FINDERS: Mapping[Callable[..., Any], Callable[..., Any]] = MappingProxyType(
+    {
+        ours.scaled_dot_product_attention: _of_attention,
+        attend_with_heads: _of_heads,
+        **dict.fromkeys(NETWORKS.values(), _of_network),
+    }
+)
