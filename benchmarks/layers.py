@@ -6,8 +6,8 @@ Every row is measured in one process, its sides interleaved; the minimum of many
 each ratio that has one. Names pick rows of the table at the end.
 """
 
+import argparse
 import math
-import sys
 from collections.abc import Callable
 
 import torch
@@ -184,7 +184,15 @@ def main() -> None:
     """Print the table, for one thread and for two."""
     settle_allocator()
     print(f"dropkit {dropkit.__version__}, torch {torch.__version__}\n{kernels.info()}")
-    wanted = [name for name in sys.argv[1:] if not name.startswith("--")]
+    names = [rows.__name__ for rows in TABLE]
+    parser = argparse.ArgumentParser(description="Time the layers of dropkit on a CPU, beside their peers.")
+    parser.add_argument(
+        "rows", nargs="*", metavar="NAME", help=f"rows of the table, of {', '.join(names)}; default: all"
+    )
+    parser.add_argument("--quick", action="store_true", help="a sixth of the repeats")
+    wanted = parser.parse_args().rows
+    if unknown := set(wanted) - set(names):
+        parser.error(f"there is no row {', '.join(sorted(unknown))}")
     for threads in (1, 2):
         torch.set_num_threads(threads)
         print(f"\n{threads} thread{'s' * (threads > 1)}: microseconds of ours, of the other, and their ratio")

@@ -188,7 +188,8 @@ def check_shape(where: str, name: str, value: object, rank: int | None = None) -
 
 def check_axes(where: str, name: str, value: object, rank: int) -> tuple[int, ...]:
     """Return axes (an integer or several, negatives counted from the end) as sorted, distinct numbers below `rank`."""
-    axes: Sequence[Any] = value if isinstance(value, list | tuple) else (value,)
+    is_several = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    axes: Any = value if is_several else (value,)
     domain = Integer(-rank, rank - 1, remedy=f"The tensor has {rank} axes." if rank != 1 else "The tensor has 1 axis.")
     checked = [domain.check(where, name, axis) % rank for axis in axes]
     if len(set(checked)) != len(checked):

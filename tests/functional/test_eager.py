@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import dropkit.functional as F
+from dropkit.nn import Dropout
 
 Call = Callable[..., Any]
 KEY = 17726000833912956920
@@ -120,3 +122,29 @@ def test_wrong_axes_are_refused_even_where_right_ones_are_remembered(axes: Any) 
     F.dropout(x, 0.5, broadcast_dims=(1,))
     with pytest.raises((ValueError, TypeError), match="broadcast_dims"):
         F.dropout(x, 0.5, broadcast_dims=axes)
+
+
+@pytest.mark.parametrize("axes", [range(1, 2), [1], (np.int64(1),)], ids=repr)
+def test_axes_are_any_sequence_of_integers(axes: Any) -> None:
+    x = torch.randn(2, 3, 4)
+    want = F.dropout(x, 0.5, broadcast_dims=1, key=KEY)
+    assert torch.equal(F.dropout(x, 0.5, broadcast_dims=axes, key=KEY), want)
+    assert torch.equal(Dropout(0.5, broadcast_dims=axes)(x, key=KEY), want)
+
+
+@pytest.mark.parametrize("axes", [None, {1}, "1"], ids=repr)
+def test_what_is_no_sequence_of_axes_is_refused_as_such(axes: Any) -> None:
+    with pytest.raises(TypeError, match="`broadcast_dims` must be an integer in"):
+        F.dropout(torch.ones(2, 3), broadcast_dims=axes)
+    with pytest.raises(TypeError, match="`broadcast_dims` must be an integer or a sequence of integers"):
+        Dropout(broadcast_dims=axes)
+
+
+def test_zeros_that_autograd_keeps_without_memory() -> None:
+    zeros = torch._efficientzerotensor((2, 3, 4, 4))
+    mask = torch.ones(2, 3, 4, 4, dtype=torch.bool)
+    for found in (F.drop_block2d(zeros, 0.5, key=1), F.dropout(zeros, 0.5, mask=mask), F.dropout(zeros, 0.5, key=1)):
+        assert torch.equal(found, torch.zeros(2, 3, 4, 4))
+    x = torch.randn(2, 3, 4, 4, requires_grad=True)
+    F.drop_block2d(x, 0.5, key=1).backward(zeros)
+    assert torch.equal(x.grad, torch.zeros(2, 3, 4, 4))

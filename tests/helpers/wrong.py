@@ -104,8 +104,9 @@ def tensors(prefix: str = "", of: str = "input") -> Iterator[Wrong]:
             yield Wrong(name, value, error, constraint.rule, remedy)
     for name, dtype in (("p", torch.float64), ("key", torch.int64), ("stream", torch.int64)):
         for other in (torch.float32, torch.int32, torch.bool, torch.uint8):
-            rule = f"a number or a tensor of {dtype}"
-            yield Wrong(name, torch.zeros((), dtype=other), ArgumentTypeError, rule, shown=(other,))
+            rule, is_alike = f"a number or a tensor of {dtype}", other.is_floating_point == dtype.is_floating_point
+            remedy = f"Convert it: {named[name]}.to({dtype})." if is_alike else ""
+            yield Wrong(name, torch.zeros((), dtype=other), ArgumentTypeError, rule, remedy, shown=(other,))
         for shape in ((2, 1), (1,), (3,), (0,)):
             counts = f"It has {shape[0]} values, the {of} has 2 slices."
             remedy = counts if len(shape) == 1 else "Give one value, or one for each slice of axis 0."

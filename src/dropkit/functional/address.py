@@ -211,7 +211,9 @@ def _check_tensor(where: str, name: str, value: Tensor, dtype: torch.dtype, inpu
     # Messages tell of types and shapes, not of values, which compiled code cannot show.
     if value.dtype != dtype:
         same_bits = value.dtype == torch.uint64 and dtype == torch.int64
-        remedy = f"The same bits: {name}.view(torch.int64)." if same_bits else ""
+        is_alike = value.dtype.is_floating_point == dtype.is_floating_point
+        remedy = f"Convert it: {name}.to({dtype})." if is_alike else ""
+        remedy = f"The same bits: {name}.view(torch.int64)." if same_bits else remedy
         raise argument_type_error(where, name, f"a number or a tensor of {dtype}", value.dtype, remedy)
     shape = tuple(value.shape)
     if shape and (len(shape) > 1 or input.dim() == 0 or shape[0] != input.size(0)):  # a nested tensor has no shape

@@ -152,7 +152,9 @@ def select(input: Tensor, keep: Tensor, scale: Tensor | None, *, in_place: bool 
     else:
         wide = computing_type(input)
         values = values.to(wide) * _over_leading(scale, values).to(device=input.device, dtype=wide)
-    values = values.masked_fill_(drop, 0.0) if in_place else values.masked_fill(drop, 0.0)
+    # Autograd's stand-in for zeros has no memory to fill; compiled code never meets it.
+    is_own = in_place and (torch.compiler.is_compiling() or not values._is_zerotensor())
+    values = values.masked_fill_(drop, 0.0) if is_own else values.masked_fill(drop, 0.0)
     values = values.to(real.dtype)
     if not input.is_complex():
         return values

@@ -1,6 +1,7 @@
 """Dropout of single elements, or of whatever shares a draw."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -88,8 +89,8 @@ class Dropout(RateMixin, torch.nn.Dropout):
     ) -> None:
         PROBABILITY.check("Dropout", "p", p)
         check_bool("Dropout", "inplace", inplace)
-        axes = [broadcast_dims] if isinstance(broadcast_dims, int) else broadcast_dims
-        if not isinstance(axes, Sequence) or not all(type(axis) is int for axis in axes):
+        axes = [broadcast_dims] if isinstance(broadcast_dims, Integral) else broadcast_dims
+        if not isinstance(axes, Sequence) or not all(_is_integer(axis) for axis in axes):
             raise argument_type_error(
                 "Dropout", "broadcast_dims", "an integer or a sequence of integers", broadcast_dims
             )
@@ -97,7 +98,7 @@ class Dropout(RateMixin, torch.nn.Dropout):
             raise argument_error("Dropout", "broadcast_dims", "distinct axes", broadcast_dims)
         super().__init__(p, inplace)
         self._set_noise(p, generator)
-        self.broadcast_dims = tuple(axes)
+        self.broadcast_dims = tuple(map(int, axes))
         self.scale_at = _SCALE_AT.check("Dropout", "scale_at", scale_at)
 
     def forward(
@@ -138,3 +139,7 @@ class Dropout(RateMixin, torch.nn.Dropout):
     def extra_repr(self) -> str:
         """Show the rate and whatever differs from the defaults."""
         return self._shown("inplace", broadcast_dims=(), scale_at="train")
+
+
+def _is_integer(axis: object) -> bool:
+    return isinstance(axis, Integral) and not isinstance(axis, bool)

@@ -76,6 +76,11 @@ def attention() -> Iterator[Wrong]:
     for value in (X.int(), X.cfloat()):
         yield Wrong("query", value, ArgumentTypeError, "of a real floating type", shown=(value.dtype,))
     yield from source("dropout_", "query")
+    yield from by_type("return_dropout_mask", FLAGS, "True or False")
+    yield Wrong("dropout_mask", 1, ArgumentTypeError, "a bool tensor", "True is kept.")
+    rule = "of shape (2, 2), or with length 1 on axes that share"
+    for shape in ((2,), (2, 3)):
+        yield Wrong("dropout_mask", torch.ones(shape, dtype=torch.bool), ArgumentError, rule, shown=(shape,))
 
 
 GOOD: dict[str, dict[str, Any]] = {
