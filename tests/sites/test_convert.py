@@ -621,6 +621,80 @@ def test_attention_that_nothing_reaches_is_said() -> None:
     assert "attention weights: no module takes or gives" in str(plan)
 
 
+def test_rates_in_attributes_are_found() -> None:
+    """Whatever they are called, by giving each its own rate for a forward; not such as only look alike."""
+
+    class Attributes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.third = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+            self.p, self.drop_rate, self.dropped, self.dropout = 0.1, 0.0, 0.3, 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.dropout(self.first(x), self.p, self.training) * (1 - self.dropped)
+            x = F.dropout(self.second(x), self.drop_rate, self.training)
+            return F.dropout(self.third(x), p=self.dropout, training=self.training)
+
+    model = Attributes()
+    plan = convert(model, "srivastava", ROWS)
+    assert plan.rates == {"first.input_dropout": 0.2, "#0": 0.5, "#1": 0.5}
+    assert (model.p, model.drop_rate, model.dropped, model.dropout) == (0.5, 0.5, 0.3, 0)
+    assert type(model.dropout) is int
+    plan.undo()
+    assert (model.p, model.drop_rate) == (0.1, 0.0)
+
+
+def test_wrapped_models() -> None:
+    model = mlp()
+    plan = convert(nn.DataParallel(model), "srivastava", ROWS)
+    assert list(plan.rates) == ["0.input_dropout", "2.input_dropout", "3"]
+    plan.undo()
+    assert str(model) == str(mlp())
+
+
+def test_layers_that_are_switched_on_drop_in_evaluation() -> None:
+    model = Recurrent()
+    convert(model, "rnn", WORDS)
+    model.eval()
+    for name in ("input_dropout", "between_dropout", "output_dropout"):
+        assert torch.equal(model(WORDS), model(WORDS))
+        layer = dict(model.named_modules()).get(f"lower.{name}", model.upper.output_dropout)
+        layer.switch = "on"
+        assert not torch.equal(model(WORDS), model(WORDS))
+        layer.switch = "auto"
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_converted_models_are_switched(name: str) -> None:
+    make, recipe, x, _ = PLANS[name]
+    model = make()
+    convert(model, recipe, x, p=0.5)
+    answer = model.eval()(x)
+    with dropkit.sites.switch(model, "on"):
+        assert not torch.equal(model(x), model(x))
+    for module in model.train().modules():
+        module.training = not isinstance(module, nn.BatchNorm2d)
+    with dropkit.sites.switch(model, "off"):
+        assert torch.equal(model(x), answer)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # PyTorch's own, which it hides
+@pytest.mark.parametrize("name", ["rnn", "transformer", "vit", "cnn"])
+def test_compiled_with_all_kinds_of_layers(name: str) -> None:
+    make, recipe, x, _ = PLANS[name]
+    torch.compiler.reset()
+    model = make()
+    convert(model, recipe, x, p=0.5)
+    compiled = torch.compile(model, backend="aot_eager")
+    torch.testing.assert_close(compiled.eval()(x), model(x))
+    model.train()
+    assert not torch.equal(compiled(x), compiled(x))
+    compiled(x).sum().backward()
+    torch.compiler.reset()
+
+
 def test_the_table() -> None:
     lines = str(convert(mlp(), "srivastava", ROWS)).splitlines()
     assert lines[0].split() == ["place", "now", "planned", "why"]

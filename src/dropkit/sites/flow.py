@@ -326,7 +326,7 @@ def _knobs(model: Module) -> Iterator[Knob]:
         if isinstance(module, torch.jit.ScriptModule):
             continue
         named = [name for name in vars(module) if "drop" in name and "layer" not in name and name[0] != "_"]
-        for name in ["p", *named] if is_dropout_layer(module) else named:
+        for name in ["p", *named]:
             p = getattr(module, name, None)
             if isinstance(p, float | int) and not isinstance(p, bool) and 0 <= p <= 1:
                 yield Knob(path, module, name, float(p))
