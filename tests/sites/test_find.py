@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 import dropkit
 from dropkit.errors import ArgumentTypeError, UnsupportedError
-from dropkit.sites import Sites, find
+from dropkit.sites import Sites, accelerate, address, find, switch
 from dropkit.sites.names import unwrapped
 from tests.sites import networks
 from tests.sites.zoo import CASES, MODELS, Expected, Model, tensors
@@ -264,6 +264,83 @@ def test_nested_tensors_have_shapes_with_ragged_axes(layout: torch.layout) -> No
     [site] = find(nn.Sequential(nn.Linear(8, 4), nn.Dropout(0.5)), x)
     assert site.shape == (2, -1, 4)
     assert "2x?x4" in str(Sites([site]))
+
+
+def test_an_addressed_model_goes_on_as_if_it_had_not_been_searched() -> None:
+    model, x = networks.mlp(), torch.randn(6, 8)
+    handle = address(model, seed=3)
+    model(x)
+    before = handle.state_dict()
+    assert [facts(site) for site in find(model, x)] == [facts(site) for site in MODELS["mlp"].sites]
+    assert handle.state_dict() == before
+    handle.close()
+
+
+@pytest.mark.parametrize(("mode", "in_train", "in_eval"), [("on", True, True), ("auto", True, False)])
+@pytest.mark.parametrize("name", ["mlp", "sdpa", "encoder"])
+def test_a_switched_model_has_the_sites_that_the_switch_leaves(
+    name: str, mode: str, in_train: bool, in_eval: bool
+) -> None:
+    model, inputs = MODELS[name].build(), MODELS[name].inputs()
+    names = [site.name for site in find(model, *inputs)]
+    with switch(model, mode):
+        found = find(model, *inputs)
+    assert [(site.name, site.in_train, site.in_eval) for site in found] == [(each, in_train, in_eval) for each in names]
+
+
+@pytest.mark.parametrize("name", ["mlp", "sdpa", "encoder"])
+def test_a_model_that_is_switched_off_has_no_sites(name: str) -> None:
+    model, inputs = MODELS[name].build(), MODELS[name].inputs()
+    with switch(model, "off"):
+        assert find(model, *inputs) == []
+
+
+def test_an_accelerated_model_has_the_same_sites() -> None:
+    model, inputs = MODELS["encoder"].build(), MODELS["encoder"].inputs()
+    plain = find(model, *inputs)
+    with accelerate(model):
+        assert find(model, *inputs) == plain
+
+
+def test_an_interrupted_search_leaves_nothing() -> None:
+    model = nn.Sequential(Messy(1, KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        find(model, torch.zeros(4, 3))
+    assert not _get_current_function_mode_stack()
+    assert not _get_current_dispatch_mode_stack()
+    assert all(module.training for module in model.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_backward_pass_inside_the_forward_counts_no_call_twice() -> None:
+    class Penalised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = networks.Checkpointed(use_reentrant=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            output = self.part(x)
+            (grad,) = torch.autograd.grad(output.sum(), self.part.first.linear.weight)
+            return output + grad.sum()
+
+    sites = find(Penalised(), torch.randn(6, 8))
+    assert [(site.name, site.calls) for site in sites] == [
+        ("part.first.drop", 1),
+        ("part.second.drop", 1),
+        ("part#0", 1),
+    ]
+
+
+@pytest.mark.parametrize("place", ["meta", "inference", "double", "half"])
+def test_tensors_of_every_sort(place: str) -> None:
+    model, x = networks.mlp(), torch.randn(6, 8)
+    if place == "meta":
+        model, x = model.to("meta"), x.to("meta")
+    elif place in ("double", "half"):
+        kind = {"double": torch.float64, "half": torch.bfloat16}[place]
+        model, x = model.to(kind), x.to(kind)
+    with torch.inference_mode(place == "inference"):
+        assert [facts(site) for site in find(model, x)] == [facts(site) for site in MODELS["mlp"].sites]
 
 
 def test_modules_that_contain_one_another() -> None:

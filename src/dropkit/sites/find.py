@@ -229,7 +229,7 @@ class _Recorder(Handler):
 
     def underneath(self, operator: Operator) -> None:
         """Note a random operator that no known call has run."""
-        if self._depth or not self.interceptor.frames:
+        if self._depth or self.interceptor.is_muted or not self.interceptor.frames:
             return
         place = self.interceptor.random_place()
         if operator.kind is not None and operator.input is not None:
@@ -263,6 +263,8 @@ class _Recorder(Handler):
         is_active: bool = True,
         is_rewritable: bool = True,
     ) -> None:
+        if self.interceptor.is_resumed:  # a checkpoint is recomputed, for a backward pass inside the forward
+            return
         known = self._sites.get(place.name)
         if known is not None and (known.in_train or not is_active):
             self._sites[place.name] = replace(known, calls=known.calls + 1)
