@@ -29,6 +29,8 @@ from dropkit.sites.values import constant
 
 __all__ = ["Masks"]
 
+_PRODUCTS = (Rule.MULTIPLY, Rule.DIVIDE)
+
 
 class Masks:
     """Follows random tensors for a handler, and asks it about draws and about masks that are applied.
@@ -83,7 +85,7 @@ class Masks:
             self._tag(result, Random(Mask(draw.place), draw.values))
             return result
         rule = find_rule(function)
-        if rule is None or kwargs.get("out") is not None:
+        if rule is None or not (self._tags.data or rule in _PRODUCTS) or kwargs.get("out") is not None:
             return function(*args, **kwargs)
         return self._followed(Operation(function, rule, args, kwargs))
 
@@ -113,7 +115,7 @@ class Masks:
     def _followed(self, operation: Operation) -> Any:
         """Run a call that random tensors are followed through, and tag its result."""
         tags = {id(value): tag for value in operation.operands if (tag := self._tag_of(value)) is not None}
-        if operation.rule in (Rule.MULTIPLY, Rule.DIVIDE):
+        if operation.rule in _PRODUCTS:
             return self._product(operation, tags)
         if not tags:
             return operation.run()
@@ -190,7 +192,8 @@ class Masks:
         mask.is_scaled |= is_scaled
         mask.is_switchable &= base is not None
         application = Application(mask, operation, choice.input, choice.tensor, choice.survivor, base)
-        mask.is_whole |= not any(axis and axis not in application.shared for axis in application.long_axes)
+        shared = application.shared
+        mask.is_whole |= not any(axis and axis not in shared for axis in application.long_axes)
         result = self._apply(application)
         target = operation.target if operation.target is not None else result
         if isinstance(of_input, Random):  # a mask of masks

@@ -1,7 +1,6 @@
 """Functions that random tensors are followed through: what each does to their elements, and calls of them."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from enum import Enum, auto
 from types import MappingProxyType
 from typing import Any
@@ -82,20 +81,24 @@ def find_rule(function: Callable[..., Any]) -> Rule | None:
         return None
 
 
-@dataclass(frozen=True, eq=False)
 class Operation:
-    """A call of a function that random tensors are followed through."""
+    """A call of a function that random tensors are followed through.
 
-    function: Callable[..., Any]
-    rule: Rule
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    Args:
+        function: The function.
+        rule: What it does to elements.
+        args: Its positional arguments.
+        kwargs: Its arguments by name.
+    """
 
-    @property
-    def operands(self) -> list[Any]:
-        """All arguments, by position and by name, and those in tuples and lists of them."""
-        given = (*self.args, *self.kwargs.values())
-        return [one for value in given for one in (value if isinstance(value, tuple | list) else (value,))]
+    __slots__ = ("args", "function", "kwargs", "operands", "rule")
+
+    def __init__(
+        self, function: Callable[..., Any], rule: Rule, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        self.function, self.rule, self.args, self.kwargs = function, rule, args, kwargs
+        given = (*args, *kwargs.values()) if kwargs else args
+        self.operands = [one for value in given for one in (value if isinstance(value, tuple | list) else (value,))]
 
     @property
     def target(self) -> Tensor | None:

@@ -17,6 +17,9 @@ __all__ = ["Discrete", "Uniform", "Values", "constant", "image_of"]
 Image = Callable[[Tensor], Tensor]
 
 _MOST_STEPS = 256
+_CASTS = (Rule.COPY, Rule.CAST)
+_MOST_IMAGES = 1024
+_images: dict[Any, Any] = {}  # what functions have made of elements, for a model does the same at every step
 
 
 def constant(value: Any) -> float | None:
@@ -148,31 +151,64 @@ def image_of(operation: Operation, source: Tensor, values: Values, dtype: torch.
         return values
     if rule is Rule.POOL:
         return values.unlike() if isinstance(values, Discrete) else None
-    others = [one for one in operation.operands if isinstance(one, Tensor) and one is not source]
-    numbers = [constant(one) if rule is Rule.COMPARE or one.numel() == 1 else None for one in others]
-    if rule in (Rule.COPY, Rule.CAST):
-        others, numbers = [], []
-    is_known = None not in numbers and (isinstance(values, Discrete) or values.is_known)
-    if not is_known and rule is not Rule.COMPARE:
+    stand_ins: dict[int, float | None] = {}
+    if rule not in _CASTS:
+        others = (one for one in operation.operands if isinstance(one, Tensor) and one is not source)
+        stand_ins = {id(one): constant(one) if rule is Rule.COMPARE or one.numel() == 1 else None for one in others}
+    if None not in stand_ins.values() and (isinstance(values, Discrete) or values.is_known):
+        return _image(operation, source, values, dtype, stand_ins)
+    if rule is not Rule.COMPARE:
         return _of_unlike(rule, values)
-    if not is_known:  # both outcomes there are, whatever their probabilities
-        numbers, values = [0.5] * len(numbers), Uniform(0.0, 1.0) if isinstance(values, Uniform) else values
-    stand_ins = {id(one): number for one, number in zip(others, numbers, strict=True)}
+    # Both outcomes there are, whatever their probabilities.
+    elements = Uniform(0.0, 1.0) if isinstance(values, Uniform) else values
+    result = _image(operation, source, elements, dtype, dict.fromkeys(stand_ins, 0.5))
+    return result.unlike() if isinstance(result, Discrete) else None
+
+
+def _image(
+    operation: Operation, source: Tensor, values: Values, dtype: torch.dtype, stand_ins: dict[int, Any]
+) -> Values | None:
+    """Return what the call makes of elements, with numbers in place of other tensors."""
+    signature = _signature(operation, source, values, dtype, stand_ins)
+    if signature in _images:
+        return _images[signature]
 
     def image(elements: Tensor) -> Tensor:
-        if rule in (Rule.COPY, Rule.CAST):
+        if operation.rule in _CASTS:
             return elements.to(dtype)
         return operation.substituted({**stand_ins, id(source): elements}).run()
 
+    result: Values | None = None
     try:
         with torch.no_grad(), torch._C.DisableTorchFunction():
             if isinstance(values, Discrete):
-                result: Values | None = values.image(image, source.dtype)
+                result = values.image(image, source.dtype)
             else:
-                result = _image_of_uniform(rule, values, image, dtype, [*operation.operands, *numbers])
+                operands = [*operation.operands, *stand_ins.values()]
+                result = _image_of_uniform(operation.rule, values, image, dtype, operands)
     except (RuntimeError, TypeError, ValueError):  # not a function of each element after all
+        pass
+    if signature is not None:
+        if len(_images) >= _MOST_IMAGES:
+            _images.clear()
+        _images[signature] = result
+    return result
+
+
+def _signature(
+    operation: Operation, source: Tensor, values: Values, dtype: torch.dtype, stand_ins: dict[int, Any]
+) -> Any:
+    """Return all that an image depends on; None if that has no hash."""
+    others = tuple(
+        one if not isinstance(one, Tensor) else "source" if one is source else (stand_ins[id(one)],)
+        for one in (() if operation.rule in _CASTS else operation.operands)
+    )
+    signature = (operation.function, others, tuple(operation.kwargs), values, source.dtype, dtype)
+    try:
+        hash(signature)
+    except TypeError:
         return None
-    return result if is_known or not isinstance(result, Discrete) else result.unlike()
+    return signature
 
 
 def _of_unlike(rule: Rule, values: Values) -> Values | None:
