@@ -1,0 +1,102 @@
+"""Hand-written masks switched: bit for bit, and nothing else that is random."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dropkit.sites import switch
+from tests.sites import disguises
+from tests.sites.disguises import NO_DROPOUT, PERHAPS, PLAIN, SCALED, rows
+
+
+class Noise(nn.Module):
+    """What is random, but no dropout."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.rand_like(x)
+
+
+class Gated(nn.Module):
+    """Something random between two linear layers, in training alone."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.function, self.last, self.noise = nn.Linear(5, 5), function, nn.LazyLinear(2), Noise()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.first(x)
+        if self.training:
+            x = self.function(x)
+        return self.last(x.to(self.last.weight.dtype)), self.noise(x)
+
+
+class Always(Gated):
+    """The same in evaluation too."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.function(self.first(x))
+        return self.last(x.to(self.last.weight.dtype)), self.noise(x)
+
+
+def seeded(model: nn.Module, x: Tensor) -> Any:
+    torch.manual_seed(0)
+    outputs = model(x)
+    return (*outputs, torch.get_rng_state())
+
+
+def assert_same(first: Any, second: Any) -> None:
+    for one, other in zip(first, second, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("function", [*SCALED, *PLAIN], ids=lambda function: function.__name__)
+def test_off_in_training_is_evaluation_and_on_in_evaluation_is_training(function: Callable[[Tensor], Tensor]) -> None:
+    """Bit for bit, other draws and the generator's state included."""
+    exact = function is not disguises.half  # which rounds what it is given in training alone
+    model, x = Gated(function), rows()
+    model(x)
+    with switch(model, "off"):
+        off = seeded(model.train(), x)
+    if exact:
+        assert_same(off, seeded(model.eval(), x))
+    with switch(model, "on"):
+        on = seeded(model.eval(), x)
+    assert_same(on, seeded(model.train(), x))
+    assert not torch.equal(on[0], off[0])
+
+
+@pytest.mark.parametrize("function", [*SCALED, *PLAIN], ids=lambda function: function.__name__)
+def test_masks_of_evaluation_too_are_switched_off(function: Callable[[Tensor], Tensor]) -> None:
+    if function is disguises.half:
+        pytest.skip("rounds what it is given")
+    model, x = Always(function), rows()
+    model(x)
+    expected = model.last(model.first(x))
+    for training in (True, False):
+        with switch(model.train(training), "off"):
+            output, noise, state = seeded(model, x)
+        assert torch.equal(output, expected)
+        torch.manual_seed(0)
+        assert torch.equal(noise, torch.rand(6, 5))
+        assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("function", [*NO_DROPOUT, *PERHAPS], ids=lambda function: function.__name__)
+@pytest.mark.filterwarnings("ignore:switch. these sites cannot be switched")
+def test_what_is_not_surely_dropout_is_left_alone(function: Callable[[Tensor], Tensor]) -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, x: Tensor) -> tuple[Any]:
+            return (function(self.drop(x)),)
+
+    model, x = Mixed(), rows()
+    with switch(model, "off"):
+        off = seeded(model, x)
+    model.drop.p = 0.0
+    assert_same(off, seeded(model, x))
