@@ -14,6 +14,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
@@ -102,6 +105,24 @@ def test_nothing_is_left_of_the_search(model: Model) -> None:
     assert not _get_current_dispatch_mode_stack()
     for value, same in zip(tensors(inputs), tensors(model.inputs()), strict=True):
         assert torch.equal(value, same)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_nothing_is_left_either() -> None:
+    model, x = networks.mlp().cuda(), torch.randn(6, 8, device="cuda")
+    before = torch.cuda.get_rng_state()
+    assert [facts(site) for site in find(model, x)] == [facts(site) for site in MODELS["mlp"].sites]
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpoints_of_a_library_change_no_site(use_reentrant: bool) -> None:
+    model = MODELS["gpt2_sdpa"].build()
+    model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    assert model.is_gradient_checkpointing
+    found = find(model, *MODELS["gpt2_sdpa"].inputs())
+    assert [facts(site) for site in found] == [facts(site) for site in MODELS["gpt2_sdpa"].sites]
 
 
 class Messy(nn.Module):
@@ -255,6 +276,26 @@ def test_compiled_models_are_seen_through(compile_before: bool) -> None:
 def test_wrappers_leave_no_trace_in_names() -> None:
     wrapped = nn.DataParallel(networks.mlp()) if not torch.cuda.is_available() else networks.mlp()
     assert [site.name for site in find(wrapped, torch.randn(6, 8))] == ["3"]
+
+
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process alone."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process")
+def test_models_of_many_workers_have_the_names_of_one() -> None:
+    x = torch.randn(6, 8)
+    assert [site.name for site in find(nn.parallel.DistributedDataParallel(networks.mlp()), x)] == ["3"]
+    sharded, mesh = networks.mlp(), init_device_mesh("cpu", (1,))
+    for part in (sharded[0], sharded):
+        fully_shard(part, mesh=mesh)
+    assert [site.name for site in find(sharded, x)] == ["3"]
+    wrapped = nn.Sequential(checkpoint_wrapper(networks.Block()), networks.Block())
+    assert [site.name for site in find(wrapped, x)] == ["0.drop", "1.drop"]
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
