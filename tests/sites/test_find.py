@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from torch.utils.checkpoint import checkpoint
 
 import dropkit
 from dropkit.errors import ArgumentTypeError, UnsupportedError
@@ -360,15 +361,19 @@ def test_a_backward_pass_inside_the_forward_counts_no_call_twice() -> None:
             self.part = networks.Checkpointed(use_reentrant=False)
 
         def forward(self, x: Tensor) -> Tensor:
-            output = self.part(x)
+            output = checkpoint(self.masked, self.part(x), use_reentrant=False)
             (grad,) = torch.autograd.grad(output.sum(), self.part.first.linear.weight)
             return output + grad.sum()
+
+        def masked(self, x: Tensor) -> Tensor:
+            return (x * (torch.rand_like(x) > 0.5) / 0.5).sin()
 
     sites = find(Penalised(), torch.randn(6, 8))
     assert [(site.name, site.calls) for site in sites] == [
         ("part.first.drop", 1),
         ("part.second.drop", 1),
         ("part#0", 1),
+        ("~0", 1),
     ]
 
 
@@ -536,6 +541,15 @@ def test_weights_without_a_shape_are_refused() -> None:
     with pytest.raises(UnsupportedError, match=r"'0\.weight' has no shape before the model's first forward"):
         find(model, torch.ones(2, 4))
     assert isinstance(model[0], nn.LazyLinear)
+
+
+def test_wrong_calls_raise_what_the_function_raises() -> None:
+    class Wrong(nn.Module):
+        def forward(self, x: str) -> Tensor:
+            return F.dropout(x, 0.5)
+
+    with pytest.raises(TypeError, match=r"must be Tensor, not str"):
+        find(Wrong(), "x")
 
 
 def test_wrong_inputs_raise_what_the_model_raises() -> None:

@@ -122,6 +122,7 @@ def find(model: Module, *args: Any, **kwargs: Any) -> Sites:
 
     Raises:
         ArgumentTypeError: If `model` is no module.
+        UnsupportedError: If it has weights or buffers that its first forward will make.
 
     Examples:
         >>> import torch, dropkit
@@ -196,15 +197,17 @@ class _Recorder(Handler):
     def found(self) -> list[Site]:
         """Return the calls, now that it is known what became of every mask."""
         for name, masks in self._applied.items():
-            is_certain, is_switchable = (
-                all(mask.is_dropout for mask in masks),
-                all(mask.is_switchable for mask in masks),
+            self._sites[name] = replace(
+                self._sites[name],
+                calls=len(masks),
+                is_certain=all(mask.is_dropout for mask in masks),
+                is_rewritable=all(mask.is_switchable for mask in masks),
             )
-            site = self._sites[name]
-            self._sites[name] = replace(site, calls=len(masks), is_certain=is_certain, is_rewritable=is_switchable)
         return list(self._sites.values())
 
     def dropout(self, place: Place, call: Call) -> Any:
+        if not any(isinstance(value, Tensor) for value in call.arguments.values()):
+            return call.run()  # it says what is wrong
         rate = call.p if not isinstance(call.p, Tensor) or call.p.numel() != 1 else float(call.p)
         rate = None if isinstance(rate, Tensor) else rate
         self._note(place, call.function.kind, rate, call.input, call.shared, is_active=call.is_active)
@@ -220,6 +223,8 @@ class _Recorder(Handler):
     def _apply(self, application: Application) -> Any:
         """Note a hand-written mask, and apply it."""
         mask, place = application.mask, application.place
+        if self.interceptor.is_resumed:
+            return application.run()
         known = self._applied.setdefault(place.name, [])
         if not known:
             self._note(place, "mask", mask.p, application.input, application.shared)
