@@ -124,9 +124,9 @@ def _before(value: Value, *, through_layers: bool) -> set[Step]:
     return found
 
 
-def _after(value: Value, is_end: Callable[[Step], bool]) -> tuple[set[Step], set[Value]]:
+def _after(value: Value, is_end: Callable[[Step], bool]) -> tuple[list[Step], set[Value]]:
     """Return the steps and values behind a value, up to such as are an end."""
-    steps: set[Step] = set()
+    steps: dict[Step, None] = {}  # in order
     values: set[Value] = set()
     waiting = [value]
     while waiting:
@@ -134,9 +134,9 @@ def _after(value: Value, is_end: Callable[[Step], bool]) -> tuple[set[Step], set
         values.add(current)
         for step in current.readers:
             if step not in steps:
-                steps.add(step)
+                steps[step] = None
                 waiting += [] if is_end(step) else step.outputs
-    return steps, values
+    return list(steps), values
 
 
 def downstream(value: Value) -> list[Step]:
