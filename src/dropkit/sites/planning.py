@@ -109,7 +109,7 @@ class _Planner:
                 f"buffers change: {names}. {remedy}"
             )
         for name in sorted(self.gates):
-            if base.outputs.get(name) != trial.outputs.get(name):
+            if name in base.outputs and base.outputs[name] != trial.outputs.get(name):
                 raise UnsupportedError(
                     f"switch: the module {name!r} has to see another mode to be switched {self.mode!r}, and then "
                     f"returns something of another structure. {remedy}"

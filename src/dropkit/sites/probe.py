@@ -115,7 +115,9 @@ class Probe:
     def __init__(self, model: Module, module: Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         self.model, self.module, self.inputs, self.named = model, module, inputs, named
         self.names: dict[str, str] = {}
-        self.train, self.evaluation = self.run(True), self.run(False)
+        # Its own mode first: an error there is the one that the forward that was asked for would raise.
+        runs = {training: self.run(training) for training in (module.training, not module.training)}
+        self.train, self.evaluation = runs[True], runs[False]
         both = self.train.matched(self.evaluation)
         self.names = {there: here for there, here in both.items() if there != here}
         self.sites: dict[str, Site] = {}
