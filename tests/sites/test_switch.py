@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
@@ -62,7 +63,8 @@ def test_only_what_is_chosen_is_touched(choice: dict[str, Any], expected: list[i
     with switch(model, "on", **choice) as handle:
         after = model(X)
     assert [n for n, (a, b) in enumerate(zip(before, after, strict=True)) if not torch.equal(a, b)] == expected
-    assert len(handle.sites) == len(expected) and not handle.unswitched
+    assert len(handle.sites) == len(expected)
+    assert not handle.unswitched
     assert all(isinstance(site, Site) for site in handle.sites)
 
 
@@ -263,7 +265,8 @@ def test_a_gate_that_draws_other_noise_is_reported() -> None:
     with switch(model, "on") as handle:
         with pytest.warns(UserWarning, match=r"cannot be switched 'on' and stay as they are: ~0 \(mask\), ~2 \(mask\)"):
             assert torch.equal(model(X), before)
-        assert [site.name for site in handle.unswitched] == ["~0", "~2"] and not handle.sites
+        assert [site.name for site in handle.unswitched] == ["~0", "~2"]
+        assert not handle.sites
 
 
 def test_masks_are_left_out_and_other_noise_is_not() -> None:
@@ -469,7 +472,7 @@ def test_a_forward_that_raises_in_the_other_mode_alone() -> None:
 
     model = Needy().eval()
     with switch(model, "on") as handle:
-        with pytest.raises(UnsupportedError, match="raised ValueError in training mode.*learn") as caught:
+        with pytest.raises(UnsupportedError, match=r"raised ValueError in training mode.*learn") as caught:
             model(X)
         assert isinstance(caught.value.__cause__, ValueError)
         handle.learn(X, targets=X)
@@ -527,3 +530,85 @@ def test_two_threads_at_once() -> None:
     assert results == [True]
     assert not any(module.training for module in model.modules())
     assert not is_on(model)
+
+
+class Attentive(nn.Module):
+    """Attention that gates its rate, in operations that are compiled as one graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inputs, self.norm = nn.Linear(8, 24), nn.BatchNorm1d(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.inputs(self.norm(x)).view(3, 5, 3, 8).unbind(2)
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=0.5 if self.training else 0.0)
+
+
+class Stack(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.attention = Block(0.5), Attentive()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.attention(self.block(x)), 0.5, self.training)
+
+
+@pytest.fixture
+def fresh_compiler() -> Any:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("form", ["wrapper", "inner", "function"])
+def test_compiled_models_are_one_graph_and_not_compiled_again_from_call_to_call(form: str) -> None:
+    counter = CompileCounterWithBackend("aot_eager")
+    torch.manual_seed(1)
+    model, x = Stack().eval(), torch.randn(3, 5, 8)
+
+    def step(x: Tensor) -> Tensor:
+        return model(x)
+
+    compiled = torch.compile(step if form == "function" else model, backend=counter, fullgraph=True)
+    plain = compiled(x)
+    handle = switch(compiled if form == "wrapper" else model, "on")
+    if form != "wrapper":
+        handle.learn(x)  # which the hook of the wrapper does on its own, outside of the graph
+    outputs = [compiled(x) for _ in range(2)]
+    compilations = counter.frame_count
+    outputs += [compiled(x) for _ in range(4)]
+    assert counter.frame_count == compilations
+    assert len({float(output.detach().sum()) for output in outputs}) == 6
+    assert 0.3 < float((outputs[-1] == 0).float().mean()) < 0.7
+    assert [site.name for site in handle.sites] == ["block.drop", "attention#0", "#0"]
+    assert not any(module.training for module in model.modules())
+    handle.close()
+    assert torch.equal(compiled(x), plain)
+    model.train().attention.norm.eval()
+    assert not torch.equal(compiled(x), plain)
+    with switch(model, "off") as handle:
+        handle.learn(x)
+        assert torch.equal(compiled(x), plain)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
+def test_a_compiled_model_that_has_not_learned_breaks_its_graph_once() -> None:
+    model, x = Stack().eval(), torch.randn(3, 5, 8)
+    compiled = torch.compile(model, backend="eager")
+    with switch(model, "on"):
+        outputs = [compiled(x) for _ in range(3)]
+    assert len({float(output.detach().sum()) for output in outputs}) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_masks_that_have_to_be_left_out_raise() -> None:
+    model = Gate(lambda self, x: x * (torch.rand_like(x) > 0.5) / 0.5)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with switch(compiled, "off") as handle:
+        handle.learn(X)
+        with pytest.raises(Exception, match="cannot be switched off in compiled code"):
+            compiled(X)

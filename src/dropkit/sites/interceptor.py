@@ -155,7 +155,7 @@ class Interceptor(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Give a call to the handler."""
-        if self.is_muted:
+        if self.is_muted or _is_lowering():
             return func(*args, **(kwargs or {}))
         call = find_call(func, args, kwargs or {})
         if call is None:
@@ -282,6 +282,12 @@ def _order_of(inputs: Any) -> Tensor | None:
     if torch.compiler.is_compiling() or not inputs or not isinstance(inputs[0], PackedSequence):
         return None
     return inputs[0].sorted_indices
+
+
+def _is_lowering() -> bool:
+    """Tell whether a compiler takes apart what was traced: its calls are the insides of calls that were seen."""
+    here = torch.compiler
+    return here.is_compiling() and not (here.is_dynamo_compiling() or here.is_exporting())
 
 
 def _thread() -> int:

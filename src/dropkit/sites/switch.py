@@ -1,10 +1,11 @@
 """Switching sites on and off, whatever the mode of the model, and leaving everything else in its mode."""
 
+import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from itertools import count
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor
 from torch._compile import _disable_dynamo
@@ -21,6 +22,9 @@ from dropkit.sites.planning import planned
 from dropkit.sites.probe import Probe, renamed
 from dropkit.sites.rewriting import Plan, Rewriting
 from dropkit.sites.selection import Selection
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 __all__ = ["Switch", "switch"]
 
@@ -183,6 +187,8 @@ class Switch(Rewriting):
     @_disable_dynamo
     def _meet(self, place: Place, call: Call) -> None:
         """Note a site that no probe has met, as in a branch that is taken seldom."""
+        if _is_compiled():  # and has been switched when it was traced
+            return
         file, line = _caller(place.module)
         p = None if isinstance(call.p, Tensor) else call.p
         shape, kind = tuple(call.input.shape), call.function.kind
@@ -232,6 +238,14 @@ class Switch(Rewriting):
 
 _numbers = count()
 _open: "weakref.WeakValueDictionary[int, Switch]" = weakref.WeakValueDictionary()
+
+
+def _is_compiled() -> bool:
+    """Tell whether the call is one of a graph that a compiler has written."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and not frame.f_code.co_filename.startswith("<eval_with_key>"):
+        frame = frame.f_back
+    return frame is not None
 
 
 def _closed(what: str) -> UnsupportedError:
