@@ -83,6 +83,18 @@ def test_what_is_not_chosen_of_a_module_that_sees_another_mode_is_left_alone() -
     assert not torch.equal(before[1], after[1])
 
 
+def test_names_are_those_of_training_where_calls_have_other_numbers_in_evaluation() -> None:
+    model = MODELS["shifted"].build().eval()
+    x = torch.ones(1000)
+    with switch(model, "off", where="#1"):
+        assert model(x).unique().tolist() == pytest.approx([0, 1 / 0.7])
+    with switch(model, "off", where="#2"):
+        assert model(x).unique().tolist() == pytest.approx([0, 1 / 0.8])
+    with switch(model, "on", where="#0"):
+        values = model(x).unique().tolist()
+    assert values == pytest.approx([0, 1 / (0.9 * 0.8 * 0.7)])
+
+
 def test_a_switch_holds_at_once_until_it_is_closed() -> None:
     model = nn.Sequential(nn.Dropout(0.5)).eval()
     handle = switch(model, "on")
