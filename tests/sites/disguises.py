@@ -363,6 +363,15 @@ def null_embedding(x):
     return torch.where(torch.rand(len(x), 1) < P, torch.randn(5), x)
 
 
+def old_or_new(x):
+    new = torch.tanh(x)
+    return x + (new - x) * (torch.rand_like(x) > P)
+
+
+def taken_away(x):
+    return x - x * (torch.rand_like(x) < P)
+
+
 def mask_token(x):
     mask = (torch.rand(len(x), 1) < 0.4).type_as(x)
     return x * (1 - mask) + torch.full((5,), 0.3) * mask
@@ -403,7 +412,7 @@ def normal_sign(x):
 
 PERHAPS = (
     dropped_labels, null_label, null_embedding, mask_token, cut_and_mixed, pretext, read_mask, stochastic_units,
-    dropped_keys, padded, normal_sign,
+    dropped_keys, old_or_new, taken_away, padded, normal_sign,
 )  # fmt: skip
 
 

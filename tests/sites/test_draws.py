@@ -67,10 +67,11 @@ def test_shards_at_an_address() -> None:
 def test_several_keys_at_an_address() -> None:
     x = torch.randn(2, 5)
     draws = torch.tensor([3, 4])
-    output, _ = at_an_address(Forward(disguises.compared), x, draws)
-    for row, key in zip(range(2), (3, 4), strict=True):
-        [own], _ = at_an_address(Forward(disguises.compared), x[row : row + 1], torch.tensor([key]))
-        assert torch.equal(output[row], own)
+    for function in (disguises.compared, disguises.bernoulli, disguises.bernoulli_in_place, disguises.integers):
+        output, _ = at_an_address(Forward(function), x, draws)
+        for row, key in zip(range(2), (3, 4), strict=True):
+            [own], _ = at_an_address(Forward(function), x[row : row + 1], torch.tensor([key]))
+            assert torch.equal(output[row], own)
 
 
 def test_other_noise_has_no_address() -> None:
@@ -111,6 +112,9 @@ def test_uniforms_and_options_at_an_address() -> None:
     ints += [draw(torch.randint_like, ints[0], 5), draw(Tensor.random_, torch.empty(90, dtype=torch.int64), 0, 5)]
     assert all(torch.equal(one, ints[0]) for one in ints)
     assert sorted(set(ints[0].tolist())) == [0, 1, 2, 3, 4]
+    ones = draw(torch.bernoulli, torch.full((3, 4), 0.5))
+    assert torch.equal(draw(torch.bernoulli, input=torch.full((3, 4), 0.5)), ones)
+    assert torch.equal(draw(torch.bernoulli, torch.empty(3, 4), p=0.5), ones)
     with pytest.raises(UnsupportedError, match="range under"):
         draw(Tensor.random_, torch.empty(3))
 

@@ -66,6 +66,7 @@ class Application:
         tensor: The mask as it is applied.
         survivor: Its value where the input is kept; NaN where it is not known.
         base: What stands for the input where nothing is dropped; None where that is not known.
+        difference: If the input is a difference, weak references to its parts.
         is_skipped: Whether the handler asked for that.
     """
 
@@ -75,6 +76,7 @@ class Application:
     tensor: Tensor
     survivor: float
     base: Tensor | None
+    difference: tuple[Any, ...] = ()
     is_skipped: bool = False
 
     @property
@@ -114,6 +116,13 @@ class Application:
     def is_restored_by(self, factor: float) -> bool:
         """Tell whether a factor, after the mask, makes up for what it drops."""
         return restores_mean(factor * (self.survivor or 1.0), self.mask.p)
+
+    def is_mixed_with(self, operation: Operation) -> bool:
+        """Tell whether a sum with the result chooses between two tensors: ``a + (b - a) * mask``, ``a - a * mask``."""
+        parts = [part() for part in self.difference]
+        if operation.rule is Rule.SUBTRACT:
+            parts.append(self.input)
+        return any(part is not None and part is one for part in parts for one in operation.operands)
 
     def run(self) -> Any:
         """Apply the mask."""

@@ -156,7 +156,7 @@ class Draw:
     def probability(self) -> Any:
         """Return the probability of a 1 of Bernoulli variables, a number or a tensor."""
         given = self.argument(1, "p", 0.5 if self.operator == "bernoulli_" else None)
-        return self.args[0] if given is None else given
+        return self.argument(0, "input") if given is None else given
 
 
 def find_draw(
@@ -230,7 +230,7 @@ def drawn(
 def _like(draw: Draw) -> Tensor:
     """Return a tensor without values, of the shape and the type of what an operator returns."""
     if draw.operator == "bernoulli":
-        return torch.empty_like(draw.args[0], device="meta")
+        return torch.empty_like(draw.argument(0, "input"), device="meta")
     options = {name: value for name, value in draw.kwargs.items() if name not in ("generator", "pin_memory")}
     return draw.function(*draw.args, **{**options, "device": "meta"})
 
@@ -253,7 +253,9 @@ def _bernoulli_field(draw: Draw, noise: Noise, place: Any, dtype: torch.dtype) -
     chance = draw.probability()
     if isinstance(chance, Tensor):
         chance = chance.detach().to(noise.device, torch.float64)
-    threshold = ((1.0 - torch.as_tensor(chance, dtype=torch.float64)) * 2.0**32 + 0.5).floor()
+    else:
+        chance = torch.tensor(chance, dtype=torch.float64, device="cpu")
+    threshold = ((1.0 - chance) * 2.0**32 + 0.5).floor()
     if threshold.dim() == 0:
         return fields.keep_mask(noise.key, noise.stream, threshold.long(), place, noise.device).to(dtype)
     return (fields.integers(noise.key, noise.stream, place, noise.device) >= threshold).to(dtype)

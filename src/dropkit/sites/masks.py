@@ -24,12 +24,13 @@ from dropkit.sites.choices import Choice, find_choice
 from dropkit.sites.draws import Draw, find_draw
 from dropkit.sites.interceptor import Handler, Place
 from dropkit.sites.operations import Operation, Rule, find_rule
-from dropkit.sites.tags import Applied, Count, Random, Scaled, Tag, follow, joined, note_read
+from dropkit.sites.tags import Applied, Count, Difference, Random, Scaled, Tag, follow, joined, note_read
 from dropkit.sites.values import constant
 
 __all__ = ["Masks"]
 
 _PRODUCTS = (Rule.MULTIPLY, Rule.DIVIDE)
+_TAGGING = (*_PRODUCTS, Rule.SUBTRACT)  # which are noted of any tensor
 
 
 class Masks:
@@ -85,7 +86,7 @@ class Masks:
             self._tag(result, Random(Mask(draw.place), draw.values))
             return result
         rule = find_rule(function)
-        if rule is None or not (self._tags.data or rule in _PRODUCTS) or kwargs.get("out") is not None:
+        if rule is None or not (self._tags.data or rule in _TAGGING) or kwargs.get("out") is not None:
             return function(*args, **kwargs)
         return self._followed(Operation(function, rule, args, kwargs))
 
@@ -118,12 +119,15 @@ class Masks:
         if operation.rule in _PRODUCTS:
             return self._product(operation, tags)
         if not tags:
-            return operation.run()
+            result = operation.run()
+            self._tag(result, _difference(operation))
+            return result
         choice = find_choice(operation, tags)
         if choice is not None:
             return self._applied(operation, tags, choice)
         result = operation.run()
-        source = next(value for value in operation.operands if id(value) in tags)
+        tagged = [value for value in operation.operands if id(value) in tags]
+        source = next((value for value in tagged if isinstance(tags[id(value)], Random)), tagged[0])
         tag = tags[id(source)]
         if operation.rule is Rule.INDEX and source is not operation.args[0]:
             note_read(tag)
@@ -191,7 +195,8 @@ class Masks:
         base, is_scaled = _base(choice, p, of_input, tag.is_counted)
         mask.is_scaled |= is_scaled
         mask.is_switchable &= base is not None
-        application = Application(mask, operation, choice.input, choice.tensor, choice.survivor, base)
+        difference = of_input.parts if isinstance(of_input, Difference) else ()
+        application = Application(mask, operation, choice.input, choice.tensor, choice.survivor, base, difference)
         shared = application.shared
         mask.is_whole |= not any(axis and axis not in shared for axis in application.long_axes)
         result = self._apply(application)
@@ -230,6 +235,13 @@ class Masks:
             result = target if base is target else target.copy_(base)
         self._tag(result, _pending(tuple(one for one in tag.applications if one is not application)))
         return result
+
+
+def _difference(operation: Operation) -> Difference | None:
+    parts = [one for one in operation.operands if isinstance(one, Tensor) and one.dim()]
+    if operation.rule is not Rule.SUBTRACT or operation.target is not None or len(parts) < 2:
+        return None
+    return Difference(tuple(map(weakref.ref, parts)))
 
 
 def _pending(applications: tuple[Application, ...]) -> Applied | None:

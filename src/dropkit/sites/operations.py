@@ -21,6 +21,7 @@ class Rule(Enum):
     COMPARE = auto()
     LOGIC = auto()
     PLAIN = auto()  # any other function of each
+    SUBTRACT = auto()
     SIGN = auto()
     MULTIPLY = auto()
     DIVIDE = auto()
@@ -42,8 +43,8 @@ _NAMES: Mapping[Rule, str] = {
     Rule.ROUND: "ceil fix floor round trunc",
     Rule.COMPARE: "eq ge greater greater_equal gt le less less_equal lt ne not_equal",
     Rule.LOGIC: "and bitwise_and bitwise_not bitwise_or bitwise_xor invert logical_and logical_not logical_or or xor",
-    Rule.PLAIN: """abs add clamp clamp_max clamp_min exp log neg negative pow reciprocal relu rsub sigmoid sqrt square
-        sub subtract""",
+    Rule.PLAIN: """abs add clamp clamp_max clamp_min exp log neg negative pow reciprocal relu sigmoid sqrt square""",
+    Rule.SUBTRACT: "rsub sub subtract",
     Rule.SIGN: "sign",
     Rule.MULTIPLY: "mul multiply",
     Rule.DIVIDE: "div divide true_divide truediv",

@@ -10,7 +10,7 @@ from dropkit.sites.applications import Application, Mask
 from dropkit.sites.operations import Operation, Rule
 from dropkit.sites.values import Discrete, Values, image_of
 
-__all__ = ["Applied", "Count", "Random", "Scaled", "Tag", "follow", "joined", "note_read"]
+__all__ = ["Applied", "Count", "Difference", "Random", "Scaled", "Tag", "follow", "joined", "note_read"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,14 @@ class Scaled:
     factor: float
 
 
-Tag = Random | Count | Applied | Scaled
+@dataclass(frozen=True, eq=False)
+class Difference:
+    """The tag of a difference of two tensors, with weak references to them."""
+
+    parts: tuple[Any, ...]
+
+
+Tag = Random | Count | Applied | Scaled | Difference
 
 
 def note_read(tag: Any) -> None:
@@ -72,10 +79,13 @@ def follow(operation: Operation, source: Tensor, tag: Any, result: Any) -> Any:
     """Return the tag of what a function makes of a tagged tensor, or None."""
     rule = operation.rule
     if isinstance(tag, Applied):
+        for application in tag.applications:
+            if rule in (Rule.PLAIN, Rule.SUBTRACT):
+                application.mask.is_combined |= application.is_mixed_with(operation)
         return Applied(tag.applications) if rule in (Rule.SAME, Rule.CAST) and tag.factor == 1 else None
     if isinstance(tag, Count):
-        return tag if rule in (Rule.SAME, Rule.CAST, Rule.PLAIN, Rule.MULTIPLY, Rule.DIVIDE) else None
-    if isinstance(tag, Scaled):
+        return tag if rule not in (Rule.COUNT, Rule.COMPARE, Rule.LOGIC) else None
+    if isinstance(tag, Scaled | Difference):
         return None
     if rule is Rule.COUNT:
         note_read(tag)

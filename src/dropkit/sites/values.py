@@ -18,6 +18,7 @@ Image = Callable[[Tensor], Tensor]
 
 _MOST_STEPS = 256
 _CASTS = (Rule.COPY, Rule.CAST)
+_PRODUCTS = (Rule.MULTIPLY, Rule.DIVIDE)
 _MOST_IMAGES = 1024
 _images: dict[Any, Any] = {}  # what functions have made of elements, for a model does the same at every step
 
@@ -215,7 +216,7 @@ def _of_unlike(rule: Rule, values: Values) -> Values | None:
     """Return what arithmetic makes of elements together with others that differ."""
     if isinstance(values, Discrete):
         return values.unlike() if rule is Rule.LOGIC else None
-    return Uniform(math.nan, math.nan) if rule in (Rule.PLAIN, Rule.MULTIPLY, Rule.DIVIDE, Rule.CAST) else None
+    return Uniform(math.nan, math.nan) if rule in (Rule.PLAIN, Rule.SUBTRACT, *_PRODUCTS, Rule.CAST) else None
 
 
 def _image_of_uniform(
