@@ -4,8 +4,8 @@
 
 The models are Hugging Face's, with random weights: 4 layers, 256 wide, 4 heads; a step is forward, backward and update
 on 8 sequences of 256 tokens, in one thread. What dropout costs is the step at p less the step at p = 0. All sides of a
-row are measured in one process and take turns; of many repeats that is taken which took the least time of the
-processor, so that other programs on the machine hardly count. Names pick rows: bert, gpt2, sdpa, eager.
+row are measured in one process and take turns, by the time of the processor, so that other programs on the machine
+hardly count. Names pick rows: bert, gpt2, sdpa, eager.
 """
 
 import sys
@@ -20,8 +20,8 @@ import dropkit
 from dropkit import kernels
 from dropkit.sites import accelerate
 
-WORDS, BATCH, TOKENS = 8192, 8, 256
-ROUNDS = 8 if "--quick" in sys.argv else 24
+WORDS, BATCH, TOKENS = 1024, 8, 256
+ROUNDS = 8 if "--quick" in sys.argv else 20
 BAR = 0.7
 
 
@@ -76,17 +76,22 @@ def step(model: torch.nn.Module) -> Callable[[], None]:
     return run
 
 
-def minima(*steps: Callable[[], None]) -> list[float]:
-    """Return the shortest time of each step in milliseconds; they take turns, each time beginning with another."""
-    best = [float("inf")] * len(steps)
-    for number in range(ROUNDS + 1):
+def medians(*steps: Callable[[], None]) -> list[float]:
+    """Return the time of each step in milliseconds; they take turns, each time beginning with another.
+
+    What else runs on the machine changes from round to round. So each time is taken as a share of its round, of those
+    the median over all rounds, and that of the median round.
+    """
+    rounds = torch.zeros(ROUNDS + 1, len(steps), dtype=torch.float64)
+    for number in range(len(rounds)):
         for offset in range(len(steps)):
             which = (number + offset) % len(steps)
             start = time.process_time()
             steps[which]()
-            if number:  # the first round finds memory
-                best[which] = min(best[which], 1e3 * (time.process_time() - start))
-    return best
+            rounds[number, which] = 1e3 * (time.process_time() - start)
+    rounds = rounds[1:]  # the first finds memory
+    whole = rounds.sum(1, keepdim=True)
+    return ((rounds / whole).median(0).values * whole.median()).tolist()
 
 
 def row(make: Callable[[float, str], torch.nn.Module], attention: str) -> None:
@@ -100,7 +105,7 @@ def row(make: Callable[[float, str], torch.nn.Module], attention: str) -> None:
         return step(model)
 
     rates = (0.1, 0.5)
-    without, watched, *found = minima(
+    without, watched, *found = medians(
         built(0.0), built(0.0, True), *(built(p, flag) for p in rates for flag in (False, True))
     )
     for number, p in enumerate(rates):

@@ -248,14 +248,39 @@ def test_drawn_masks_follow_the_seed_and_differ() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_no_weights_are_kept_for_the_backward_pass(dtype: torch.dtype) -> None:
+def test_many_weights_are_not_kept_for_the_backward_pass(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     if kernels.info().kernel == "portable":
         pytest.skip("portable operations keep the weights, as PyTorch does")
+    monkeypatch.setattr("dropkit.functional.attention._MOST_KEPT", 2 * 300 * 300 - 1)
     tensors = inputs(1, 2, 300, 8, dtype=dtype)
     kept: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
         scaled_dot_product_attention(*tensors, dropout_p=0.5)
     assert max(kept) == 2 * 300 * 9
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("has_mask", [False, True])
+def test_gradients_are_the_same_whether_weights_are_kept_or_not(
+    is_causal: bool, has_mask: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_causal and has_mask:
+        return
+    query, key, value = inputs(2, 2, 150, 8, dtype=torch.float64)
+    mask = torch.rand(2, 1, 150, key.size(-2)) < 0.7 if has_mask else None
+    found = []
+    for most, threads in ((2**22, 1), (2**22, 2), (0, 1), (0, 2)):
+        monkeypatch.setattr("dropkit.functional.attention._MOST_KEPT", most)
+        output = scaled_dot_product_attention(query, key, value, mask, 0.5, is_causal, dropout_key=7)
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)  # the backward pass takes the parts of the forward pass, whatever came since
+        try:
+            found.append((output, *torch.autograd.grad(output.square().sum(), (query, key, value))))
+        finally:
+            torch.set_num_threads(before)
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
 
 
 def peak(call: Callable[[], Tensor], grad: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""Attention whose dropout mask is addressed by query and key, and never stored."""
+"""Attention whose dropout mask is addressed by query and key."""
 
 import math
 from collections.abc import Iterator
@@ -30,6 +30,8 @@ _NAMES = Names("query", "dropout_p", "dropout_key")
 # What a thread computes at a time: few enough weights for its cache, and queries enough for a matrix product.
 _WEIGHTS_AT_ONCE = 2**18
 _FEWEST_QUERIES = 32
+# Up to so many weights of a call, 16 MB, are kept for the backward pass: to compute them again takes longer.
+_MOST_KEPT = 2**22
 
 
 @overridable
@@ -54,9 +56,9 @@ def scaled_dot_product_attention(
 
     It takes the arguments of `torch.nn.functional.scaled_dot_product_attention`, and draws nothing where `training` is
     False. The weight of a query and a key has the place (..., head, query, key) in the mask, whatever is computed
-    together. On a CPU, in eager code and for one dropout key, weights are computed some queries at a time, for the
-    backward pass again, so that memory grows with the number of keys and not with its square. Half types are computed
-    in float32 there, and rounded once.
+    together. On a CPU, in eager code and for one dropout key, weights are computed some queries at a time, and where
+    there are more than 2**22 of them for the backward pass again, so that memory grows with the number of keys and not
+    with its square. Half types are computed in float32 there, and rounded once.
 
     Args:
         query: Tensor of shape (..., heads, queries, width). The leading axes of all three broadcast; those of query and
@@ -160,17 +162,30 @@ def _is_plain_in_order(tensor: Tensor) -> bool:
 class _Parts:
     """The weights of one call, a part of heads and queries at a time."""
 
-    def __init__(self, query: Tensor, key: Tensor, attn_mask: Tensor | None, is_causal: bool, factor: float) -> None:
+    def __init__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        attn_mask: Tensor | None,
+        is_causal: bool,
+        factor: float,
+        at_once: tuple[int, int] | None = None,
+    ) -> None:
         self.shape = (*query.shape[:-1], key.size(-2))
         self.queries, self.keys = self.shape[-2:]
-        self.query, self.key = query.reshape(-1, *query.shape[-2:]) * factor, key.reshape(-1, *key.shape[-2:])
+        self.query, self.key = query.reshape(-1, *query.shape[-2:]), key.reshape(-1, *key.shape[-2:])
+        self.factor = factor
         self.attn_mask = attn_mask
         self.is_causal = is_causal
         self.heads = len(self.query)
         threads = torch.get_num_threads()  # each with a head of its own, if there are as many
-        at_once = threads * _WEIGHTS_AT_ONCE
-        self.most_heads = min(self.heads, max(threads, at_once // (self.queries * self.keys)))
-        self.most_queries = max(at_once // (self.most_heads * self.keys), _FEWEST_QUERIES)
+        most_weights = threads * _WEIGHTS_AT_ONCE
+        # The later queries are, the more keys a causal mask leaves them: a few at a time spare half of the work.
+        queries = min(self.queries, max(2 * _FEWEST_QUERIES, self.queries // 4)) if is_causal else self.queries
+        self.most_heads = min(self.heads, max(threads, most_weights // (queries * self.keys)))
+        self.most_queries = min(queries, max(most_weights // (self.most_heads * self.keys), _FEWEST_QUERIES))
+        if at_once is not None:  # as in the forward pass, whatever the number of threads is by now
+            self.most_heads, self.most_queries = at_once
         most = self.most_heads * min(self.most_queries, self.queries) * self.keys
         # Used again for every part: new memory would cost much of what is done in it.
         self._memory = self.query.new_empty(2, most)
@@ -183,20 +198,24 @@ class _Parts:
                 keys = min(end, self.keys) if self.is_causal else self.keys
                 yield slice(head, min(head + self.most_heads, self.heads)), slice(first, end), slice(0, keys)
 
-    def weights(self, heads: slice, queries: slice, keys: slice) -> Tensor:
-        """Return the attention weights of a part, before dropout. They last until those of the next."""
-        scores = self.products(self.query[heads, queries], self.key[heads, keys])
+    def weights(self, heads: slice, queries: slice, keys: slice, is_kept: bool = False) -> Tensor:
+        """Return the attention weights of a part, before dropout. They last until those of the next, or are kept."""
+        scores = self.products(self.query[heads, queries], self.key[heads, keys], self.factor)
         if self.attn_mask is not None:
             return find_weights(scores, self._attn_mask(self.attn_mask, heads, queries))
-        if self.is_causal:  # every query attends to the first key
+        if self.is_causal and queries.start < keys.stop:  # every query attends to the first key
+            columns = torch.arange(queries.start, keys.stop)
             rows = torch.arange(queries.start, queries.stop)[:, None]
-            scores.masked_fill_(torch.arange(keys.stop) > rows, -math.inf)
+            scores[..., queries.start :].masked_fill_(columns > rows, -math.inf)
+        if is_kept:
+            return torch.softmax(scores, -1)
         return torch.softmax(scores, -1, out=self._memory[1, : scores.numel()].view(scores.shape))
 
-    def products(self, left: Tensor, right: Tensor) -> Tensor:
-        """Return the products of every row with every row. They last until the next."""
+    def products(self, left: Tensor, right: Tensor, factor: float = 1.0) -> Tensor:
+        """Return the products of every row with every row, times a factor. They last until the next."""
         shape = (*left.shape[:2], right.size(1))
-        return torch.bmm(left, right.transpose(1, 2), out=self._memory[0, : math.prod(shape)].view(shape))
+        found = self._memory[0, : math.prod(shape)].view(shape)
+        return torch.baddbmm(found, left, right.transpose(1, 2), beta=0, alpha=factor, out=found)
 
     def _attn_mask(self, attn_mask: Tensor, heads: slice, queries: slice) -> Tensor:
         """Return a part of the mask: what heads or queries share is not repeated for all of them."""
@@ -222,22 +241,30 @@ class _Attention(torch.autograd.Function):
         wide_query, wide_key, wide_value = widened(query, key, value)
         parts = _Parts(wide_query, wide_key, attn_mask, is_causal, factor)
         values = wide_value.reshape(-1, *value.shape[-2:])
-        output = values.new_empty(parts.heads, parts.queries, value.size(-1))
+        output = values.new_empty(*query.shape[:-1], value.size(-1))
+        outputs = output.view(parts.heads, parts.queries, -1)
+        kept: list[Tensor] = []
+        is_kept = math.prod(parts.shape) <= _MOST_KEPT and any(ctx.needs_input_grad)
         for heads, queries, keys in parts:
-            weights = parts.weights(heads, queries, keys)
+            weights = parts.weights(heads, queries, keys, is_kept)
             bits = parts.bits(heads, queries, keys, dropout_key, threshold)
-            native.apply_bits_(weights, bits, threshold)
-            torch.bmm(weights, values[heads, keys], out=output[heads, queries])
-        output = output.view(*query.shape[:-1], value.size(-1))
-        ctx.save_for_backward(query, key, value, attn_mask, output)
-        return output.to(query.dtype, copy=True)  # which may be changed in place
+            if is_kept:
+                kept += weights, bits
+                dropped = native.apply_bits(weights, bits, threshold)
+            else:
+                dropped = weights
+                native.apply_bits_(weights, bits, threshold)
+            torch.bmm(dropped, values[heads, keys], out=outputs[heads, queries])
+        ctx.save_for_backward(query, key, value, attn_mask, *kept)
+        ctx.at_once = parts.most_heads, parts.most_queries
+        return output.to(query.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if autocast_dtype(grad) is not None:
             with without_autocast(grad.device):
                 return _Attention.backward(ctx, grad)
-        query, key, value, attn_mask, output = ctx.saved_tensors
+        query, key, value, attn_mask, *kept = ctx.saved_tensors
         is_causal, factor, dropout_key, threshold = ctx.rest
         none = (None,) * 5
         if torch.is_grad_enabled() or not _is_plain_in_order(grad):  # a second derivative, or a batch of gradients
@@ -251,23 +278,26 @@ class _Attention(torch.autograd.Function):
                 return *(next(found_gradients) if is_needed else None for is_needed in needed), *none
         shapes, dtype = (query.shape, key.shape, value.shape), query.dtype
         query, key, value, grad = widened(query, key, value, grad)
-        parts = _Parts(query, key, attn_mask, is_causal, factor)
-        values, grads, outputs = (tensor.reshape(-1, *tensor.shape[-2:]) for tensor in (value, grad, output))
+        parts = _Parts(query, key, attn_mask, is_causal, factor, ctx.at_once)
+        values, grads = (tensor.reshape(-1, *tensor.shape[-2:]) for tensor in (value, grad))
         # Causal parts begin with some of the keys alone; else the first part of a head sets what the others add to.
         start = torch.zeros_like if is_causal else torch.empty_like
         gradients = [torch.empty_like(parts.query), start(parts.key), start(values)]
         of_query, of_key, of_value = gradients
-        delta = (grads * outputs).sum(-1, keepdim=True)
+        from_forward = iter(kept)
         for heads, queries, keys in parts:
-            weights = parts.weights(heads, queries, keys)
-            bits = parts.bits(heads, queries, keys, dropout_key, threshold)
-            of_weights = parts.products(grads[heads, queries], values[heads, keys])
-            native.apply_bits_(of_weights, bits, threshold)
-            of_scores = of_weights.sub_(delta[heads, queries]).mul_(weights)
-            native.apply_bits_(weights, bits, threshold)
+            weights = next(from_forward) if kept else parts.weights(heads, queries, keys)
+            bits = next(from_forward) if kept else parts.bits(heads, queries, keys, dropout_key, threshold)
+            of_scores = parts.products(grads[heads, queries], values[heads, keys])
+            native.apply_bits_(of_scores, bits, threshold)
+            torch._softmax_backward_data(of_scores, weights, -1, weights.dtype, grad_input=of_scores)
+            if kept:
+                weights = native.apply_bits(weights, bits, threshold)
+            else:
+                native.apply_bits_(weights, bits, threshold)
             beta = 1 if is_causal or queries.start else 0
             of_value[heads, keys].baddbmm_(weights.transpose(1, 2), grads[heads, queries], beta=beta)
-            torch.bmm(of_scores, parts.key[heads, keys], out=of_query[heads, queries])
-            of_key[heads, keys].baddbmm_(of_scores.transpose(1, 2), parts.query[heads, queries], beta=beta)
-        of_query *= factor
+            rows, columns = of_query[heads, queries], of_key[heads, keys]
+            rows.baddbmm_(of_scores, parts.key[heads, keys], beta=0, alpha=factor)
+            columns.baddbmm_(of_scores.transpose(1, 2), parts.query[heads, queries], beta=beta, alpha=factor)
         return *(tensor.view(shape).to(dtype) for tensor, shape in zip(gradients, shapes, strict=True)), *none

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn import Module, RNNBase
+from torch.nn import Module, MultiheadAttention, RNNBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from dropkit._checks import argument_type_error
@@ -142,8 +142,11 @@ class Acceleration:
 
 
 def _draws_nothing(module: Module) -> bool:
-    """Tell whether nothing need be seen in a module: it takes no hooks, or is PyTorch's, without parts or dropout."""
+    """Tell whether nothing need be seen in a module: it takes no hooks, or PyTorch's code of it draws no dropout.
+
+    Layers inside of it have hooks of their own.
+    """
     if isinstance(module, torch.jit.ScriptModule):
         return True
     is_stock = type(module).__module__.startswith("torch.nn.modules.")
-    return is_stock and not isinstance(module, _DropoutNd | RNNBase) and next(module.children(), None) is None
+    return is_stock and not isinstance(module, _DropoutNd | RNNBase | MultiheadAttention)
