@@ -509,3 +509,31 @@ def test_bad_arguments() -> None:
         assert not model._forward_pre_hooks
     with pytest.raises(ArgumentTypeError, match=r"a torch.optim.Optimizer"):
         address(network()).follow(network())
+
+
+@pytest.mark.parametrize("order", [("address", "switch"), ("switch", "address")])
+def test_switched_models_draw_addressed_masks(order: tuple[str, str]) -> None:
+    """Whichever comes first: what a switch turns on has the masks of its sites, and learning moves no count."""
+
+    class Part(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.dropout(x, 0.5, self.training)
+
+    model, x = nn.Sequential(nn.Dropout(0.3), Part()).eval(), torch.ones(40, 6)
+    for step in order:
+        handle = address(model, 2) if step == "address" else dropkit.sites.switch(model, "on")
+        kept = handle if step == "switch" else None
+    for call in range(2):
+        first = keep_mask(call_key(2, "0", 0, call), x.shape, 0.3)
+        second = keep_mask(call_key(2, "1#0", 0, call), x.shape, 0.5)
+        assert ((model(x) != 0).numpy() == (first & second)).all()
+    del kept
+
+
+def test_accelerated_models_draw_addressed_masks() -> None:
+    model, x = nn.Sequential(nn.Dropout(0.3)), torch.ones(40, 6)
+    with dropkit.sites.accelerate():
+        address(model, 2)
+        assert ((model(x) != 0).numpy() == keep_mask(call_key(2, "0", 0), x.shape, 0.3)).all()
+    dropkit.sites.accelerate(model)
+    assert ((model(x) != 0).numpy() == keep_mask(call_key(2, "0", 0, 1), x.shape, 0.3)).all()
