@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_sequence
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 import dropkit
 from dropkit.errors import ArgumentError, ArgumentTypeError, UnsupportedError
@@ -137,7 +138,7 @@ def test_networks_between_layers(packed: bool) -> None:
         torch.testing.assert_close(own, output, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute")  # PyTorch's own, of compiled code that leaves its graph
+@pytest.mark.filterwarnings("ignore:.*runs as it was written")
 @pytest.mark.parametrize("model", CASES)
 def test_keys_of_all_models(model: Model) -> None:
     """Every call of dropout of every model has the key of its site, step and call, and no generator moves."""
@@ -156,8 +157,7 @@ def test_keys_of_all_models(model: Model) -> None:
         network(*inputs)
     if model.name.startswith("our_") and model.name != "our_encoder":
         return  # its keys are seen below, by its masks
-    if model.name != "compiled":
-        assert set(keys.found) == expected
+    assert set(keys.found) == expected
     if model.name not in NOISY:
         assert torch.equal(torch.get_rng_state(), before)
     handle.close()
@@ -168,7 +168,7 @@ def outputs(model: Model, network: nn.Module) -> list[Tensor]:
     return [tensor.detach().clone() for tensor in tensors(network(*model.inputs()))]
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute")
+@pytest.mark.filterwarnings("ignore:.*runs as it was written")
 @pytest.mark.parametrize("model", [case for case in CASES if case.values[0].name not in NOISY | SCRIPTED])
 def test_all_models_are_reproducible(model: Model) -> None:
     """The second model has the outputs of the first, at every step and call, whatever generators do meanwhile."""
@@ -537,3 +537,83 @@ def test_accelerated_models_draw_addressed_masks() -> None:
         assert ((model(x) != 0).numpy() == keep_mask(call_key(2, "0", 0), x.shape, 0.3)).all()
     dropkit.sites.accelerate(model)
     assert ((model(x) != 0).numpy() == keep_mask(call_key(2, "0", 0, 1), x.shape, 0.3)).all()
+
+
+HIDDEN = torch.compile(lambda x: x * (torch.rand_like(x) > 0.5), backend="aot_eager", fullgraph=True)
+DRAWS = {
+    "functions": lambda model, x: F.dropout(model.drop(model.linear(x)), 0.3),
+    "a mask whose draw no mode sees": lambda model, x: model.linear(x) * (torch.rand_like(x) > 0.5),
+    "a checkpoint": lambda model, x: checkpoint(
+        lambda y: F.dropout(model.linear(y), 0.5).sin(), x, use_reentrant=False
+    ),
+    "a compiled function": lambda model, x: HIDDEN(model.linear(x)),
+}
+
+
+class Drawing(nn.Module):
+    def __init__(self, forward: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.drop, self.own = nn.Linear(6, 6), nn.Dropout(0.5), forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.own(self, x)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*runs as it was written")
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("draws", DRAWS)
+def test_compiled_models_draw_the_masks_of_plain_ones(draws: str, is_first: bool) -> None:
+    """Also what is hidden in compiled code, and whether the model was compiled and run before or not."""
+
+    def gradients(model: nn.Module, called: nn.Module) -> list[Tensor]:
+        handle = address(called, SEED)
+        found = []
+        for _ in range(2):
+            for _ in range(2):
+                x = torch.ones(9, 6, requires_grad=True)
+                called(x).square().sum().backward()
+                found.append(x.grad)
+            handle.step()
+        handle.close()
+        return found
+
+    torch._dynamo.reset()
+    model = Drawing(DRAWS[draws])
+    compiled = torch.compile(model, backend="aot_eager")
+    if is_first:
+        compiled(torch.ones(9, 6))
+    found, wanted = gradients(model, compiled), gradients(model, model)
+    assert all(torch.equal(own, plain) for own, plain in zip(found, wanted, strict=True))
+    assert all(not torch.equal(a, b) for a, b in itertools.combinations(found, 2))
+    compiled(torch.ones(9, 6))
+    assert not torch.utils._python_dispatch._get_current_dispatch_mode_stack()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("draws", DRAWS)
+def test_one_graph_cannot_be_addressed(draws: str) -> None:
+    torch._dynamo.reset()
+    model = Drawing(DRAWS[draws])
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    handle = address(model)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"_EagerHook"):
+        compiled(torch.ones(9, 6))
+    handle.close()
+    assert compiled(torch.ones(9, 6)).shape == (9, 6)
+
+
+def test_a_compiled_model_warns() -> None:
+    torch._dynamo.reset()
+    model = torch.compile(nn.Sequential(nn.Dropout(0.5)), backend="eager")
+    address(model)
+    with pytest.warns(UserWarning, match=r"runs as it was written"):
+        model(torch.ones(9, 6))
+
+
+def test_exported_programs() -> None:
+    model = nn.Sequential(nn.Dropout(0.5))
+    address(model)
+    with pytest.raises(UnsupportedError, match=r"one mask for ever"):
+        torch.export.export(model, (torch.ones(4),))

@@ -1,7 +1,8 @@
 """Addressed models: masks that are a function of seed, place, step and call, and of nothing else."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,14 +16,13 @@ from dropkit.functional.address import draw_key, signed
 from dropkit.random import MASK_VERSION, fold, site
 from dropkit.sites.draws import Draw, find_draw
 from dropkit.sites.functions import Call
-from dropkit.sites.interceptor import Attachment, Handler, Place, attached_to
+from dropkit.sites.interceptor import Attachment, Frame, Handler, Place, attached_to
 from dropkit.sites.names import is_dropout_layer, module_names
 from dropkit.sites.replacement import replaced
 from dropkit.sites.samples import Numbers, current, numbered, numbered_draw, set_current
 
 __all__ = ["Addressing", "address"]
 
-_REASON = "an addressed model draws its masks outside of compiled code"
 _STEP = Integer(0, 2**64 - 1, "[0, 2**64)")
 _COUNT = Integer(0, 2**32, "[0, 2**32]")
 
@@ -37,8 +37,9 @@ def address(model: Module, seed: int = 0) -> "Addressing":
     a mask or a generator of its own keeps it. So do uniform, Bernoulli and integer draws by hand, which masks are made
     of; other random numbers are left to PyTorch. Activation checkpointing of PyTorch recomputes the same masks.
 
-    Fused ways through attention and encoders are not taken, also in evaluation. The model's `state_dict` neither gains
-    nor loses a key, and a deep copy of the model is a plain one.
+    Fused ways through attention and encoders are not taken, also in evaluation, and nothing in the model runs compiled,
+    for compiled code hides draws: a compiled model warns, and one compiled with ``fullgraph=True`` raises. The model's
+    `state_dict` neither gains nor loses a key, and a deep copy of the model is a plain one.
 
     Args:
         model: The complete model, wrapped or not: names are those of its modules. Modules that are added later have no
@@ -79,6 +80,7 @@ class Addressing(Handler):
     """
 
     is_last = True  # so that nothing that it has run draws a mask
+    is_uncompiled = True  # for in compiled code some draws are hidden
 
     def __init__(self, model: Module, seed: int) -> None:
         _check_plain(model)
@@ -89,8 +91,12 @@ class Addressing(Handler):
             if is_dropout_layer(module):
                 self._site(name)
         self._attachment = Attachment(model, self)
-        self._attachment.interceptor.keeps_runs = True
-        self._attachment.interceptor.keeps_runs = True
+        self._interceptor = self._attachment.interceptor
+        self._interceptor.keeps_runs = True
+        self._eager = ExitStack()
+        self._interceptor = self._attachment.interceptor
+        self._interceptor.keeps_runs = True
+        self._eager = ExitStack()
         self._is_open = True
 
     @property
@@ -134,7 +140,7 @@ class Addressing(Handler):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what has to be saved to go on: seed, step, the runs in it, and the version of the definition."""
-        interceptor = self._attachment.interceptor
+        interceptor = self._interceptor
         runs = dict(interceptor.outer_runs[0] if interceptor.outer_runs else interceptor.runs)
         return {"mask_version": MASK_VERSION, "seed": self._seed, "last_step": self._step, "runs": runs}
 
@@ -160,7 +166,7 @@ class Addressing(Handler):
             raise argument_error(
                 where, "state_dict['mask_version']", str(MASK_VERSION), state_dict["mask_version"], remedy
             )
-        runs, known = state_dict["runs"], set(self._attachment.interceptor.names.values())
+        runs, known = state_dict["runs"], set(self._interceptor.names.values())
         if not isinstance(runs, Mapping):
             raise argument_type_error(where, "state_dict['runs']", "a mapping", runs)
         if not set(runs) <= known:
@@ -182,38 +188,33 @@ class Addressing(Handler):
         """Run a call with the key of its place."""
         if not call.is_active:
             return call.run()
-        return self._addressed(place, call) if torch.compiler.is_compiling() else self._drawn(place, call)
-
-    def _drawn(self, place: Place, call: Call) -> Any:
-        self._check_recomputation()
+        self._check_traced()
         key, numbers = self._key(place), current()
         if numbers is not None:
             return numbered(place, call, key, numbers)
         return replaced(call, key=key, order=place.order)
 
-    _addressed = torch._dynamo.disable(_drawn, reason=_REASON)
-
     def other(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Answer a layer that draws one key for several masks, and whoever draws a mask by hand; let all else run."""
         if function is not draw_key:
-            draw = find_draw(function, args, kwargs, self._attachment.interceptor.random_place)
+            draw = find_draw(function, args, kwargs, self._interceptor.random_place)
             return function(*args, **kwargs) if draw is None else self._drawn_by_hand(draw)
         _, generator, tensor, *_ = args
         if generator is not None:
             return function(*args, **kwargs)
-        return (self._addressed_key if torch.compiler.is_compiling() else self._drawn_key)(tensor.device)
+        return self._drawn_key(tensor.device)
 
     def _drawn_by_hand(self, draw: Draw) -> Any:
         """Run a random operator, of which a mask may be made, with the key of its place."""
         if not draw.has_address or draw.kwargs.get("generator") is not None:
             return draw.run()
-        self._check_recomputation()
+        self._check_traced()
         key, numbers = self._key(draw.place), current()
         return draw.at(key) if numbers is None else numbered_draw(draw, key, numbers)
 
     def _drawn_key(self, device: torch.device) -> Tensor:
-        self._check_recomputation()
-        place = self._attachment.interceptor.place()
+        self._check_traced()
+        place = self._interceptor.place()
         if current() is not None:
             raise UnsupportedError(
                 f"samples: {place.name or 'the model'} draws one key for several masks, of which examples have no part "
@@ -222,7 +223,15 @@ class Addressing(Handler):
         key = self._key(place)
         return torch.tensor(signed(key), device=device)
 
-    _addressed_key = torch._dynamo.disable(_drawn_key, reason=_REASON)
+    def entered(self, frame: Frame) -> None:
+        """Let nothing compiled run in the outermost forward."""
+        if len(self._interceptor.frames) == 1:
+            self._eager.enter_context(_uncompiled())
+
+    def left(self, frame: Frame, output: Any) -> None:
+        """Let compiled code run again after the outermost forward."""
+        if not self._interceptor.frames:
+            self._eager.close()
 
     def snapshot(self) -> tuple[int, int, Numbers | None]:
         """Return what masks depend on, but for what the interceptor counts."""
@@ -234,7 +243,7 @@ class Addressing(Handler):
         before = self._seed, self._step
         self._seed, self._step, numbers = state
         try:
-            with set_current(numbers):
+            with set_current(numbers), _uncompiled():
                 yield
         finally:
             self._seed, self._step = before
@@ -257,9 +266,13 @@ class Addressing(Handler):
         self._sites[name] = number
         return number
 
-    def _check_recomputation(self) -> None:
-        """Raise where a forward is repeated by something that has not kept where it was."""
-        if torch._C._current_graph_task_id() != -1 and not self._attachment.interceptor.is_resumed:
+    def _check_traced(self) -> None:
+        """Raise where a mask would be kept for ever, or a forward is repeated from where nobody knows."""
+        if torch.compiler.is_compiling():
+            raise UnsupportedError(
+                "address: an exported program would have one mask for ever. Close the handle first."
+            )
+        if torch._C._current_graph_task_id() != -1 and not self._interceptor.is_resumed:
             raise UnsupportedError(
                 "address: dropout is drawn inside a backward pass that is no recomputation by torch.utils.checkpoint "
                 "of a forward of the addressed model, so its mask could not be that of the forward. Use "
@@ -270,7 +283,7 @@ class Addressing(Handler):
         self._check_open(method)
         self._check_idle(method)
         self._seed, self._step = seed, _STEP.check(f"Addressing.{method}", "step", step)
-        interceptor = self._attachment.interceptor
+        interceptor = self._interceptor
         all_runs = [runs, *({} for _ in interceptor.outer_runs)]  # after all open blocks, then in each
         interceptor.outer_runs, interceptor.runs = all_runs[:-1], all_runs[-1]
 
@@ -279,8 +292,15 @@ class Addressing(Handler):
             raise UnsupportedError(f"Addressing.{method}: it was closed. Address the model again.")
 
     def _check_idle(self, method: str) -> None:
-        if self._attachment.interceptor.frames:
+        if self._interceptor.frames:
             raise UnsupportedError(f"Addressing.{method}: the model's forward is running. Call it after the forward.")
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Let functions and modules that were compiled run as they were written, meanwhile."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and loading it takes seconds
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def _check_plain(model: Module) -> None:

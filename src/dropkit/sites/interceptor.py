@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -10,9 +11,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
+from torch._compile import _disable_dynamo
 from torch.nn import Module
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dropkit.errors import UnsupportedError
 from dropkit.sites import checkpoints
@@ -33,6 +37,7 @@ class Frame:
         order: If its input is a packed sequence, which example of the batch each sequence is.
         functions: How many dropout functions it has called.
         randoms: How many random operators it has called.
+        shield: What keeps the run from being compiled, if anything has to.
     """
 
     module: Module
@@ -41,6 +46,7 @@ class Frame:
     order: Tensor | None = None
     functions: int = 0
     randoms: int = 0
+    shield: "_Shield | None" = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,7 @@ class Handler(Protocol):
     """
 
     is_last: bool = False
+    is_uncompiled: bool = False  # whether a model runs without its compiled code
     interceptor: "Interceptor | None" = None  # which asks it, from when it is attached
 
     def dropout(self, place: Place, call: Call) -> Any:
@@ -111,6 +118,7 @@ class Snapshot:
         runs: How often modules have run, by name.
         state: The handler's own.
         entered: How many runs there had been in all.
+        is_shielded: Whether it was kept from being compiled, under which operations may save other tensors.
     """
 
     interceptor: "Interceptor"
@@ -118,6 +126,7 @@ class Snapshot:
     runs: Mapping[str, int]
     state: Any
     entered: int
+    is_shielded: bool = False
 
     def before(self, function: object) -> "Snapshot":
         """Return the snapshot of before a module's run, if that is the innermost, for it will be called again."""
@@ -199,7 +208,10 @@ class Interceptor(TorchFunctionMode):
     def leave(self, module: Module, _inputs: Any = (), output: Any = None) -> None:
         """Note that a module's forward has ended, perhaps with an exception."""
         if self.frames and self.frames[-1].module is module and not self.is_muted and self._is_owned():
-            self.handler.left(self.frames.pop(), output)
+            frame = self.frames.pop()
+            self.handler.left(frame, output)
+            if frame.shield is not None:
+                frame.shield.__exit__(None, None, None)
             if not self.frames:
                 self.__exit__(None, None, None)
                 if not self.keeps_runs:
@@ -237,8 +249,9 @@ class Interceptor(TorchFunctionMode):
 
     def snapshot(self) -> Snapshot:
         """Return where the forward is now."""
-        frames = tuple(replace(frame) for frame in self.frames)
-        return Snapshot(self, frames, dict(self.runs), self.handler.snapshot(), self.entered)
+        frames = tuple(replace(frame, shield=None) for frame in self.frames)
+        is_shielded = any(frame.shield for frame in self.frames)
+        return Snapshot(self, frames, dict(self.runs), self.handler.snapshot(), self.entered, is_shielded)
 
     @contextmanager
     def resumed(self, snapshot: Snapshot) -> Iterator[None]:
@@ -259,7 +272,7 @@ class Interceptor(TorchFunctionMode):
         if self.frames and not is_seen:
             self.__enter__()
         try:
-            with self.handler.resumed(snapshot.state):
+            with self.handler.resumed(snapshot.state), _Shield() if snapshot.is_shielded else nullcontext():
                 yield
         finally:
             if snapshot.frames and not is_seen:
@@ -312,6 +325,31 @@ class _Hook:
         return _Hook, (_nothing,)
 
 
+class _Shield(TorchDispatchMode):
+    """Keeps what runs from being compiled: torch.compile leaves alone what a dispatch mode looks at."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Let an operator run."""
+        return func(*args, **(kwargs or {}))
+
+
+class _EagerHook(_Hook):
+    """A hook of a model whose forward is not to be compiled."""
+
+    def __call__(self, module: Module, inputs: Any, *rest: Any) -> None:
+        is_compiled = torch.compiler.is_dynamo_compiling() or get_eval_frame_callback() not in (None, False)
+        self._run(is_compiled, module, inputs, *rest)
+
+    @_disable_dynamo
+    def _run(self, is_compiled: bool, module: Module, inputs: Any, *rest: Any) -> None:
+        self.act(module, inputs, *rest)
+        frames = self.act.__self__.frames  # type: ignore[attr-defined]  # it is a method of an interceptor
+        if is_compiled and frames and frames[-1].module is module and not any(frame.shield for frame in frames):
+            frames[-1].shield = _Shield()
+            frames[-1].shield.__enter__()
+            warnings.warn("dropkit.sites: a compiled model that is addressed runs as it was written.", stacklevel=2)
+
+
 def _nothing(_module: Module, *_: Any) -> None:
     pass
 
@@ -329,7 +367,8 @@ class Attachment:
     def __init__(self, model: Module, handler: Handler, is_eager: bool = False) -> None:
         self._is_eager = is_eager
         self.interceptor = Interceptor(model, handler)
-        enter, leave = _Hook(self.interceptor.enter, handler.is_last), _Hook(self.interceptor.leave)
+        kind = _EagerHook if handler.is_uncompiled else _Hook
+        enter, leave = kind(self.interceptor.enter, handler.is_last), kind(self.interceptor.leave)
         self._hooks: list[Any] = []
         for module in module_names(model).values():
             if isinstance(module, torch.jit.ScriptModule):  # it takes no hooks
