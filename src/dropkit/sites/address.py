@@ -188,7 +188,7 @@ class Addressing(Handler):
         """Run a call with the key of its place."""
         if not call.is_active:
             return call.run()
-        self._check_traced()
+        self._check_recomputation()
         key, numbers = self._key(place), current()
         if numbers is not None:
             return numbered(place, call, key, numbers)
@@ -208,12 +208,12 @@ class Addressing(Handler):
         """Run a random operator, of which a mask may be made, with the key of its place."""
         if not draw.has_address or draw.kwargs.get("generator") is not None:
             return draw.run()
-        self._check_traced()
+        self._check_recomputation()
         key, numbers = self._key(draw.place), current()
         return draw.at(key) if numbers is None else numbered_draw(draw, key, numbers)
 
     def _drawn_key(self, device: torch.device) -> Tensor:
-        self._check_traced()
+        self._check_recomputation()
         place = self._interceptor.place()
         if current() is not None:
             raise UnsupportedError(
@@ -222,6 +222,11 @@ class Addressing(Handler):
             )
         key = self._key(place)
         return torch.tensor(signed(key), device=device)
+
+    def begin(self, module: Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        """Raise in an export, before anything has changed."""
+        if torch.compiler.is_compiling():
+            raise UnsupportedError("address: an exported program would have one mask for ever. Close the handle first.")
 
     def entered(self, frame: Frame) -> None:
         """Let nothing compiled run in the outermost forward."""
@@ -266,12 +271,8 @@ class Addressing(Handler):
         self._sites[name] = number
         return number
 
-    def _check_traced(self) -> None:
-        """Raise where a mask would be kept for ever, or a forward is repeated from where nobody knows."""
-        if torch.compiler.is_compiling():
-            raise UnsupportedError(
-                "address: an exported program would have one mask for ever. Close the handle first."
-            )
+    def _check_recomputation(self) -> None:
+        """Raise where a forward is repeated by something that has not kept where it was."""
         if torch._C._current_graph_task_id() != -1 and not self._interceptor.is_resumed:
             raise UnsupportedError(
                 "address: dropout is drawn inside a backward pass that is no recomputation by torch.utils.checkpoint "
