@@ -197,3 +197,44 @@ def test_attention_that_nothing_reaches_is_said() -> None:
     plan = convert(Bare(), "transformer", SEQUENCES)
     assert plan.rates == {"out.output_dropout": 0.1}
     assert "attention weights: no module takes or gives" in str(plan)
+
+
+def test_places_that_share_a_layer() -> None:
+    """Where they need several rates, each gets a layer of its own, also what the recipe leaves as it is."""
+
+    class Shared(Attending):
+        def __init__(self, on_output: bool) -> None:
+            super().__init__()
+            self.table, self.drop, self.on_output = nn.Linear(8, 8), nn.Dropout(0.3), on_output
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.drop(self.table(x))
+            x = x + self.drop(self.out(self.softmax(self.q(x) @ self.k(x).transpose(-1, -2)) @ self.v(x)))
+            x = self.head(x.mean(1))
+            return self.drop(x) if self.on_output else x
+
+    model = Shared(on_output=False)
+    assert convert(model, "transformer", SEQUENCES).rates == {"drop": 0.1, "softmax.output_dropout": 0.1}
+    model = Shared(on_output=True)
+    plan = convert(model, "transformer", SEQUENCES)
+    assert plan.rates == {
+        "table.output_dropout": 0.3,
+        "softmax.output_dropout": 0.1,
+        "out.output_dropout": 0.1,
+    }
+    assert model.drop.p == 0.0
+    assert "as it was, in a layer of its own" in str(plan)
+
+
+def test_single_pictures() -> None:
+    """Without the batch's axis whole channels are dropped all the same."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    convert(model, "cnn", PICTURES[0], p=0.5)
+    seen = []
+    model[2].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model(PICTURES[0])
+    kept = (seen[0] != 0).flatten(1).any(1)
+    whole = model[1](model[0](PICTURES[0]))
+    assert kept.any()
+    assert not kept.all()
+    assert torch.equal(seen[0][kept], 2 * whole[kept])

@@ -10,7 +10,7 @@ from torch.nn import Module
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from torch.overrides import TorchFunctionMode
 
-from dropkit.nn import LockedDropout
+from dropkit.nn import Dropout1d, Dropout2d, Dropout3d, LockedDropout
 from dropkit.sites.flow import Knob, Port
 from dropkit.sites.functions import find_call
 
@@ -89,10 +89,17 @@ def _through(layer: Module, given: Any) -> Any:
         padded, lengths = pad_packed_sequence(PackedSequence(given.data, given.batch_sizes), batch_first)
         packed = pack_padded_sequence(layer(padded), lengths, batch_first)
         return PackedSequence(packed.data, *given[1:])
-    if isinstance(layer, LockedDropout) and isinstance(given, Tensor) and given.dim() == 2:  # a single sequence
-        batch = 0 if layer.batch_first else 1
+    if given.dim() == _single(layer):
+        batch = 0 if getattr(layer, "batch_first", True) else 1
         return layer(given.unsqueeze(batch)).squeeze(batch)
     return layer(given)
+
+
+def _single(layer: Module) -> int:
+    """Return the number of axes of one example, where a layer takes it only as a batch of one; else 0."""
+    if isinstance(layer, (LockedDropout, Dropout1d)):
+        return 2
+    return 3 if isinstance(layer, Dropout2d) else 4 if isinstance(layer, Dropout3d) else 0
 
 
 class Placement:

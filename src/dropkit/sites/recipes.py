@@ -196,7 +196,8 @@ def _cnn(flow: Flow, rates: Rates) -> Iterator[Want]:
     for number, (value, reader) in enumerate(kept):
         low, high = rates["channels"]
         p = low + (high - low) * number / max(len(kept) - 1, 1) if len(kept) > 1 else high
-        layer = {3: Dropout1d, 4: Dropout2d, 5: Dropout3d}[len(value.shape)]
+        convolution = reader if reader is not None else next(iter(sources(value)))
+        layer = _LAYERS[convolution.name[-2:]]
         yield Want("channels", p, value, reader, layer, CHANNELS, ELEMENTWISE, "channels of a map, more with depth")
     for value, reader in maps:
         if (value, reader) not in kept:
@@ -205,6 +206,7 @@ def _cnn(flow: Flow, rates: Rates) -> Iterator[Want]:
         yield _elementwise("dense", rates["dense"][1], step, "before the last dense layer")
 
 
+_LAYERS = {"1d": Dropout1d, "2d": Dropout2d, "3d": Dropout3d}
 BATCH_NORM = "BatchNorm behind it would store the variance of training"
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import Module
 
-from dropkit.nn import LockedDropout
+from dropkit.nn import Dropout, LockedDropout
 from dropkit.sites.flow import Flow, Knob, Port, Step
 from dropkit.sites.placing import BetweenLayers, Change, Placement, RateChange
 from dropkit.sites.recipes import (
@@ -66,6 +66,7 @@ class Resolution:
         for want in wants:
             if want.p and not set(want.kinds) & set(PATHS) and want.site is None and is_before_batch_norm(want.value):
                 want.p, want.why = 0.0, BATCH_NORM
+        self._wants = list(wants)
         self._ports = self._all_ports(wants)
         for want in wants:
             self._use_what_is_there(want, overrides)
@@ -73,7 +74,7 @@ class Resolution:
         for knob in {id(step.knob): step.knob for step in self._drops}.values():
             self._turn(knob, [step for step in self._drops if step.knob is knob])
         used = set(map(id, self._users.values()))
-        self._place([want for want in wants if id(want) not in used])
+        self._place([want for want in self._wants if id(want) not in used])
 
     @property
     def rates(self) -> dict[str, float]:
@@ -120,17 +121,15 @@ class Resolution:
 
     def _turn(self, knob: Knob | None, steps: list[Step]) -> None:
         """Set the rate that some sites have in common, or give each a layer of its own where they differ."""
-        wanted = {self._targets.get(step, (step.p, ""))[0] for step in steps}
-        if knob is not None and len(wanted) > 1:
-            self.changes.append(RateChange(knob, 0.0))
-            for step in steps:
-                _, why = self._targets.get(step, (0.0, "it shares its layer with places of other rates"))
-                if self._users.pop(step, None):
-                    why = "it shares its layer with places of other rates, and gets one of its own"
-                self._row(step, 0.0, why if step.p else "")
+        wanted = {self._targets[step][0] for step in steps if step in self._targets} or {step.p for step in steps}
+        kept = [step for step in steps if step.p and step not in self._targets]
+        if knob is not None and (len(wanted) > 1 or (kept and wanted == {0.0})):
+            self._share_out(knob, steps)
             return
         for step in steps:
             p, why = self._targets.get(step, (step.p, "kept: not in this recipe"))
+            if knob is not None and wanted != {p}:
+                p, why = next(iter(wanted)), "it shares its layer with places that get this rate"
             if knob is None and p != step.p:
                 p, why = (
                     step.p,
@@ -142,6 +141,20 @@ class Resolution:
                 self._row(step, p, why)
         if knob is not None and wanted != {knob.p} and wanted:
             self.changes.append(RateChange(knob, wanted.pop()))
+
+    def _share_out(self, knob: Knob, steps: list[Step]) -> None:
+        """Give places of several rates that have one layer a layer each."""
+        self.changes.append(RateChange(knob, 0.0))
+        why = "it shares its layer with places of other rates, and gets one of its own"
+        for step in steps:
+            is_used = self._users.pop(step, None) is not None
+            if step not in self._targets and step.p and step.draws == "dropout":
+                want = Want("kept", step.p, step.inputs[0], None, Dropout, (), (), "as it was, in a layer of its own")
+                self._ports |= self._all_ports([want])
+                self._wants.append(want)
+                is_used = True
+            if step.p:
+                self._row(step, 0.0, why if is_used else self._targets.get(step, (0.0, why))[1])
 
     def _row(self, step: Step, p: float, why: str) -> None:
         if why:
@@ -211,11 +224,11 @@ class Resolution:
         found = [*given, *entered] if is_shared else entered if want.reader else given
         if want.reader and not entered and set(map(id, want.value.readers)) <= others:
             found += given
-        if not entered and (want.reader or want.role == "channels"):
-            for step in upstream(want.value):
-                if step.name in CURVED or len(step.inputs[0].readers) > 1:
-                    break
-                found += [port for port in step.inputs[0].ports if not port.is_input]
+        for step in [] if entered else upstream(want.value):
+            is_other = step.name in CURVED or (want.kinds == PATHS and step.kind != "dropout")
+            if is_other or len(step.inputs[0].readers) > 1:
+                break
+            found += [port for port in step.inputs[0].ports if not port.is_input]
         for port in found:
             if _can_hold(port.module):
                 kind = "drop_path" if want.kinds == PATHS else "dropout"
