@@ -121,7 +121,7 @@ def test_on_a_gpu_nothing_is_left_either() -> None:
 def test_checkpoints_of_a_library_change_no_site(use_reentrant: bool) -> None:
     model = MODELS["gpt2_sdpa"].build()
     model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
-    assert model.is_gradient_checkpointing
+    assert model.is_activation_checkpointing
     found = find(model, *MODELS["gpt2_sdpa"].inputs())
     assert [facts(site) for site in found] == [facts(site) for site in MODELS["gpt2_sdpa"].sites]
 
