@@ -207,6 +207,18 @@ def own_generator(x):
     return x * (torch.rand(x.shape, generator=torch.Generator().manual_seed(3)) > P) / KEEP
 
 
+def compared_in_place(x):
+    return x * torch.rand_like(x).gt_(P).mul_(1 / KEEP)
+
+
+def assigned_where_not(x):
+    return in_place(x, lambda own: own.__setitem__(~(torch.rand_like(x) > P), 0.0)) / KEEP
+
+
+def uniform_distribution(x):
+    return x / KEEP * (torch.distributions.Uniform(0.0, 1.0).sample(x.shape) > P)
+
+
 def tensor_rate(x):
     rate = torch.tensor(P)
     return x * (torch.rand_like(x) > rate) / (1 - rate)
@@ -220,7 +232,8 @@ SCALED = (
     cast, number_first, bernoulli, bernoulli_of_a_number, bernoulli_in_place, bernoulli_of_a_tensor_in_place,
     uniform_in_place, uniform_between, legacy_tensor, floored, floored_in_place, truncated, inverted, negated,
     where_zeros, where_method, where_numbers, filled, filled_in_place, multiplied_and_divided_in_place, integers,
-    integers_in_place, distribution, combined, own_generator, tensor_rate, half,
+    integers_in_place, distribution, combined, own_generator, tensor_rate, half, compared_in_place, assigned_where_not,
+    uniform_distribution,
 )  # fmt: skip
 
 
@@ -401,6 +414,20 @@ def dropped_keys(x):
     return torch.softmax(x.masked_fill(torch.rand_like(x) < P, float("-inf")), -1)
 
 
+def learned_rate(x):
+    return x * (torch.rand_like(x) > nn.Parameter(torch.tensor(P)))
+
+
+def filled_noise(x):
+    noise = torch.rand_like(x)
+    drops = noise < P
+    return x * noise.masked_fill_(drops, 0).masked_fill_(~drops, 1 / KEEP)
+
+
+def flipped_images(x):
+    return torch.where(torch.rand(len(x), 1) < 0.5, x, x.flip(1))
+
+
 def padded(x):
     padding = torch.tensor([True, True, True, False, False])
     return x * ((torch.rand_like(x) > P) & padding)
@@ -413,6 +440,7 @@ def normal_sign(x):
 PERHAPS = (
     dropped_labels, null_label, null_embedding, mask_token, cut_and_mixed, pretext, read_mask, stochastic_units,
     dropped_keys, old_or_new, taken_away, padded, normal_sign,
+    learned_rate, flipped_images, filled_noise,
 )  # fmt: skip
 
 

@@ -103,6 +103,24 @@ def test_drop_path_of_timm(scale: bool) -> None:
     assert torch.equal(output, x)
 
 
+def test_a_mask_may_be_multiplied_with_a_weight_first() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(()))
+
+        def forward(self, x):
+            return x * (torch.bernoulli(torch.full_like(x, KEEP)) / KEEP * self.weight)
+
+    model, x = Scaled(), rows()
+    _, follower = follow(model, x)
+    [application] = follower.found
+    assert (application.mask.is_dropout, application.mask.p) == (True, P)
+    nn.init.constant_(model.weight, 0.3)
+    output, _ = follow(model, x, off={"~0"})
+    assert torch.equal(output, x * model.weight)
+
+
 def test_a_mask_may_be_applied_to_two_tensors() -> None:
     def both(x, y):
         mask = (torch.rand_like(x) > P) / KEEP

@@ -92,24 +92,26 @@ class Application:
     @property
     def shared(self) -> tuple[int, ...]:
         """Axes of the input along which one draw is shared."""
-        lengths, first = self.tensor.shape, self._first_axis()
-        own = {
-            first + axis
-            for axis, (length, stride) in enumerate(zip(lengths, self.tensor.stride(), strict=True))
-            if length != 1 and stride != 0
-        }
+        more = max(0, self.tensor.dim() - self.input.dim())  # axes of the result that the input has not
         # Nobody knows whether examples would share a draw where there is one; that they do is the exception.
-        return tuple(axis for axis, length in enumerate(self.input.shape) if axis not in own and (axis or length > 1))
+        lengths = enumerate(self.input.shape)
+        return tuple(axis for axis, length in lengths if axis + more not in self._own and (axis or length > 1))
 
     @property
-    def long_axes(self) -> tuple[int, ...]:
-        """Axes of the input that are not of length 1."""
-        return tuple(axis for axis, length in enumerate(self.input.shape) if length != 1)
+    def is_whole(self) -> bool:
+        """Whether it drops whole examples only: slices of axis 0."""
+        return not self._own - {0}
+
+    @property
+    def _own(self) -> set[int]:
+        """Axes of the result along which the mask has draws of their own."""
+        axes = enumerate(zip(self.tensor.shape, self.tensor.stride(), strict=True), self._first_axis())
+        return {axis for axis, (length, stride) in axes if length != 1 and stride != 0}
 
     def _first_axis(self) -> int:
-        """Return the axis of the input to which axis 0 of the mask belongs."""
+        """Return the axis of the result to which axis 0 of the mask belongs."""
         if self.operation.rule is not Rule.ASSIGN:
-            return self.input.dim() - self.tensor.dim()
+            return max(0, self.input.dim() - self.tensor.dim())
         index = self.operation.args[1]
         return next(number for number, one in enumerate(index) if one is self.tensor) if isinstance(index, tuple) else 0
 

@@ -184,6 +184,9 @@ class Masks:
         """Let the handler decide of a mask that is applied."""
         tag, of_input = tags[id(choice.tensor)], tags.get(id(choice.input))
         values, mask = tag.values, tag.mask
+        # Noise is no tensor of the model: a mask may be in the making.
+        if isinstance(of_input, Random) and not (of_input.is_mask or choice.is_mixed):
+            return operation.run()
         dropped = values.values.index(1.0 if choice.survivor == 0 else 0.0)
         p = values.chance(dropped)
         if p == 0:
@@ -197,8 +200,7 @@ class Masks:
         mask.is_switchable &= base is not None
         difference = of_input.parts if isinstance(of_input, Difference) else ()
         application = Application(mask, operation, choice.input, choice.tensor, choice.survivor, base, difference)
-        shared = application.shared
-        mask.is_whole |= not any(axis and axis not in shared for axis in application.long_axes)
+        mask.is_whole |= application.is_whole
         result = self._apply(application)
         target = operation.target if operation.target is not None else result
         if isinstance(of_input, Random):  # a mask of masks
@@ -259,7 +261,9 @@ def _base(choice: Choice, p: float | None, of_input: Any, is_counted: bool) -> t
 
 
 def _is_number(value: Any, beside: Tensor) -> bool:
-    return not isinstance(value, Tensor) or value.dim() == 0 or (value.numel() == 1 < beside.numel())
+    if not isinstance(value, Tensor):
+        return True
+    return not value.requires_grad and (value.dim() == 0 or value.numel() == 1 < beside.numel())
 
 
 def _power(operation: Operation, number: float) -> float:

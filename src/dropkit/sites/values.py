@@ -29,6 +29,8 @@ def constant(value: Any) -> float | None:
         return float(value)
     if not isinstance(value, Tensor) or not value.numel() or value.is_complex() or value.is_meta:
         return None
+    if value.requires_grad:  # what is learned, or computed from it, is no number, whatever it is now
+        return None
     try:
         value = value.detach()
         first = value[(0,) * value.dim()]
@@ -86,8 +88,7 @@ class Discrete:
 
     def image(self, function: Image, dtype: torch.dtype) -> "Discrete":
         """Return what a function of these elements may be, which are of some type."""
-        wide = torch.float64 if dtype.is_floating_point else dtype
-        return Discrete.of(function(_tensor(self.values).to(wide)).double().tolist(), self.chances)
+        return Discrete.of(function(_tensor(self.values).to(_wide(dtype))).double().tolist(), self.chances)
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,12 @@ class Uniform:
 Values = Discrete | Uniform
 
 
-def _tensor(values: Sequence[float]) -> Tensor:
+def _tensor(values: float | Sequence[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64, device="cpu")
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype.is_floating_point else dtype
 
 
 def image_of(operation: Operation, source: Tensor, values: Values, dtype: torch.dtype) -> Values | None:
@@ -177,7 +182,12 @@ def _image(
     def image(elements: Tensor) -> Tensor:
         if operation.rule in _CASTS:
             return elements.to(dtype)
-        return operation.substituted({**stand_ins, id(source): elements}).run()
+        others = {
+            id(one): _tensor(stand_ins[id(one)]).to(_wide(one.dtype))
+            for one in operation.operands
+            if id(one) in stand_ins
+        }
+        return operation.substituted({**others, id(source): elements}).run()
 
     result: Values | None = None
     try:
