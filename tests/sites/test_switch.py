@@ -294,11 +294,52 @@ def test_masks_are_left_out_and_other_noise_is_not() -> None:
     assert torch.equal(model(X), plain)
 
 
+def test_of_one_module_a_mask_is_left_out_and_attention_is_not() -> None:
+    def forward(self: Gate, x: Tensor) -> tuple[Tensor, Tensor]:
+        q, rate = x.view(1, 1, 6, 8), 0.5 if self.training else 0.0
+        kept = torch.rand_like(x) > 0.5 if self.training else torch.ones_like(x)
+        return F.scaled_dot_product_attention(q, q, q, dropout_p=rate), x * kept
+
+    model = Gate(forward)
+    with switch(model, "off", kind="mask") as handle:
+        first, second = model(X), model(X)
+    assert torch.equal(first[1], X)
+    assert not torch.equal(first[0], second[0])
+    assert not handle.unswitched
+    model.eval()
+    with (
+        switch(model, "on", kind="scaled_dot_product_attention"),
+        pytest.warns(UserWarning, match="cannot be switched"),
+    ):
+        assert torch.equal(model(X)[1], X)
+
+
+def test_a_mask_is_gated_where_it_is_drawn() -> None:
+    seen: list[bool] = []
+
+    def child(self: Gate, x: Tensor) -> Tensor:
+        seen.append(self.training)
+        return x[0] * x[1]
+
+    def forward(self: Gate, x: Tensor) -> Tensor:
+        kept = (torch.rand_like(x) > 0.5) / 0.5 if self.training else torch.ones_like(x)
+        return self.parts[0]((x, kept))
+
+    model = Gate(forward, Gate(child)).eval()
+    with switch(model, "on") as handle:
+        handle.learn(X)
+        seen.clear()
+        assert is_on(model)
+    assert seen == [False]
+
+
 def test_a_mask_that_is_always_on_is_left_out() -> None:
     model = Gate(lambda self, x: x * (torch.rand_like(x) > 0.5) / 0.5).eval()
     assert is_on(model)
+    generator = torch.get_rng_state()
     with switch(model, "off"):
         assert torch.equal(model(X), X)
+    assert torch.equal(torch.get_rng_state(), generator)
     with switch(model, "on"):
         assert is_on(model)
 
@@ -410,6 +451,29 @@ def test_checkpoints_are_recomputed_as_they_were_switched(use_reentrant: bool) -
     with switch(model, "off"):
         found = gradients(model(x).sum())
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_a_gate_sees_the_wanted_mode_in_a_recomputation(use_reentrant: bool) -> None:
+    class Checkpointed(nn.Module):
+        is_checkpointed = False
+
+        def inner(self, x: Tensor) -> Tensor:
+            q, rate = x.view(1, 1, 6, 8), 0.5 if self.training else 0.0
+            return F.scaled_dot_product_attention(q, q, q, dropout_p=rate).sin()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(self.inner, x, use_reentrant=use_reentrant) if self.is_checkpointed else self.inner(x)
+
+    model, found = Checkpointed().eval(), []
+    with switch(model, "on"):
+        for model.is_checkpointed in (False, True):
+            x = X.double().requires_grad_()
+            model(x)
+            torch.manual_seed(7)
+            model(x).sum().backward()
+            found.append(x.grad)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-14)
 
 
 def test_an_addressed_model_draws_the_same_masks_where_it_is_switched_on() -> None:

@@ -43,9 +43,10 @@ class _Planner:
         while True:
             is_new = self._add_gates(pending, other)
             trial = self._try()
-            noise = (trial.draws ^ self.base.draws) - self.chosen
-            if noise and self.gates:
-                self._bar(noise)
+            others = {name for name in self.probe.sites if self._differs(name, trial)}
+            others = (others | trial.draws ^ self.base.draws) - self.chosen
+            if others and self.gates:
+                self._bar(others)
                 pending, other = self._pending(), self.probe.evaluation
                 continue
             if not (is_new and self.on):
@@ -83,9 +84,10 @@ class _Planner:
                 is_new = True
         return is_new
 
-    def _bar(self, noise: set[str]) -> None:
-        """Let modules alone that draw other noise in the wanted mode, or whose children do."""
-        paths = {name.rpartition("~")[0] for name in noise}
+    def _bar(self, others: set[str]) -> None:
+        """Let modules alone that in the wanted mode draw anything else than before, or whose children do."""
+        sites = self.probe.sites
+        paths = {sites[name].path if name in sites else name.rpartition("~")[0] for name in others}
         barred = self.gates.keys() & paths or self.gates.keys()
         self.barred |= barred
         self.gates.clear()
@@ -114,13 +116,6 @@ class _Planner:
                     f"switch: the module {name!r} has to see another mode to be switched {self.mode!r}, and then "
                     f"returns something of another structure. {remedy}"
                 )
-        changed = [name for name in self.probe.sites if name not in self.chosen and self._differs(name, trial)]
-        if changed:
-            others, names = ", ".join(changed), ", ".join(sorted(self.chosen))
-            raise UnsupportedError(
-                f"switch: {others} cannot be left alone where {names} are switched {self.mode!r}, for one "
-                "module draws either all of them or none. Choose all of them, or none."
-            )
 
     def _differs(self, name: str, trial: Witness) -> bool:
         site = self.probe.sites[name]
