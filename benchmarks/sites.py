@@ -21,7 +21,7 @@ from dropkit import kernels
 from dropkit.sites import accelerate
 
 WORDS, BATCH, TOKENS = 1024, 8, 256
-ROUNDS = 8 if "--quick" in sys.argv else 20
+ROUNDS = 10 if "--quick" in sys.argv else 40
 BAR = 0.7
 
 

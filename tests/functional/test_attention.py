@@ -283,6 +283,30 @@ def test_gradients_are_the_same_whether_weights_are_kept_or_not(
             torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("has_mask", [False, True])
+@pytest.mark.parametrize("most", [0, 2**22])
+def test_heads_that_lie_apart_are_not_copied(
+    is_causal: bool, has_mask: bool, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_causal and has_mask:
+        return
+    monkeypatch.setattr("dropkit.functional.attention._MOST_KEPT", most)
+    monkeypatch.setattr("dropkit.functional.attention._FEWEST_ALONE", 1)
+    monkeypatch.setattr("dropkit.functional.attention._WEIGHTS_AT_ONCE", 2 * 70 * 70)  # two of three heads at a time
+    apart = [torch.randn(2, 70, 3, 8, dtype=torch.float64).transpose(1, 2).requires_grad_() for _ in range(3)]
+    side_by_side = [tensor.detach().contiguous().requires_grad_() for tensor in apart]
+    mask = torch.rand(2, 3, 70, 70) < 0.7 if has_mask else None
+    found = []
+    for tensors in (apart, side_by_side):
+        output = scaled_dot_product_attention(*tensors, mask, 0.5, is_causal, dropout_key=7)
+        found.append((output, *torch.autograd.grad(output.square().sum(), tensors)))
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
+    if kernels.info().kernel != "portable":
+        assert all(one.stride() == apart[0].stride() for one in found[0])
+
+
 def peak(call: Callable[[], Tensor], grad: Tensor) -> int:
     """Return how many bytes more than before are in use at once, forward and backward."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as found:

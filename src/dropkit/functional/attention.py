@@ -1,5 +1,6 @@
 """Attention whose dropout mask is addressed by query and key."""
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -32,6 +33,7 @@ _WEIGHTS_AT_ONCE = 2**18
 _FEWEST_QUERIES = 32
 # Up to so many weights of a call, 16 MB, are kept for the backward pass: to compute them again takes longer.
 _MOST_KEPT = 2**22
+_FEWEST_ALONE = 2**16
 
 
 @overridable
@@ -159,6 +161,19 @@ def _is_plain_in_order(tensor: Tensor) -> bool:
     return is_plain(tensor) or (not tensor.is_contiguous() and is_plain(tensor[..., :1, :1].detach().contiguous()))
 
 
+class _Heads:
+    """A tensor by heads, one after another, and rows."""
+
+    def __init__(self, tensor: Tensor, together: int) -> None:
+        self.tensor = tensor.reshape(-1, together, *tensor.shape[-2:])
+        self.together = together
+
+    def __getitem__(self, index: tuple[slice, slice]) -> Tensor:
+        heads, rows = index
+        example, first = divmod(heads.start, self.together)
+        return self.tensor[example, first : first + heads.stop - heads.start, rows]
+
+
 class _Parts:
     """The weights of one call, a part of heads and queries at a time."""
 
@@ -169,34 +184,49 @@ class _Parts:
         attn_mask: Tensor | None,
         is_causal: bool,
         factor: float,
-        at_once: tuple[int, int] | None = None,
+        at_once: tuple[int, int, int] | None = None,
     ) -> None:
         self.shape = (*query.shape[:-1], key.size(-2))
         self.queries, self.keys = self.shape[-2:]
-        self.query, self.key = query.reshape(-1, *query.shape[-2:]), key.reshape(-1, *key.shape[-2:])
         self.factor = factor
         self.attn_mask = attn_mask
         self.is_causal = is_causal
-        self.heads = len(self.query)
+        self.heads = math.prod(self.shape[:-2])
+        # Heads of several examples lie apart where they were split from one projection. To lay them side by side takes
+        # a copy, which pays where an example has too few weights to be computed alone.
+        is_apart = query.dim() == 4 and not query.is_contiguous()
+        is_alone = is_apart and math.prod(self.shape[-3:]) >= _FEWEST_ALONE
+        self.together = self.shape[-3] if is_alone else self.heads
         threads = torch.get_num_threads()  # each with a head of its own, if there are as many
         most_weights = threads * _WEIGHTS_AT_ONCE
         # The later queries are, the more keys a causal mask leaves them: a few at a time spare half of the work.
         queries = min(self.queries, max(2 * _FEWEST_QUERIES, self.queries // 4)) if is_causal else self.queries
-        self.most_heads = min(self.heads, max(threads, most_weights // (queries * self.keys)))
+        self.most_heads = min(self.together, max(threads, most_weights // (queries * self.keys)))
         self.most_queries = min(queries, max(most_weights // (self.most_heads * self.keys), _FEWEST_QUERIES))
         if at_once is not None:  # as in the forward pass, whatever the number of threads is by now
-            self.most_heads, self.most_queries = at_once
+            self.most_heads, self.most_queries, self.together = at_once
         most = self.most_heads * min(self.most_queries, self.queries) * self.keys
         # Used again for every part: new memory would cost much of what is done in it.
-        self._memory = self.query.new_empty(2, most)
+        self._memory = query.new_empty(2, most)
+        self.query, self.key = self.laid(query), self.laid(key)
+
+    def laid(self, tensor: Tensor) -> _Heads:
+        """Return a tensor by heads."""
+        return _Heads(tensor, self.together)
+
+    def empty_like(self, tensor: Tensor, width: int) -> Tensor:
+        """Return a new tensor that `laid` does not copy, which lies as another where it may."""
+        if self.together < self.heads and width == tensor.size(-1):
+            return torch.empty_like(tensor)
+        return tensor.new_empty(*tensor.shape[:-1], width)
 
     def __iter__(self) -> Iterator[tuple[slice, slice, slice]]:
         """Yield heads, queries and the keys that these queries may attend to."""
-        for head in range(0, self.heads, self.most_heads):
-            for first in range(0, self.queries, self.most_queries):
-                end = min(first + self.most_queries, self.queries)
-                keys = min(end, self.keys) if self.is_causal else self.keys
-                yield slice(head, min(head + self.most_heads, self.heads)), slice(first, end), slice(0, keys)
+        starts = (range(start, start + self.together, self.most_heads) for start in range(0, self.heads, self.together))
+        for head, first in itertools.product(itertools.chain(*starts), range(0, self.queries, self.most_queries)):
+            last = min(head + self.most_heads, (head // self.together + 1) * self.together)
+            end = min(first + self.most_queries, self.queries)
+            yield slice(head, last), slice(first, end), slice(0, min(end, self.keys) if self.is_causal else self.keys)
 
     def weights(self, heads: slice, queries: slice, keys: slice, is_kept: bool = False) -> Tensor:
         """Return the attention weights of a part, before dropout. They last until those of the next, or are kept."""
@@ -240,9 +270,9 @@ class _Attention(torch.autograd.Function):
         ctx.rest = rest
         wide_query, wide_key, wide_value = widened(query, key, value)
         parts = _Parts(wide_query, wide_key, attn_mask, is_causal, factor)
-        values = wide_value.reshape(-1, *value.shape[-2:])
-        output = values.new_empty(*query.shape[:-1], value.size(-1))
-        outputs = output.view(parts.heads, parts.queries, -1)
+        values = parts.laid(wide_value)
+        output = parts.empty_like(wide_query, value.size(-1))
+        outputs = parts.laid(output)
         kept: list[Tensor] = []
         is_kept = math.prod(parts.shape) <= _MOST_KEPT and any(ctx.needs_input_grad)
         for heads, queries, keys in parts:
@@ -256,7 +286,7 @@ class _Attention(torch.autograd.Function):
                 native.apply_bits_(weights, bits, threshold)
             torch.bmm(dropped, values[heads, keys], out=outputs[heads, queries])
         ctx.save_for_backward(query, key, value, attn_mask, *kept)
-        ctx.at_once = parts.most_heads, parts.most_queries
+        ctx.at_once = parts.most_heads, parts.most_queries, parts.together
         return output.to(query.dtype)
 
     @staticmethod
@@ -276,14 +306,15 @@ class _Attention(torch.autograd.Function):
                 wanted = [tensor for tensor, is_needed in zip((query, key, value), needed, strict=True) if is_needed]
                 found_gradients = iter(torch.autograd.grad(found, wanted, grad, create_graph=True))
                 return *(next(found_gradients) if is_needed else None for is_needed in needed), *none
-        shapes, dtype = (query.shape, key.shape, value.shape), query.dtype
+        dtype = query.dtype
         query, key, value, grad = widened(query, key, value, grad)
         parts = _Parts(query, key, attn_mask, is_causal, factor, ctx.at_once)
-        values, grads = (tensor.reshape(-1, *tensor.shape[-2:]) for tensor in (value, grad))
-        # Causal parts begin with some of the keys alone; else the first part of a head sets what the others add to.
-        start = torch.zeros_like if is_causal else torch.empty_like
-        gradients = [torch.empty_like(parts.query), start(parts.key), start(values)]
-        of_query, of_key, of_value = gradients
+        values, grads = parts.laid(value), parts.laid(grad)
+        gradients = [parts.empty_like(tensor, tensor.size(-1)) for tensor in (query, key, value)]
+        if is_causal:  # whose parts begin with some of the keys; else the first of a head sets what others add to
+            gradients[1].zero_()
+            gradients[2].zero_()
+        of_query, of_key, of_value = map(parts.laid, gradients)
         from_forward = iter(kept)
         for heads, queries, keys in parts:
             weights = next(from_forward) if kept else parts.weights(heads, queries, keys)
@@ -300,4 +331,4 @@ class _Attention(torch.autograd.Function):
             rows, columns = of_query[heads, queries], of_key[heads, keys]
             rows.baddbmm_(of_scores, parts.key[heads, keys], beta=0, alpha=factor)
             columns.baddbmm_(of_scores.transpose(1, 2), parts.query[heads, queries], beta=beta, alpha=factor)
-        return *(tensor.view(shape).to(dtype) for tensor, shape in zip(gradients, shapes, strict=True)), *none
+        return *(tensor.to(dtype) for tensor in gradients), *none
