@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_sequence
 from torch.overrides import TorchFunctionMode
-from torch.utils.checkpoint import checkpoint
 
 import dropkit
 from dropkit.errors import ArgumentError, ArgumentTypeError, UnsupportedError
@@ -539,81 +538,25 @@ def test_accelerated_models_draw_addressed_masks() -> None:
     assert ((model(x) != 0).numpy() == keep_mask(call_key(2, "0", 0, 1), x.shape, 0.3)).all()
 
 
-HIDDEN = torch.compile(lambda x: x * (torch.rand_like(x) > 0.5), backend="aot_eager", fullgraph=True)
-DRAWS = {
-    "functions": lambda model, x: F.dropout(model.drop(model.linear(x)), 0.3),
-    "a mask whose draw no mode sees": lambda model, x: model.linear(x) * (torch.rand_like(x) > 0.5),
-    "a checkpoint": lambda model, x: checkpoint(
-        lambda y: F.dropout(model.linear(y), 0.5).sin(), x, use_reentrant=False
-    ),
-    "a compiled function": lambda model, x: HIDDEN(model.linear(x)),
-}
-
-
-class Drawing(nn.Module):
-    def __init__(self, forward: Any) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.linear, self.drop, self.own = nn.Linear(6, 6), nn.Dropout(0.5), forward
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.own(self, x)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*runs as it was written")
 @pytest.mark.parametrize("is_first", [True, False])
-@pytest.mark.parametrize("draws", DRAWS)
-def test_compiled_models_draw_the_masks_of_plain_ones(draws: str, is_first: bool) -> None:
-    """Also what is hidden in compiled code, and whether the model was compiled and run before or not."""
+def test_checkpoints_of_a_model_with_every_handler(is_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Switched on in evaluation, accelerated and addressed: recomputations do what the forward did."""
 
-    def gradients(model: nn.Module, called: nn.Module) -> list[Tensor]:
-        handle = address(called, SEED)
-        found = []
-        for _ in range(2):
-            for _ in range(2):
-                x = torch.ones(9, 6, requires_grad=True)
-                called(x).square().sum().backward()
-                found.append(x.grad)
-            handle.step()
-        handle.close()
-        return found
+    def gradient(name: str) -> Tensor:
+        model = MODELS[name].build().double().eval()
+        if is_first:
+            address(model, SEED)
+        switched, accelerated = dropkit.sites.switch(model, "on"), dropkit.sites.accelerate(model)
+        if not is_first:
+            address(model, SEED)
+        [x] = (tensor.double().requires_grad_() for tensor in MODELS[name].inputs())
+        model(x).square().sum().backward()
+        switched.close()
+        del accelerated
+        return x.grad
 
-    torch._dynamo.reset()
-    model = Drawing(DRAWS[draws])
-    compiled = torch.compile(model, backend="aot_eager")
-    if is_first:
-        compiled(torch.ones(9, 6))
-    found, wanted = gradients(model, compiled), gradients(model, model)
-    assert all(torch.equal(own, plain) for own, plain in zip(found, wanted, strict=True))
-    assert all(not torch.equal(a, b) for a, b in itertools.combinations(found, 2))
-    compiled(torch.ones(9, 6))
-    assert not torch.utils._python_dispatch._get_current_dispatch_mode_stack()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("draws", DRAWS)
-def test_one_graph_cannot_be_addressed(draws: str) -> None:
-    torch._dynamo.reset()
-    model = Drawing(DRAWS[draws])
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    handle = address(model)
-    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"_EagerHook"):
-        compiled(torch.ones(9, 6))
-    handle.close()
-    assert compiled(torch.ones(9, 6)).shape == (9, 6)
-
-
-def test_a_compiled_model_warns() -> None:
-    torch._dynamo.reset()
-    model = torch.compile(nn.Sequential(nn.Dropout(0.5)), backend="eager")
-    address(model)
-    with pytest.warns(UserWarning, match=r"runs as it was written"):
-        model(torch.ones(9, 6))
-
-
-def test_exported_programs() -> None:
-    model = nn.Sequential(nn.Dropout(0.5))
-    address(model)
-    with pytest.raises(UnsupportedError, match=r"one mask for ever"):
-        torch.export.export(model, (torch.ones(4),))
+    found = [gradient("checkpointed"), gradient("checkpointed_reentrant")]
+    monkeypatch.setattr("tests.sites.networks.checkpoint", lambda function, *args, **_: function(*args))
+    wanted = gradient("checkpointed")
+    for own in found:
+        torch.testing.assert_close(own, wanted, rtol=1e-12, atol=1e-12)
