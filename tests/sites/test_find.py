@@ -25,6 +25,7 @@ import dropkit
 from dropkit.errors import ArgumentTypeError, UnsupportedError
 from dropkit.sites import Sites, accelerate, address, find, switch
 from dropkit.sites.names import unwrapped
+from tests.helpers.ids import by_name
 from tests.sites import networks
 from tests.sites.zoo import CASES, MODELS, Expected, Model, tensors
 
@@ -530,7 +531,7 @@ def test_rates_of_zero_and_networks_with_nothing_between_layers_are_no_sites() -
     assert find(model, torch.ones(2, 3, 4)) == []
 
 
-@pytest.mark.parametrize("model", [None, torch.relu, nn.Linear], ids=str)
+@pytest.mark.parametrize("model", [None, torch.relu, nn.Linear], ids=by_name)
 def test_what_is_no_module_is_refused(model: Any) -> None:
     with pytest.raises(ArgumentTypeError, match=r"find: `model` must be a torch\.nn\.Module"):
         find(model, torch.ones(2))
