@@ -121,6 +121,9 @@ def row(make: Callable[[float, str], torch.nn.Module], attention: str) -> None:
 
 def main() -> None:
     """Print the table."""
+    if transformers_library() is None:
+        print("transformers is not installed, and its models are what is measured")
+        return
     print(f"dropkit {dropkit.__version__}, torch {torch.__version__}, one thread")
     print(kernels.info())
     print("\nmilliseconds of a step: without dropout, that accelerated, with dropout, that accelerated;")

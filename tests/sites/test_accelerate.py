@@ -4,6 +4,7 @@ import copy
 import io
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -162,24 +163,26 @@ def test_layers_in_training_within_a_model_in_evaluation() -> None:
 @pytest.mark.parametrize("has_model", [True, False])
 def test_checkpoints_recompute_the_same_masks(use_reentrant: bool, has_model: bool) -> None:
     class Checkpointed(Plain):
+        is_checkpointed = True
+
         def forward(self, x: Tensor) -> Tensor:
-            return checkpoint(super().forward, x, use_reentrant=use_reentrant).square()
+            if self.is_checkpointed:
+                return checkpoint(super().forward, x, use_reentrant=use_reentrant).square()
+            return super().forward(x).square()
 
     model, x = Checkpointed().double(), torch.randn(50, 6, dtype=torch.float64, requires_grad=True)
     gradients = []
-    for network in (model, Plain.forward):
+    handle = accelerate(model) if has_model else accelerate()
+    for model.is_checkpointed in (True, False):
         torch.manual_seed(3)
-        with accelerate(model if has_model else None):
-            y = model(x) if network is model else Plain.forward(model, x).square()
-            if not has_model:
-                y.sum().backward()
-        if has_model:
-            y.sum().backward()
+        with nullcontext() if has_model else handle:
+            y = model(x)
+        y.sum().backward()  # where no mode is active
         gradients.append(x.grad)
         x.grad = None
-    if has_model:  # without it, the second ran outside of the model's hooks
-        return
+    assert all(one.calls > 1 and not one.reason for one in handle.report())
     torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+    handle.remove()
 
 
 def test_a_forward_that_raises_leaves_nothing_behind() -> None:
