@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dropkit.sites.applications import Application
+from dropkit.sites.attachment import attached
 from dropkit.sites.draws import Draw
-from dropkit.sites.interceptor import Handler, attached
+from dropkit.sites.interceptor import Handler
 from dropkit.sites.masks import Masks
 
 P = 0.25

@@ -17,8 +17,9 @@ from torch.utils.checkpoint import checkpoint
 import dropkit
 from dropkit.errors import ArgumentTypeError
 from dropkit.sites import accelerate
+from dropkit.sites.attachment import attached
 from dropkit.sites.functions import Call
-from dropkit.sites.interceptor import Handler, Place, attached
+from dropkit.sites.interceptor import Handler, Place
 from tests.sites.zoo import MODELS, Model
 
 CASES = [pytest.param(model, id=name) for name, model in MODELS.items()]

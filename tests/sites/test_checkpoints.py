@@ -19,8 +19,9 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential, create_sel
 import dropkit
 from dropkit.errors import UnsupportedError
 from dropkit.random import call_key
+from dropkit.sites.attachment import attached
 from dropkit.sites.functions import Call
-from dropkit.sites.interceptor import Handler, Place, attached
+from dropkit.sites.interceptor import Handler, Place
 
 
 class Keyed(Handler):
@@ -160,7 +161,7 @@ def test_gradients_are_those_without_checkpoints(model: type[OfModules], kind: s
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_left_alone_the_gradients_are_wrong(reentrant: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the tests above are for: without snapshots the recomputation draws other masks, or fails."""
-    monkeypatch.setattr("dropkit.sites.interceptor.checkpoints.watch", lambda _: None)
+    monkeypatch.setattr("dropkit.sites.attachment.checkpoints.watch", lambda _: None)
     try:
         found = gradients(OfModules(checkpointed(reentrant, True)))
     except (AssertionError, RuntimeError):

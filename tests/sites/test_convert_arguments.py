@@ -11,7 +11,8 @@ from torch import Tensor, nn
 import dropkit
 from dropkit.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from dropkit.sites import convert
-from dropkit.sites.interceptor import Handler, attached
+from dropkit.sites.attachment import attached
+from dropkit.sites.interceptor import Handler
 from tests.sites.converted import (
     PICTURES,
     ROWS,

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from dropkit.errors import UnsupportedError
 from dropkit.random import keep_mask
+from dropkit.sites.attachment import attached
 from dropkit.sites.draws import RANDOM, drawn
-from dropkit.sites.interceptor import attached
 from dropkit.sites.masks import Masks
 from tests.sites import disguises
 from tests.sites.disguises import KEEP, PLAIN, SCALED, Follower, Forward, P, rows

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from benchmarks import peers
 from dropkit.errors import UnsupportedError
 from dropkit.sites import find
-from dropkit.sites.interceptor import Attachment, attached
+from dropkit.sites.attachment import Attachment, attached
 from dropkit.sites.masks import Masks
 from tests.sites import disguises
 from tests.sites.disguises import KEEP, NO_DROPOUT, PERHAPS, PLAIN, SCALED, Follower, Forward, P, follow, rows

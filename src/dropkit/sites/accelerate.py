@@ -9,7 +9,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from dropkit._checks import argument_type_error
 from dropkit.sites import checkpoints
-from dropkit.sites.interceptor import _Hook, _order
+from dropkit.sites.attachment import Hook, ask_last
 from dropkit.sites.names import module_names, unwrapped
 from dropkit.sites.replacing import ReplacingMode
 
@@ -99,12 +99,12 @@ class Acceleration:
         self._mode = ReplacingMode({id(module): name for name, module in names.items()}, self._note)
         self._has_model = model is not None
         self._hooks: list[Any] = []
-        enter, leave = _Hook(self._mode.enter, is_last=True), _Hook(self._mode.leave)
+        enter, leave = Hook(self._mode.enter, is_last=True), Hook(self._mode.leave)
         for module in names.values():
             if not _draws_nothing(module):
                 self._hooks.append(module.register_forward_pre_hook(enter, prepend=True))
                 self._hooks.append(module.register_forward_hook(leave, always_call=True))
-                _order(module)
+                ask_last(module)
         if self._has_model:
             checkpoints.watch(self._mode)
 

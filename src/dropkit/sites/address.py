@@ -14,9 +14,10 @@ from dropkit._checks import KEY, Integer, argument_error, argument_type_error
 from dropkit.errors import ArgumentError, UnsupportedError
 from dropkit.functional.address import draw_key, signed
 from dropkit.random import MASK_VERSION, fold, site
+from dropkit.sites.attachment import Attachment, attached_to
 from dropkit.sites.draws import Draw, find_draw
 from dropkit.sites.functions import Call
-from dropkit.sites.interceptor import Attachment, Frame, Handler, Place, attached_to
+from dropkit.sites.interceptor import Frame, Handler, Place
 from dropkit.sites.names import is_dropout_layer, module_names
 from dropkit.sites.replacement import replaced
 from dropkit.sites.samples import Numbers, current, numbered, numbered_draw, set_current
@@ -91,9 +92,6 @@ class Addressing(Handler):
             if is_dropout_layer(module):
                 self._site(name)
         self._attachment = Attachment(model, self)
-        self._interceptor = self._attachment.interceptor
-        self._interceptor.keeps_runs = True
-        self._eager = ExitStack()
         self._interceptor = self._attachment.interceptor
         self._interceptor.keeps_runs = True
         self._eager = ExitStack()

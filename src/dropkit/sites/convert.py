@@ -7,8 +7,8 @@ from torch.nn import Module
 
 from dropkit._checks import Choice, Number, argument_error, argument_type_error
 from dropkit.errors import UnsupportedError
+from dropkit.sites.attachment import attached_to
 from dropkit.sites.flow import trace
-from dropkit.sites.interceptor import attached_to
 from dropkit.sites.names import module_names, unwrapped
 from dropkit.sites.placing import is_placed
 from dropkit.sites.recipes import RECIPES, Rates

@@ -20,8 +20,9 @@ from dropkit.errors import UnsupportedError
 from dropkit.functional.address import draw_key
 from dropkit.nn.recurrent_base import RecurrentBase
 from dropkit.sites.applications import Application, Mask
+from dropkit.sites.attachment import attached
 from dropkit.sites.functions import Call
-from dropkit.sites.interceptor import Handler, Interceptor, Place, attached
+from dropkit.sites.interceptor import Handler, Interceptor, Place
 from dropkit.sites.masks import Masks
 from dropkit.sites.names import unwrapped
 from dropkit.sites.restoring import cloned, restored, set_mode

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.nn.utils.rnn import PackedSequence
 
+from dropkit.sites.attachment import attached
 from dropkit.sites.functions import Call
-from dropkit.sites.interceptor import Handler, Interceptor, Place, attached
+from dropkit.sites.interceptor import Handler, Interceptor, Place
 from dropkit.sites.names import is_dropout_layer, module_names
 from dropkit.sites.restoring import cloned, restored
 

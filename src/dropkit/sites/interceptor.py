@@ -1,8 +1,6 @@
 """The one interceptor: it gives every call that draws dropout, while a model's forward runs, to a handler."""
 
-import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -11,19 +9,16 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch._C._dynamo.eval_frame import get_eval_frame_callback
-from torch._compile import _disable_dynamo
 from torch.nn import Module
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dropkit.errors import UnsupportedError
-from dropkit.sites import checkpoints
 from dropkit.sites.functions import Call, find_call
 from dropkit.sites.names import is_dropout_layer, module_names
 
-__all__ = ["Attachment", "Frame", "Handler", "Interceptor", "Place", "Snapshot", "attached", "attached_to"]
+__all__ = ["Frame", "Handler", "Interceptor", "Place", "Shield", "Snapshot"]
 
 
 @dataclass
@@ -46,7 +41,7 @@ class Frame:
     order: Tensor | None = None
     functions: int = 0
     randoms: int = 0
-    shield: "_Shield | None" = None
+    shield: "Shield | None" = None
 
 
 @dataclass(frozen=True)
@@ -272,7 +267,7 @@ class Interceptor(TorchFunctionMode):
         if self.frames and not is_seen:
             self.__enter__()
         try:
-            with self.handler.resumed(snapshot.state), _Shield() if snapshot.is_shielded else nullcontext():
+            with self.handler.resumed(snapshot.state), Shield() if snapshot.is_shielded else nullcontext():
                 yield
         finally:
             if snapshot.frames and not is_seen:
@@ -288,6 +283,14 @@ class Interceptor(TorchFunctionMode):
             yield
         finally:
             self.is_muted = before
+
+
+class Shield(TorchDispatchMode):
+    """Keeps what runs from being compiled: torch.compile leaves alone what a dispatch mode looks at."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Let an operator run."""
+        return func(*args, **(kwargs or {}))
 
 
 def _order_of(inputs: Any) -> Tensor | None:
@@ -306,113 +309,3 @@ def _is_lowering() -> bool:
 def _thread() -> int:
     """Return the thread's number; 0 in compiled code, which cannot read it."""
     return 0 if torch.compiler.is_compiling() else threading.get_ident()
-
-
-class _Hook:
-    """A hook that belongs to one model: a copy of the model, or one that is loaded again, does without."""
-
-    def __init__(self, act: Callable[..., None], is_last: bool = False) -> None:
-        self.act = act
-        self.is_last = is_last
-
-    def __call__(self, module: Module, inputs: Any, *rest: Any) -> None:
-        self.act(module, inputs, *rest)
-
-    def __deepcopy__(self, memo: Any) -> "_Hook":
-        return _Hook(_nothing)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Hook, (_nothing,)
-
-
-class _Shield(TorchDispatchMode):
-    """Keeps what runs from being compiled: torch.compile leaves alone what a dispatch mode looks at."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Let an operator run."""
-        return func(*args, **(kwargs or {}))
-
-
-class _EagerHook(_Hook):
-    """A hook of a model whose forward is not to be compiled."""
-
-    def __call__(self, module: Module, inputs: Any, *rest: Any) -> None:
-        is_compiled = torch.compiler.is_dynamo_compiling() or get_eval_frame_callback() not in (None, False)
-        self._run(is_compiled, module, inputs, *rest)
-
-    @_disable_dynamo
-    def _run(self, is_compiled: bool, module: Module, inputs: Any, *rest: Any) -> None:
-        self.act(module, inputs, *rest)
-        frames = self.act.__self__.frames  # type: ignore[attr-defined]  # it is a method of an interceptor
-        if is_compiled and frames and frames[-1].module is module and not any(frame.shield for frame in frames):
-            frames[-1].shield = _Shield()
-            frames[-1].shield.__enter__()
-            warnings.warn("dropkit.sites: a compiled model that is addressed runs as it was written.", stacklevel=2)
-
-
-def _nothing(_module: Module, *_: Any) -> None:
-    pass
-
-
-class Attachment:
-    """An interceptor on a model, until it is removed.
-
-    Args:
-        model: The model.
-        handler: What decides what happens at its sites.
-        is_eager: Whether nothing compiled runs meanwhile; else compiled code is compiled anew, for it does not notice
-            that hooks come and go.
-    """
-
-    def __init__(self, model: Module, handler: Handler, is_eager: bool = False) -> None:
-        self._is_eager = is_eager
-        self.interceptor = Interceptor(model, handler)
-        kind = _EagerHook if handler.is_uncompiled else _Hook
-        enter, leave = kind(self.interceptor.enter, handler.is_last), kind(self.interceptor.leave)
-        self._hooks: list[Any] = []
-        for module in module_names(model).values():
-            if isinstance(module, torch.jit.ScriptModule):  # it takes no hooks
-                continue
-            self._hooks.append(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
-            self._hooks.append(module.register_forward_hook(leave, always_call=True))
-            _order(module)
-        checkpoints.watch(self.interceptor)
-        self._recompile()
-
-    def remove(self) -> None:
-        """Take the interceptor off the model."""
-        checkpoints.unwatch(self.interceptor)
-        self.interceptor.is_attached = False
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-        self.interceptor.abandon()
-        self._recompile()
-
-    def _recompile(self) -> None:
-        if not self._is_eager and "torch._dynamo" in sys.modules:
-            torch.compiler.reset()
-
-
-def _order(module: Module) -> None:
-    """Let those enter first that are asked last: of modes the innermost is asked first."""
-    hooks: Any = module._forward_pre_hooks  # an ordered dict, whatever its type says
-    for number in [number for number, hook in hooks.items() if isinstance(hook, _Hook) and hook.is_last]:
-        hooks.move_to_end(number, last=False)
-
-
-def attached_to(model: Module) -> list[Interceptor]:
-    """Return the interceptors that are attached to any module of a model, each once."""
-    hooks = [(module, hook) for module in model.modules() for hook in module._forward_pre_hooks.values()]
-    owners = [getattr(hook.act, "__self__", None) for _, hook in hooks if isinstance(hook, _Hook)]
-    return list({id(owner): owner for owner in owners if isinstance(owner, Interceptor)}.values())
-
-
-@contextmanager
-def attached(model: Module, handler: Handler, is_eager: bool = False) -> Iterator[Interceptor]:
-    """Attach an interceptor to a model for a while."""
-    attachment = Attachment(model, handler, is_eager)
-    try:
-        yield attachment.interceptor
-    finally:
-        attachment.remove()

@@ -17,11 +17,12 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree
 
 from dropkit.errors import UnsupportedError
+from dropkit.sites.attachment import attached
 from dropkit.sites.checkpoints import watched
 from dropkit.sites.draws import Draw
 from dropkit.sites.find import _RUNNERS, Site, _code, _merged, _Recorder
 from dropkit.sites.functions import Call
-from dropkit.sites.interceptor import Frame, Place, attached
+from dropkit.sites.interceptor import Frame, Place
 from dropkit.sites.masks import Masks
 from dropkit.sites.names import module_names
 from dropkit.sites.restoring import cloned, restored, set_mode

@@ -15,8 +15,8 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 import dropkit.functional as ours
 from dropkit.functional.eager import is_plain
+from dropkit.sites.attachment import Hook
 from dropkit.sites.functions import FUNCTIONS, find_call
-from dropkit.sites.interceptor import _Hook
 from dropkit.sites.replacement import refusal, replaced
 
 __all__ = ["ReplacingMode", "Running"]
@@ -132,7 +132,7 @@ class ReplacingMode(TorchFunctionMode):
 
     def _is_watched(self, module: Module) -> bool:
         hooks = module._forward_pre_hooks.values()
-        return any(isinstance(hook, _Hook) and hook.act != self.enter for hook in hooks)
+        return any(isinstance(hook, Hook) and hook.act != self.enter for hook in hooks)
 
     def snapshot(self) -> Running:
         """Return where the forward is now."""

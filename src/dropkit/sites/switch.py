@@ -14,9 +14,10 @@ from torch.nn import Module
 from dropkit._checks import argument_type_error
 from dropkit.errors import UnsupportedError
 from dropkit.nn.layer import SWITCH
+from dropkit.sites.attachment import Attachment
 from dropkit.sites.find import Site, Sites, _caller
 from dropkit.sites.functions import Call
-from dropkit.sites.interceptor import Attachment, Place
+from dropkit.sites.interceptor import Place
 from dropkit.sites.names import unwrapped
 from dropkit.sites.planning import planned
 from dropkit.sites.probe import Probe, renamed
