@@ -560,3 +560,33 @@ def test_checkpoints_of_a_model_with_every_handler(is_first: bool, monkeypatch: 
     wanted = gradient("checkpointed")
     for own in found:
         torch.testing.assert_close(own, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_an_interrupt_is_forgotten(again: bool) -> None:
+    """PyTorch calls no hook where a forward is cut off by what is no Exception, as by a key in a notebook."""
+
+    class Interrupted(nn.Module):
+        cuts = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.cuts:
+                raise KeyboardInterrupt
+            return F.dropout(x, 0.5)
+
+    model = nn.Sequential(nn.Dropout(0.5), Interrupted())
+    handle = address(model, seed=3)
+    x = torch.ones(4, 6)
+    want = model(x)
+    handle.step()
+    model[1].cuts = True
+    with pytest.raises(KeyboardInterrupt):
+        model(x)
+    model[1].cuts = False
+    if again:
+        model(x)
+    assert bool(torch.overrides._get_current_function_mode_stack()) is not again
+    handle.load_state_dict({**handle.state_dict(), "last_step": 0, "runs": {}})
+    assert not torch.overrides._get_current_function_mode_stack()
+    assert torch.equal(model(x), want)
+    handle.close()

@@ -291,6 +291,7 @@ class Addressing(Handler):
             raise UnsupportedError(f"Addressing.{method}: it was closed. Address the model again.")
 
     def _check_idle(self, method: str) -> None:
+        self._interceptor.settle()
         if self._interceptor.frames:
             raise UnsupportedError(f"Addressing.{method}: the model's forward is running. Call it after the forward.")
 

@@ -1,10 +1,11 @@
 """The one interceptor: it gives every call that draws dropout, while a model's forward runs, to a handler."""
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from types import MappingProxyType
+from types import FrameType, MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +19,9 @@ from dropkit.errors import UnsupportedError
 from dropkit.sites.functions import Call, find_call
 from dropkit.sites.names import is_dropout_layer, module_names
 
-__all__ = ["Frame", "Handler", "Interceptor", "Place", "Shield", "Snapshot"]
+__all__ = ["Frame", "Handler", "Interceptor", "Place", "Shield", "Snapshot", "is_running"]
+
+_MODULE_FILE = Module.__call__.__code__.co_filename
 
 
 @dataclass
@@ -154,6 +157,7 @@ class Interceptor(TorchFunctionMode):
         self.entered = 0
         self.is_attached, self.is_resumed, self.is_muted = True, False, False
         self._owner: dict[str, int] = {}
+        self._caller: FrameType | None = None  # which runs as long as the outermost forward does
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -185,6 +189,9 @@ class Interceptor(TorchFunctionMode):
         name = self.names.get(id(module))
         if name is None or self.is_muted:  # no name: a copy of a module of the model, which shares its hooks
             return
+        is_compiling = torch.compiler.is_compiling()
+        if not is_compiling:
+            self.settle()
         self._own()
         try:
             self.handler.begin(module, inputs, named)
@@ -193,9 +200,10 @@ class Interceptor(TorchFunctionMode):
         if not self.frames:
             self._own()
             self.__enter__()
+            self._caller = None if is_compiling else _call()
         run = self.runs.get(name, 0)
         self.runs[name] = run + 1
-        if not torch.compiler.is_compiling():  # which would compile again for every number
+        if not is_compiling:  # which would compile again for every number
             self.entered += 1
         self.frames.append(Frame(module, name, run, _order_of(inputs)))
         self.handler.entered(self.frames[-1])
@@ -209,16 +217,26 @@ class Interceptor(TorchFunctionMode):
                 frame.shield.__exit__(None, None, None)
             if not self.frames:
                 self.__exit__(None, None, None)
+                self._caller = None
                 if not self.keeps_runs:
                     self.runs.clear()
             self._disown()
+
+    def settle(self) -> None:
+        """Forget the last forward if it was cut off by an interrupt, as in a notebook."""
+        if self.frames and self._caller is not None and not self.is_resumed and not is_running(self._caller):
+            self.abandon()
 
     def abandon(self) -> None:
         """Forget a forward that was cut off by what is no Exception, for which PyTorch calls no hook."""
         if not self.frames or not self._is_owned():
             return
+        self._caller = None
         while self.frames:
-            self.handler.left(self.frames.pop(), None)
+            frame = self.frames.pop()
+            self.handler.left(frame, None)
+            if frame.shield is not None:
+                frame.shield.__exit__(None, None, None)
         others = []
         while self in _get_current_function_mode_stack():
             others.append(_pop_mode())
@@ -283,6 +301,22 @@ class Interceptor(TorchFunctionMode):
             yield
         finally:
             self.is_muted = before
+
+
+def _call() -> FrameType | None:
+    """Return the frame of PyTorch's call of the module whose hook runs now."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename != _MODULE_FILE:
+        frame = frame.f_back
+    return frame
+
+
+def is_running(caller: FrameType | None) -> bool:
+    """Tell whether a frame is among those that run now."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame is not caller:
+        frame = frame.f_back
+    return frame is not None
 
 
 class Shield(TorchDispatchMode):

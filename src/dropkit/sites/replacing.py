@@ -5,8 +5,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,11 @@ import dropkit.functional as ours
 from dropkit.functional.eager import is_plain
 from dropkit.sites.attachment import Hook
 from dropkit.sites.functions import FUNCTIONS, find_call
+from dropkit.sites.interceptor import is_running
 from dropkit.sites.replacement import refusal, replaced
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 __all__ = ["ReplacingMode", "Running"]
 
@@ -108,7 +111,7 @@ class ReplacingMode(TorchFunctionMode):
         if torch.compiler.is_compiling():
             return
         thread, name = self.thread, self.names.get(id(module))
-        if thread.paths and thread.paths[0] == name and not _is_running(thread.caller):
+        if thread.paths and thread.paths[0] == name and not is_running(thread.caller):
             self._end()  # an interrupt has ended the last forward, and no hook was called
         if not thread.paths:
             if name is None or not (module.training or self._is_watched(module)):
@@ -164,13 +167,3 @@ class ReplacingMode(TorchFunctionMode):
             yield
         finally:
             self.thread.is_muted = before
-
-
-def _is_running(caller: FrameType | None) -> bool:
-    """Tell whether a frame is among those that run now."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame is caller:
-            return True
-        frame = frame.f_back  # type: ignore[assignment]  # None at the end
-    return False
