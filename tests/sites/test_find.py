@@ -6,7 +6,6 @@ from collections import OrderedDict, UserDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,25 +13,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils.checkpoint import checkpoint
 
 import dropkit
-from dropkit.errors import ArgumentTypeError, UnsupportedError
-from dropkit.sites import Sites, accelerate, address, find, switch
+from dropkit.sites import find
 from dropkit.sites.names import unwrapped
-from tests.helpers.ids import by_name
 from tests.sites import networks
-from tests.sites.zoo import CASES, MODELS, Expected, Model, tensors
-
-
-def facts(site: Any) -> tuple[Any, ...]:
-    rate = None if site.p is None else round(site.p, 9)
-    return site.name, site.kind, rate, site.in_train, site.in_eval, site.shared, site.calls, site.is_rewritable
+from tests.sites.zoo import CASES, MODELS, Model, facts, tensors
 
 
 @contextmanager
@@ -222,129 +211,6 @@ def test_a_call_of_evaluation_alone_is_no_call_of_training() -> None:
     assert (evaluation.kind, evaluation.p, evaluation.in_train, evaluation.in_eval) == ("dropout2d", 0.2, False, True)
 
 
-def scripted_function(x: Tensor, training: bool) -> Tensor:
-    return torch.dropout(x, 0.25, training)
-
-
-class CallsScript(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.function = networks.scripted(scripted_function)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(F.dropout(x, 0.1, self.training), self.training)
-
-
-@pytest.mark.parametrize("warm", [0, 1, 2])
-def test_torchscript_is_found_whatever_program_it_has_compiled(warm: int) -> None:
-    model = MODELS["scripted"].build()
-    for _ in range(warm):
-        model(*MODELS["scripted"].inputs())
-    assert [facts(site) for site in find(model, *MODELS["scripted"].inputs())] == [
-        facts(site) for site in MODELS["scripted"].sites
-    ]
-    assert [facts(site) for site in find(model.part, *MODELS["scripted"].inputs())] == [
-        facts(Expected("~0", "dropout", 0.3, is_rewritable=False))
-    ]
-
-
-def test_functions_of_torchscript_are_found() -> None:
-    assert [facts(site) for site in find(CallsScript(), torch.ones(5))] == [
-        facts(Expected("#0", "dropout", 0.1)),
-        facts(Expected("~0", "dropout", 0.25, is_rewritable=False)),
-    ]
-
-
-def test_exported_programs_are_found() -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.3))
-    exported = torch.export.export(model, (torch.ones(2, 4),)).module()
-    [site] = find(exported, torch.ones(2, 4))
-    assert (site.kind, site.p, site.in_train, site.in_eval) == ("dropout", 0.3, True, True)
-
-
-@pytest.mark.parametrize("compile_before", [True, False])
-def test_compiled_models_are_seen_through(compile_before: bool) -> None:
-    torch._dynamo.reset()
-    model, x = nn.Sequential(networks.mlp(), networks.Ungated()), torch.randn(6, 8)
-    model[1].layer = nn.Linear(3, 8)
-    model[0].compile(backend="eager")
-    compiled = torch.compile(model, backend="eager")
-    if compile_before:
-        compiled(x)
-    assert [(site.name, site.in_eval) for site in find(compiled, x)] == [("0.3", False), ("1#0", True)]
-    torch._dynamo.reset()
-
-
-def test_wrappers_leave_no_trace_in_names() -> None:
-    wrapped = nn.DataParallel(networks.mlp()) if not torch.cuda.is_available() else networks.mlp()
-    assert [site.name for site in find(wrapped, torch.randn(6, 8))] == ["3"]
-
-
-@pytest.fixture
-def one_process(tmp_path: Path) -> Iterator[None]:
-    """A process group of this process alone."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.usefixtures("one_process")
-def test_models_of_many_workers_have_the_names_of_one() -> None:
-    x = torch.randn(6, 8)
-    assert [site.name for site in find(nn.parallel.DistributedDataParallel(networks.mlp()), x)] == ["3"]
-    sharded, mesh = networks.mlp(), init_device_mesh("cpu", (1,))
-    for part in (sharded[0], sharded):
-        fully_shard(part, mesh=mesh)
-    assert [site.name for site in find(sharded, x)] == ["3"]
-    wrapped = nn.Sequential(checkpoint_wrapper(networks.Block()), networks.Block())
-    assert [site.name for site in find(wrapped, x)] == ["0.drop", "1.drop"]
-
-
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
-def test_nested_tensors_have_shapes_with_ragged_axes(layout: torch.layout) -> None:
-    x = torch.nested.nested_tensor([torch.randn(3, 8), torch.randn(5, 8)], layout=layout)
-    [site] = find(nn.Sequential(nn.Linear(8, 4), nn.Dropout(0.5)), x)
-    assert site.shape == (2, -1, 4)
-    assert "2x?x4" in str(Sites([site]))
-
-
-def test_an_addressed_model_goes_on_as_if_it_had_not_been_searched() -> None:
-    model, x = networks.mlp(), torch.randn(6, 8)
-    handle = address(model, seed=3)
-    model(x)
-    before = handle.state_dict()
-    assert [facts(site) for site in find(model, x)] == [facts(site) for site in MODELS["mlp"].sites]
-    assert handle.state_dict() == before
-    handle.close()
-
-
-@pytest.mark.parametrize(("mode", "in_train", "in_eval"), [("on", True, True), ("auto", True, False)])
-@pytest.mark.parametrize("name", ["mlp", "sdpa", "encoder"])
-def test_a_switched_model_has_the_sites_that_the_switch_leaves(
-    name: str, mode: str, in_train: bool, in_eval: bool
-) -> None:
-    model, inputs = MODELS[name].build(), MODELS[name].inputs()
-    names = [site.name for site in find(model, *inputs)]
-    with switch(model, mode):
-        found = find(model, *inputs)
-    assert [(site.name, site.in_train, site.in_eval) for site in found] == [(each, in_train, in_eval) for each in names]
-
-
-@pytest.mark.parametrize("name", ["mlp", "sdpa", "encoder"])
-def test_a_model_that_is_switched_off_has_no_sites(name: str) -> None:
-    model, inputs = MODELS[name].build(), MODELS[name].inputs()
-    with switch(model, "off"):
-        assert find(model, *inputs) == []
-
-
-def test_an_accelerated_model_has_the_same_sites() -> None:
-    model, inputs = MODELS["encoder"].build(), MODELS["encoder"].inputs()
-    plain = find(model, *inputs)
-    with accelerate(model):
-        assert find(model, *inputs) == plain
-
-
 def test_an_interrupted_search_leaves_nothing() -> None:
     model = nn.Sequential(Messy(1, KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -486,76 +352,3 @@ def test_rates_in_tensors_and_rates_that_are_learned() -> None:
     first, second = find(model, x)
     assert (first.p, second.p) == (0.25, None)
     assert [line.split()[2] for line in str(find(model, x)).splitlines()] == ["p", "0.25", "?"]
-
-
-def test_the_table() -> None:
-    model = nn.Sequential(networks.Ungated(), nn.Unflatten(1, (8, 1, 1)), nn.Dropout2d(0.25))
-    head, first, second = str(find(model, torch.ones(5, 8))).splitlines()
-    assert head.split() == ["site", "kind", "p", "train", "eval", "calls", "shape", "shared", "where"]
-    assert first.split()[:-1] == ["0#0", "dropout", "0.4", "on", "ON", "1", "5x8", "-"]
-    assert first.split()[-1].startswith(f"{Path(networks.__file__).name}:")
-    assert second.split()[:-1] == ["2", "dropout2d", "0.25", "on", "off", "1", "5x8x1x1", "2,3"]
-    assert str(find(nn.Linear(2, 2), torch.ones(2))) == "no site: nothing in this model draws dropout"
-
-
-def test_what_only_looks_like_dropout_and_what_cannot_be_rewritten_is_marked() -> None:
-    class Labels(nn.Module):
-        """Drops the labels of some examples, as guidance without a classifier needs it."""
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x * (torch.rand(len(x), 1) > 0.1)
-
-    model, x = nn.Sequential(Labels(), MODELS["scripted"].build()), torch.randn(6, 8)
-    perhaps, fixed, plain = find(model, x)
-    assert (perhaps.name, perhaps.kind, round(perhaps.p, 6), perhaps.is_certain) == ("0~0", "mask", 0.1, False)
-    assert [site.is_certain for site in (fixed, plain)] == [True, True]
-    assert [site.is_rewritable for site in (fixed, plain)] == [False, True]
-    _, *rows, first, second = str(find(model, x)).splitlines()
-    assert [row.split()[1] for row in rows] == ["mask?", "dropout!", "dropout"]
-    assert (first[:3], second[:3]) == ("?  ", "!  ")
-
-
-def test_one_mask_on_two_tensors_is_one_draw() -> None:
-    class Tied(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            for _ in range(2):
-                mask = (torch.rand_like(x) > 0.5) / 0.5
-                x = x * mask + x.sin() * mask
-            return x
-
-    assert [(site.name, site.calls) for site in find(Tied(), torch.ones(8, 8))] == [("~0", 1), ("~1", 1)]
-
-
-def test_rates_of_zero_and_networks_with_nothing_between_layers_are_no_sites() -> None:
-    model = nn.Sequential(nn.Dropout(0.0), dropkit.nn.Dropout(0.0), dropkit.nn.LSTM(4, 4), networks.First())
-    assert find(model, torch.ones(2, 3, 4)) == []
-
-
-@pytest.mark.parametrize("model", [None, torch.relu, nn.Linear], ids=by_name)
-def test_what_is_no_module_is_refused(model: Any) -> None:
-    with pytest.raises(ArgumentTypeError, match=r"find: `model` must be a torch\.nn\.Module"):
-        find(model, torch.ones(2))
-
-
-def test_weights_without_a_shape_are_refused() -> None:
-    model = nn.Sequential(nn.LazyLinear(3), nn.Dropout(0.5))
-    with pytest.raises(UnsupportedError, match=r"'0\.weight' has no shape before the model's first forward"):
-        find(model, torch.ones(2, 4))
-    assert isinstance(model[0], nn.LazyLinear)
-
-
-def test_wrong_calls_raise_what_the_function_raises() -> None:
-    class Wrong(nn.Module):
-        def forward(self, x: str) -> Tensor:
-            return F.dropout(x, 0.5)
-
-    with pytest.raises(TypeError, match=r"must be Tensor, not str"):
-        find(Wrong(), "x")
-
-
-def test_wrong_inputs_raise_what_the_model_raises() -> None:
-    model = networks.mlp().eval()
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        find(model, torch.ones(2, 5))
-    assert not any(module.training for module in model.modules())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

@@ -292,3 +292,8 @@ CASES = [
     for name, model in MODELS.items()
 ]
 """The models as parameters of a test."""
+
+
+def facts(site: Any) -> tuple[Any, ...]:
+    rate = None if site.p is None else round(site.p, 9)
+    return site.name, site.kind, rate, site.in_train, site.in_eval, site.shared, site.calls, site.is_rewritable
