@@ -218,6 +218,19 @@ def test_an_interrupted_forward_is_cleared_away_by_the_next() -> None:
     assert len(handle.report()) == 2
 
 
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_an_interrupted_forward_leaves_nothing_behind_the_statement(kind: type[BaseException]) -> None:
+    class Interrupted(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            raise kind
+
+    model, other = Interrupted(), Plain()
+    with pytest.raises(kind), accelerate(other) as outer, accelerate(model):
+        model(torch.randn(5, 6))
+    outer.remove()
+    assert not _get_current_function_mode_stack()
+
+
 def test_copies_are_plain() -> None:
     model = Plain()
     with accelerate(model) as handle:

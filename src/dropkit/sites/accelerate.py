@@ -117,6 +117,7 @@ class Acceleration:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        self._mode.abandon()
         checkpoints.unwatch(self._mode)
 
     def __enter__(self) -> "Acceleration":

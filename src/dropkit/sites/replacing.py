@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch.nn import Module
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
 import dropkit.functional as ours
 from dropkit.functional.eager import is_plain
@@ -132,6 +132,19 @@ class ReplacingMode(TorchFunctionMode):
         self.thread.paths.clear()
         self.thread.caller = None
         self.__exit__(None, None, None)
+
+    def abandon(self) -> None:
+        """Forget a forward that an interrupt cut off, for which PyTorch calls no hook."""
+        if not self.thread.paths or is_running(self.thread.caller):
+            return
+        self.thread.paths.clear()
+        self.thread.caller = None
+        others = []
+        while self._is_entered():
+            others.append(_pop_mode())
+        for mode in reversed(others):
+            if mode is not self:
+                _push_mode(mode)
 
     def _is_watched(self, module: Module) -> bool:
         hooks = module._forward_pre_hooks.values()

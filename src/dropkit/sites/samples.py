@@ -113,6 +113,7 @@ def samples(ids: Sequence[int] | Tensor, dim: int = 0) -> Iterator[None]:
     numbers = Numbers(_runs(_checked(ids)), _AXIS.check("samples", "dim", dim))
     counted = [(each, each.runs) for each in watched() if isinstance(each, Interceptor) and each.keeps_runs]
     for interceptor, _ in counted:
+        interceptor.settle()
         if interceptor.frames:
             raise UnsupportedError("samples: an addressed model's forward is running. Number its examples around it.")
     for interceptor, runs in counted:
