@@ -87,3 +87,23 @@ def test_wrong_inputs_raise_what_the_model_raises() -> None:
         find(model, torch.ones(2, 5))
     assert not any(module.training for module in model.modules())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_objects_that_a_forward_writes_into_are_not_touched() -> None:
+    class Cache:
+        def __init__(self) -> None:
+            self.seen: list[torch.Tensor] = []
+            self.own = self
+
+    class Caching(nn.Module):
+        def forward(self, x: torch.Tensor, cache: Cache) -> torch.Tensor:
+            assert cache.own is cache
+            cache.seen.append(x)
+            return nn.functional.dropout(x, 0.5, self.training) * len(cache.seen)
+
+    model, cache, x = Caching().eval(), Cache(), torch.ones(3)
+    assert len(find(model, x, cache)) == 1
+    assert cache.seen == []
+    with dropkit.sites.switch(model, "off"):
+        assert torch.equal(model(x, cache), x)
+    assert len(cache.seen) == 1

@@ -2,7 +2,7 @@
 
 import random
 import sys
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import fields, is_dataclass
@@ -139,10 +139,25 @@ def cloned(values: Any) -> Any:
 
     def clone(value: Any) -> Any:
         if id(value) not in copies:
-            copies[id(value)] = value, _clone(value, clone)
+            same = _emptied(value)
+            copies[id(value)] = value, _clone(value, clone) if same is None else same
+            for name, part in vars(value).items() if same is not None else ():
+                object.__setattr__(same, name, torch.utils._pytree.tree_map(clone, part))
         return copies[id(value)][1]
 
     return torch.utils._pytree.tree_map(clone, values)
+
+
+def _emptied(value: Any) -> Any:
+    """Return a shallow copy of an object that a forward may write into, such as a cache; None of all else."""
+    is_plain = type(value).__module__.partition(".")[0] in ("builtins", "torch", "numpy") or callable(value)
+    if is_plain or not hasattr(value, "__dict__") or isinstance(value, tuple | Mapping) or is_dataclass(value):
+        return None
+    try:
+        same = copy(value)
+    except Exception:  # noqa: BLE001  # whatever a class makes of it
+        return None
+    return None if same is value else same
 
 
 def _clone(value: Any, clone: Callable[[Any], Any]) -> Any:
