@@ -308,3 +308,14 @@ class First(nn.Module):
 
     def forward(self, results: tuple[Tensor, ...]) -> Tensor:
         return results[0]
+
+
+class Plain(nn.Module):
+    """Dropout in a layer and in a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop, self.second = nn.Linear(6, 8), nn.Dropout(0.25), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.second(self.drop(self.first(x))), 0.5, self.training)

@@ -20,6 +20,7 @@ from dropkit.sites import accelerate
 from dropkit.sites.attachment import attached
 from dropkit.sites.functions import Call
 from dropkit.sites.interceptor import Handler, Place
+from tests.sites.networks import Plain
 from tests.sites.zoo import MODELS, Model
 
 CASES = [pytest.param(model, id=name) for name, model in MODELS.items()]
@@ -55,15 +56,6 @@ class Stock(torch.overrides.TorchFunctionMode):
 
 def tensors(found: Any) -> list[Tensor]:
     return [leaf for leaf in torch.utils._pytree.tree_leaves(found) if isinstance(leaf, Tensor)]
-
-
-class Plain(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.drop, self.second = nn.Linear(6, 8), nn.Dropout(0.25), nn.Linear(8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(self.second(self.drop(self.first(x))), 0.5, self.training)
 
 
 @pytest.mark.parametrize("model", CASES)

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
@@ -14,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import dropkit.functional as ours
 from dropkit.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from dropkit.sites import accelerate, address, inject, record
+from tests.sites.networks import Plain
 from tests.sites.zoo import MODELS, Model
 
 CASES = [pytest.param(model, id=name) for name, model in MODELS.items() if name != "scripted"]
@@ -32,15 +32,6 @@ def step(network: nn.Module, model: Model) -> tuple[list[Tensor], list[Tensor | 
     if losses:
         torch.stack(losses).sum().backward()
     return outputs, [parameter.grad for parameter in network.parameters()]
-
-
-class Plain(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.drop, self.second = nn.Linear(6, 8), nn.Dropout(0.25), nn.Linear(8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(self.second(self.drop(self.first(x))), 0.5, self.training)
 
 
 @pytest.mark.parametrize("model", CASES)

@@ -183,4 +183,4 @@ class MaskMixin(RateMixin):
 
     def _drop(self, input: Tensor, **noise: Any) -> Any:
         """Call the layer's function with its rate, its options, and where the noise of this call comes from."""
-        raise NotImplementedError
+        raise NotImplementedError  # each class calls its own

@@ -41,9 +41,9 @@ def unwatch(interceptor: "Interceptor | ReplacingMode") -> None:
     if _watched:
         return
     if checkpoint._CheckpointFrame is _Frame:  # else somebody else has put his own in its place
-        checkpoint._CheckpointFrame = _PlainFrame  # type: ignore[misc]
+        checkpoint._CheckpointFrame = _PlainFrame  # type: ignore[misc]  # as above
     if checkpoint.CheckpointFunction.forward is _forward:
-        checkpoint.CheckpointFunction.forward = staticmethod(_plain_forward)  # type: ignore[method-assign]
+        checkpoint.CheckpointFunction.forward = staticmethod(_plain_forward)  # type: ignore[method-assign]  # as above
 
 
 _PlainFrame = checkpoint._CheckpointFrame

@@ -94,4 +94,4 @@ def attend_with_heads(
 
 _own = list(inspect.signature(attend_with_heads).parameters.values())
 _shared = inspect.signature(_STOCK).parameters.values()
-attend_with_heads.__signature__ = inspect.Signature([*_shared, *_own[2:5]])  # type: ignore[attr-defined]
+attend_with_heads.__signature__ = inspect.Signature([*_shared, *_own[2:5]])  # type: ignore[attr-defined]  # inspect reads it

@@ -174,7 +174,7 @@ class LockedMixin(torch.nn.RNNBase):
     between_dropout: LockedDropout
 
     # As PyTorch's networks, which are not compiled either, unless that is asked for.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # PyTorch gives it no hints
     def forward(self, input: Any, hx: Any = None) -> Any:
         """Run the network as PyTorch's runs; one layer after the other while something is dropped between them."""
         if not (self.training or self.between_dropout.is_on):
