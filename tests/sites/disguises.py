@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dropkit.sites.applications import Application
-from dropkit.sites.attachment import attached
-from dropkit.sites.draws import Draw
-from dropkit.sites.interceptor import Handler
-from dropkit.sites.masks import Masks
+from dropkit.sites.handwritten.applications import Application
+from dropkit.sites.handwritten.draws import Draw
+from dropkit.sites.handwritten.masks import Masks
+from dropkit.sites.interception.attachment import attached
+from dropkit.sites.interception.interceptor import Handler
 
 P = 0.25
 

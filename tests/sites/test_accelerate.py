@@ -17,9 +17,9 @@ from torch.utils.checkpoint import checkpoint
 import dropkit
 from dropkit.errors import ArgumentTypeError
 from dropkit.sites import accelerate
-from dropkit.sites.attachment import attached
-from dropkit.sites.functions import Call
-from dropkit.sites.interceptor import Handler, Place
+from dropkit.sites.calls.functions import Call
+from dropkit.sites.interception.attachment import attached
+from dropkit.sites.interception.interceptor import Handler, Place
 from tests.sites.networks import Plain
 from tests.sites.zoo import MODELS, Model
 
@@ -47,7 +47,7 @@ class Stock(torch.overrides.TorchFunctionMode):
         self.stock, self.own = 0, 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        call = dropkit.sites.functions.find_call(func, args, kwargs or {})
+        call = dropkit.sites.calls.functions.find_call(func, args, kwargs or {})
         if call is not None and call.is_active:
             self.own += call.function.key is not None
             self.stock += call.function.key is None

@@ -16,8 +16,8 @@ import dropkit
 from dropkit.errors import UnsupportedError
 from dropkit.random import call_key, field, keep_mask
 from dropkit.sites import address
-from dropkit.sites.draws import drawn
-from dropkit.sites.functions import FUNCTIONS, find_call
+from dropkit.sites.calls.functions import FUNCTIONS, find_call
+from dropkit.sites.handwritten.draws import drawn
 from tests.sites.zoo import CASES, MODELS, Model, tensors
 
 SEED = 2**63 + 5

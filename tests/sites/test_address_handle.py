@@ -215,10 +215,10 @@ def test_a_model_that_is_gone_leaves_nothing() -> None:
         model(torch.ones(8, 4))
 
     gc.collect()
-    before = len(dropkit.sites.checkpoints.watched())
+    before = len(dropkit.sites.interception.checkpoints.watched())
     use()
     gc.collect()
-    assert len(dropkit.sites.checkpoints.watched()) == before
+    assert len(dropkit.sites.interception.checkpoints.watched()) == before
 
 
 def colliding() -> tuple[str, str]:

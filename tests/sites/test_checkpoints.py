@@ -19,9 +19,9 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential, create_sel
 import dropkit
 from dropkit.errors import UnsupportedError
 from dropkit.random import call_key
-from dropkit.sites.attachment import attached
-from dropkit.sites.functions import Call
-from dropkit.sites.interceptor import Handler, Place
+from dropkit.sites.calls.functions import Call
+from dropkit.sites.interception.attachment import attached
+from dropkit.sites.interception.interceptor import Handler, Place
 
 
 class Keyed(Handler):
@@ -161,7 +161,7 @@ def test_gradients_are_those_without_checkpoints(model: type[OfModules], kind: s
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_left_alone_the_gradients_are_wrong(reentrant: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the tests above are for: without snapshots the recomputation draws other masks, or fails."""
-    monkeypatch.setattr("dropkit.sites.attachment.checkpoints.watch", lambda _: None)
+    monkeypatch.setattr("dropkit.sites.interception.attachment.checkpoints.watch", lambda _: None)
     try:
         found = gradients(OfModules(checkpointed(reentrant, True)))
     except (AssertionError, RuntimeError):
@@ -285,7 +285,7 @@ def test_an_exception_in_a_recomputation_leaves_no_trace(kind: str) -> None:
 
 
 def test_pytorch_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = importlib.import_module("dropkit.sites.checkpoints")
+    plain = importlib.import_module("dropkit.sites.interception.checkpoints")
     monkeypatch.setattr(plain, "_watched", weakref.WeakSet())  # whatever other tests have left attached
     monkeypatch.setattr(checkpoints, "_CheckpointFrame", plain._PlainFrame)
     monkeypatch.setattr(checkpoints.CheckpointFunction, "forward", staticmethod(plain._plain_forward))

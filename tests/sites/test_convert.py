@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dropkit.errors import UnsupportedError
 from dropkit.sites import convert, find
-from dropkit.sites.recipes import RECIPES
+from dropkit.sites.placing.recipes import RECIPES
 from tests.sites.converted import (
     PICTURES,
     PLANS,

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 import dropkit
 from dropkit.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from dropkit.sites import convert
-from dropkit.sites.attachment import attached
-from dropkit.sites.interceptor import Handler
+from dropkit.sites.interception.attachment import attached
+from dropkit.sites.interception.interceptor import Handler
 from tests.sites.converted import (
     PICTURES,
     ROWS,

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from dropkit.errors import UnsupportedError
 from dropkit.random import keep_mask
-from dropkit.sites.attachment import attached
-from dropkit.sites.draws import RANDOM, drawn
-from dropkit.sites.masks import Masks
+from dropkit.sites.handwritten.draws import RANDOM, drawn
+from dropkit.sites.handwritten.masks import Masks
+from dropkit.sites.interception.attachment import attached
 from tests.sites import disguises
 from tests.sites.disguises import KEEP, PLAIN, SCALED, Follower, Forward, P, rows
 

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 import dropkit
 from dropkit.sites import find
-from dropkit.sites.names import unwrapped
+from dropkit.sites.interception.names import unwrapped
 from tests.sites import networks
 from tests.sites.zoo import CASES, MODELS, Model, facts, tensors
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from benchmarks import peers
 from dropkit.errors import UnsupportedError
 from dropkit.sites import find
-from dropkit.sites.attachment import Attachment, attached
-from dropkit.sites.masks import Masks
+from dropkit.sites.handwritten.masks import Masks
+from dropkit.sites.interception.attachment import Attachment, attached
 from tests.sites import disguises
 from tests.sites.disguises import KEEP, NO_DROPOUT, PERHAPS, PLAIN, SCALED, Follower, Forward, P, follow, rows
 

@@ -12,8 +12,8 @@ from torch.nn.utils.rnn import pack_sequence
 import dropkit.functional as ours
 from dropkit import random
 from dropkit.errors import ArgumentError, UnsupportedError
-from dropkit.sites.functions import FUNCTIONS, Call, find_call
-from dropkit.sites.replacement import replaced
+from dropkit.sites.calls.functions import FUNCTIONS, Call, find_call
+from dropkit.sites.calls.replacement import replaced
 from tests.helpers.stock import with_masks
 
 P = 0.3

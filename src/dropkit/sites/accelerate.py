@@ -8,10 +8,10 @@ from torch.nn import Module, MultiheadAttention, RNNBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from dropkit._checks import argument_type_error
-from dropkit.sites import checkpoints
-from dropkit.sites.attachment import Hook, ask_last
-from dropkit.sites.names import module_names, unwrapped
-from dropkit.sites.replacing import ReplacingMode
+from dropkit.sites.interception import checkpoints
+from dropkit.sites.interception.attachment import Hook, ask_last
+from dropkit.sites.interception.names import module_names, unwrapped
+from dropkit.sites.interception.replacing import ReplacingMode
 
 __all__ = ["Acceleration", "Replaced", "Report", "accelerate"]
 

@@ -14,12 +14,12 @@ from dropkit._checks import KEY, Integer, argument_error, argument_type_error
 from dropkit.errors import ArgumentError, UnsupportedError
 from dropkit.functional.address import draw_key, signed
 from dropkit.random import MASK_VERSION, fold, site
-from dropkit.sites.attachment import Attachment, attached_to
-from dropkit.sites.draws import Draw, find_draw
-from dropkit.sites.functions import Call
-from dropkit.sites.interceptor import Frame, Handler, Place
-from dropkit.sites.names import is_dropout_layer, module_names
-from dropkit.sites.replacement import replaced
+from dropkit.sites.calls.functions import Call
+from dropkit.sites.calls.replacement import replaced
+from dropkit.sites.handwritten.draws import Draw, find_draw
+from dropkit.sites.interception.attachment import Attachment, attached_to
+from dropkit.sites.interception.interceptor import Frame, Handler, Place
+from dropkit.sites.interception.names import is_dropout_layer, module_names
 from dropkit.sites.samples import Numbers, current, numbered, numbered_draw, set_current
 
 __all__ = ["Addressing", "address"]

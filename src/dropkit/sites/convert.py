@@ -7,12 +7,12 @@ from torch.nn import Module
 
 from dropkit._checks import Choice, Number, argument_error, argument_type_error
 from dropkit.errors import UnsupportedError
-from dropkit.sites.attachment import attached_to
-from dropkit.sites.flow import trace
-from dropkit.sites.names import module_names, unwrapped
-from dropkit.sites.placing import is_placed
-from dropkit.sites.recipes import RECIPES, Rates
-from dropkit.sites.resolution import Planned, Resolution
+from dropkit.sites.interception.attachment import attached_to
+from dropkit.sites.interception.names import module_names, unwrapped
+from dropkit.sites.placing.flow import trace
+from dropkit.sites.placing.places import is_placed
+from dropkit.sites.placing.recipes import RECIPES, Rates
+from dropkit.sites.placing.resolution import Planned, Resolution
 
 __all__ = ["Plan", "Planned", "convert"]
 

@@ -19,14 +19,14 @@ from dropkit._checks import argument_type_error
 from dropkit.errors import UnsupportedError
 from dropkit.functional.address import draw_key
 from dropkit.nn.recurrent_base import RecurrentBase
-from dropkit.sites.applications import Application, Mask
-from dropkit.sites.attachment import attached
-from dropkit.sites.functions import Call
-from dropkit.sites.interceptor import Handler, Interceptor, Place
-from dropkit.sites.masks import Masks
-from dropkit.sites.names import unwrapped
-from dropkit.sites.restoring import cloned, restored, set_mode
-from dropkit.sites.underneath import Operator, Underneath, scripts_followed
+from dropkit.sites.calls.functions import Call
+from dropkit.sites.handwritten.applications import Application, Mask
+from dropkit.sites.handwritten.masks import Masks
+from dropkit.sites.interception.attachment import attached
+from dropkit.sites.interception.interceptor import Handler, Interceptor, Place
+from dropkit.sites.interception.names import unwrapped
+from dropkit.sites.interception.restoring import cloned, restored, set_mode
+from dropkit.sites.interception.underneath import Operator, Underneath, scripts_followed
 
 if TYPE_CHECKING:
     from types import FrameType

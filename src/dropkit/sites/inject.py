@@ -12,12 +12,12 @@ from torch.nn import Module
 from dropkit._checks import argument_error, argument_type_error
 from dropkit.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from dropkit.functional.address import draw_key, signed
-from dropkit.sites.attachment import Attachment
-from dropkit.sites.draws import Draw, find_draw
-from dropkit.sites.functions import Call
-from dropkit.sites.interceptor import Handler, Place
-from dropkit.sites.names import module_names, unwrapped
-from dropkit.sites.replacement import replaced, replacement
+from dropkit.sites.calls.functions import Call
+from dropkit.sites.calls.replacement import replaced, replacement
+from dropkit.sites.handwritten.draws import Draw, find_draw
+from dropkit.sites.interception.attachment import Attachment
+from dropkit.sites.interception.interceptor import Handler, Place
+from dropkit.sites.interception.names import module_names, unwrapped
 
 __all__ = ["inject", "record"]
 

@@ -15,13 +15,13 @@ from dropkit._checks import Integer, argument_error, argument_type_error
 from dropkit.errors import ArgumentError, UnsupportedError
 from dropkit.functional import nested
 from dropkit.random import field
-from dropkit.sites.checkpoints import watched
-from dropkit.sites.draws import Draw
-from dropkit.sites.functions import Call
-from dropkit.sites.heads import attend_with_heads
-from dropkit.sites.interceptor import Interceptor, Place
-from dropkit.sites.networks import NETWORKS
-from dropkit.sites.replacement import replaced, replacement
+from dropkit.sites.calls.functions import Call
+from dropkit.sites.calls.heads import attend_with_heads
+from dropkit.sites.calls.networks import NETWORKS
+from dropkit.sites.calls.replacement import replaced, replacement
+from dropkit.sites.handwritten.draws import Draw
+from dropkit.sites.interception.checkpoints import watched
+from dropkit.sites.interception.interceptor import Interceptor, Place
 
 __all__ = ["Numbers", "current", "numbered", "numbered_draw", "samples", "set_current"]
 

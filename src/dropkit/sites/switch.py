@@ -14,15 +14,15 @@ from torch.nn import Module
 from dropkit._checks import argument_type_error
 from dropkit.errors import UnsupportedError
 from dropkit.nn.layer import SWITCH
-from dropkit.sites.attachment import Attachment
+from dropkit.sites.calls.functions import Call
 from dropkit.sites.find import Site, Sites, _caller
-from dropkit.sites.functions import Call
-from dropkit.sites.interceptor import Place
-from dropkit.sites.names import unwrapped
-from dropkit.sites.planning import planned
-from dropkit.sites.probe import Probe, renamed
-from dropkit.sites.rewriting import Plan, Rewriting
-from dropkit.sites.selection import Selection
+from dropkit.sites.interception.attachment import Attachment
+from dropkit.sites.interception.interceptor import Place
+from dropkit.sites.interception.names import unwrapped
+from dropkit.sites.switching.planning import planned
+from dropkit.sites.switching.probe import Probe, renamed
+from dropkit.sites.switching.rewriting import Plan, Rewriting
+from dropkit.sites.switching.selection import Selection
 
 if TYPE_CHECKING:
     from types import FrameType

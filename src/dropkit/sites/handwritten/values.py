@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dropkit.sites.operations import Operation, Rule
+from dropkit.sites.handwritten.operations import Operation, Rule
 
 __all__ = ["Discrete", "Uniform", "Values", "constant", "image_of"]
 

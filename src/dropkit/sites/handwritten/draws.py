@@ -15,8 +15,8 @@ from dropkit.functional.noise import Noise
 from dropkit.functional.overrides import overridable
 from dropkit.kernels import fields
 from dropkit.random.layout import layout
-from dropkit.sites.interceptor import Place
-from dropkit.sites.values import Discrete, Uniform, Values, constant
+from dropkit.sites.handwritten.values import Discrete, Uniform, Values, constant
+from dropkit.sites.interception.interceptor import Place
 
 __all__ = ["RANDOM", "Draw", "drawn", "find_draw"]
 

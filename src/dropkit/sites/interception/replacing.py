@@ -14,10 +14,10 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack,
 
 import dropkit.functional as ours
 from dropkit.functional.eager import is_plain
-from dropkit.sites.attachment import Hook
-from dropkit.sites.functions import FUNCTIONS, find_call
-from dropkit.sites.interceptor import is_running
-from dropkit.sites.replacement import refusal, replaced
+from dropkit.sites.calls.functions import FUNCTIONS, find_call
+from dropkit.sites.calls.replacement import refusal, replaced
+from dropkit.sites.interception.attachment import Hook
+from dropkit.sites.interception.interceptor import is_running
 
 if TYPE_CHECKING:
     from types import FrameType

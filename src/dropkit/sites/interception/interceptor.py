@@ -16,8 +16,8 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack,
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dropkit.errors import UnsupportedError
-from dropkit.sites.functions import Call, find_call
-from dropkit.sites.names import is_dropout_layer, module_names
+from dropkit.sites.calls.functions import Call, find_call
+from dropkit.sites.interception.names import is_dropout_layer, module_names
 
 __all__ = ["Frame", "Handler", "Interceptor", "Place", "Shield", "Snapshot", "is_running"]
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from dropkit.errors import UnsupportedError
-from dropkit.sites.interceptor import Place
-from dropkit.sites.operations import Operation, Rule
+from dropkit.sites.handwritten.operations import Operation, Rule
+from dropkit.sites.interception.interceptor import Place
 
 __all__ = ["Application", "Mask", "restores_mean"]
 

@@ -10,13 +10,13 @@ from torch.nn import Module
 
 from dropkit.errors import UnsupportedError
 from dropkit.nn.layer import NoiseMixin
-from dropkit.sites.applications import Application
-from dropkit.sites.draws import Draw
+from dropkit.sites.calls.functions import Call
 from dropkit.sites.find import Site
-from dropkit.sites.functions import Call
-from dropkit.sites.interceptor import Frame, Handler, Place
-from dropkit.sites.masks import Masks
-from dropkit.sites.probe import renamed
+from dropkit.sites.handwritten.applications import Application
+from dropkit.sites.handwritten.draws import Draw
+from dropkit.sites.handwritten.masks import Masks
+from dropkit.sites.interception.interceptor import Frame, Handler, Place
+from dropkit.sites.switching.probe import renamed
 
 __all__ = ["Plan", "Rewriting"]
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.nn.utils.rnn import PackedSequence
 
-from dropkit.sites.attachment import attached
-from dropkit.sites.functions import Call
-from dropkit.sites.interceptor import Handler, Interceptor, Place
-from dropkit.sites.names import is_dropout_layer, module_names
-from dropkit.sites.restoring import cloned, restored
+from dropkit.sites.calls.functions import Call
+from dropkit.sites.interception.attachment import attached
+from dropkit.sites.interception.interceptor import Handler, Interceptor, Place
+from dropkit.sites.interception.names import is_dropout_layer, module_names
+from dropkit.sites.interception.restoring import cloned, restored
 
 __all__ = ["Flow", "Knob", "Port", "Step", "Value", "trace"]
 

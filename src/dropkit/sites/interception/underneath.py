@@ -11,7 +11,7 @@ from torch.nn import Module
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dropkit.sites.interceptor import Interceptor
+from dropkit.sites.interception.interceptor import Interceptor
 
 __all__ = ["Operator", "Underneath", "scripts_followed"]
 

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from dropkit.sites.applications import Application, Mask, restores_mean
-from dropkit.sites.choices import Choice, find_choice
-from dropkit.sites.draws import Draw, find_draw
-from dropkit.sites.interceptor import Handler, Place
-from dropkit.sites.operations import Operation, Rule, find_rule
-from dropkit.sites.tags import Applied, Count, Difference, Random, Scaled, Tag, follow, joined, note_read
-from dropkit.sites.values import constant
+from dropkit.sites.handwritten.applications import Application, Mask, restores_mean
+from dropkit.sites.handwritten.choices import Choice, find_choice
+from dropkit.sites.handwritten.draws import Draw, find_draw
+from dropkit.sites.handwritten.operations import Operation, Rule, find_rule
+from dropkit.sites.handwritten.tags import Applied, Count, Difference, Random, Scaled, Tag, follow, joined, note_read
+from dropkit.sites.handwritten.values import constant
+from dropkit.sites.interception.interceptor import Handler, Place
 
 __all__ = ["Masks"]
 

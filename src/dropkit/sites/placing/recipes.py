@@ -10,7 +10,7 @@ from dropkit.errors import UnsupportedError
 from dropkit.functional import linear_rates
 from dropkit.nn import Dropout, Dropout1d, Dropout2d, Dropout3d, DropPath, LockedDropout
 from dropkit.nn.recurrent_base import RecurrentBase
-from dropkit.sites.flow import Flow, Step, Value
+from dropkit.sites.placing.flow import Flow, Step, Value
 
 __all__ = [
     "BATCH_NORM", "CURVED", "PATHS", "RECIPES", "Rates", "Recipe", "Want", "downstream", "is_before_batch_norm",

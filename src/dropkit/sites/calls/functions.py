@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import dropkit.functional as ours
-from dropkit.sites.heads import attend_with_heads
-from dropkit.sites.networks import NETWORKS
+from dropkit.sites.calls.heads import attend_with_heads
+from dropkit.sites.calls.networks import NETWORKS
 
 __all__ = ["FUNCTIONS", "Call", "Function", "find_call"]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from dropkit.sites.attachment import attached_to
+from dropkit.sites.interception.attachment import attached_to
 
 __all__ = ["cloned", "restored", "set_mode"]
 

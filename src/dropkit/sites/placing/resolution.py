@@ -7,9 +7,9 @@ import torch
 from torch.nn import Module
 
 from dropkit.nn import Dropout, LockedDropout
-from dropkit.sites.flow import Flow, Knob, Port, Step
-from dropkit.sites.placing import BetweenLayers, Change, Placement, RateChange
-from dropkit.sites.recipes import (
+from dropkit.sites.placing.flow import Flow, Knob, Port, Step
+from dropkit.sites.placing.places import BetweenLayers, Change, Placement, RateChange
+from dropkit.sites.placing.recipes import (
     BATCH_NORM,
     CURVED,
     PATHS,

@@ -11,9 +11,9 @@ from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from torch._compile import _disable_dynamo
 from torch.nn import Module
 
-from dropkit.sites import checkpoints
-from dropkit.sites.interceptor import Handler, Interceptor, Shield
-from dropkit.sites.names import module_names
+from dropkit.sites.interception import checkpoints
+from dropkit.sites.interception.interceptor import Handler, Interceptor, Shield
+from dropkit.sites.interception.names import module_names
 
 __all__ = ["Attachment", "Hook", "ask_last", "attached", "attached_to"]
 

@@ -17,19 +17,19 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree
 
 from dropkit.errors import UnsupportedError
-from dropkit.sites.attachment import attached
-from dropkit.sites.checkpoints import watched
-from dropkit.sites.draws import Draw
+from dropkit.sites.calls.functions import Call
 from dropkit.sites.find import _RUNNERS, Site, _code, _merged, _Recorder
-from dropkit.sites.functions import Call
-from dropkit.sites.interceptor import Frame, Place
-from dropkit.sites.masks import Masks
-from dropkit.sites.names import module_names
-from dropkit.sites.restoring import cloned, restored, set_mode
-from dropkit.sites.underneath import Underneath, scripts_followed
+from dropkit.sites.handwritten.draws import Draw
+from dropkit.sites.handwritten.masks import Masks
+from dropkit.sites.interception.attachment import attached
+from dropkit.sites.interception.checkpoints import watched
+from dropkit.sites.interception.interceptor import Frame, Place
+from dropkit.sites.interception.names import module_names
+from dropkit.sites.interception.restoring import cloned, restored, set_mode
+from dropkit.sites.interception.underneath import Underneath, scripts_followed
 
 if TYPE_CHECKING:
-    from dropkit.sites.rewriting import Rewriting
+    from dropkit.sites.switching.rewriting import Rewriting
 
 __all__ = ["Probe", "Witness", "renamed"]
 

@@ -11,8 +11,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from torch.overrides import TorchFunctionMode
 
 from dropkit.nn import Dropout1d, Dropout2d, Dropout3d, LockedDropout
-from dropkit.sites.flow import Knob, Port
-from dropkit.sites.functions import find_call
+from dropkit.sites.calls.functions import find_call
+from dropkit.sites.placing.flow import Knob, Port
 
 __all__ = ["BetweenLayers", "Change", "PlacedLayer", "Placement", "RateChange", "is_placed"]
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dropkit.sites.operations import Operation, Rule
-from dropkit.sites.tags import Random
-from dropkit.sites.values import constant
+from dropkit.sites.handwritten.operations import Operation, Rule
+from dropkit.sites.handwritten.tags import Random
+from dropkit.sites.handwritten.values import constant
 
 __all__ = ["Choice", "find_choice"]
 

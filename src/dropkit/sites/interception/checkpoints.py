@@ -13,8 +13,8 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils import checkpoint
 
 if TYPE_CHECKING:
-    from dropkit.sites.interceptor import Interceptor, Snapshot
-    from dropkit.sites.replacing import ReplacingMode, Running
+    from dropkit.sites.interception.interceptor import Interceptor, Snapshot
+    from dropkit.sites.interception.replacing import ReplacingMode, Running
 
 __all__ = ["unwatch", "watch", "watched"]
 

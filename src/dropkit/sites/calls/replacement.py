@@ -9,9 +9,9 @@ from torch import Tensor
 
 import dropkit.functional as ours
 from dropkit.errors import UnsupportedError
-from dropkit.sites.functions import FUNCTIONS, Call
-from dropkit.sites.heads import attend_with_heads
-from dropkit.sites.networks import NETWORKS
+from dropkit.sites.calls.functions import FUNCTIONS, Call
+from dropkit.sites.calls.heads import attend_with_heads
+from dropkit.sites.calls.networks import NETWORKS
 
 __all__ = ["refusal", "replaced", "replacement"]
 

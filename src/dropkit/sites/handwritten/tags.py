@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from dropkit.sites.applications import Application, Mask
-from dropkit.sites.operations import Operation, Rule
-from dropkit.sites.values import Discrete, Values, image_of
+from dropkit.sites.handwritten.applications import Application, Mask
+from dropkit.sites.handwritten.operations import Operation, Rule
+from dropkit.sites.handwritten.values import Discrete, Values, image_of
 
 __all__ = ["Applied", "Count", "Difference", "Random", "Scaled", "Tag", "follow", "joined", "note_read"]
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 from dropkit.errors import UnsupportedError
 from dropkit.nn.layer import NoiseMixin
-from dropkit.sites.names import module_names
-from dropkit.sites.probe import Probe, Witness
-from dropkit.sites.rewriting import Plan, Rewriting
+from dropkit.sites.interception.names import module_names
+from dropkit.sites.switching.probe import Probe, Witness
+from dropkit.sites.switching.rewriting import Plan, Rewriting
 
 __all__ = ["planned"]
 

@@ -1,0 +1,1 @@
+"""Hand-written masks: random numbers, followed until something is dropped by them."""

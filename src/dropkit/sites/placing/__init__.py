@@ -1,0 +1,1 @@
+"""Placing: where recipes put dropout in a model, and how it gets there."""
