@@ -183,6 +183,28 @@ def test_close() -> None:
     address(model)
 
 
+def test_an_optimizer_is_followed_once_however_often_it_is_asked_for() -> None:
+    model = network()
+    handle, optimizer, other = address(model), adam(model), adam(model)
+    hook = handle.follow(optimizer)
+    assert handle.follow(optimizer) is hook
+    with pytest.raises(ArgumentError, match=r"`optimizer` must be the optimizer that is followed, got 'Adam'.*remove"):
+        handle.follow(other)
+    optimizer.step()
+    other.step()
+    assert handle.last_step == 1
+    hook.remove()
+    handle.follow(other)
+    optimizer.step()
+    other.step()
+    assert handle.last_step == 2
+    del other, hook
+    gc.collect()
+    handle.follow(optimizer)
+    optimizer.step()
+    assert handle.last_step == 3
+
+
 def test_addressing_twice() -> None:
     model = nn.Sequential(network(), nn.Dropout(0.5))
     handle = address(model[0])

@@ -1,6 +1,7 @@
 """Addressed models: masks that are a function of seed, place, step and call, and of nothing else."""
 
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -96,6 +97,7 @@ class Addressing(Handler):
         self._interceptor.keeps_runs = True
         self._eager = ExitStack()
         self._is_open = True
+        self._followed: tuple[weakref.ref[torch.optim.Optimizer], RemovableHandle] | None = None
 
     @property
     def seed(self) -> int:
@@ -125,16 +127,25 @@ class Addressing(Handler):
             optimizer: The optimizer; of several for one model, the one that is stepped once for each update.
 
         Returns:
-            A handle whose `remove` ends it.
+            A handle whose `remove` ends it; the same one as before, if that optimizer is followed already.
 
         Raises:
+            ArgumentError: If another optimizer is followed.
             ArgumentTypeError: If it is no optimizer.
             UnsupportedError: After `close`.
         """
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise argument_type_error("Addressing.follow", "optimizer", "a torch.optim.Optimizer", optimizer)
         self._check_open("follow")
-        return optimizer.register_step_post_hook(lambda *_: self.step() if self._is_open else None)
+        known, hook = self._followed or (lambda: None, None)
+        if hook is not None and hook.id in (hook.hooks_dict_ref() or {}):  # neither removed nor gone with its optimizer
+            if known() is optimizer:
+                return hook
+            rule, remedy = "the optimizer that is followed", "Each update counts once: remove() the other's handle."
+            raise argument_error("Addressing.follow", "optimizer", rule, type(optimizer).__name__, remedy)
+        hook = optimizer.register_step_post_hook(lambda *_: self.step() if self._is_open else None)
+        self._followed = weakref.ref(optimizer), hook
+        return hook
 
     def state_dict(self) -> dict[str, Any]:
         """Return what has to be saved to go on: seed, step, the runs in it, and the version of the definition."""
