@@ -7,6 +7,7 @@ from dropkit.sites.find import Site, Sites, find
 from dropkit.sites.inject import inject, record
 from dropkit.sites.samples import samples
 from dropkit.sites.switch import Switch, switch
+from dropkit.sites.workers import Workers
 
 __all__ = [
     "Acceleration",
@@ -16,6 +17,7 @@ __all__ = [
     "Site",
     "Sites",
     "Switch",
+    "Workers",
     "accelerate",
     "address",
     "convert",

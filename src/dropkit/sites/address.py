@@ -21,7 +21,9 @@ from dropkit.sites.handwritten.draws import Draw, find_draw
 from dropkit.sites.interception.attachment import Attachment, attached_to
 from dropkit.sites.interception.interceptor import Frame, Handler, Place
 from dropkit.sites.interception.names import is_dropout_layer, module_names
+from dropkit.sites.parts import Parts
 from dropkit.sites.samples import Numbers, current, numbered, numbered_draw, set_current
+from dropkit.sites.workers import Workers
 
 __all__ = ["Addressing", "address"]
 
@@ -29,7 +31,7 @@ _STEP = Integer(0, 2**64 - 1, "[0, 2**64)")
 _COUNT = Integer(0, 2**32, "[0, 2**32]")
 
 
-def address(model: Module, seed: int = 0) -> "Addressing":
+def address(model: Module, seed: int = 0, workers: Workers | None = None) -> "Addressing":
     """Give a model masks that can be drawn again: each a function of the seed, its place, the step and the call.
 
     From then on every dropout of the model, whatever draws it, has the key ``dropkit.random.call_key(seed, name, step,
@@ -47,14 +49,16 @@ def address(model: Module, seed: int = 0) -> "Addressing":
         model: The complete model, wrapped or not: names are those of its modules. Modules that are added later have no
             names of their own.
         seed: The seed, in ``[0, 2**64)``. Default: 0.
+        workers: Of a model that many processes train, what each of them has: their masks are those of one process
+            then. Default: this process has everything.
 
     Returns:
         The handle, which has the step: call its `step` after each update, or let it `follow` an optimizer.
 
     Raises:
-        ArgumentError: If the seed is out of range, two names have one number, or the model, a part of it or a whole
-            that it is part of is addressed already.
-        ArgumentTypeError: If `model` is no module or the seed no integer.
+        ArgumentError: If the seed is out of range, two names have one number, no module has a name that `workers` ask
+            for, or the model, a part of it or a whole that it is part of is addressed already.
+        ArgumentTypeError: If `model` is no module, the seed no integer, or `workers` of another type.
         UnsupportedError: If a compiled TorchScript module of it draws dropout.
 
     Examples:
@@ -71,7 +75,9 @@ def address(model: Module, seed: int = 0) -> "Addressing":
     """
     if not isinstance(model, Module):
         raise argument_type_error("address", "model", "a torch.nn.Module", model)
-    return Addressing(model, KEY.check("address", "seed", seed))
+    if workers is not None and not isinstance(workers, Workers):
+        raise argument_type_error("address", "workers", "dropkit.sites.Workers or None", workers)
+    return Addressing(model, KEY.check("address", "seed", seed), workers)
 
 
 class Addressing(Handler):
@@ -84,8 +90,11 @@ class Addressing(Handler):
     is_last = True  # so that nothing that it has run draws a mask
     is_uncompiled = True  # for in compiled code some draws are hidden
 
-    def __init__(self, model: Module, seed: int) -> None:
+    def __init__(self, model: Module, seed: int, workers: Workers | None = None) -> None:
         _check_plain(model)
+        if workers is not None:
+            workers.check_patterns(module_names(model))
+        self._parts = None if workers is None else Parts(workers)
         self._seed, self._step = seed, 0
         self._sites: dict[str, int] = {}
         self._names: dict[int, str] = {}
@@ -199,6 +208,8 @@ class Addressing(Handler):
             return call.run()
         self._check_recomputation()
         key, numbers = self._key(place), current()
+        if self._parts is not None:
+            return self._parts.dropout(place, call, key)
         if numbers is not None:
             return numbered(place, call, key, numbers)
         return replaced(call, key=key, order=place.order)
@@ -219,12 +230,14 @@ class Addressing(Handler):
             return draw.run()
         self._check_recomputation()
         key, numbers = self._key(draw.place), current()
+        if self._parts is not None:
+            return self._parts.draw(draw, key)
         return draw.at(key) if numbers is None else numbered_draw(draw, key, numbers)
 
     def _drawn_key(self, device: torch.device) -> Tensor:
         self._check_recomputation()
         place = self._interceptor.place()
-        if current() is not None:
+        if (current() if self._parts is None else self._parts.several(place)) is not None:
             raise UnsupportedError(
                 f"samples: {place.name or 'the model'} draws one key for several masks, of which examples have no part "
                 "of their own. Leave `samples` out, or give it a key."
@@ -236,6 +249,8 @@ class Addressing(Handler):
         """Raise in an export, before anything has changed."""
         if torch.compiler.is_compiling():
             raise UnsupportedError("address: an exported program would have one mask for ever. Close the handle first.")
+        if self._parts is not None and not self._interceptor.frames:
+            self._parts.begin(inputs, named)
 
     def entered(self, frame: Frame) -> None:
         """Let nothing compiled run in the outermost forward."""
@@ -249,7 +264,7 @@ class Addressing(Handler):
 
     def snapshot(self) -> tuple[int, int, Numbers | None]:
         """Return what masks depend on, but for what the interceptor counts."""
-        return self._seed, self._step, current()
+        return self._seed, self._step, current() if self._parts is None else self._parts.numbers
 
     @contextmanager
     def resumed(self, state: Any) -> Iterator[None]:

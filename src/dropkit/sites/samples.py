@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -14,7 +14,7 @@ import dropkit.functional as ours
 from dropkit._checks import Integer, argument_error, argument_type_error
 from dropkit.errors import ArgumentError, UnsupportedError
 from dropkit.functional import nested
-from dropkit.random import field
+from dropkit.random import field as field_key
 from dropkit.sites.calls.functions import Call
 from dropkit.sites.calls.heads import attend_with_heads
 from dropkit.sites.calls.networks import NETWORKS
@@ -44,16 +44,26 @@ class Numbers:
     Args:
         runs: First number and length of each run of consecutive numbers, in the order of the batch.
         axis: The axis of tensors along which the examples lie.
+        shards: Where tensors are parts of whole ones along other axes: first index, and length of the whole.
     """
 
     runs: tuple[tuple[int, int], ...]
     axis: int
+    shards: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return sum(length for _, length in self.runs)
 
     def __iter__(self) -> Iterator[int]:
         return (first + i for first, length in self.runs for i in range(length))
+
+    def moved(self, order: Sequence[int]) -> dict[int, tuple[int, int]]:
+        """Return the shards of tensors whose axes have been put into another order."""
+        return {order.index(axis): shard for axis, shard in self.shards.items()}
+
+    def part(self, first: int, length: int) -> "Numbers":
+        """Return the numbers of some of the examples, which follow one another in the batch."""
+        return replace(self, runs=_runs(list(self)[first : first + length]))
 
 
 _current: ContextVar[Numbers | None] = ContextVar("samples", default=None)
@@ -169,6 +179,11 @@ def numbered(place: Place, call: Call, key: int, numbers: Numbers) -> Any:
             f"samples: {place.name or 'the model'} draws the noise of {row.kind}, of which examples have no part of "
             "their own. Leave `samples` out, or give the call a key."
         )
+    if numbers.shards and find not in (_of_elements, _of_attention):
+        raise UnsupportedError(
+            f"address: {place.name or 'the model'} draws the noise of {row.kind}: workers have no parts of it but of "
+            "examples."
+        )
     mask = find(place, call, own, key, numbers)
     return replaced(call, key=key) if mask is None else replaced(call, mask=mask, order=place.order)
 
@@ -179,19 +194,24 @@ def numbered_draw(draw: Draw, key: int, numbers: Numbers) -> Any:
     if not shape or not -len(shape) <= numbers.axis < len(shape):
         raise _ambiguous(draw.place, f"random numbers of shape {tuple(shape)} have no axis {numbers.axis}")
     axis = numbers.axis % len(shape)
-    if shape[axis] == 1 != len(numbers):
-        return draw.at(key)  # one draw for all of them, however many
+    if shape[axis] == 1 != len(numbers):  # one draw for all of them, however many
+        return draw.at(key, **_part(0, 1, shape[1:], numbers.shards)) if not axis else draw.at(key)
     _check_count(draw.place, shape[axis], f"axis {axis} of random numbers of shape {tuple(shape)}", numbers)
-    rest = (*shape[:axis], *shape[axis + 1 :])
+    order = [axis, *(other for other in range(len(shape)) if other != axis)]
+    rest, shards = [shape[other] for other in order[1:]], numbers.moved(order)
     if not axis and len(numbers.runs) == 1:
-        return draw.at(key, **_part(*numbers.runs[0], rest))
-    parts = [draw.resized((run[1], *rest)).at(key, **_part(*run, rest)) for run in numbers.runs]
+        return draw.at(key, **_part(*numbers.runs[0], rest, shards))
+    parts = [draw.resized((run[1], *rest)).at(key, **_part(*run, rest, shards)) for run in numbers.runs]
     return draw.put(torch.cat(parts).movedim(0, axis))
 
 
-def _part(first: int, length: int, rest: Sequence[int]) -> dict[str, Any]:
-    """Return where a run of examples lies among all that there may be."""
-    return {"offset": (first, *(0 for _ in rest)), "full_shape": (first + length, *rest)}
+def _part(first: int, length: int, rest: Sequence[int], shards: Mapping[int, tuple[int, int]]) -> dict[str, Any]:
+    """Return where a run of examples lies among all that there may be, and its other axes in whole ones."""
+    places = [shards.get(axis, (0, whole)) for axis, whole in enumerate(rest, 1)]
+    return {
+        "offset": (first, *(begin for begin, _ in places)),
+        "full_shape": (first + length, *(whole for _, whole in places)),
+    }
 
 
 def _ambiguous(place: Place, why: str) -> ArgumentError:
@@ -207,12 +227,12 @@ def _check_count(place: Place, length: int, what: str, numbers: Numbers) -> None
 def _drawn(
     call: Call, key: int, shape: Sequence[int], numbers: Numbers, shared: Sequence[int] = (), ragged: Sequence[int] = ()
 ) -> Tensor:
-    """Draw the mask of examples along axis 0."""
+    """Draw the mask of examples along axis 0, as are the other axes that have shards."""
     device, parts = call.input.device, []
     rest = [_RAGGED if axis in ragged else shape[axis] for axis in range(1, len(shape))]
     for first, length in numbers.runs:
         like = torch.empty((), device=device).expand(length, *shape[1:])
-        options: dict[str, Any] = {"broadcast_dims": tuple(shared), **_part(first, length, rest)}
+        options: dict[str, Any] = {"broadcast_dims": tuple(shared), **_part(first, length, rest, numbers.shards)}
         drawn = ours.dropout(like, call.p, key=key, return_mask=True, **options)
         parts.append(drawn[1])
     return torch.cat(parts)
@@ -230,10 +250,14 @@ def _of_elements(place: Place, call: Call, own: Call, key: int, numbers: Numbers
     if axis in shared:
         if kind == "locked_dropout":
             raise _ambiguous(place, f"axis {axis} is time")
-        return None  # one draw for all of them, however many
+        if not numbers.shards:
+            return None  # one draw for all of them, however many
+        begin, _ = numbers.shards.get(0, (0, 0))
+        return _drawn(own, key, shape, replace(numbers, runs=((begin, shape[0]),)), shared)
     _check_count(place, shape[axis], f"axis {axis} of a tensor of shape {tuple(shape)}", numbers)
     order = [axis, *(other for other in range(rank) if other != axis)]
-    mask = _drawn(own, key, [shape[other] for other in order], numbers, [order.index(other) for other in shared])
+    moved = replace(numbers, shards=numbers.moved(order))
+    mask = _drawn(own, key, [shape[other] for other in order], moved, [order.index(other) for other in shared])
     return mask.movedim(0, axis)
 
 
@@ -281,7 +305,7 @@ def _of_network(place: Place, _: Call, own: Call, key: int, numbers: Numbers) ->
         batch, steps = (x.size(0), x.size(1)) if given["batch_first"] else (x.size(1), x.size(0))
     _check_count(place, batch, "the batch of sequences", numbers)
     shape, layers = (batch, steps, units), range(given["num_layers"] - 1)
-    return tuple(_drawn(own, field(key, layer), shape, numbers, ragged=(1,)) for layer in layers)
+    return tuple(_drawn(own, field_key(key, layer), shape, numbers, ragged=(1,)) for layer in layers)
 
 
 _FINDERS: Mapping[Callable[..., Any], Callable[..., Any]] = MappingProxyType(

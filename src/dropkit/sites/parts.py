@@ -1,0 +1,241 @@
+"""Parts: which part of a whole tensor this worker has at a site, and its calls with the mask of that part."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from dropkit.errors import ArgumentError, UnsupportedError
+from dropkit.sites.calls.functions import Call
+from dropkit.sites.calls.replacement import replaced
+from dropkit.sites.handwritten.draws import Draw
+from dropkit.sites.interception.interceptor import Place
+from dropkit.sites.samples import Numbers, current, numbered, numbered_draw
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor.placement_types import Placement
+
+    from dropkit.sites.workers import Workers
+
+__all__ = ["Parts"]
+
+
+class Parts:
+    """Gives the calls of a model the masks of what this worker has.
+
+    Args:
+        workers: What each worker has.
+    """
+
+    def __init__(self, workers: "Workers") -> None:
+        self._workers = workers
+        self._numbers: Numbers | None = None
+        self._settled: set[str] = set()
+
+    @property
+    def numbers(self) -> Numbers | None:
+        """The numbers of the examples of this forward: given, or those of this worker's part of the batch."""
+        given = current()
+        return self._numbers if given is None else given
+
+    def begin(self, inputs: Any, named: Mapping[str, Any]) -> None:
+        """Number the examples that a forward is given."""
+        workers, self._numbers = self._workers, None
+        if not workers.examples or current() is not None:
+            return
+        length = _batch(inputs, named, workers.dim)
+        if length is None:
+            remedy = "Number its examples: with dropkit.sites.samples(ids)."
+            raise ArgumentError(f"address: the forward has no tensor with an axis {workers.dim} of examples. {remedy}")
+        if length:
+            self._numbers = Numbers(((workers.place(workers.examples)[0] * length, length),), workers.dim)
+
+    def dropout(self, place: Place, call: Call, key: int) -> Any:
+        """Run an active call with a key, and the mask of this worker's part."""
+        if any(map(_is_distributed, call.arguments.values())):
+            return self._distributed(place, call, key)
+        declared = self._workers.axes(place.name, place.path)
+        if place.name not in self._settled and self._workers.check_alike(place.name, call.input, declared):
+            self._settled.add(place.name)
+        return _run(place, call, key, self._numbers_at(declared, _shape(call), 0 if _is_attention(call) else None))
+
+    def draw(self, draw: Draw, key: int) -> Any:
+        """Draw random numbers with a key, those of this worker's part."""
+        if any(map(_is_distributed, (*draw.args, *draw.kwargs.values()))):
+            raise UnsupportedError(
+                f"address: {draw.place.name} draws a mask for a DTensor by hand. Use torch.nn.functional.dropout."
+            )
+        numbers = self._numbers_at(self._workers.axes(draw.place.name, draw.place.path), draw.shape)
+        return draw.at(key) if numbers is None else numbered_draw(draw, key, numbers)
+
+    def several(self, place: Place) -> Numbers | None:
+        """Return the numbers of examples for a layer that draws one key for several masks."""
+        declared = self._workers.axes(place.name, place.path)
+        if any(name not in self._workers.examples for name in declared):
+            raise UnsupportedError(
+                f"address: {place.name} draws one key for several masks: workers have no parts of them but of examples."
+            )
+        return self._examples(declared)
+
+    def _examples(self, declared: Mapping[str, int | None]) -> Numbers | None:
+        """Return the numbers of the examples at a site, along the axis that is declared for it."""
+        numbers = self.numbers
+        axes = [declared[name] for name in self._workers.examples if name in declared]
+        if numbers is None or not axes:
+            return numbers
+        return None if axes[0] is None else replace(numbers, axis=axes[0])
+
+    def _numbers_at(
+        self, declared: Mapping[str, int | None], shape: Sequence[int], batch: int | None = None
+    ) -> Numbers | None:
+        """Return the numbers of examples of a plain tensor, and where it begins along the axes that are declared."""
+        names: dict[int, list[str]] = {}
+        for name in self._workers.others:
+            axis = declared.get(name)
+            if axis is not None and not -len(shape) <= axis < len(shape):
+                raise ArgumentError(f"Workers: `shards` names axis {axis} of a tensor of shape {tuple(shape)}.")
+            if axis is not None:
+                names.setdefault(axis % len(shape), []).append(name)
+        shards = {}
+        for axis, along in names.items():
+            number, count = self._workers.place(along)
+            shards[axis] = number * shape[axis], count * shape[axis]
+        return _sharded(self._examples(declared), shards, shape, batch)
+
+    def _distributed(self, place: Place, call: Call, key: int) -> Any:
+        """Run a call on a DTensor, or several, by what this worker has of them."""
+        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+        whole: Any = call.input
+        if not _is_distributed(whole) or not (_is_attention(call) or call.function.kind in _ELEMENTWISE):
+            raise UnsupportedError(
+                f"address: {place.name} calls {call.function.kind} on a DTensor, which has no mask of its parts. Use "
+                "torch.nn.functional.dropout or scaled_dot_product_attention, or plain tensors."
+            )
+        mesh, placements = whole.device_mesh, _placements(call, whole)
+        local, first = compute_local_shape_and_global_offset(whole.shape, mesh, placements)
+        axes = {axis for axis in range(whole.dim()) if any(each.is_shard(axis) for each in placements)}
+        is_own = any(name in self._workers.examples for name in mesh.mesh_dim_names or ())
+        shards = {axis: (first[axis], whole.shape[axis]) for axis in axes}
+        own = call.changed(**_local_arguments(call, mesh, placements, shards, local))
+        numbers = _sharded(None if is_own else self.numbers, shards, _shape(own), 0 if _is_attention(call) else None)
+        result = _run(place, own, key, numbers)
+        if own.arguments.get("inplace") is not call.arguments.get("inplace"):
+            return whole.copy_(_whole(result, whole, mesh, placements, local))
+        return tree_map_only(Tensor, lambda part: _whole(part, whole, mesh, placements, local), result)
+
+
+def _run(place: Place, call: Call, key: int, numbers: Numbers | None) -> Any:
+    if numbers is None:
+        return replaced(call, key=key, order=place.order)
+    return numbered(place, call, key, numbers)
+
+
+def _batch(inputs: Any, named: Mapping[str, Any], axis: int) -> int | None:
+    """Return how many examples a forward is given: those of the first of its tensors that can tell."""
+    for value in (*inputs, *named.values()):
+        if isinstance(value, PackedSequence):
+            return int(value.batch_sizes[0])
+    for leaf in tree_leaves((inputs, dict(named))):
+        if isinstance(leaf, Tensor) and -leaf.dim() <= axis < leaf.dim():
+            return int((leaf.to_local() if _is_distributed(leaf) else leaf).size(axis))  # type: ignore[attr-defined]  # a DTensor
+    return None
+
+
+def _is_distributed(value: object) -> bool:
+    library = sys.modules.get("torch.distributed.tensor")
+    return library is not None and isinstance(value, library.DTensor)
+
+
+def _is_attention(call: Call) -> bool:
+    return call.function.kind == "scaled_dot_product_attention"
+
+
+# Kinds whose mask is that of their input, element by element or with shared axes.
+_ELEMENTWISE = frozenset(
+    {
+        "dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "alpha_dropout", "feature_alpha_dropout",
+        "locked_dropout", "drop_path",
+    }
+)  # fmt: skip
+
+
+def _shape(call: Call) -> Sequence[int]:
+    """Return the shape of what is dropped from: the weights of attention, else the input."""
+    if not _is_attention(call):
+        return call.input.shape
+    query, keys = call.arguments["query"], call.arguments["key"]
+    return (*query.shape[:-1], keys.size(-2))
+
+
+def _sharded(
+    numbers: Numbers | None, shards: dict[int, tuple[int, int]], shape: Sequence[int], batch: int | None = None
+) -> Numbers | None:
+    """Add to the numbers of examples where a part begins along other axes, and how long those are in the whole.
+
+    Args:
+        numbers: The numbers of examples.
+        shards: First index and length of the whole, by axis.
+        shape: Shape of the part.
+        batch: The axis of examples. Default: that of the numbers.
+    """
+    if not shards:
+        return numbers
+    if numbers is None:
+        first, _ = shards.pop(0, (0, 0))
+        return Numbers(((first, shape[0]),), 0, shards)
+    axis = numbers.axis % len(shape) if batch is None else batch
+    if axis in shards:
+        first, _ = shards.pop(axis)
+        numbers = numbers.part(first, shape[axis])
+    return replace(numbers, shards=shards)
+
+
+def _placements(call: Call, whole: "DTensor") -> "tuple[Placement, ...]":
+    """Return how a DTensor has to lie so that each worker can drop from its part alone."""
+    from torch.distributed.tensor import Replicate
+
+    axes = whole.dim() - (2 if _is_attention(call) else 0)  # attention takes whole sequences
+    placements = whole.placements
+    return tuple(each if any(each.is_shard(axis) for axis in range(axes)) else Replicate() for each in placements)
+
+
+def _local_arguments(
+    call: Call, mesh: Any, placements: Any, shards: Mapping[int, tuple[int, int]], local: Sequence[int]
+) -> dict[str, Any]:
+    """Return the arguments of a call that are DTensors, or are to be as they are, as this worker has them."""
+    arguments: dict[str, Any] = {
+        name: value.redistribute(mesh, placements).to_local()
+        for name, value in call.arguments.items()
+        if _is_distributed(value) and name != "attn_mask"
+    }
+    if call.arguments.get("inplace"):
+        arguments["inplace"] = False
+    mask = call.arguments.get("attn_mask")
+    if mask is not None:
+        mask = mask.full_tensor() if _is_distributed(mask) else mask
+        for axis, (first, _) in shards.items():
+            own = axis - len(local)  # a mask may have fewer axes
+            if -own <= mask.dim() and mask.size(own) > 1:
+                mask = mask.narrow(own, first, local[axis])
+        arguments["attn_mask"] = mask
+    return arguments
+
+
+def _whole(part: Tensor, whole: "DTensor", mesh: Any, placements: Any, local: Sequence[int]) -> "DTensor":
+    """Return the DTensor of which this worker has a part, as long as another one along the axes that are sharded."""
+    from torch.distributed.tensor import DTensor
+
+    axes = {axis for axis in range(whole.dim()) if any(each.is_shard(axis) for each in placements)}
+    lengths = zip(part.shape, local, whole.shape, strict=True)  # a mask may be shorter, where draws are shared
+    shape = torch.Size(
+        full if axis in axes and length == own else length for axis, (length, own, full) in enumerate(lengths)
+    )
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(part, mesh, placements, run_check=False, shape=shape, stride=stride)
