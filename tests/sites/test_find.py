@@ -6,6 +6,7 @@ from collections import OrderedDict, UserDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -121,7 +122,8 @@ class Messy(nn.Module):
 
     def __init__(self, raises_at: int, error: type[BaseException] = RuntimeError) -> None:
         super().__init__()
-        self.raises_at, self.error, self.calls = raises_at, error, 0
+        self.raises_at, self.error = raises_at, error
+        self.calls = count(1)  # where an iterator is cannot be put back
         self.weight = nn.Parameter(torch.ones(3))
         self.drop, self.norm = nn.Dropout(0.5), nn.BatchNorm1d(3)
         self.register_buffer("seen", torch.zeros(3))
@@ -130,7 +132,7 @@ class Messy(nn.Module):
         self.ours = dropkit.nn.Dropout(0.5, generator=torch.Generator().manual_seed(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
+        call = next(self.calls)
         with torch.enable_grad():
             (self.weight * x).sum().backward()
         self.weight.requires_grad_(False)
@@ -140,7 +142,7 @@ class Messy(nn.Module):
         torch.rand(2), random.random(), np.random.rand()  # noqa: NPY002, S311
         torch.rand(2, generator=self.own), self.numbers.random(), self.digits.random()
         x = self.ours(self.norm(self.drop(x.add_(1))))
-        if self.calls == self.raises_at:
+        if call == self.raises_at:
             raise self.error("on purpose")
         return x
 
@@ -159,7 +161,7 @@ def test_a_forward_that_moves_everything_and_raises_leaves_the_model_as_it_was(r
             find(model, x)
     else:
         assert [site.name for site in find(model, x)] == ["drop", "ours"]
-    assert model.calls == (raises_at or 2)
+    assert next(model.calls) == (raises_at or 2) + 1
     assert model.weight.grad is grad
     assert (grad == 5.0).all()
     assert model.weight.requires_grad

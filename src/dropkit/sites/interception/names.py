@@ -6,7 +6,7 @@ from types import MappingProxyType
 from torch.nn import Module
 from torch.nn.modules.dropout import _DropoutNd
 
-__all__ = ["is_dropout_layer", "module_names", "unwrapped"]
+__all__ = ["is_dropout_layer", "module_names", "unwrapped", "wrapped"]
 
 # Wrappers of PyTorch, whose one child bears the name of the wrapper: that of the child in it.
 _WRAPPED = MappingProxyType(
@@ -21,7 +21,7 @@ _WRAPPED = MappingProxyType(
 )
 
 
-def _wrapped(module: Module) -> Module | None:
+def wrapped(module: Module) -> Module | None:
     """Return what a wrapper wraps, or None if the module is no wrapper."""
     for base in type(module).__mro__:
         if base.__module__.partition(".")[0] == "torch" and base.__name__ in _WRAPPED:
@@ -32,7 +32,7 @@ def _wrapped(module: Module) -> Module | None:
 
 def unwrapped(model: Module) -> Module:
     """Return a model without the wrappers around the whole of it."""
-    inner = _wrapped(model)
+    inner = wrapped(model)
     return model if inner is None else unwrapped(inner)
 
 
@@ -45,7 +45,7 @@ def _walk(module: Module, name: str, seen: set[int]) -> Iterator[tuple[str, Modu
     if id(module) in seen:
         return
     seen.add(id(module))
-    inner = _wrapped(module)
+    inner = wrapped(module)
     if inner is not None:
         yield from _walk(inner, name, seen)
         return

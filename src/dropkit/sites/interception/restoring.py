@@ -1,4 +1,4 @@
-"""Running a forward and leaving all as it was: modes, buffers, gradients, random generators, and counts of runs."""
+"""Running a forward and leaving all as it was: modes, state of any kind, gradients, random generators, and counts."""
 
 import random
 import sys
@@ -13,18 +13,20 @@ from torch import Tensor
 from torch.nn import Module
 
 from dropkit.sites.interception.attachment import attached_to
+from dropkit.sites.interception.attributes import kept_attributes, put_back_values
 
 __all__ = ["cloned", "restored", "set_mode"]
 
 
 @contextmanager
 def restored(model: Module) -> Iterator[None]:
-    """Put everything back that a forward may change: flags, buffers, gradients, generators' states, counts of runs.
+    """Put everything back that a forward may change: flags, state of any kind, gradients, generators, counts of runs.
 
     Meanwhile there are no gradients, so that a forward that has a backward pass in it adds to none of the user's.
     """
     with ExitStack() as stack:
         stack.callback(_keep_runs(model))
+        stack.callback(kept_attributes(model))
         stack.callback(_keep_modules(model))
         stack.callback(_keep_parameters(model))
         for put_back in _keep_generators(model):
@@ -46,34 +48,15 @@ def _keep_runs(model: Module) -> Callable[[], None]:
 
 def _keep_modules(model: Module) -> Callable[[], None]:
     flags = [(module, module.training) for module in model.modules()]
-    names = [(module._buffers, dict(module._buffers)) for module in model.modules() if not _is_scripted(module)]
-    # By value: a version counter does not move back with the values.
     values = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
 
     def put_back() -> None:
         for module, training in flags:
             module.training = training
-        for own, before in names:
-            if list(map(id, own.values())) != list(map(id, before.values())):
-                own.clear()
-                own.update(before)
-        with torch.no_grad():
-            for buffer, value in values:
-                if not _is_equal(buffer, value):
-                    buffer.copy_(value)
+        for buffer, value in values:
+            put_back_values(buffer, value)
 
     return put_back
-
-
-def _is_scripted(module: Module) -> bool:
-    return isinstance(module, torch.jit.ScriptModule)
-
-
-def _is_equal(buffer: Tensor, value: Tensor) -> bool:
-    try:
-        return buffer.is_meta or torch.equal(buffer, value)
-    except (NotImplementedError, RuntimeError):  # of a layout that cannot be compared
-        return False
 
 
 def _keep_parameters(model: Module) -> Callable[[], None]:

@@ -1,0 +1,210 @@
+"""What modules keep beside their parameters: plain attributes, containers, arrays and tensors, as they were before."""
+
+import sys
+import warnings
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from dropkit.sites.interception.names import module_names, wrapped
+
+__all__ = ["kept_attributes", "put_back_values"]
+
+_MOST_BYTES = 2**30  # of the copies of one model's tensors and arrays; beyond that it is only seen that one changed
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device)
+_HOOKS = frozenset(name for name in vars(Module()) if "hook" in name)
+_LIBRARIES = (sys.stdlib_module_names | {"torch", "numpy", "dropkit"}) - {"types", "collections", "argparse"}
+
+
+def kept_attributes(model: Module) -> Callable[[], None]:
+    """Note what the modules of a model keep, and return what puts it back.
+
+    Names are bound to what they were bound to, so that what a forward first makes is gone again, also a module; lists,
+    dicts, sets and deques have their contents, at any depth, and so have tensors, arrays of NumPy, and objects that a
+    module keeps; but not objects that those keep. Buffers and parameters of the model are none of this.
+    """
+    attributes = _Attributes(model)
+    return attributes.put_back
+
+
+class _Attributes:
+    def __init__(self, model: Module) -> None:
+        self._seen: dict[int, Any] = {}  # by ids, which must not be used again
+        self._restores: list[Callable[[], None]] = []
+        self._bytes = 0
+        self._skip(*model.parameters(), *model.buffers())
+        names = {id(module): name for name, module in module_names(model).items()}
+        self._waiting: list[tuple[Any, str, bool]] = [(model, "", True)]
+        while self._waiting:
+            value, label, is_own = self._waiting.pop()
+            if isinstance(value, Module):
+                label = names.get(id(value), label)
+            if not isinstance(value, _PLAIN) and id(value) not in self._seen:
+                self._seen[id(value)] = value
+                self._keep(value, label, is_own)
+
+    def put_back(self) -> None:
+        """Put all back that has changed."""
+        for restore in self._restores:
+            restore()
+
+    def _skip(self, *values: Any) -> None:
+        self._seen |= {id(value): value for value in values}
+
+    def _keep(self, value: Any, label: str, is_own: bool) -> None:
+        """Note one value.
+
+        Args:
+            value: The value.
+            label: What it is called: names of module and attribute.
+            is_own: Whether a module keeps it, itself or in a container.
+        """
+        if isinstance(value, Tensor):
+            self._keep_tensor(value, label)
+        elif isinstance(value, torch.jit.ScriptModule):
+            return
+        elif isinstance(value, Module):
+            inner = wrapped(value)  # a wrapper's own state is the wrapper's
+            if inner is None:
+                self._keep_parameters(value._parameters)
+                self._keep_names(vars(value), label, _HOOKS, is_own=True)
+            else:
+                self._waiting.append((inner, label, True))
+        elif isinstance(value, dict | list | set | deque | bytearray):
+            self._keep_contents(value, label, is_own)
+        elif isinstance(value, tuple):
+            self._waiting += [(one, label, is_own) for one in value]
+        elif (numpy := sys.modules.get("numpy")) is not None and isinstance(value, numpy.ndarray):
+            self._keep_array(value)
+        elif is_own and hasattr(value, "__dict__") and type(value).__module__.partition(".")[0] not in _LIBRARIES:
+            self._keep_names(vars(value), label, frozenset(), is_own=False)
+
+    def _keep_names(self, names: dict[str, Any], label: str, others: frozenset[str], is_own: bool) -> None:
+        """Note what the attributes of a module or an object are, but for some."""
+        before = {name: value for name, value in names.items() if name not in others}
+
+        def put_back() -> None:
+            for name in [name for name in names if name not in before and name not in others]:
+                del names[name]
+            for name, value in before.items():
+                if name not in names or names[name] is not value:
+                    names[name] = value
+
+        self._restores.append(put_back)
+        self._waiting += [(value, f"{label}.{name}" if label else name, is_own) for name, value in before.items()]
+
+    def _keep_parameters(self, parameters: dict[str, Any]) -> None:
+        """Note which parameters there are; not what they are, for sharded models have others after every forward."""
+        self._skip(parameters)
+        known = {name: value is None for name, value in parameters.items()}
+
+        def put_back() -> None:
+            for name in [name for name in parameters if known.get(name, True)]:
+                if name in known:
+                    parameters[name] = None
+                else:
+                    del parameters[name]
+
+        self._restores.append(put_back)
+
+    def _keep_contents(self, container: Any, label: str, is_own: bool) -> None:
+        """Note what is in a container."""
+        before = list(_items(container))
+
+        def put_back() -> None:
+            now = list(_items(container))
+            if len(now) != len(before) or any(one is not other for one, other in zip(now, before, strict=True)):
+                _refill(container, before)
+
+        self._restores.append(put_back)
+        self._waiting += [(value, label, is_own) for value in before]
+
+    def _keep_tensor(self, tensor: Tensor, label: str) -> None:
+        if isinstance(tensor, torch.nn.Parameter):  # somewhere else's, and no forward changes it
+            return
+        if not self._has_room(tensor.numel() * tensor.element_size()):
+            before = _version(tensor)
+            self._restores.append(lambda: _warn(label) if _version(tensor) != before else None)
+            return
+        with suppress(NotImplementedError, RuntimeError, TypeError):  # of a sort that has no copies
+            value, shape = tensor.detach().clone(), tensor.shape
+            self._restores.append(lambda: put_back_values(tensor, value) if tensor.shape == shape else _warn(label))
+
+    def _keep_array(self, array: Any) -> None:
+        if not array.dtype.hasobject and array.flags.writeable and self._has_room(array.nbytes):
+            before = array.copy()
+
+            def put_back() -> None:
+                if array.shape == before.shape and array.tobytes() != before.tobytes():
+                    array[...] = before
+
+            self._restores.append(put_back)
+
+    def _has_room(self, size: int) -> bool:
+        if self._bytes + size > _MOST_BYTES:
+            return False
+        self._bytes += size
+        return True
+
+
+def _items(container: Any) -> Iterator[Any]:
+    if isinstance(container, dict):
+        for name, value in _plain_kind(container).items(container):
+            yield name
+            yield value
+    else:
+        yield from container
+
+
+def _plain_kind(container: dict[Any, Any]) -> Any:
+    return OrderedDict if isinstance(container, OrderedDict) else dict  # of which neither knows the other's order
+
+
+def _refill(container: Any, items: list[Any]) -> None:
+    """Put items back into a container, by the methods of its plain kind, which do nothing else."""
+    if isinstance(container, dict):
+        kind = _plain_kind(container)
+        kind.clear(container)
+        for name, value in zip(items[::2], items[1::2], strict=True):
+            kind.__setitem__(container, name, value)
+    elif isinstance(container, set):
+        set.clear(container)
+        set.update(container, items)
+    elif isinstance(container, deque):
+        deque.clear(container)
+        deque.extend(container, items)
+    elif isinstance(container, list):
+        list.__setitem__(container, slice(None), items)
+    else:
+        bytearray.__setitem__(container, slice(None), items)
+
+
+def put_back_values(tensor: Tensor, value: Tensor) -> None:
+    """Give a tensor the values that it had, if it has others."""
+    # By value: a version counter does not move back with the values, and work on `.data` does not move it.
+    try:
+        if tensor.is_meta or torch.equal(tensor, value):
+            return
+    except (NotImplementedError, RuntimeError):  # of a layout that cannot be compared
+        pass
+    with torch.no_grad(), torch.inference_mode(tensor.is_inference()):
+        tensor.copy_(value)
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _warn(label: str) -> None:
+    module, _, attribute = label.rpartition(".")
+    where = f"`{attribute}` of {f'`{module}`' if module else 'the model'}"
+    warnings.warn(
+        f"dropkit.sites: a forward that was run to look for dropout has changed {where}, a tensor that is too large to "
+        "be copied beforehand, or was resized. It stays changed; make it a buffer, and it is put back.",
+        stacklevel=2,
+    )

@@ -1,0 +1,181 @@
+"""State that a forward keeps in plain attributes: found, switched or converted, a model has what it had."""
+
+import warnings
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dropkit.sites import convert, find, switch
+from dropkit.sites.interception import attributes
+
+X = torch.ones(3, 4)
+
+
+class Meter:
+    """What a user's model may count with."""
+
+    def __init__(self) -> None:
+        self.total, self.parts = 0.0, {"last": [0.0]}
+
+    def add(self, value: float) -> None:
+        self.total += value
+        self.parts["last"].append(value)
+
+
+class Keeping(nn.Module):
+    """Changes one attribute in its forward, by a function."""
+
+    def __init__(self, value: Any, change: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.linear, self.drop, self.change = nn.Linear(4, 4), nn.Dropout(0.5), change
+        self.kept = value
+
+    def forward(self, x: Tensor) -> Tensor:
+        changed = self.change(self.kept)
+        if changed is not None:
+            self.kept = changed
+        return self.linear(self.drop(x).relu())
+
+
+def moved(tensor: Tensor) -> None:
+    tensor.mul_(0.9).add_(1)
+
+
+def moved_beside_the_version(tensor: Tensor) -> None:
+    tensor.data.add_(1)
+
+
+def moved_array(array: Any) -> None:
+    array += 1
+
+
+def counted(box: Any) -> None:
+    box.n += 1
+
+
+STATES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "counter": (lambda: 3, lambda n: n + 1, lambda n: n),
+    "tensor": (lambda: torch.arange(3.0), moved, Tensor.tolist),
+    "data of a tensor": (lambda: torch.arange(3.0), moved_beside_the_version, Tensor.tolist),
+    "another tensor": (lambda: torch.arange(3.0), lambda tensor: tensor + 1, Tensor.tolist),
+    "list": (lambda: [1, 2], lambda one: one.append(3), list),
+    "tensors in a list": (lambda: [torch.zeros(2)], lambda one: moved(one[0]), lambda one: one[0].tolist()),
+    "lists in a dict": (lambda: {"a": [1]}, lambda one: one["a"].append(2), str),
+    "tuple of lists": (lambda: ([1], [2]), lambda one: one[1].clear(), str),
+    "dict": (lambda: {"a": 1, "b": 2}, lambda one: one.update(a=one.pop("a") + 1), lambda one: list(one.items())),
+    "ordered dict": (lambda: OrderedDict(a=1, b=2), lambda one: one.move_to_end("a"), list),
+    "dict with defaults": (lambda: defaultdict(int, a=1), lambda one: void(one["b"]), dict),
+    "counts": (lambda: Counter("aab"), lambda one: one.update("b"), dict),
+    "set": (lambda: {1, 2}, lambda one: one.add(3), sorted),
+    "deque": (lambda: deque([1, 2], maxlen=2), lambda one: one.append(3), lambda one: (list(one), one.maxlen)),
+    "array": (lambda: np.zeros(3), moved_array, lambda one: one.tolist()),
+    "namespace": (lambda: SimpleNamespace(n=1), counted, lambda one: one.n),
+    "object": (Meter, lambda one: one.add(1.0), lambda one: (one.total, str(one.parts))),
+    "objects in a list": (lambda: [Meter()], lambda one: one[0].add(1.0), lambda one: one[0].total),
+    "hidden module": (lambda: [nn.BatchNorm1d(4)], lambda one: void(one[0](X)), lambda one: str(one[0].state_dict())),
+}  # fmt: skip
+
+
+def void(_: Any) -> None:
+    return
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("name", STATES)
+def test_a_search_puts_back_what_modules_keep(name: str, inference: bool) -> None:
+    make, change, seen = STATES[name]
+    with torch.inference_mode(inference):
+        model = nn.Sequential(Keeping(make(), change))
+        kept, before = model[0].kept, seen(make())
+        assert [site.name for site in find(model, X)] == ["0.drop"]
+        assert model[0].kept is kept
+        assert seen(kept) == before
+        model(X)
+        assert seen(model[0].kept) != before  # the model was left able to change it
+
+
+def test_learning_a_switch_counts_no_forward() -> None:
+    model = Keeping(0, lambda n: n + 1).eval()
+    with switch(model, "on"):
+        for _ in range(3):
+            model(X)
+    assert model.kept == 3
+
+
+def test_planning_and_checking_of_a_conversion_count_no_forward() -> None:
+    model = Keeping(0, lambda n: n + 1)
+    convert(model, "srivastava", X)
+    assert model.kept == 0
+
+
+class Lazy(nn.Module):
+    """Makes attributes, a buffer, a parameter and a module in its first forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.late: Any = None
+        self.cache: dict[Any, Tensor] = {}
+        self.early = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.late is None:
+            self.late = nn.Linear(4, 4)
+            self.weight = nn.Parameter(torch.ones(4))
+            self.register_buffer("seen", torch.ones(4), persistent=False)
+            self.positions = torch.arange(4)
+        mask = self.cache.setdefault(tuple(x.shape), torch.ones(4))
+        return self.late(self.early(F.dropout(x, 0.5, self.training))) * self.weight * mask + self.positions
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_what_a_forward_first_makes_is_gone_again_and_is_made_when_it_is_wanted(training: bool) -> None:
+    model = Lazy().train(training)
+    names, keys = set(vars(model)), list(model.state_dict())
+    assert [site.name for site in find(model, X)] == ["#0"]
+    assert model.late is None
+    assert not model.cache
+    assert set(vars(model)) == names
+    assert list(model.state_dict()) == keys
+    assert not model._non_persistent_buffers_set
+    with switch(model, "on"):
+        model(X)
+    assert isinstance(model.late, nn.Linear)
+    assert list(model.state_dict()) == ["weight", *keys, "late.weight", "late.bias"]
+
+
+def test_a_forward_that_raises_leaves_attributes_too() -> None:
+    def raises(kept: list[int]) -> None:
+        kept.append(1)
+        raise RuntimeError("on purpose")
+
+    model = Keeping([], raises)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        find(model, X)
+    assert model.kept == []
+
+
+@pytest.mark.parametrize("resized", [False, True])
+def test_a_tensor_that_cannot_be_put_back_is_told(resized: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def change(tensor: Tensor) -> None:
+        tensor.resize_(3) if resized else tensor.add_(1)
+
+    model = nn.Sequential(Keeping(torch.zeros(2), change))
+    if not resized:
+        monkeypatch.setattr(attributes, "_MOST_BYTES", 7)
+    with pytest.warns(UserWarning, match="changed `kept` of `0`, a tensor that is too large"):
+        find(model, X)
+
+
+def test_a_large_tensor_that_does_not_change_is_nothing_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attributes, "_MOST_BYTES", 7)
+    model = Keeping(torch.zeros(2), lambda tensor: void(tensor + 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        find(model, X)
