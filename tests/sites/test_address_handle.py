@@ -100,7 +100,7 @@ def test_evaluation_is_plain() -> None:
     plain = model(x)
     handle = address(model)
     assert torch.equal(model(x), plain)
-    assert handle._sites.keys() == {"1", "4"}
+    assert handle._keys._sites.keys() == {"1", "4"}
 
 
 def test_sources_of_the_users_own_are_left_alone() -> None:
@@ -261,7 +261,7 @@ def test_names_that_collide() -> None:
     late = nn.ModuleDict({first: nn.Dropout(0.5)})
     handle = address(late)
     with pytest.raises(ArgumentError, match=rf"'{first}' and '{second}' have the same number"):
-        handle._site(second)
+        handle._keys.site(second)
 
 
 def test_inside_a_backward_pass_that_recomputes_by_itself() -> None:

@@ -21,6 +21,7 @@ from dropkit.errors import UnsupportedError
 from dropkit.random import call_key
 from dropkit.sites.calls.functions import Call
 from dropkit.sites.interception.attachment import attached
+from dropkit.sites.interception.counts import Counts
 from dropkit.sites.interception.interceptor import Handler, Place
 
 
@@ -135,7 +136,7 @@ def gradients(model: nn.Module, backward: Callable[[Tensor], None] = Tensor.back
     x = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
     handler = Keyed()
     with attached(model, handler) as interceptor:
-        interceptor.keeps_runs = True
+        interceptor.counts = Counts()
         loss = model(x).square().sum() + model(x).sum()
         handler.step = 1
         loss = loss + model(x).square().sum()

@@ -12,15 +12,16 @@ from torch.nn import Module
 from torch.utils.hooks import RemovableHandle
 
 from dropkit._checks import KEY, Integer, argument_error, argument_type_error
-from dropkit.errors import ArgumentError, UnsupportedError
+from dropkit.errors import UnsupportedError
 from dropkit.functional.address import draw_key, signed
-from dropkit.random import MASK_VERSION, fold, site
+from dropkit.random import MASK_VERSION
 from dropkit.sites.calls.functions import Call
 from dropkit.sites.calls.replacement import replaced
 from dropkit.sites.handwritten.draws import Draw, find_draw
 from dropkit.sites.interception.attachment import Attachment, attached_to
 from dropkit.sites.interception.interceptor import Frame, Handler, Place
 from dropkit.sites.interception.names import is_dropout_layer, module_names
+from dropkit.sites.keys import Keys
 from dropkit.sites.parts import Parts
 from dropkit.sites.samples import Numbers, current, numbered, numbered_draw, set_current
 from dropkit.sites.workers import Workers
@@ -95,15 +96,13 @@ class Addressing(Handler):
         if workers is not None:
             workers.check_patterns(module_names(model))
         self._parts = None if workers is None else Parts(workers)
-        self._seed, self._step = seed, 0
-        self._sites: dict[str, int] = {}
-        self._names: dict[int, str] = {}
+        self._keys = Keys(seed)
         for name, module in module_names(model).items():
             if is_dropout_layer(module):
-                self._site(name)
+                self._keys.site(name)
         self._attachment = Attachment(model, self)
         self._interceptor = self._attachment.interceptor
-        self._interceptor.keeps_runs = True
+        self._interceptor.counts = self._keys
         self._eager = ExitStack()
         self._is_open = True
         self._followed: tuple[weakref.ref[torch.optim.Optimizer], RemovableHandle] | None = None
@@ -111,12 +110,12 @@ class Addressing(Handler):
     @property
     def seed(self) -> int:
         """The seed of all masks."""
-        return self._seed
+        return self._keys.seed
 
     @property
     def last_step(self) -> int:
         """The step whose masks the model draws: how many updates there were."""
-        return self._step
+        return self._keys.step
 
     def step(self) -> None:
         """Go on to the masks of the next step, to be called once for each update of the weights.
@@ -124,7 +123,7 @@ class Addressing(Handler):
         Raises:
             UnsupportedError: After `close`, or inside the model's forward.
         """
-        self._move("step", self._seed, self._step + 1, {})
+        self._move("step", self._keys.seed, self._keys.step + 1, {})
 
     def follow(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
         """Go on by one step whenever an optimizer has applied an update.
@@ -158,9 +157,9 @@ class Addressing(Handler):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what has to be saved to go on: seed, step, the runs in it, and the version of the definition."""
-        interceptor = self._interceptor
-        runs = dict(interceptor.outer_runs[0] if interceptor.outer_runs else interceptor.runs)
-        return {"mask_version": MASK_VERSION, "seed": self._seed, "last_step": self._step, "runs": runs}
+        keys = self._keys
+        runs = dict(keys.outer[0] if keys.outer else keys.before)
+        return {"mask_version": MASK_VERSION, "seed": keys.seed, "last_step": keys.step, "runs": runs}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on where another run was saved, with its seed.
@@ -207,7 +206,7 @@ class Addressing(Handler):
         if not call.is_active:
             return call.run()
         self._check_recomputation()
-        key, numbers = self._key(place), current()
+        key, numbers = self._keys.key(place), current()
         if self._parts is not None:
             return self._parts.dropout(place, call, key)
         if numbers is not None:
@@ -229,7 +228,7 @@ class Addressing(Handler):
         if not draw.has_address or draw.kwargs.get("generator") is not None:
             return draw.run()
         self._check_recomputation()
-        key, numbers = self._key(draw.place), current()
+        key, numbers = self._keys.key(draw.place), current()
         if self._parts is not None:
             return self._parts.draw(draw, key)
         return draw.at(key) if numbers is None else numbered_draw(draw, key, numbers)
@@ -242,8 +241,7 @@ class Addressing(Handler):
                 f"samples: {place.name or 'the model'} draws one key for several masks, of which examples have no part "
                 "of their own. Leave `samples` out, or give it a key."
             )
-        key = self._key(place)
-        return torch.tensor(signed(key), device=device)
+        return torch.tensor(signed(self._keys.key(place)), device=device)
 
     def begin(self, module: Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         """Raise in an export, before anything has changed."""
@@ -264,36 +262,14 @@ class Addressing(Handler):
 
     def snapshot(self) -> tuple[int, int, Numbers | None]:
         """Return what masks depend on, but for what the interceptor counts."""
-        return self._seed, self._step, current() if self._parts is None else self._parts.numbers
+        return self._keys.seed, self._keys.step, current() if self._parts is None else self._parts.numbers
 
     @contextmanager
     def resumed(self, state: Any) -> Iterator[None]:
         """Draw, meanwhile, the masks that were drawn at a snapshot."""
-        before = self._seed, self._step
-        self._seed, self._step, numbers = state
-        try:
-            with set_current(numbers), _uncompiled():
-                yield
-        finally:
-            self._seed, self._step = before
-
-    def _key(self, place: Place) -> int:
-        return fold(fold(self._seed, self._site(place.name), self._step), place.run, 0)
-
-    def _site(self, name: str) -> int:
-        """Return the number of a site, which no other site may have."""
-        number = self._sites.get(name)
-        if number is not None:
-            return number
-        number = site(name)
-        other = self._names.setdefault(number, name)
-        if other != name:
-            raise ArgumentError(
-                f"address: the names {other!r} and {name!r} have the same number {number}, so that their masks would "
-                "be equal. Rename one of the modules."
-            )
-        self._sites[name] = number
-        return number
+        seed, step, numbers = state
+        with self._keys.moved(seed, step), set_current(numbers), _uncompiled():
+            yield
 
     def _check_recomputation(self) -> None:
         """Raise where a forward is repeated by something that has not kept where it was."""
@@ -307,10 +283,7 @@ class Addressing(Handler):
     def _move(self, method: str, seed: int, step: int, runs: dict[str, int]) -> None:
         self._check_open(method)
         self._check_idle(method)
-        self._seed, self._step = seed, _STEP.check(f"Addressing.{method}", "step", step)
-        interceptor = self._interceptor
-        all_runs = [runs, *({} for _ in interceptor.outer_runs)]  # after all open blocks, then in each
-        interceptor.outer_runs, interceptor.runs = all_runs[:-1], all_runs[-1]
+        self._keys.move(seed, _STEP.check(f"Addressing.{method}", "step", step), runs)
 
     def _check_open(self, method: str) -> None:
         if not self._is_open:

@@ -16,6 +16,7 @@ from dropkit.sites.calls.functions import Call
 from dropkit.sites.calls.replacement import replaced, replacement
 from dropkit.sites.handwritten.draws import Draw, find_draw
 from dropkit.sites.interception.attachment import Attachment
+from dropkit.sites.interception.counts import Counts
 from dropkit.sites.interception.interceptor import Handler, Place
 from dropkit.sites.interception.names import module_names, unwrapped
 
@@ -122,7 +123,7 @@ def _attached(where: str, model: Module, handler: "_Recorder") -> Iterator[None]
                 f"{where}: {name or 'the model'} is a TorchScript module, which hides masks. {remedy}"
             )
     attachment = Attachment(model, handler)
-    handler.attachment, attachment.interceptor.keeps_runs = attachment, True
+    handler.attachment, attachment.interceptor.counts = attachment, Counts()
     try:
         with torch.compiler.set_stance("force_eager"):
             yield

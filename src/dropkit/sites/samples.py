@@ -121,20 +121,19 @@ def samples(ids: Sequence[int] | Tensor, dim: int = 0) -> Iterator[None]:
         True
     """
     numbers = Numbers(_runs(_checked(ids)), _AXIS.check("samples", "dim", dim))
-    counted = [(each, each.runs) for each in watched() if isinstance(each, Interceptor) and each.keeps_runs]
-    for interceptor, _ in counted:
+    counting = [(each, each.counts) for each in watched() if isinstance(each, Interceptor) and each.counts is not None]
+    for interceptor, _ in counting:
         interceptor.settle()
         if interceptor.frames:
             raise UnsupportedError("samples: an addressed model's forward is running. Number its examples around it.")
-    for interceptor, runs in counted:
-        interceptor.outer_runs.append(runs)
-        interceptor.runs = {}
+    for _, counts in counting:
+        counts.suspend()
     try:
         with set_current(numbers):
             yield
     finally:
-        for interceptor, _ in counted:
-            interceptor.runs = interceptor.outer_runs.pop()
+        for _, counts in counting:
+            counts.resume()
 
 
 def _checked(ids: object) -> list[int]:

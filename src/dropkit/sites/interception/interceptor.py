@@ -3,10 +3,10 @@
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from types import FrameType, MappingProxyType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dropkit.errors import UnsupportedError
 from dropkit.sites.calls.functions import Call, find_call
 from dropkit.sites.interception.names import is_dropout_layer, module_names
+
+if TYPE_CHECKING:
+    from dropkit.sites.interception.counts import Counts
 
 __all__ = ["Frame", "Handler", "Interceptor", "Place", "Shield", "Snapshot", "is_running"]
 
@@ -31,7 +34,7 @@ class Frame:
     Args:
         module: The module.
         name: Its name in the model.
-        run: How many times it ran before, since runs were last counted anew.
+        run: How many times it ran before in the outermost forward.
         order: If its input is a packed sequence, which example of the batch each sequence is.
         functions: How many dropout functions it has called.
         randoms: How many random operators it has called.
@@ -113,7 +116,8 @@ class Snapshot:
     Args:
         interceptor: Whose it is.
         frames: Runs that have not ended, outermost first.
-        runs: How often modules have run, by name.
+        runs: How often modules have run in the outermost forward, by name.
+        counted: How often they ran in forwards that had ended, where those matter.
         state: The handler's own.
         entered: How many runs there had been in all.
         is_shielded: Whether it was kept from being compiled, under which operations may save other tensors.
@@ -122,6 +126,7 @@ class Snapshot:
     interceptor: "Interceptor"
     frames: tuple[Frame, ...]
     runs: Mapping[str, int]
+    counted: Mapping[str, int] | None
     state: Any
     entered: int
     is_shielded: bool = False
@@ -152,8 +157,7 @@ class Interceptor(TorchFunctionMode):
         self.names = {id(module): name for name, module in module_names(model).items()}
         self.frames: list[Frame] = []
         self.runs: dict[str, int] = {}
-        self.keeps_runs = False  # whether runs go on being counted after the outermost forward has ended
-        self.outer_runs: list[dict[str, int]] = []  # to go on with after the blocks that are open
+        self.counts: Counts | None = None  # of the outermost forwards that have ended, where those matter
         self.entered = 0
         self.is_attached, self.is_resumed, self.is_muted = True, False, False
         self._owner: dict[str, int] = {}
@@ -176,13 +180,17 @@ class Interceptor(TorchFunctionMode):
         number, frame.functions = frame.functions, frame.functions + 1
         is_plain = number == 0 and is_dropout_layer(frame.module)
         name = frame.name if is_plain else f"{frame.name}#{number}"
-        return Place(name, frame.module, frame.name, frame.run, frame.order)
+        return Place(name, frame.module, frame.name, self._number(frame), frame.order)
 
     def random_place(self) -> Place:
         """Return the place of the random operator that is being called, and count it."""
         frame = self.frames[-1]
         number, frame.randoms = frame.randoms, frame.randoms + 1
-        return Place(f"{frame.name}~{number}", frame.module, frame.name, frame.run)
+        return Place(f"{frame.name}~{number}", frame.module, frame.name, self._number(frame))
+
+    def _number(self, frame: Frame) -> int:
+        """Return the number of a run since runs were last counted anew."""
+        return frame.run if self.counts is None else self.counts.number(frame.name, frame.run)
 
     def enter(self, module: Module, inputs: Any = (), named: Any = MappingProxyType({})) -> None:
         """Note that a module's forward begins; with the outermost, calls begin to be seen."""
@@ -218,8 +226,7 @@ class Interceptor(TorchFunctionMode):
             if not self.frames:
                 self.__exit__(None, None, None)
                 self._caller = None
-                if not self.keeps_runs:
-                    self.runs.clear()
+                self._count()
             self._disown()
 
     def settle(self) -> None:
@@ -243,7 +250,14 @@ class Interceptor(TorchFunctionMode):
         for mode in reversed(others):
             if mode is not self:
                 _push_mode(mode)
+        self._count()
         self._disown()
+
+    def _count(self) -> None:
+        """Count the runs of an outermost forward that has ended."""
+        if self.counts is not None:
+            self.counts.add(self.runs)
+        self.runs = {}
 
     def _own(self) -> None:
         """Raise where another thread runs a forward of the model."""
@@ -264,7 +278,8 @@ class Interceptor(TorchFunctionMode):
         """Return where the forward is now."""
         frames = tuple(replace(frame, shield=None) for frame in self.frames)
         is_shielded = any(frame.shield for frame in self.frames)
-        return Snapshot(self, frames, dict(self.runs), self.handler.snapshot(), self.entered, is_shielded)
+        counted = None if self.counts is None else self.counts.before
+        return Snapshot(self, frames, dict(self.runs), counted, self.handler.snapshot(), self.entered, is_shielded)
 
     @contextmanager
     def resumed(self, snapshot: Snapshot) -> Iterator[None]:
@@ -285,7 +300,12 @@ class Interceptor(TorchFunctionMode):
         if self.frames and not is_seen:
             self.__enter__()
         try:
-            with self.handler.resumed(snapshot.state), Shield() if snapshot.is_shielded else nullcontext():
+            with ExitStack() as stack:
+                if self.counts is not None and snapshot.counted is not None:
+                    stack.enter_context(self.counts.replaced(snapshot.counted))
+                stack.enter_context(self.handler.resumed(snapshot.state))
+                if snapshot.is_shielded:
+                    stack.enter_context(Shield())
                 yield
         finally:
             if snapshot.frames and not is_seen:

@@ -38,10 +38,13 @@ def restored(model: Module) -> Iterator[None]:
 
 def _keep_runs(model: Module) -> Callable[[], None]:
     runs = [(interceptor, dict(interceptor.runs)) for interceptor in attached_to(model)]
+    counts = [(each.counts, each.counts.before) for each, _ in runs if each.counts is not None]
 
     def put_back() -> None:
-        for interceptor, counts in runs:
-            interceptor.runs = counts
+        for interceptor, numbers in runs:
+            interceptor.runs = numbers
+        for counted, before in counts:
+            counted.before = before
 
     return put_back
 
