@@ -93,7 +93,7 @@ def activation_dropout(
         bias = bias.to(input.dtype)
     if bias is not None:
         check_bias(_WHERE, bias, input)
-    if takes_operator(input, p, training):
+    if takes_operator(input, p, training, key):
         found = find_address(_WHERE, input, p, key, generator, stream)
         return apply_function(_ActivationDropout, input, bias, activation, *found)
     check_source(_WHERE, input, p, key, generator, stream)

@@ -11,6 +11,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from dropkit._checks import KEY, PROBABILITY, STREAM, Integer, Number, argument_error, argument_type_error, as_float
 from dropkit.errors import UnsupportedError
 from dropkit.functional.autograd import traced
+from dropkit.functional.examples import NumberedKey
 from dropkit.random import threshold
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "drawn_address",
     "find_address",
     "is_readable",
+    "key_tensor",
     "or_several",
     "plain_rate",
     "signed",
@@ -108,7 +110,7 @@ def drawn_address(
 ) -> tuple[Tensor, Tensor]:
     """Return keys, drawn if `check_source` has found none, and streams, with as many axes as one another."""
     check_not_traced(where)
-    keys = draw_key(where, generator, input, names) if keys is None else keys
+    keys = key_tensor(draw_key(where, generator, input, names)) if keys is None else keys
     slices = max(keys.dim(), streams.dim())
     return keys.reshape((-1,) * slices), streams.reshape((-1,) * slices)
 
@@ -151,11 +153,22 @@ def _key_tensor(where: str, key: int | Tensor, input: Tensor, names: Names) -> T
     if isinstance(key, Tensor):
         _check_tensor(where, names.key, key, torch.int64, input, names.input)
         return key
-    return _constant(signed(_KEY.check(where, names.key, key)))
+    return key_tensor(_KEY.check(where, names.key, key))
 
 
-def draw_key(where: str, generator: torch.Generator | None, input: Tensor, names: Names = _NAMES) -> Tensor:
-    """Draw a key, over all 64 bits, from a generator on the input's device; a mode may answer with another."""
+def key_tensor(key: int | Tensor) -> Tensor:
+    """Return a checked key as operators read it."""
+    return key if isinstance(key, Tensor) else _constant(signed(key))
+
+
+def draw_key(
+    where: str, generator: torch.Generator | None, input: Tensor, names: Names = _NAMES
+) -> Tensor | NumberedKey:
+    """Draw a key, over all 64 bits, from a generator on the input's device; a mode may answer with another.
+
+    Axis 0 of the input has the examples. A mode that numbers them answers with a key that does; not where a key is
+    drawn for one function alone, for such a mode has given that a key.
+    """
     if has_torch_function_unary(input):
         return handle_torch_function(draw_key, (input,), where, generator, input, names)
     options: dict[str, Any] = {"dtype": torch.int64, "device": input.device}

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from dropkit.functional.address import signed
 from dropkit.functional.autograd import is_batched, traced
 from dropkit.functional.noise import Noise
-from dropkit.kernels import operators
+from dropkit.kernels import fields, operators
 from dropkit.random.layout import Layout
 
 __all__ = ["Linear", "connect", "connect_by_mask", "takes_parts"]
@@ -37,11 +37,17 @@ def connect(linear: Linear, threshold: Tensor, noise: Noise) -> Tensor:
         noise: Of the call.
     """
     rows, weight, bias = linear
+    if len(noise.runs) > 1:
+        lengths = [length for _, length in noise.runs]
+        rates = threshold.split(lengths) if threshold.dim() else [threshold] * len(lengths)
+        parts = zip(rows.split(lengths), rates, noise.runs, strict=True)
+        return torch.cat([connect((x, weight, bias), rate, noise._replace(runs=(run,))) for x, rate, run in parts])
+    first = noise.runs[0][0] * math.prod(rows.shape[1:-1]) if noise.runs else 0
     by_slice = bool(max(noise.key.dim(), noise.stream.dim(), threshold.dim()))
     slices = rows.size(0) if by_slice else 1
     examples = math.prod(rows.shape[1:-1]) if by_slice else math.prod(rows.shape[:-1])
     address = (value.expand(slices) if value.dim() else value for value in (noise.key, noise.stream, threshold))
-    output = _Connect.apply(rows.reshape(slices, examples, weight.size(1)), weight, bias, *address)
+    output = _Connect.apply(rows.reshape(slices, examples, weight.size(1)), weight, bias, *address, first)
     return output.reshape(*rows.shape[:-1], weight.size(0))
 
 
@@ -60,11 +66,13 @@ def connect_by_mask(linear: Linear, mask: Tensor) -> Tensor:
 class _Parts:
     """The masks of one call, of some examples of a slice at a time."""
 
-    def __init__(self, input: Tensor, weight: Tensor, key: Tensor, stream: Tensor, threshold: Tensor) -> None:
+    def __init__(
+        self, input: Tensor, weight: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, first: int
+    ) -> None:
         self.slices, self.examples, self.inputs = input.shape
         self.outputs = weight.size(0)
         self.weight = weight
-        self.address = key, stream, threshold
+        self.address, self.first = (key, stream, threshold), first
         most = _CPU_WEIGHTS if input.device.type == "cpu" else _DEVICE_WEIGHTS
         self.step = max(most // max(weight.numel(), 1), 1)
 
@@ -77,7 +85,7 @@ class _Parts:
         """Return key, stream, threshold and layout of some columns of the masks of some examples."""
         key, stream, threshold = (value[number] if value.dim() else value for value in self.address)
         has_own = self.address[0].dim() or self.address[1].dim()
-        before = examples.start + (0 if has_own else number * self.examples)
+        before = self.first + examples.start + (0 if has_own else number * self.examples)
         shape = (examples.stop - examples.start, self.outputs, columns)
         place = Layout(shape, (self.outputs, 1), signed(before * self.outputs % 2**64), first_column)
         return key, stream, threshold, *place
@@ -96,8 +104,9 @@ class _Parts:
 
 class _Connect(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, *address: Tensor) -> Tensor:
-        ctx.save_for_backward(input, weight, bias, *address)
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, *address: Any) -> Tensor:
+        *tensors, ctx.first = address
+        ctx.save_for_backward(input, weight, bias, *tensors)
         parts = _Parts(input, weight, *address)
         output = input.new_empty(*input.shape[:2], parts.outputs)
         for part in parts:
@@ -108,14 +117,14 @@ class _Connect(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weight, bias, *address = ctx.saved_tensors
+        rows, weight, bias, key, stream, threshold = ctx.saved_tensors
         if torch.is_grad_enabled() or not takes_parts(grad):  # a second derivative, or a batch of gradients
-            return *_differentiable(ctx, grad), None, None, None
+            return *_differentiable(ctx, grad), None, None, None, None
         of_input, of_weight, of_bias = (
             torch.zeros_like(tensor, memory_format=torch.contiguous_format) if needed else None
             for tensor, needed in zip((rows, weight, bias), ctx.needs_input_grad, strict=False)
         )
-        parts = _Parts(rows, weight, *address)
+        parts = _Parts(rows, weight, key, stream, threshold, ctx.first)
         for part in parts:
             some = grad[part]
             if of_input is not None:
@@ -124,7 +133,7 @@ class _Connect(torch.autograd.Function):
                 of_weight += parts.dropped(some.unsqueeze(2) * rows[part].unsqueeze(1), *part).sum(0)
             if of_bias is not None:
                 of_bias += parts.dropped_bias(some, *part).sum(0)
-        return of_input, of_weight, of_bias, None, None, None
+        return of_input, of_weight, of_bias, None, None, None, None
 
 
 def _differentiable(ctx: Any, grad: Tensor) -> list[Tensor | None]:
@@ -133,7 +142,9 @@ def _differentiable(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     slices = max(key.dim(), stream.dim())
     key, stream = (value.reshape((-1,) * slices) for value in (key, stream))
     shape = (*rows.shape[:-1], weight.size(0), weight.size(1) + (bias is not None))
-    mask = Noise("drop_connect", key, stream, rows.device).keep_mask(shape, threshold)
+    [place] = Noise("drop_connect", key, stream, rows.device).places(shape)
+    place = place._replace(first_row=signed(ctx.first * weight.size(0) % 2**64))
+    mask = fields.keep_mask(key, stream, threshold, place, rows.device)
     with torch.enable_grad():
         views = rows.view_as(rows), weight.view_as(weight), None if bias is None else bias.view_as(bias)
         wanted = [v for v, needed in zip(views, ctx.needs_input_grad, strict=False) if v is not None and needed]

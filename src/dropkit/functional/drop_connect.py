@@ -11,6 +11,7 @@ from dropkit._checks import Integer, argument_error, argument_type_error
 from dropkit.functional.address import check_source, signed
 from dropkit.functional.autograd import traced
 from dropkit.functional.connections import Linear, connect, connect_by_mask, takes_parts
+from dropkit.functional.examples import runs_of
 from dropkit.functional.inputs import (
     autocast_dtype,
     check_input,
@@ -98,7 +99,7 @@ def drop_connect(
     linear, dtype = _widened(input, weight, bias)
     with without_autocast(input.device):
         if mask is None:
-            noise = noise_at(where, examples, keys, streams, generator)
+            noise = noise_at(where, examples, keys, streams, generator, runs=runs_of(key))
             in_parts = takes_parts(input)
             mask = noise.keep_mask(shape, threshold) if return_mask or not in_parts else None
             output = connect(linear, threshold, noise) if mask is None or in_parts else connect_by_mask(linear, mask)
@@ -174,20 +175,34 @@ def drop_connect_inference(
         odds = (threshold / (2**32 - threshold).clamp(min=1).to(torch.float64)).to(mean.dtype)
         survives = leading(threshold < 2**32, mean)
         mean, variance = (torch.where(survives, value, 0.0) for value in (mean, leading(odds, mean) * square))
-        return _averaged(mean, deviation_of(variance), activation, samples, noise).to(dtype)
+        deviation = deviation_of(variance)
+        if not noise.runs:
+            return _averaged(mean, deviation, activation, samples, noise).to(dtype)
+        lengths = [length for _, length in noise.runs]
+        parts = zip(mean.split(lengths), deviation.split(lengths), noise.runs, strict=True)
+        found = [_averaged(some, spread, activation, samples, noise, first) for some, spread, (first, _) in parts]
+        return torch.cat(found).to(dtype)
 
 
 def _averaged(
-    mean: Tensor, deviation: Tensor, activation: Callable[[Tensor], Tensor], samples: int, noise: Noise
+    mean: Tensor,
+    deviation: Tensor,
+    activation: Callable[[Tensor], Tensor],
+    samples: int,
+    noise: Noise,
+    first_example: int = 0,
 ) -> Tensor:
     """Average an activation over normal draws, some at a time, at the place (..., sample, output)."""
     whole = (*mean.shape[:-1], samples, mean.size(-1))
+    before = (first_example, *(0 for _ in whole[1:-2])) if len(whole) > 2 else ()
+    if first_example:
+        whole = (first_example + whole[0], *whole[1:])
     step = max(_NORMALS_AT_ONCE // max(mean.numel(), 1), 1)
     mean, deviation = mean.unsqueeze(-2), deviation.unsqueeze(-2)
     total: Any = 0
     for first in range(0, samples, step):
-        shape = (*whole[:-2], min(step, samples - first), whole[-1])
-        offset = (*(0 for _ in whole[:-2]), first, 0)
+        shape = (*mean.shape[:-2], min(step, samples - first), whole[-1])
+        offset = (*before, first, 0)
         place = layout(noise.where, shape, (), offset, whole, noise.key.dim())
         rows = place._replace(row_strides=tuple(map(signed, place.row_strides)), first_row=signed(place.first_row))
         normal = fields.normal(noise.key, noise.stream, rows, noise.device, mean.dtype)

@@ -12,7 +12,9 @@ from dropkit._checks import Choice
 from dropkit.functional import eager, nested
 from dropkit.functional.address import check_source, drawn_address, signed
 from dropkit.functional.autograd import apply_dropout, traced
+from dropkit.functional.examples import NumberedKey, Runs, check_examples, runs_of
 from dropkit.functional.inputs import check_input, check_mask, check_writable, kept_by, leading
+from dropkit.functional.noise import find_noise
 from dropkit.kernels import operators
 from dropkit.kernels.portable import select, survivor_scale
 from dropkit.random.layout import Layout, layout
@@ -166,11 +168,14 @@ def drop(
     identity = never or (scaled and not training)
     if inplace and not identity:
         check_writable(where, input)
-    if input.is_nested:
-        return nested.apply(
+    runs = runs_of(key)
+    is_numbered = runs and training and not identity and input.dim()
+    if input.is_nested or is_numbered:
+        apply = nested.apply if input.is_nested else _drop_examples
+        return apply(
             where, drop, input, p, training, identity=identity, key=keys, mask=mask, stream=stream, generator=generator,
             inplace=inplace, offset=offset, full_shape=full_shape, broadcast_dims=broadcast_dims,
-            return_mask=return_mask, scale_at=scale_at,
+            return_mask=return_mask, scale_at=scale_at, runs=runs,
         )  # fmt: skip
     slices = max(streams.dim(), 0 if keys is None else keys.dim())
     place = layout(where, input.shape, broadcast_dims, offset, full_shape, slices)
@@ -192,6 +197,35 @@ def drop(
     if not return_mask:
         return output
     return output, _all_kept(input, threshold, place, slices, keep) if identity or not training else keep
+
+
+def _drop_examples(
+    where: str,
+    _: Any,
+    input: Tensor,
+    p: float | Tensor,
+    training: bool,
+    *,
+    key: Any,
+    runs: Runs,
+    stream: int | Tensor,
+    broadcast_dims: int | Sequence[int],
+    return_mask: bool,
+    scale_at: str,
+    inplace: bool,
+    **_nothing: Any,
+) -> Any:
+    """Do what `dropout` does for numbered examples, of which those of one run are a part of a larger tensor."""
+    check_examples(where, runs, input.shape)
+    source: dict[str, Any]
+    if len(runs) == 1:
+        [(first, length)], rest = runs, input.shape[1:]
+        source = {"key": key, "stream": stream, "broadcast_dims": broadcast_dims}
+        source |= {"offset": (first, *(0 for _ in rest)), "full_shape": (first + length, *rest)}
+    else:
+        threshold, noise = find_noise(where, input, p, NumberedKey(int(key) % 2**64, runs), None, stream)
+        source = {"mask": noise.keep_mask(input.shape, threshold, broadcast_dims)}
+    return drop(where, input, p, training, inplace, return_mask=return_mask, scale_at=scale_at, **source)
 
 
 def _all_kept(input: Tensor, threshold: Tensor, place: Layout, slices: int, mask: Tensor | None) -> Tensor:

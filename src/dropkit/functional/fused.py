@@ -13,6 +13,7 @@ from torch.nn import Parameter
 
 from dropkit._checks import argument_error, argument_type_error
 from dropkit.functional.autograd import apply_dropout
+from dropkit.functional.examples import runs_of
 from dropkit.kernels.native.operations import TYPES, takes
 from dropkit.random.layout import layout
 
@@ -84,10 +85,14 @@ def is_alike(other: Any, input: Tensor, shape: Any) -> bool:
     )
 
 
-def takes_operator(input: Tensor, p: float | Tensor, training: bool) -> bool:
-    """Tell whether a fused operator serves a call whose tensors are checked; wrong rates are left to `dropout`."""
+def takes_operator(input: Tensor, p: float | Tensor, training: bool, key: object) -> bool:
+    """Tell whether a fused operator serves a call whose tensors are checked; wrong rates are left to `dropout`.
+
+    Such an operator draws for examples in order from 0.
+    """
     drops = training and (isinstance(p, Tensor) or (isinstance(p, float) and 0.0 < p <= 1.0))
-    return drops and not input.is_nested and input.is_cpu and input.dtype in TYPES and not _is_transformed()
+    is_served = input.is_cpu and input.dtype in TYPES and not input.is_nested and not runs_of(key)
+    return drops and is_served and not _is_transformed()
 
 
 def gated(grad: Tensor, key: Tensor, stream: Tensor, threshold: Tensor) -> Tensor:

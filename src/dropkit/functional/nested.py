@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from dropkit._checks import argument_error, argument_type_error, check_axes
-from dropkit.functional.address import draw_key
+from dropkit.functional.address import draw_key, key_tensor
+from dropkit.functional.examples import Runs, check_examples
 
 __all__ = ["apply", "lengths", "nest_alike"]
 
@@ -32,6 +33,7 @@ def apply(
     broadcast_dims: object,
     return_mask: bool,
     scale_at: str,
+    runs: Runs,
 ) -> Any:
     """Apply `drop` on behalf of a function to every constituent of a nested tensor, as an example of the whole batch.
 
@@ -54,8 +56,11 @@ def apply(
         return input
     parts = input.unbind()
     if mask is None and key is None and training and not identity:
-        key = draw_key(where, generator, input)
-    whole = (len(parts), *lengths(input, parts))
+        key = key_tensor(draw_key(where, generator, input))
+    runs = runs or ((0, len(parts)),)
+    check_examples(where, runs, (len(parts),))
+    numbers = [first + i for first, length in runs for i in range(length)]
+    whole = (max(numbers, default=-1) + 1, *lengths(input, parts))
     masks = () if mask is None else mask.unbind()
     results = []
     for i, part in enumerate(parts):
@@ -63,7 +68,7 @@ def apply(
             source: dict[str, Any] = {"mask": masks[i].unsqueeze(0)}
         else:
             source = {"key": _of_slice(key, i), "stream": _of_slice(stream, i), "broadcast_dims": broadcast_dims}
-            source |= {"offset": (i, *(0,) * part.dim()), "full_shape": whole}
+            source |= {"offset": (numbers[i], *(0,) * part.dim()), "full_shape": whole}
         found = drop(where, part.unsqueeze(0), _of_slice(p, i), training, return_mask=True, scale_at=scale_at, **source)
         results.append([tensor.squeeze(0) for tensor in found])
     output = input if identity else nest_alike(input, [output for output, _ in results])

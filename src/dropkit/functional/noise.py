@@ -6,7 +6,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dropkit.functional.address import Names, check_source, drawn_address, is_readable, signed
+from dropkit._checks import check_axes
+from dropkit.functional.address import (
+    Names,
+    check_not_traced,
+    check_source,
+    draw_key,
+    drawn_address,
+    is_readable,
+    key_tensor,
+    signed,
+)
+from dropkit.functional.examples import NumberedKey, Runs, check_examples, runs_of
 from dropkit.kernels import fields
 from dropkit.random import field
 from dropkit.random.layout import Layout, layout
@@ -24,12 +35,14 @@ class Noise(NamedTuple):
         key: Int64 tensor: the call's key, or one for each slice of axis 0.
         stream: Int64 tensor with the same axes.
         device: Where the noise shall be.
+        runs: The numbers of the examples along axis 0; empty if they are in order.
     """
 
     where: str
     key: Tensor
     stream: Tensor
     device: torch.device
+    runs: Runs = ()
 
     def field(self, number: int) -> "Noise":
         """Return the noise of another field of the call, as `dropkit.random.field` counts them; 0 is this one."""
@@ -39,18 +52,40 @@ class Noise(NamedTuple):
         """Return the keys of the first fields, for functions that take one: as integers where they can be read."""
         if self.key.dim() == 0 and is_readable(self.key):
             key = int(self.key) % 2**64
+            if self.runs:
+                return [NumberedKey(key, self.runs).field(number) for number in range(count)]
             return [field(key, number) for number in range(count)]
         return [self.field(number).key for number in range(count)]
 
-    def place(
+    def places(
         self,
         shape: Sequence[int],
         shared: int | Sequence[int] = (),
         full_shape: Sequence[int] | None = None,
+    ) -> list[Layout]:
+        """Return the places of a mask or field, with rows as the int64 numbers that operators take.
+
+        They are one layout; or, of examples whose numbers do not follow one another, one for each run of them, whose
+        parts lie one after another along axis 0.
+        """
+        if not self.runs or 0 in check_axes(self.where, "broadcast_dims", shared, len(shape)):
+            return [self._place(shape, shared, None, full_shape)]
+        check_examples(self.where, self.runs, shape)
+        rest, whole = shape[1:], (shape if full_shape is None else full_shape)[1:]
+        return [
+            self._place((length, *rest), shared, (first, *(0 for _ in rest)), (first + length, *whole))
+            for first, length in self.runs
+        ]
+
+    def _place(
+        self,
+        shape: Sequence[int],
+        shared: int | Sequence[int],
+        offset: Sequence[int] | None,
+        full_shape: Sequence[int] | None,
     ) -> Layout:
-        """Return the places of a mask or field, with rows as the int64 numbers that operators take."""
-        place = layout(self.where, shape, shared, full_shape=full_shape, slices=self.key.dim())
-        return place._replace(row_strides=tuple(map(signed, place.row_strides)))
+        place = layout(self.where, shape, shared, offset, full_shape, self.key.dim())
+        return place._replace(row_strides=tuple(map(signed, place.row_strides)), first_row=signed(place.first_row))
 
     def keep_mask(
         self,
@@ -67,15 +102,25 @@ class Noise(NamedTuple):
             shared: Axes along which one draw is shared; negatives count from the end.
             full_shape: Shape of the whole tensor that this is the beginning of. Default: the same.
         """
-        return fields.keep_mask(self.key, self.stream, threshold, self.place(shape, shared, full_shape), self.device)
+        places = self.places(shape, shared, full_shape)
+        is_of_slices = len(places) > 1 and threshold.dim()
+        rates = threshold.split([place.shape[0] for place in places]) if is_of_slices else [threshold] * len(places)
+        pairs = zip(places, rates, strict=True)
+        return _joined([fields.keep_mask(self.key, self.stream, rate, place, self.device) for place, rate in pairs])
 
     def uniform(self, shape: Sequence[int], dtype: torch.dtype, shared: int | Sequence[int] = ()) -> Tensor:
         """Draw uniforms strictly between 0 and 1, of length 1 on the axes that share a draw."""
-        return fields.uniform(self.key, self.stream, self.place(shape, shared), self.device, dtype)
+        places = self.places(shape, shared)
+        return _joined([fields.uniform(self.key, self.stream, place, self.device, dtype) for place in places])
 
     def normal(self, shape: Sequence[int], dtype: torch.dtype, shared: int | Sequence[int] = ()) -> Tensor:
         """Draw standard normals, of length 1 on the axes that share a draw."""
-        return fields.normal(self.key, self.stream, self.place(shape, shared), self.device, dtype)
+        places = self.places(shape, shared)
+        return _joined([fields.normal(self.key, self.stream, place, self.device, dtype) for place in places])
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def find_noise(
@@ -99,7 +144,7 @@ def find_noise(
         names: What these are called in the function.
     """
     threshold, streams, keys = check_source(where, input, p, key, generator, stream, names)
-    return threshold, noise_at(where, input, keys, streams, generator, names)
+    return threshold, noise_at(where, input, keys, streams, generator, names, runs_of(key))
 
 
 def noise_at(
@@ -109,6 +154,15 @@ def noise_at(
     streams: Tensor,
     generator: torch.Generator | None,
     names: Names = _NAMES,
+    runs: Runs = (),
 ) -> Noise:
-    """Return the noise of a call, from what `check_source` has found; its key is drawn if there is none."""
-    return Noise(where, *drawn_address(where, input, keys, streams, generator, names), input.device)
+    """Return the noise of a call, from what `check_source` has found; its key is drawn if there is none.
+
+    Examples are those along axis 0 of the input: where it has none, or a stream for each, no number enters.
+    """
+    if keys is None:
+        check_not_traced(where)
+        drawn = draw_key(where, generator, input, names)
+        runs, keys = runs_of(drawn), key_tensor(drawn)
+    key, stream = drawn_address(where, input, keys, streams, generator, names)
+    return Noise(where, key, stream, input.device, runs if input.dim() and not key.dim() else ())

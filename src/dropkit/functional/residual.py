@@ -74,7 +74,7 @@ def dropout_add(
         input_and_residual = input.to(dtype), residual.to(dtype)
         return dropout_add(*input_and_residual, p, training, generator=generator, key=key, stream=stream)
     check_residual(_WHERE, residual, input)
-    if takes_operator(input, p, training) and residual is not input:  # which the compiler does not take twice
+    if takes_operator(input, p, training, key) and residual is not input:  # which the compiler does not take twice
         return apply_function(_DropoutAdd, input, residual, *find_address(_WHERE, input, p, key, generator, stream))
     check_source(_WHERE, input, p, key, generator, stream)
     return residual + dropout(input, p, training, generator=generator, key=key, stream=stream)

@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from dropkit._checks import KEY, Integer, argument_error, argument_type_error
 from dropkit.errors import UnsupportedError
 from dropkit.functional.address import draw_key, signed
+from dropkit.functional.examples import NumberedKey
 from dropkit.random import MASK_VERSION
 from dropkit.sites.calls.functions import Call
 from dropkit.sites.calls.replacement import replaced
@@ -23,7 +24,7 @@ from dropkit.sites.interception.interceptor import Frame, Handler, Place
 from dropkit.sites.interception.names import is_dropout_layer, module_names
 from dropkit.sites.keys import Keys
 from dropkit.sites.parts import Parts
-from dropkit.sites.samples import Numbers, current, numbered, numbered_draw, set_current
+from dropkit.sites.samples import Numbers, current, numbered, numbered_draw, numbered_key, set_current
 from dropkit.sites.workers import Workers
 
 __all__ = ["Addressing", "address"]
@@ -221,7 +222,7 @@ class Addressing(Handler):
         _, generator, tensor, *_ = args
         if generator is not None:
             return function(*args, **kwargs)
-        return self._drawn_key(tensor.device)
+        return self._drawn_key(tensor)
 
     def _drawn_by_hand(self, draw: Draw) -> Any:
         """Run a random operator, of which a mask may be made, with the key of its place."""
@@ -233,15 +234,15 @@ class Addressing(Handler):
             return self._parts.draw(draw, key)
         return draw.at(key) if numbers is None else numbered_draw(draw, key, numbers)
 
-    def _drawn_key(self, device: torch.device) -> Tensor:
+    def _drawn_key(self, examples: Tensor) -> Tensor | NumberedKey:
+        """Return the key of a layer's masks, whose examples are along axis 0 of a tensor."""
         self._check_recomputation()
         place = self._interceptor.place()
-        if (current() if self._parts is None else self._parts.several(place)) is not None:
-            raise UnsupportedError(
-                f"samples: {place.name or 'the model'} draws one key for several masks, of which examples have no part "
-                "of their own. Leave `samples` out, or give it a key."
-            )
-        return torch.tensor(signed(self._keys.key(place)), device=device)
+        key = self._keys.key(place)
+        numbers = current() if self._parts is None else self._parts.several(place)
+        if numbers is not None and examples.dim():
+            return numbered_key(place, examples, key, numbers)
+        return torch.tensor(signed(key), device=examples.device)
 
     def begin(self, module: Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         """Raise in an export, before anything has changed."""

@@ -12,6 +12,7 @@ from torch.nn import Module
 from dropkit._checks import argument_error, argument_type_error
 from dropkit.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from dropkit.functional.address import draw_key, signed
+from dropkit.functional.examples import NumberedKey
 from dropkit.sites.calls.functions import Call
 from dropkit.sites.calls.replacement import replaced, replacement
 from dropkit.sites.handwritten.draws import Draw, find_draw
@@ -184,11 +185,11 @@ class _Recorder(Handler):
         draw = find_draw(function, args, kwargs, self.attachment.interceptor.random_place)
         return function(*args, **kwargs) if draw is None else self.draw(draw)
 
-    def key(self, place: Place, *args: Any) -> Tensor:
+    def key(self, place: Place, *args: Any) -> Tensor | NumberedKey:
         """Note the key that a layer draws."""
         name = place.name, place.run
         if name not in self.masks:
-            self.masks[name] = int(draw_key(*args)) % 2**64
+            self.masks[name] = _number(draw_key(*args))
         return _as_key(name, self.masks[name], args[2].device)
 
     def draw(self, draw: Draw) -> Any:
@@ -216,7 +217,7 @@ class _Injector(_Recorder):
             return call.run()
         return _given(name, place, call, self.masks[name])
 
-    def key(self, place: Place, *args: Any) -> Tensor:
+    def key(self, place: Place, *args: Any) -> Tensor | NumberedKey:
         name = place.name, place.run
         return _as_key(name, self.masks[name], args[2].device) if self._has(name) else draw_key(*args)
 
@@ -253,7 +254,14 @@ class _Generator:
             yield
 
 
-def _as_key(name: Name, key: Any, device: torch.device) -> Tensor:
+def _number(key: Tensor | NumberedKey) -> int:
+    """Return a key that was drawn as a number, which keeps the numbers of examples if it has any."""
+    return key if isinstance(key, NumberedKey) else int(key) % 2**64
+
+
+def _as_key(name: Name, key: Any, device: torch.device) -> Tensor | NumberedKey:
+    if isinstance(key, NumberedKey):
+        return key
     if type(key) is not int:
         remedy = "This layer draws several masks, which its key stands for."
         raise argument_type_error("inject", f"masks[{name!r}]", "a key, an integer in [0, 2**64)", key, remedy)
@@ -270,7 +278,7 @@ def _own_key(call: Call) -> int | None:
     """Return a key for a call that has no mask to give, drawn as it would draw it; None where the user gave one."""
     if _has_key(call):
         return None
-    return int(draw_key("record", call.arguments.get("generator"), call.input)) % 2**64
+    return _number(draw_key("record", call.arguments.get("generator"), call.input))
 
 
 def _given(name: Name, place: Place, call: Call, mask: Any) -> Any:
@@ -278,7 +286,7 @@ def _given(name: Name, place: Place, call: Call, mask: Any) -> Any:
     if mask is None:
         return call.run()
     try:
-        if type(mask) is not int:
+        if type(mask) is not int and not isinstance(mask, NumberedKey):
             return replaced(call, mask=mask, order=place.order)
         own = replacement(call)
         if own is None or own.function.returned is not None:

@@ -13,8 +13,9 @@ from torch import Tensor
 import dropkit.functional as ours
 from dropkit._checks import Integer, argument_error, argument_type_error
 from dropkit.errors import ArgumentError, UnsupportedError
-from dropkit.functional import nested
-from dropkit.random import field as field_key
+from dropkit.functional.examples import NumberedKey
+from dropkit.nn import MultiheadAttention, TransformerEncoderLayer
+from dropkit.nn.recurrent_base import RecurrentBase
 from dropkit.sites.calls.functions import Call
 from dropkit.sites.calls.heads import attend_with_heads
 from dropkit.sites.calls.networks import NETWORKS
@@ -23,18 +24,12 @@ from dropkit.sites.handwritten.draws import Draw
 from dropkit.sites.interception.checkpoints import watched
 from dropkit.sites.interception.interceptor import Interceptor, Place
 
-__all__ = ["Numbers", "current", "numbered", "numbered_draw", "samples", "set_current"]
+__all__ = ["Numbers", "current", "numbered", "numbered_draw", "numbered_key", "samples", "set_current"]
 
 _NUMBER = Integer(0, 2**63 - 1, "[0, 2**63)")
 _AXIS = Integer(-64, 63, "the range of a tensor's axes")
-_RAGGED = 2**32  # what a ragged axis counts as, so that the longest length of a batch does not matter
-# Functions whose mask is that of their first tensor, element by element or with shared axes.
-_ELEMENTS = frozenset(
-    {
-        ours.dropout, ours.dropout1d, ours.dropout2d, ours.dropout3d, ours.locked_dropout, ours.alpha_dropout,
-        ours.feature_alpha_dropout, ours.drop_path, ours.skip_path, ours.zoneout,
-    }
-)  # fmt: skip
+# Modules that bring the batch to axis 0 themselves.
+_BATCH_FIRST = (RecurrentBase, MultiheadAttention, TransformerEncoderLayer)
 
 
 @dataclass(frozen=True)
@@ -93,10 +88,11 @@ def samples(ids: Sequence[int] | Tensor, dim: int = 0) -> Iterator[None]:
     other axes keep their lengths; sequences that are packed or nested may be of any. The calls of a step are counted
     from 0 in each such block, and go on after it as if it had not been.
 
-    Numbers are along axis `dim` of every tensor that is dropped out. Those of attention weights are along axis 0 of
-    queries, and those of recurrent networks where the network has its batch, whatever `dim` is. A model that brings
-    the batch's axis elsewhere has no masks of examples, and is refused where the lengths tell; so is noise that is no
-    mask, and a layer that draws one key for several masks.
+    Numbers are along axis `dim` of every tensor that noise is drawn for. Those of attention weights are along axis 0 of
+    queries, and those of recurrent networks, attention and encoders where the module has its batch, whatever `dim` is.
+    Noise that all examples share is the same for all numbers: of weights, of word types in a whole batch, of axes that
+    share a draw, and of random numbers without an axis. DropBlock scales each example by what is kept of it alone. A
+    model that brings the batch's axis elsewhere has no noise of examples, and is refused where the lengths tell.
 
     Args:
         ids: The examples' numbers, in ``[0, 2**63)``: a range, a sequence or a tensor of integers. Runs of consecutive
@@ -161,7 +157,7 @@ def _runs(numbers: list[int]) -> tuple[tuple[int, int], ...]:
 
 
 def numbered(place: Place, call: Call, key: int, numbers: Numbers) -> Any:
-    """Run an active call with a key, and the mask of every example at the place of its number."""
+    """Run an active call with a key, and the noise of every example at the place of its number."""
     own = replacement(call)
     if own is None:
         return replaced(call, key=key)  # it says why not
@@ -170,27 +166,36 @@ def numbered(place: Place, call: Call, key: int, numbers: Numbers) -> Any:
         return own.run()
     if own.arguments.get("full_shape") is not None:
         raise _ambiguous(place, "it says itself where its input lies in a larger tensor")
-    if isinstance(own.p, Tensor) and own.p.dim():
-        raise _ambiguous(place, "it has one rate for each example")
-    find = _FINDERS.get(row.function, _of_elements if row.function in _ELEMENTS else None)
-    if find is None:
-        raise UnsupportedError(
-            f"samples: {place.name or 'the model'} draws the noise of {row.kind}, of which examples have no part of "
-            "their own. Leave `samples` out, or give the call a key."
-        )
+    for name, value in (("rate", own.p), ("stream", own.arguments.get("stream"))):
+        if isinstance(value, Tensor) and value.dim():
+            raise _ambiguous(place, f"it has one {name} for each example")
+    find = _FINDERS[row.function]
     if numbers.shards and find not in (_of_elements, _of_attention):
         raise UnsupportedError(
             f"address: {place.name or 'the model'} draws the noise of {row.kind}: workers have no parts of it but of "
             "examples."
         )
-    mask = find(place, call, own, key, numbers)
-    return replaced(call, key=key) if mask is None else replaced(call, mask=mask, order=place.order)
+    if isinstance(place.module, _BATCH_FIRST):
+        numbers = replace(numbers, axis=0)
+    if row.function in _TRAILING and numbers.axis and not own.input.is_nested:
+        return _moved(place, own, key, numbers)
+    return replaced(call, order=place.order, **find(place, call, own, key, numbers))
+
+
+def numbered_key(place: Place, examples: Tensor, key: int, numbers: Numbers) -> NumberedKey:
+    """Return the key of several masks that a layer draws for examples along axis 0."""
+    if not isinstance(place.module, _BATCH_FIRST) and numbers.axis:
+        raise _ambiguous(place, f"noise is drawn for axis 0 of a tensor of shape {tuple(examples.shape)}")
+    _check_count(place, examples.size(0), f"axis 0 of a tensor of shape {tuple(examples.shape)}", numbers)
+    return NumberedKey(key, numbers.runs)
 
 
 def numbered_draw(draw: Draw, key: int, numbers: Numbers) -> Any:
     """Run a random operator with a key, and the draws of every example at the place of its number."""
     shape = draw.shape
-    if not shape or not -len(shape) <= numbers.axis < len(shape):
+    if not shape:
+        return draw.at(key)  # one draw for all of them, as where a whole layer is left out
+    if not -len(shape) <= numbers.axis < len(shape):
         raise _ambiguous(draw.place, f"random numbers of shape {tuple(shape)} have no axis {numbers.axis}")
     axis = numbers.axis % len(shape)
     if shape[axis] == 1 != len(numbers):  # one draw for all of them, however many
@@ -223,23 +228,21 @@ def _check_count(place: Place, length: int, what: str, numbers: Numbers) -> None
         raise _ambiguous(place, f"{what} has the length {length}, and there are {len(numbers)} numbers")
 
 
-def _drawn(
-    call: Call, key: int, shape: Sequence[int], numbers: Numbers, shared: Sequence[int] = (), ragged: Sequence[int] = ()
-) -> Tensor:
+def _drawn(call: Call, key: int, shape: Sequence[int], numbers: Numbers, shared: Sequence[int] = ()) -> Tensor:
     """Draw the mask of examples along axis 0, as are the other axes that have shards."""
-    device, parts = call.input.device, []
-    rest = [_RAGGED if axis in ragged else shape[axis] for axis in range(1, len(shape))]
+    device, parts, rest = call.input.device, [], shape[1:]
     for first, length in numbers.runs:
-        like = torch.empty((), device=device).expand(length, *shape[1:])
-        options: dict[str, Any] = {"broadcast_dims": tuple(shared), **_part(first, length, rest, numbers.shards)}
+        like = torch.empty((), device=device).expand(length, *rest)
+        options: dict[str, Any] = {"broadcast_dims": tuple(shared), "stream": call.arguments.get("stream", 0)}
+        options |= _part(first, length, rest, numbers.shards)
         drawn = ours.dropout(like, call.p, key=key, return_mask=True, **options)
         parts.append(drawn[1])
     return torch.cat(parts)
 
 
-def _of_elements(place: Place, call: Call, own: Call, key: int, numbers: Numbers) -> Tensor | None:
+def _of_elements(place: Place, call: Call, own: Call, key: int, numbers: Numbers) -> dict[str, Any]:
     if own.input.is_nested:
-        return _of_nested(place, own, key, numbers)
+        return {"key": _of_nested(place, own, key, numbers)}
     shape, rank, kind = own.input.shape, own.input.dim(), call.function.kind
     if not -rank <= numbers.axis < rank:
         raise _ambiguous(place, f"a tensor of shape {tuple(shape)} has no axis {numbers.axis}")
@@ -250,30 +253,26 @@ def _of_elements(place: Place, call: Call, own: Call, key: int, numbers: Numbers
         if kind == "locked_dropout":
             raise _ambiguous(place, f"axis {axis} is time")
         if not numbers.shards:
-            return None  # one draw for all of them, however many
+            return {"key": key}  # one draw for all of them, however many
         begin, _ = numbers.shards.get(0, (0, 0))
-        return _drawn(own, key, shape, replace(numbers, runs=((begin, shape[0]),)), shared)
+        return {"mask": _drawn(own, key, shape, replace(numbers, runs=((begin, shape[0]),)), shared)}
     _check_count(place, shape[axis], f"axis {axis} of a tensor of shape {tuple(shape)}", numbers)
+    if not axis and not numbers.shards:
+        return {"key": NumberedKey(key, numbers.runs)}
     order = [axis, *(other for other in range(rank) if other != axis)]
     moved = replace(numbers, shards=numbers.moved(order))
     mask = _drawn(own, key, [shape[other] for other in order], moved, [order.index(other) for other in shared])
-    return mask.movedim(0, axis)
+    return {"mask": mask.movedim(0, axis)}
 
 
-def _of_nested(place: Place, own: Call, key: int, numbers: Numbers) -> Tensor:
-    parts: Any = own.input.unbind()
-    if own.function.function is not ours.dropout or numbers.axis or own.shared:
+def _of_nested(place: Place, own: Call, key: int, numbers: Numbers) -> NumberedKey:
+    if numbers.axis or own.shared:
         raise _ambiguous(place, "its input is nested")
-    _check_count(place, len(parts), "a nested tensor", numbers)
-    whole, masks = nested.lengths(own.input, parts), []
-    for number, part in zip(numbers, parts, strict=True):
-        like, offset = torch.empty((), device=part.device).expand(1, *part.shape), (number, *(0 for _ in whole))
-        drawn = ours.dropout(like, own.p, key=key, return_mask=True, offset=offset, full_shape=(number + 1, *whole))
-        masks.append(drawn[1].squeeze(0))
-    return nested.nest_alike(own.input, masks)
+    _check_count(place, own.input.size(0), "a nested tensor", numbers)
+    return NumberedKey(key, numbers.runs)
 
 
-def _of_attention(place: Place, _: Call, own: Call, key: int, numbers: Numbers) -> Tensor:
+def _of_attention(place: Place, _: Call, own: Call, key: int, numbers: Numbers) -> dict[str, Any]:
     query, keys = own.arguments["query"], own.arguments["key"]
     grouped = own.arguments.get("enable_gqa")
     leading = query.shape[:-2] if grouped else torch.broadcast_shapes(query.shape[:-2], keys.shape[:-2])
@@ -281,34 +280,103 @@ def _of_attention(place: Place, _: Call, own: Call, key: int, numbers: Numbers) 
         raise _ambiguous(place, f"queries of shape {tuple(query.shape)} have no axis of examples")
     shape = (*leading, query.size(-2), keys.size(-2))
     _check_count(place, shape[0], f"axis 0 of attention weights of shape {tuple(shape)}", numbers)
-    return _drawn(own, key, shape, numbers)
+    if numbers.shards:
+        return {"mask": _drawn(own, key, shape, numbers)}
+    return {"key": NumberedKey(key, numbers.runs)}
 
 
-def _of_heads(place: Place, _: Call, own: Call, key: int, numbers: Numbers) -> Tensor:
-    given = own.arguments
-    query, keys = given["query"], given["key"] if given.get("static_k") is None else given["static_k"].transpose(0, 1)
+def _of_heads(place: Place, _: Call, own: Call, key: int, numbers: Numbers) -> dict[str, Any]:
+    query = own.arguments["query"]
     if query.dim() != 3:
         raise _ambiguous(place, f"queries of shape {tuple(query.shape)} have no axis of examples")
     _check_count(place, query.size(1), "the batch of queries", numbers)
-    length = keys.size(0) + (given["bias_k"] is not None) + bool(given["add_zero_attn"])
-    return _drawn(own, key, (query.size(1), given["num_heads"], query.size(0), length), numbers)
+    return {"key": NumberedKey(key, numbers.runs)}
 
 
-def _of_network(place: Place, _: Call, own: Call, key: int, numbers: Numbers) -> tuple[Tensor, ...]:
+def _of_network(place: Place, _: Call, own: Call, key: int, numbers: Numbers) -> dict[str, Any]:
     given, x = own.arguments, own.input
-    states = given["hx"] if isinstance(given["hx"], Tensor) else given["hx"][0]
-    sizes, units = given.get("batch_sizes"), states.size(-1) * (2 if given["bidirectional"] else 1)
-    if sizes is not None:
-        batch, steps = int(sizes[0]), len(sizes)
-    else:
-        batch, steps = (x.size(0), x.size(1)) if given["batch_first"] else (x.size(1), x.size(0))
+    sizes = given.get("batch_sizes")
+    batch = x.size(0 if given["batch_first"] else 1) if sizes is None else int(sizes[0])
     _check_count(place, batch, "the batch of sequences", numbers)
-    shape, layers = (batch, steps, units), range(given["num_layers"] - 1)
-    return tuple(_drawn(own, field_key(key, layer), shape, numbers, ragged=(1,)) for layer in layers)
+    return {"key": NumberedKey(key, numbers.runs)}
 
 
-_FINDERS: Mapping[Callable[..., Any], Callable[..., Any]] = MappingProxyType(
+def _of_words(place: Place, _: Call, own: Call, key: int, numbers: Numbers) -> dict[str, Any]:
+    tokens = own.arguments["tokens"]
+    if own.arguments["per"] == "batch":
+        return {"key": key}  # words are dropped for all of them, however many
+    if tokens.dim() < 2:
+        raise _ambiguous(place, f"tokens of shape {tuple(tokens.shape)} have no axis of sequences")
+    _check_count(place, tokens.size(0 if own.arguments["batch_first"] else 1), "the batch of sequences", numbers)
+    return {"key": NumberedKey(key, numbers.runs)}
+
+
+# Functions that are one for each example along an axis: how many axes at the end of their input cannot be that one.
+_TRAILING: Mapping[Callable[..., Any], Callable[[Mapping[str, Any]], int]] = MappingProxyType(
     {
+        ours.gaussian_dropout: lambda given: 0,
+        ours.concrete_dropout: lambda given: 0,
+        ours.variational_dropout: lambda given: 0,
+        ours.dropout_add: lambda given: 0,
+        ours.activation_dropout: lambda given: int(given["bias"] is not None),
+        ours.word_dropout: lambda given: int(given["unknown"] is None),
+        ours.drop_connect: lambda given: 1,
+        ours.local_reparameterization: lambda given: given["weight"].dim() - 1,
+        ours.drop_block1d: lambda given: 2,
+        ours.drop_block2d: lambda given: 3,
+        ours.drop_block3d: lambda given: 4,
+    }
+)
+_MOVED = ("input", "residual", "logit", "log_alpha")  # their tensors that have that axis
+
+
+def _of_rows(place: Place, _: Call, own: Call, key: int, numbers: Numbers) -> dict[str, Any]:
+    """Say where a function draws that takes the examples along axis 0."""
+    if own.input.is_nested:
+        return {"key": _of_nested(place, own, key, numbers)}
+    axis = _axis(place, own, numbers)
+    if axis in own.shared:
+        return {"key": key}  # one draw for all of them, however many
+    _check_count(place, own.input.size(axis), f"axis {axis} of a tensor of shape {tuple(own.input.shape)}", numbers)
+    return {"key": NumberedKey(key, numbers.runs)}
+
+
+def _axis(place: Place, own: Call, numbers: Numbers) -> int:
+    """Return the axis of examples of a function's input."""
+    rank = own.input.dim()
+    free = rank - _TRAILING[own.function.function](own.arguments)
+    if not -rank <= numbers.axis < rank or numbers.axis % rank >= free:
+        raise _ambiguous(place, f"a tensor of shape {tuple(own.input.shape)} has no examples along axis {numbers.axis}")
+    return numbers.axis % rank
+
+
+def _moved(place: Place, own: Call, key: int, numbers: Numbers) -> Any:
+    """Run a function with the examples along axis 0, and bring them back to their axis."""
+    axis, rank = _axis(place, own, numbers), own.input.dim()
+    order = [axis, *(other for other in range(rank) if other != axis)]
+    moved: dict[str, Any] = {
+        name: tensor.reshape((1,) * (rank - tensor.dim()) + tensor.shape).movedim(axis, 0)
+        for name in _MOVED
+        if isinstance(tensor := own.arguments.get(name), Tensor)
+    }
+    if "broadcast_dims" in own.arguments:
+        moved["broadcast_dims"] = tuple(order.index(other) for other in own.shared)
+    own = own.changed(**moved)
+    found = own.changed(**_of_rows(place, own, own, key, replace(numbers, axis=0))).run()
+    if isinstance(found, tuple):  # with its mask or its noise
+        return tuple(each.movedim(0, axis) for each in found)
+    return found.movedim(0, axis)
+
+
+_ELEMENTS = (
+    ours.dropout, ours.dropout1d, ours.dropout2d, ours.dropout3d, ours.locked_dropout, ours.alpha_dropout,
+    ours.feature_alpha_dropout, ours.drop_path, ours.skip_path, ours.zoneout,
+)  # fmt: skip
+_FINDERS: Mapping[Callable[..., Any], Callable[..., dict[str, Any]]] = MappingProxyType(
+    {
+        **dict.fromkeys(_ELEMENTS, _of_elements),
+        **dict.fromkeys(_TRAILING, _of_rows),
+        ours.embedding_dropout: _of_words,
         ours.scaled_dot_product_attention: _of_attention,
         attend_with_heads: _of_heads,
         **dict.fromkeys(NETWORKS.values(), _of_network),
