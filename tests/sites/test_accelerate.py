@@ -73,7 +73,7 @@ def test_all_sites_of_all_models_run_on_the_kernels(model: Model) -> None:
     rewritable = [site for site in rewritable if site.p is not None]  # not dropkit's own networks
     if rewritable:
         assert watch.own >= len(rewritable)
-        assert all(not one.reason for one in handle.report())
+        assert all(not one.reason for one in handle.report() if one.calls)  # none is known of TorchScript
     assert watch.stock == 0 or not rewritable
     assert plain.stock + plain.own >= watch.own
     assert keys == list(network.state_dict())

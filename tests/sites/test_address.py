@@ -140,7 +140,7 @@ def test_keys_of_all_models(model: Model) -> None:
     """Every call of dropout of every model has the key of its site, step and call, and no generator moves."""
     network, inputs = model.build(), model.inputs()
     if model.name in SCRIPTED:
-        with pytest.raises(UnsupportedError, match=r"part is a TorchScript module"):
+        with pytest.raises(UnsupportedError, match="`part` is a TorchScript module"):
             address(network, SEED)
         return
     handle = address(network, SEED)

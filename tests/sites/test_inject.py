@@ -249,6 +249,3 @@ def test_wrong_arguments() -> None:
         pass
     with pytest.raises(ArgumentTypeError, match="inject: `strict`"), inject(Plain(), {}, strict=1):  # type: ignore[arg-type]
         pass
-    scripted = MODELS["scripted"].build()
-    with pytest.raises(UnsupportedError, match=r"record: .* is a TorchScript module"), record(scripted):
-        pass

@@ -12,6 +12,7 @@ from dropkit.sites.interception import checkpoints
 from dropkit.sites.interception.attachment import Hook, ask_last
 from dropkit.sites.interception.names import module_names, unwrapped
 from dropkit.sites.interception.replacing import ReplacingMode
+from dropkit.sites.interception.underneath import check_no_script, hidden_in_scripts
 
 __all__ = ["Acceleration", "Replaced", "Report", "accelerate"]
 
@@ -23,7 +24,7 @@ class Replaced:
     Args:
         path: Name of the module whose forward draws; empty where no model is known.
         kind: What draws, as in lists of sites.
-        p: Probability of dropping, at the last call.
+        p: Probability of dropping, at the last call; None where it is not known.
         calls: How often it was called.
         reason: Why it runs on PyTorch's own operations; empty if it runs on dropkit's kernels.
     """
@@ -48,7 +49,7 @@ class Report(list[Replaced]):
 
 def _cells(one: Replaced) -> tuple[str, ...]:
     runs_on = f"PyTorch: {one.reason}" if one.reason else "dropkit's kernels"
-    return one.path or "-", one.kind, f"{float(one.p):g}", str(one.calls), runs_on
+    return one.path or "-", one.kind, "?" if one.p is None else f"{float(one.p):g}", str(one.calls), runs_on
 
 
 def accelerate(model: Module | None = None, *, verbose: bool = False) -> "Acceleration":
@@ -68,6 +69,7 @@ def accelerate(model: Module | None = None, *, verbose: bool = False) -> "Accele
 
     Raises:
         ArgumentTypeError: If `model` is no module.
+        UnsupportedError: If it is a TorchScript module that draws dropout.
 
     Examples:
         >>> import torch, dropkit
@@ -96,6 +98,10 @@ class Acceleration:
         self._verbose = verbose
         self._found: dict[tuple[str, str, str], Replaced] = {}
         names = {} if model is None else module_names(unwrapped(model))
+        if model is not None:
+            check_no_script("accelerate", model, is_nested_allowed=True)
+            for name in hidden_in_scripts(model):
+                self._note(name, "dropout", None, "TorchScript, whose calls are not seen", calls=0)
         self._mode = ReplacingMode({id(module): name for name, module in names.items()}, self._note)
         self._has_model = model is not None
         self._hooks: list[Any] = []
@@ -133,13 +139,13 @@ class Acceleration:
             self._mode.__exit__(None, None, None)
         self.remove()
 
-    def _note(self, path: str, kind: str, p: Any, reason: str) -> None:
+    def _note(self, path: str, kind: str, p: Any, reason: str, calls: int = 1) -> None:
         found = self._found.get((path, kind, reason))
         if found is None:
             found = self._found[path, kind, reason] = Replaced(path, kind, p, 0, reason)
             if self._verbose:
                 print("  ".join(_cells(found)[:3]), "->", _cells(found)[4])  # noqa: T201  # asked for
-        found.calls, found.p = found.calls + 1, p
+        found.calls, found.p = found.calls + calls, p
 
 
 def _draws_nothing(module: Module) -> bool:

@@ -22,6 +22,7 @@ from dropkit.sites.handwritten.draws import Draw, find_draw
 from dropkit.sites.interception.attachment import Attachment, attached_to
 from dropkit.sites.interception.interceptor import Frame, Handler, Place
 from dropkit.sites.interception.names import is_dropout_layer, module_names
+from dropkit.sites.interception.underneath import check_no_script
 from dropkit.sites.keys import Keys
 from dropkit.sites.parts import Parts
 from dropkit.sites.samples import Numbers, current, numbered, numbered_draw, numbered_key, set_current
@@ -310,9 +311,4 @@ def _check_plain(model: Module) -> None:
         raise argument_error(
             "address", "model", "not addressed already, nor a part of it", type(model).__name__, remedy
         )
-    for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule) and "dropout" in str(getattr(module, "inlined_graph", "")):
-            raise UnsupportedError(
-                f"address: {name or 'the model'} is a TorchScript module that draws dropout, which nothing can "
-                "address. Use the module it was made from."
-            )
+    check_no_script("address", model)

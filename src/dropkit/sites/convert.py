@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch.jit import ScriptModule
 from torch.nn import Module
 
 from dropkit._checks import Choice, Number, argument_error, argument_type_error
@@ -183,7 +184,10 @@ def _rates(rates: Rates, p: Any) -> tuple[Rates, dict[str, float]]:
 
 
 def _check_plain(model: Module) -> None:
-    """Raise if a model is converted, or its calls are intercepted by names that would no longer be all."""
+    """Raise if a model is converted, its calls cannot be seen, or are intercepted by names that would not be all."""
+    if isinstance(model, ScriptModule):
+        remedy = "Convert the module that it was compiled from."
+        raise UnsupportedError(f"convert: the model is a TorchScript module, whose forward cannot be seen. {remedy}")
     for name, module in module_names(model).items():
         if is_placed(module):
             remedy = "Call undo() of its plan first, or set the rates of its dropout layers."

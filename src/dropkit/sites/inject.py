@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from dropkit._checks import argument_error, argument_type_error
-from dropkit.errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from dropkit.errors import ArgumentError, ArgumentTypeError
 from dropkit.functional.address import draw_key, signed
 from dropkit.functional.examples import NumberedKey
 from dropkit.sites.calls.functions import Call
@@ -20,6 +20,7 @@ from dropkit.sites.interception.attachment import Attachment
 from dropkit.sites.interception.counts import Counts
 from dropkit.sites.interception.interceptor import Handler, Place
 from dropkit.sites.interception.names import module_names, unwrapped
+from dropkit.sites.interception.underneath import check_no_script
 
 __all__ = ["inject", "record"]
 
@@ -117,12 +118,7 @@ def _attached(where: str, model: Module, handler: "_Recorder") -> Iterator[None]
     if not isinstance(model, Module):
         raise argument_type_error(where, "model", "a torch.nn.Module", model)
     model = unwrapped(model)
-    for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule) and "dropout" in str(getattr(module, "inlined_graph", "")):
-            remedy = "Use the module that it was compiled from."
-            raise UnsupportedError(
-                f"{where}: {name or 'the model'} is a TorchScript module, which hides masks. {remedy}"
-            )
+    check_no_script(where, model)
     attachment = Attachment(model, handler)
     handler.attachment, attachment.interceptor.counts = attachment, Counts()
     try:

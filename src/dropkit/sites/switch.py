@@ -19,6 +19,7 @@ from dropkit.sites.find import Site, Sites, _caller
 from dropkit.sites.interception.attachment import Attachment
 from dropkit.sites.interception.interceptor import Place
 from dropkit.sites.interception.names import unwrapped
+from dropkit.sites.interception.underneath import check_no_script
 from dropkit.sites.switching.planning import planned
 from dropkit.sites.switching.probe import Probe, renamed
 from dropkit.sites.switching.rewriting import Plan, Rewriting
@@ -65,7 +66,8 @@ def switch(
     Raises:
         ArgumentError: If `mode` is unknown; at the first forward, if no site is chosen.
         ArgumentTypeError: If something has a wrong type.
-        UnsupportedError: At the first forward, if a module cannot be switched without other effects.
+        UnsupportedError: If the model is a TorchScript module that draws dropout; at the first forward, if a module
+            cannot be switched without other effects.
 
     Examples:
         >>> import torch, dropkit
@@ -88,7 +90,9 @@ def switch(
     """
     if not isinstance(model, Module):
         raise argument_type_error("switch", "model", "a torch.nn.Module", model)
-    return Switch(model, SWITCH.check("switch", "mode", mode), Selection.of("switch", where, kind))
+    mode, selection = SWITCH.check("switch", "mode", mode), Selection.of("switch", where, kind)
+    check_no_script("switch", model, is_nested_allowed=True)  # of those its first forward tells
+    return Switch(model, mode, selection)
 
 
 class Switch(Rewriting):

@@ -11,9 +11,11 @@ from torch.nn import Module
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dropkit.errors import UnsupportedError
 from dropkit.sites.interception.interceptor import Interceptor
+from dropkit.sites.interception.names import module_names
 
-__all__ = ["Operator", "Underneath", "scripts_followed"]
+__all__ = ["Operator", "Underneath", "check_no_script", "hidden_in_scripts", "scripts_followed"]
 
 
 class Operator(NamedTuple):
@@ -83,3 +85,28 @@ def scripts_followed(interceptor: Interceptor) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def hidden_in_scripts(model: Module) -> list[str]:
+    """Return the names of the TorchScript modules of a model that draw dropout; of one inside another, the outer's."""
+    found: list[str] = []
+    for name, module in module_names(model).items():
+        is_inside = any(not outer or name.startswith(f"{outer}.") for outer in found)
+        if isinstance(module, ScriptModule) and not is_inside and "dropout" in str(_graph(module)):
+            found.append(name)
+    return found
+
+
+def _graph(module: ScriptModule) -> Any:
+    return getattr(module, "inlined_graph", "")  # none where it has no forward
+
+
+def check_no_script(where: str, model: Module, *, is_nested_allowed: bool = False) -> None:
+    """Raise if a model is a TorchScript module that draws dropout, or has one in it."""
+    for name in hidden_in_scripts(model):
+        if name and is_nested_allowed:
+            continue
+        what, remedy = f"`{name}`" if name else "the model", "Use the module that it was compiled from."
+        raise UnsupportedError(
+            f"{where}: {what} is a TorchScript module that draws dropout, which nothing can reach. {remedy}"
+        )
