@@ -334,22 +334,3 @@ def test_a_copy_is_plain() -> None:
         assert not handler.keys
         model(torch.ones(4, 6))
         assert len(handler.keys) == 3
-
-
-def test_who_is_last_is_asked_last() -> None:
-    asked: list[str] = []
-
-    class Noted(Keyed):
-        def __init__(self, name: str, is_last: bool) -> None:
-            super().__init__()
-            self.name, self.is_last = name, is_last
-
-        def dropout(self, place: Place, call: Call) -> Tensor:
-            asked.append(self.name)
-            return call.run()
-
-    model = nn.Sequential(nn.Dropout(0.5))
-    first, last, second = Noted("first", False), Noted("last", True), Noted("second", False)
-    with attached(model, first), attached(model, last), attached(model, second):
-        model(torch.ones(3))
-    assert asked == ["first", "second", "last"]

@@ -9,7 +9,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from dropkit._checks import argument_type_error
 from dropkit.sites.interception import checkpoints
-from dropkit.sites.interception.attachment import Hook, ask_last
+from dropkit.sites.interception.attachment import Hook, keep_turns
 from dropkit.sites.interception.names import module_names, unwrapped
 from dropkit.sites.interception.replacing import ReplacingMode
 from dropkit.sites.interception.underneath import check_no_script, hidden_in_scripts
@@ -105,12 +105,12 @@ class Acceleration:
         self._mode = ReplacingMode({id(module): name for name, module in names.items()}, self._note)
         self._has_model = model is not None
         self._hooks: list[Any] = []
-        enter, leave = Hook(self._mode.enter, is_last=True), Hook(self._mode.leave)
+        enter, leave = Hook(self._mode.enter, self._mode.turn), Hook(self._mode.leave)
         for module in names.values():
             if not _draws_nothing(module):
                 self._hooks.append(module.register_forward_pre_hook(enter, prepend=True))
                 self._hooks.append(module.register_forward_hook(leave, always_call=True))
-                ask_last(module)
+                keep_turns(module)
         if self._has_model:
             checkpoints.watch(self._mode)
 

@@ -90,7 +90,7 @@ class Addressing(Handler):
     keeps it.
     """
 
-    is_last = True  # so that nothing that it has run draws a mask
+    turn = 2  # so that nothing that it has run draws a mask
     is_uncompiled = True  # for in compiled code some draws are hidden
 
     def __init__(self, model: Module, seed: int, workers: Workers | None = None) -> None:

@@ -15,15 +15,15 @@ from dropkit.sites.interception import checkpoints
 from dropkit.sites.interception.interceptor import Handler, Interceptor, Shield
 from dropkit.sites.interception.names import module_names
 
-__all__ = ["Attachment", "Hook", "ask_last", "attached", "attached_to"]
+__all__ = ["Attachment", "Hook", "attached", "attached_to", "keep_turns"]
 
 
 class Hook:
     """A hook that belongs to one model: a copy of the model, or one that is loaded again, does without."""
 
-    def __init__(self, act: Callable[..., None], is_last: bool = False) -> None:
+    def __init__(self, act: Callable[..., None], turn: int = 1) -> None:
         self.act = act
-        self.is_last = is_last
+        self.turn = turn
 
     def __call__(self, module: Module, inputs: Any, *rest: Any) -> None:
         """Act."""
@@ -71,14 +71,14 @@ class Attachment:
         self._is_eager = is_eager
         self.interceptor = Interceptor(model, handler)
         kind = _EagerHook if handler.is_uncompiled else Hook
-        enter, leave = kind(self.interceptor.enter, handler.is_last), kind(self.interceptor.leave)
+        enter, leave = kind(self.interceptor.enter, handler.turn), kind(self.interceptor.leave)
         self._hooks: list[Any] = []
         for module in module_names(model).values():
             if isinstance(module, torch.jit.ScriptModule):  # it takes no hooks
                 continue
             self._hooks.append(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
             self._hooks.append(module.register_forward_hook(leave, always_call=True))
-            ask_last(module)
+            keep_turns(module)
         checkpoints.watch(self.interceptor)
         self._recompile()
 
@@ -97,10 +97,12 @@ class Attachment:
             torch.compiler.reset()
 
 
-def ask_last(module: Module) -> None:
-    """Let those enter first that are asked last: of modes the innermost is asked first."""
+def keep_turns(module: Module) -> None:
+    """Let those enter first that are asked last, and all before other hooks: of modes the innermost is asked first."""
     hooks: Any = module._forward_pre_hooks  # an ordered dict, whatever its type says
-    for number in [number for number, hook in hooks.items() if isinstance(hook, Hook) and hook.is_last]:
+    own = [number for number, hook in hooks.items() if isinstance(hook, Hook)]
+    own.sort(key=lambda number: -hooks[number].turn)
+    for number in reversed(own):
         hooks.move_to_end(number, last=False)
 
 

@@ -22,7 +22,7 @@ from dropkit.sites.interception.names import is_dropout_layer, module_names
 if TYPE_CHECKING:
     from dropkit.sites.interception.counts import Counts
 
-__all__ = ["Frame", "Handler", "Interceptor", "Place", "Shield", "Snapshot", "is_running"]
+__all__ = ["Frame", "Handler", "Interceptor", "Place", "Shield", "Snapshot", "enter_in_turn", "is_running", "leave"]
 
 _MODULE_FILE = Module.__call__.__code__.co_filename
 
@@ -74,11 +74,12 @@ class Place:
 class Handler(Protocol):
     """What decides what happens at a site.
 
-    Of several on one model that which was attached first is asked first, and what it runs goes on to the next; but one
-    that `is_last` is asked after all others, whenever it was attached.
+    Of several on one model that of the lowest turn is asked first, and of one turn that which was attached first; what
+    it runs goes on to the next. In turn 0 is what decides whether sites drop, in turn 1 what looks on or gives masks,
+    and in turn 2 what decides how masks are drawn.
     """
 
-    is_last: bool = False
+    turn: int = 1
     is_uncompiled: bool = False  # whether a model runs without its compiled code
     interceptor: "Interceptor | None" = None  # which asks it, from when it is attached
 
@@ -152,7 +153,7 @@ class Interceptor(TorchFunctionMode):
 
     def __init__(self, model: Module, handler: Handler) -> None:
         super().__init__()
-        self.handler = handler
+        self.handler, self.turn = handler, handler.turn
         handler.interceptor = self
         self.names = {id(module): name for name, module in module_names(model).items()}
         self.frames: list[Frame] = []
@@ -207,7 +208,10 @@ class Interceptor(TorchFunctionMode):
             self._disown()
         if not self.frames:
             self._own()
-            self.__enter__()
+            if is_compiling:
+                self.__enter__()
+            else:
+                enter_in_turn(self, self.turn)
             self._caller = None if is_compiling else _call()
         run = self.runs.get(name, 0)
         self.runs[name] = run + 1
@@ -224,7 +228,10 @@ class Interceptor(TorchFunctionMode):
             if frame.shield is not None:
                 frame.shield.__exit__(None, None, None)
             if not self.frames:
-                self.__exit__(None, None, None)
+                if torch.compiler.is_compiling():
+                    self.__exit__(None, None, None)
+                else:
+                    leave(self)
                 self._caller = None
                 self._count()
             self._disown()
@@ -321,6 +328,26 @@ class Interceptor(TorchFunctionMode):
             yield
         finally:
             self.is_muted = before
+
+
+def enter_in_turn(mode: TorchFunctionMode, turn: int) -> None:
+    """Enter a mode beneath whatever is to be asked before it, such as what is attached to a whole, of this a part."""
+    stack = _get_current_function_mode_stack()
+    earlier = (number for number, other in enumerate(stack) if getattr(other, "turn", turn) < turn)
+    above = [_pop_mode() for _ in stack[next(earlier, len(stack)) :]]
+    mode.__enter__()
+    for other in reversed(above):
+        _push_mode(other)
+
+
+def leave(mode: TorchFunctionMode) -> None:
+    """Leave a mode, wherever it is among those that are entered."""
+    above = []
+    while mode in _get_current_function_mode_stack():
+        above.append(_pop_mode())
+    for other in reversed(above):
+        if other is not mode:
+            _push_mode(other)
 
 
 def _call() -> FrameType | None:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch.nn import Module
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 import dropkit.functional as ours
 from dropkit.functional.eager import is_plain
 from dropkit.sites.calls.functions import FUNCTIONS, find_call
 from dropkit.sites.calls.replacement import refusal, replaced
 from dropkit.sites.interception.attachment import Hook
-from dropkit.sites.interception.interceptor import is_running
+from dropkit.sites.interception.interceptor import enter_in_turn, is_running, leave
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -62,6 +62,8 @@ class ReplacingMode(TorchFunctionMode):
         names: Names of the modules within whose forwards it is entered, by their ids.
         note: What is told of every call that drops: the module's name, the kind, the rate, and why it was left alone.
     """
+
+    turn = 2
 
     def __init__(self, names: Mapping[int, str], note: Callable[[str, str, Any, str], None]) -> None:
         super().__init__()
@@ -117,7 +119,7 @@ class ReplacingMode(TorchFunctionMode):
             if name is None or not (module.training or self._is_watched(module)):
                 return
             thread.caller = sys._getframe(2)
-            self.__enter__()
+            enter_in_turn(self, self.turn)
         thread.paths.append(thread.paths[-1] if name is None else name)
 
     def leave(self, _module: Module, *_: Any) -> None:
@@ -131,7 +133,7 @@ class ReplacingMode(TorchFunctionMode):
     def _end(self) -> None:
         self.thread.paths.clear()
         self.thread.caller = None
-        self.__exit__(None, None, None)
+        leave(self)
 
     def abandon(self) -> None:
         """Forget a forward that an interrupt cut off, for which PyTorch calls no hook."""
@@ -139,12 +141,7 @@ class ReplacingMode(TorchFunctionMode):
             return
         self.thread.paths.clear()
         self.thread.caller = None
-        others = []
-        while self._is_entered():
-            others.append(_pop_mode())
-        for mode in reversed(others):
-            if mode is not self:
-                _push_mode(mode)
+        leave(self)
 
     def _is_watched(self, module: Module) -> bool:
         hooks = module._forward_pre_hooks.values()

@@ -96,6 +96,8 @@ class Rewriting(Handler):
         plan: What has to be done besides rewriting calls.
     """
 
+    turn = 0
+
     def __init__(
         self, mode: str, known: Mapping[str, Site] | None = None, chosen: Iterable[str] = (), plan: Plan | None = None
     ) -> None:
