@@ -12,17 +12,19 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.utils.rnn import PackedSequence
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dropkit.errors import UnsupportedError
 from dropkit.sites.calls.functions import Call, find_call
+from dropkit.sites.interception.modes import enter_in_turn, leave
 from dropkit.sites.interception.names import is_dropout_layer, module_names
+from dropkit.sites.interception.outside import check_forward, warn_of_methods
 
 if TYPE_CHECKING:
     from dropkit.sites.interception.counts import Counts
 
-__all__ = ["Frame", "Handler", "Interceptor", "Place", "Shield", "Snapshot", "enter_in_turn", "is_running", "leave"]
+__all__ = ["Frame", "Handler", "Interceptor", "Place", "Shield", "Snapshot", "is_running"]
 
 _MODULE_FILE = Module.__call__.__code__.co_filename
 
@@ -162,6 +164,7 @@ class Interceptor(TorchFunctionMode):
         self.entered = 0
         self.is_attached, self.is_resumed, self.is_muted = True, False, False
         self._owner: dict[str, int] = {}
+        self._outermost: set[str] = set()  # parts that were called from outside of the model's forward
         self._caller: FrameType | None = None  # which runs as long as the outermost forward does
 
     def __torch_function__(
@@ -201,6 +204,8 @@ class Interceptor(TorchFunctionMode):
         is_compiling = torch.compiler.is_compiling()
         if not is_compiling:
             self.settle()
+        if not (self.frames or is_compiling or self.is_resumed):
+            self._check_outermost(module, name)
         self._own()
         try:
             self.handler.begin(module, inputs, named)
@@ -219,6 +224,13 @@ class Interceptor(TorchFunctionMode):
             self.entered += 1
         self.frames.append(Frame(module, name, run, _order_of(inputs)))
         self.handler.entered(self.frames[-1])
+
+    def _check_outermost(self, module: Module, name: str) -> None:
+        """Raise, or warn, where code of the model runs that is not seen."""
+        check_forward(module)
+        if name and name not in self._outermost:
+            self._outermost.add(name)
+            warn_of_methods(self.names, module)
 
     def leave(self, module: Module, _inputs: Any = (), output: Any = None) -> None:
         """Note that a module's forward has ended, perhaps with an exception."""
@@ -251,12 +263,7 @@ class Interceptor(TorchFunctionMode):
             self.handler.left(frame, None)
             if frame.shield is not None:
                 frame.shield.__exit__(None, None, None)
-        others = []
-        while self in _get_current_function_mode_stack():
-            others.append(_pop_mode())
-        for mode in reversed(others):
-            if mode is not self:
-                _push_mode(mode)
+        leave(self)
         self._count()
         self._disown()
 
@@ -328,26 +335,6 @@ class Interceptor(TorchFunctionMode):
             yield
         finally:
             self.is_muted = before
-
-
-def enter_in_turn(mode: TorchFunctionMode, turn: int) -> None:
-    """Enter a mode beneath whatever is to be asked before it, such as what is attached to a whole, of this a part."""
-    stack = _get_current_function_mode_stack()
-    earlier = (number for number, other in enumerate(stack) if getattr(other, "turn", turn) < turn)
-    above = [_pop_mode() for _ in stack[next(earlier, len(stack)) :]]
-    mode.__enter__()
-    for other in reversed(above):
-        _push_mode(other)
-
-
-def leave(mode: TorchFunctionMode) -> None:
-    """Leave a mode, wherever it is among those that are entered."""
-    above = []
-    while mode in _get_current_function_mode_stack():
-        above.append(_pop_mode())
-    for other in reversed(above):
-        if other is not mode:
-            _push_mode(other)
 
 
 def _call() -> FrameType | None:

@@ -17,7 +17,8 @@ from dropkit.functional.eager import is_plain
 from dropkit.sites.calls.functions import FUNCTIONS, find_call
 from dropkit.sites.calls.replacement import refusal, replaced
 from dropkit.sites.interception.attachment import Hook
-from dropkit.sites.interception.interceptor import enter_in_turn, is_running, leave
+from dropkit.sites.interception.interceptor import is_running
+from dropkit.sites.interception.modes import enter_in_turn, leave
 
 if TYPE_CHECKING:
     from types import FrameType
