@@ -21,8 +21,10 @@ from dropkit.random import threshold
 from dropkit.study import embedded
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "worked_example.md").read_text(encoding="utf-8")
-SHOWN = dict(re.findall(r"```console\n\$ python (\S+)\n(.*?)```", PAGE, flags=re.DOTALL))
+PAGES = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("worked_example.md", "workers.md"))
+SHOWN = dict(re.findall(r"```console\n\$ python (\S+)\n(.*?)```", PAGES, flags=re.DOTALL))
+SLOW = {"examples/many_workers.py"}
+SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("examples/*.py"))
 RATES = (0.1, 0.3, 0.5, 0.7)
 
 
@@ -44,7 +46,9 @@ def printed(script: str) -> str:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize("script", sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("examples/*.py")))
+@pytest.mark.parametrize(
+    "script", [pytest.param(each, marks=pytest.mark.slow) if each in SLOW else each for each in SCRIPTS]
+)
 def test_every_example_prints_what_the_docs_show(script: str) -> None:
     assert printed(script) == SHOWN[script]
 
@@ -84,7 +88,7 @@ def test_the_docs_and_the_example_say_the_same_about_the_sweep() -> None:
     _, _, *paragraphs = churn.__doc__.strip().split("\n\n")
     assert len(paragraphs) == 2
     for paragraph in paragraphs:
-        assert " ".join(paragraph.split()) in " ".join(PAGE.split())
+        assert " ".join(paragraph.split()) in " ".join(PAGES.split())
 
 
 def test_no_validation_row_is_a_training_row() -> None:

@@ -1,5 +1,6 @@
 """Real processes that train together, over gloo."""
 
+import os
 import time
 import traceback
 from collections.abc import Callable
@@ -36,8 +37,8 @@ def _run(rank: int, work: Callable[..., Any], count: int, folder: str, arguments
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count, timeout=limit)
     try:
         torch.save(work(*arguments), f"{folder}/{rank}.pt")
+        dist.barrier()
     except BaseException:
         traceback.print_exc()  # also of those whose end is not the first that is noticed
         raise
-    finally:
-        dist.destroy_process_group()
+    os._exit(0)  # for now and then gloo's threads outlive their group, and abort the process as it ends

@@ -99,7 +99,7 @@ def test_one_worker_draws_as_one_process(mesh: DeviceMesh, dim: int) -> None:
 def test_forwards_whose_examples_cannot_be_told(mesh: DeviceMesh) -> None:
     model = Calling(lambda *_: F.dropout(torch.ones(2, 3), 0.5))
     address(model, SEED, Workers(mesh, "data"))
-    with pytest.raises(ArgumentError, match=r"no tensor with an axis 0 of examples.*samples"):
+    with pytest.raises(ArgumentError, match=r"given no tensor with an axis 0 of examples.*samples"):
         model(None)
     with pytest.raises(ArgumentError, match=r"length 2, and there are 4 numbers"):
         model(torch.ones(4))

@@ -47,12 +47,7 @@ class Parts:
     def begin(self, inputs: Any, named: Mapping[str, Any]) -> None:
         """Number the examples that a forward is given."""
         workers, self._numbers = self._workers, None
-        if not workers.examples or current() is not None:
-            return
-        length = _batch(inputs, named, workers.dim)
-        if length is None:
-            remedy = "Number its examples: with dropkit.sites.samples(ids)."
-            raise ArgumentError(f"address: the forward has no tensor with an axis {workers.dim} of examples. {remedy}")
+        length = _batch(inputs, named, workers.dim) if workers.examples and current() is None else None
         if length:
             self._numbers = Numbers(((workers.place(workers.examples)[0] * length, length),), workers.dim)
 
@@ -85,11 +80,20 @@ class Parts:
 
     def _examples(self, declared: Mapping[str, int | None]) -> Numbers | None:
         """Return the numbers of the examples at a site, along the axis that is declared for it."""
-        numbers = self.numbers
+        if not self._workers.examples:
+            return self.numbers
         axes = [declared[name] for name in self._workers.examples if name in declared]
-        if numbers is None or not axes:
-            return numbers
-        return None if axes[0] is None else replace(numbers, axis=axes[0])
+        axis = axes[0] if axes else self._workers.dim
+        if axis is None:
+            return None
+        numbers = self.numbers
+        if numbers is None:
+            rule = f"no tensor with an axis {self._workers.dim} of examples"
+            remedy = "Number them: with dropkit.sites.samples(ids)."
+            raise ArgumentError(
+                f"address: the forward was given {rule}, so that a part of a batch cannot be told. {remedy}"
+            )
+        return replace(numbers, axis=axis) if axes else numbers
 
     def _numbers_at(
         self, declared: Mapping[str, int | None], shape: Sequence[int], batch: int | None = None
@@ -124,7 +128,9 @@ class Parts:
         is_own = any(name in self._workers.examples for name in mesh.mesh_dim_names or ())
         shards = {axis: (first[axis], whole.shape[axis]) for axis in axes}
         own = call.changed(**_local_arguments(call, mesh, placements, shards, local))
-        numbers = _sharded(None if is_own else self.numbers, shards, _shape(own), 0 if _is_attention(call) else None)
+        numbers = _sharded(
+            None if is_own else self._examples({}), shards, _shape(own), 0 if _is_attention(call) else None
+        )
         result = _run(place, own, key, numbers)
         if own.arguments.get("inplace") is not call.arguments.get("inplace"):
             return whole.copy_(_whole(result, whole, mesh, placements, local))
