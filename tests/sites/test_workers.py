@@ -203,6 +203,18 @@ def examples(dim: int) -> tuple[Tensor, Tensor]:
     return found != 0, half(mask_of("#0", 0.5, WHOLE.shape), 0).transpose(0, dim)
 
 
+def layers(make: Callable[[], nn.Module]) -> tuple[Tensor, Tensor]:
+    """Layers whose noise is no mask of their input, by what one process computes."""
+    x, found = WHOLE[:, :, 0], []
+    for workers in (None, Workers(init_device_mesh("cpu", (2,), mesh_dim_names=("all",)), "all")):
+        torch.manual_seed(0)
+        model = make().double()
+        address(model, SEED, workers)
+        output = model(x if workers is None else half(x, 0))
+        found.append(output[0] if isinstance(output, tuple) else output)
+    return found[1], half(found[0], 0)
+
+
 def numbered_examples() -> tuple[Tensor, Tensor]:
     """Parts that are not equal: by their numbers."""
     ids = [[3], [0, 2, 1]][dist.get_rank()]
@@ -256,6 +268,12 @@ def refused(form: str) -> str:
     return str(caught.value)
 
 
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "LSTM": lambda: dropkit.nn.LSTM(8, 4, 2, batch_first=True, dropout=0.5, recurrent_p=0.3),
+    "TransformerEncoderLayer": lambda: dropkit.nn.TransformerEncoderLayer(8, 2, 16, 0.3, batch_first=True),
+    "GaussianDropout": lambda: dropkit.nn.GaussianDropout(0.3),
+    "nn.LSTM": lambda: nn.LSTM(8, 4, 2, batch_first=True, dropout=0.5),
+}
 PROVED: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     **{f"a plain part along axis {axis}": (plain_shard, (axis,)) for axis in (0, 2, 3, -1)},
     **{f"a part of a DTensor along axis {axis}": (tensor_shard, (axis,)) for axis in (0, 1, 2, 3)},
@@ -274,6 +292,7 @@ PROVED: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "the same": (replicated, ()),
     "examples": (examples, (0,)),
     "examples along axis 1": (examples, (1,)),
+    **{f"examples of {name}": (layers, (make,)) for name, make in LAYERS.items()},
     "numbered examples": (numbered_examples, ()),
     "no examples": (no_examples, ()),
     "examples of a mask by hand": (by_hand, ("examples",)),
