@@ -16,7 +16,7 @@ from dropkit.errors import UnsupportedError
 from dropkit.functional.address import draw_key, signed
 from dropkit.functional.examples import NumberedKey
 from dropkit.random import MASK_VERSION
-from dropkit.sites.calls.functions import Call
+from dropkit.sites.calls.functions import INFERENCE, Call, find_call
 from dropkit.sites.calls.replacement import replaced
 from dropkit.sites.handwritten.draws import Draw, find_draw
 from dropkit.sites.interception.attachment import Attachment, attached_to
@@ -217,6 +217,9 @@ class Addressing(Handler):
 
     def other(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Answer a layer that draws one key for several masks, and whoever draws a mask by hand; let all else run."""
+        call = find_call(function, args, kwargs, INFERENCE)
+        if call is not None:
+            return self.dropout(self._interceptor.place(), call)
         if function is not draw_key:
             draw = find_draw(function, args, kwargs, self._interceptor.random_place)
             return function(*args, **kwargs) if draw is None else self._drawn_by_hand(draw)

@@ -321,6 +321,7 @@ _TRAILING: Mapping[Callable[..., Any], Callable[[Mapping[str, Any]], int]] = Map
         ours.activation_dropout: lambda given: int(given["bias"] is not None),
         ours.word_dropout: lambda given: int(given["unknown"] is None),
         ours.drop_connect: lambda given: 1,
+        ours.drop_connect_inference: lambda given: 1,
         ours.local_reparameterization: lambda given: given["weight"].dim() - 1,
         ours.drop_block1d: lambda given: 2,
         ours.drop_block2d: lambda given: 3,

@@ -13,7 +13,7 @@ import dropkit.functional as ours
 from dropkit.sites.calls.heads import attend_with_heads
 from dropkit.sites.calls.networks import NETWORKS
 
-__all__ = ["FUNCTIONS", "Call", "Function", "find_call"]
+__all__ = ["FUNCTIONS", "INFERENCE", "Call", "Function", "find_call"]
 
 
 @dataclass(frozen=True)
@@ -200,10 +200,21 @@ FUNCTIONS: Mapping[Callable[..., Any], Function] = {**_ROWS, **dict(_of_programs
 """Every function that draws dropout, PyTorch's and dropkit's, with what is known of it."""
 
 
-def find_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
+INFERENCE: Mapping[Callable[..., Any], Function] = {
+    ours.drop_connect_inference: _own("drop_connect_inference", ours.drop_connect_inference)
+}
+"""Functions that draw in evaluation, to average over draws: no dropout, which could be switched off or found."""
+
+
+def find_call(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    rows: Mapping[Callable[..., Any], Function] = FUNCTIONS,
+) -> Call | None:
     """Return what a call of any function is as a call that draws dropout, or None if it is none."""
     try:
-        row = FUNCTIONS.get(function)
+        row = rows.get(function)
     except TypeError:  # it has no hash
         return None
     if row is None:
