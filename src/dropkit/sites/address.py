@@ -1,6 +1,7 @@
 """Addressed models: masks that are a function of seed, place, step and call, and of nothing else."""
 
 import sys
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -98,6 +99,7 @@ class Addressing(Handler):
         if workers is not None:
             workers.check_patterns(module_names(model))
         self._parts = None if workers is None else Parts(workers)
+        self._has_warned = False
         self._keys = Keys(seed)
         for name, module in module_names(model).items():
             if is_dropout_layer(module):
@@ -252,8 +254,12 @@ class Addressing(Handler):
         """Raise in an export, before anything has changed."""
         if torch.compiler.is_compiling():
             raise UnsupportedError("address: an exported program would have one mask for ever. Close the handle first.")
-        if self._parts is not None and not self._interceptor.frames:
+        if self._interceptor.frames:
+            return
+        if self._parts is not None:
             self._parts.begin(inputs, named)
+        elif module.training and current() is None and not self._has_warned:
+            self._has_warned = _warn_of_others()
 
     def entered(self, frame: Frame) -> None:
         """Let nothing compiled run in the outermost forward."""
@@ -305,6 +311,20 @@ def _uncompiled() -> AbstractContextManager[Any]:
     if "torch._dynamo" not in sys.modules:  # nothing is compiled, and loading it takes seconds
         return nullcontext()
     return torch.compiler.set_stance("force_eager")
+
+
+def _warn_of_others() -> bool:
+    """Warn if this is one of many processes, whose masks nobody has told apart."""
+    library = torch.distributed
+    count = library.get_world_size() if library.is_available() and library.is_initialized() else 1
+    if count > 1:
+        warnings.warn(
+            f"address: this is one of {count} processes, and draws the masks of one that has the whole batch. Say what "
+            "it has, by address(model, workers=dropkit.sites.Workers(mesh, ...)), or number its examples by "
+            "dropkit.sites.samples(ids).",
+            stacklevel=2,
+        )
+    return count > 1
 
 
 def _check_plain(model: Module) -> None:

@@ -64,9 +64,22 @@ def replaced(
         own = _with_mask(own, mask)
     elif key is not None:
         own = _with_key(own, key)
-    if call.function.function is torch.native_dropout:
-        return (found := own.run(), found[1]) if return_mask else own.run()
-    return _with_return(own) if return_mask else own.run()
+    return _result(call, own, return_mask)
+
+
+def _result(call: Call, own: Call, return_mask: bool) -> Any:
+    """Run what a call was translated to, and return what the call returns, with the mask if that is asked for."""
+    try:
+        if call.function.function is torch.native_dropout:
+            return (found := own.run(), found[1]) if return_mask else own.run()
+        return _with_return(own) if return_mask else own.run()
+    except NotImplementedError as error:
+        if type(call.input).__name__ != "DTensor":
+            raise
+        raise UnsupportedError(
+            f"dropkit.sites: {call.function.kind} of a DTensor has masks of its parts in an addressed model alone: "
+            "address(model, workers=...)."
+        ) from error
 
 
 def replacement(call: Call) -> Call | None:
