@@ -289,3 +289,34 @@ def test_an_interrupt_is_forgotten(again: bool) -> None:
     assert not torch.overrides._get_current_function_mode_stack()
     assert torch.equal(model(x), want)
     handle.close()
+
+
+class Skipping(nn.Module):
+    """A branch that a function runs on some examples alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.path, self.branch = dropkit.nn.DropPath(0.5), nn.Sequential(nn.Dropout(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        skipped: Tensor = self.path.skip(self.branch, x)
+        return skipped
+
+
+def test_what_a_skipped_branch_does_is_seen() -> None:
+    model, x = Skipping(), torch.ones(6, 50)
+    assert [site.name for site in dropkit.sites.find(model, x)] == ["#0", "branch.0"]
+    handle = address(model, seed=4)
+    whole = keep_mask(call_key(4, "#0", 0), (6, 1), 0.5)
+    inner = keep_mask(call_key(4, "branch.0", 0), (int(whole.sum()), 50), 0.5)
+    kept = (model(x) != 0).numpy()
+    assert (kept[whole[:, 0]] == inner).all()
+    assert not kept[~whole[:, 0]].any()
+    handle.close()
+    with dropkit.sites.record(model) as masks:
+        output = model(x)
+    with dropkit.sites.inject(model, masks):
+        assert torch.equal(model(x), output)
+    with dropkit.sites.switch(model, "off"):
+        assert torch.equal(model(x), x)
+    assert not torch.overrides._get_current_function_mode_stack()

@@ -147,6 +147,19 @@ class Attending(nn.Module):
         return output
 
 
+class Skipping(nn.Module):
+    """A residual block whose branch runs on some examples alone, and drops units of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.path = dropkit.nn.DropPath(0.5)
+        self.branch = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), dropkit.nn.GaussianDropout(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        skipped: Tensor = self.path.skip(self.branch, x)
+        return x + skipped
+
+
 def tokens(*shape: int) -> Tensor:
     return torch.randint(7, shape)
 
@@ -168,6 +181,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], int]] = {
     "attention": (lambda: Attending(False, True), lambda: numbers(BATCH, 5, 6), 0),
     "attention, weights": (lambda: Attending(True, True), lambda: numbers(BATCH, 5, 6), 0),
     "attention, as many heads as examples": (lambda: Attending(True, False), lambda: numbers(5, BATCH, 6), 1),
+    "skipped branches": (Skipping, lambda: numbers(BATCH, 4), 0),
     "embedding, time first": (lambda: embedding(batch_first=False), lambda: tokens(5, BATCH), 1),
     "unknown words": (lambda: dropkit.nn.WordDropout(0.5, unknown=9), lambda: tokens(BATCH, 5), 0),
     "unknown words, time first": (lambda: dropkit.nn.WordDropout(0.5, unknown=9), lambda: tokens(5, BATCH), 1),

@@ -25,8 +25,9 @@ from dropkit.sites.interception.interceptor import Frame, Handler, Place
 from dropkit.sites.interception.names import is_dropout_layer, module_names
 from dropkit.sites.interception.underneath import check_no_script
 from dropkit.sites.keys import Keys
+from dropkit.sites.numbered import numbered, numbered_draw, numbered_key
 from dropkit.sites.parts import Parts
-from dropkit.sites.samples import Numbers, current, numbered, numbered_draw, numbered_key, set_current
+from dropkit.sites.samples import Numbers, current, set_current
 from dropkit.sites.workers import Workers
 
 __all__ = ["Addressing", "address"]

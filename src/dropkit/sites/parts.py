@@ -15,7 +15,8 @@ from dropkit.sites.calls.functions import Call
 from dropkit.sites.calls.replacement import replaced
 from dropkit.sites.handwritten.draws import Draw
 from dropkit.sites.interception.interceptor import Place
-from dropkit.sites.samples import Numbers, current, numbered, numbered_draw
+from dropkit.sites.numbered import numbered, numbered_draw
+from dropkit.sites.samples import Numbers, current
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor

@@ -176,7 +176,19 @@ class Interceptor(TorchFunctionMode):
         call = find_call(func, args, kwargs or {})
         if call is None:
             return self.handler.other(func, args, kwargs or {})
-        return self.handler.dropout(self.place(), call)
+        return self.handler.dropout(self.place(), self._seen_within(call))
+
+    def _seen_within(self, call: Call) -> Call:
+        """Let what a branch does that a call runs be seen, as all else is that the model does."""
+        branch = call.arguments.get("branch")
+        if not callable(branch) or torch.compiler.is_compiling():
+            return call
+
+        def run(*inputs: Any) -> Any:
+            with self:  # again, for it is left while it answers
+                return branch(*inputs)
+
+        return call.changed(branch=run)
 
     def place(self) -> Place:
         """Return the place of the dropout function that is being called, and count it."""
