@@ -14,15 +14,17 @@ TENSOR = [(kind, way) for way in ("tensor", "dtensor") for kind in ("mlp", "tran
 ]
 JOBS = {
     1: [("transformer", "ddp"), ("cnn", "fsdp")],
-    2: [*DATA, ("transformer", "checkpointed"), *TENSOR],
-    4: [("mlp", "ddp"), ("cnn", "fsdp"), ("transformer", "checkpointed"), *TENSOR],  # of which two times two are shared
+    2: [*DATA, ("transformer", "checkpointed"), ("mlp", "accumulated"), *TENSOR],
+    4: [("mlp", "hybrid"), ("cnn", "ddp"), ("transformer", "checkpointed"), ("cnn", "accumulated"), *TENSOR],
 }
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def alone() -> dict[str, Run]:
-    return {kind: train(kind, "") for kind in DROPPED}
+def alone() -> dict[tuple[str, bool], Run]:
+    """The runs of one process, by the network and whether gradients are accumulated."""
+    wanted = {(kind, way == "accumulated") for jobs in JOBS.values() for kind, way in jobs}
+    return {(kind, flag): train(kind, "accumulated" if flag else "") for kind, flag in wanted}
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +34,16 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[tupl
 
 @pytest.mark.parametrize(("count", "kind", "way"), [(count, *job) for count, jobs in JOBS.items() for job in jobs])
 def test_losses_and_masks(
-    count: int, kind: str, way: str, alone: dict[str, Run], shared: dict[int, list[dict[tuple[str, str], Run]]]
+    count: int,
+    kind: str,
+    way: str,
+    alone: dict[tuple[str, bool], Run],
+    shared: dict[int, list[dict[tuple[str, str], Run]]],
 ) -> None:
     """In float64: losses over 50 steps but for the order of sums, masks of the first and the last step bit for bit."""
-    runs, single = [each[kind, way] for each in shared[count]], alone[kind]
+    runs, single = [each[kind, way] for each in shared[count]], alone[kind, way == "accumulated"]
     assert len(single.losses) == STEPS
-    assert len(single.masks) == 2 * DROPPED[kind]
+    assert len(single.masks) == 2 * DROPPED[kind] * (1 + (way == "accumulated"))
     shards = 0
     for run in runs:
         torch.testing.assert_close(run.losses, single.losses, rtol=1e-12, atol=1e-14)
@@ -48,9 +54,9 @@ def test_losses_and_masks(
     assert bool(shards) == (count > 1 and (kind, way) in TENSOR)
 
 
-def test_going_on_with_another_number_of_workers(alone: dict[str, Run], tmp_path: Path) -> None:
+def test_going_on_with_another_number_of_workers(alone: dict[tuple[str, bool], Run], tmp_path: Path) -> None:
     """One process, then two, then four; each goes on from what the last one saved."""
-    whole, saved = alone["transformer"], ""
+    whole, saved = alone["transformer", False], ""
     for count, steps in ((1, range(10)), (2, range(10, 30)), (4, range(30, STEPS))):
         arguments = ("transformer", "ddp", steps, saved, to_save := str(tmp_path / f"{count}.saved"))
         folder = tmp_path / str(count)

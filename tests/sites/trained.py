@@ -103,14 +103,17 @@ def build(kind: str) -> nn.Module:
     return NETWORKS[kind]().double()
 
 
-def batch(kind: str, step: int) -> tuple[Tensor, Tensor]:
-    """Return the whole batch of a step."""
+def batches(kind: str, way: str, step: int) -> list[tuple[Tensor, Tensor]]:
+    """Return the whole batch of a step, in two where gradients are accumulated."""
     source = torch.Generator().manual_seed(step)
     labels = torch.randint(CLASSES, (BATCH,), generator=source)
     if kind == "transformer":
-        return torch.randint(20, (BATCH, 6), generator=source), labels
-    shape = (BATCH, 12) if kind == "mlp" else (BATCH, 3, 6, 6)
-    return torch.randn(shape, generator=source, dtype=torch.float64), labels
+        x = torch.randint(20, (BATCH, 6), generator=source)
+    else:
+        shape = (BATCH, 12) if kind == "mlp" else (BATCH, 3, 6, 6)
+        x = torch.randn(shape, generator=source, dtype=torch.float64)
+    count = 2 if way == "accumulated" else 1
+    return list(zip(x.chunk(count), labels.chunk(count), strict=True))
 
 
 def plan(kind: str, way: str) -> dict[str, ParallelStyle]:
@@ -153,45 +156,43 @@ class Run:
     place: tuple[int, int]
 
 
-def shared(kind: str, way: str, mesh: DeviceMesh) -> tuple[nn.Module, sites.Addressing]:
-    """Return a network that workers share in some way, and the handle of its masks."""
-    network = build(kind)
+def shared(kind: str, way: str) -> tuple[nn.Module, sites.Workers]:
+    """Return a network that workers share in some way, and what each of them has."""
+    network, mesh = build(kind), mesh_of(way, dist.get_world_size())
+    names: tuple[str, ...] = mesh.mesh_dim_names or ()
+    examples = tuple(name for name in names if name != "tensor")
     if isinstance(network, Transformer):
         network.is_checkpointed = way == "checkpointed"
     shards: Mapping[str, Any] = {}
-    if "tensor" in (mesh.mesh_dim_names or ()):
+    if "tensor" in names:
         parallelize_module(network, mesh["tensor"], plan(kind, way))
         shards = SHARDS[kind] if way == "tensor" else {}
-    if way in ("ddp", "checkpointed"):
+    if way in ("ddp", "checkpointed", "accumulated"):
         network = DistributedDataParallel(network)
-    elif "data" in (mesh.mesh_dim_names or ()):
+    elif examples:
         for module in network.modules():
             if isinstance(module, Block | nn.Sequential):
-                fully_shard(module, mesh=mesh["data"])
-        fully_shard(network, mesh=mesh["data"])
-    examples = "data" if "data" in (mesh.mesh_dim_names or ()) else ()
-    return network, sites.address(network, SEED, sites.Workers(mesh, examples, shards=shards))
+                fully_shard(module, mesh=mesh[examples])
+        fully_shard(network, mesh=mesh[examples])
+    return network, sites.Workers(mesh, examples, shards=shards)
 
 
-def meshes(way: str, count: int) -> DeviceMesh:
-    if way in ("ddp", "checkpointed", "fsdp"):
-        return init_device_mesh("cpu", (count,), mesh_dim_names=("data",))
-    if count == 4:
-        return init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
-    return init_device_mesh("cpu", (count,), mesh_dim_names=("tensor",))
+def mesh_of(way: str, count: int) -> DeviceMesh:
+    if way == "hybrid":
+        return init_device_mesh("cpu", (count // 2, 2), mesh_dim_names=("replicate", "shard"))
+    if way in ("tensor", "dtensor", "sequence"):
+        shape, names = ((2, 2), ("data", "tensor")) if count == 4 else ((count,), ("tensor",))
+        return init_device_mesh("cpu", shape, mesh_dim_names=names)
+    return init_device_mesh("cpu", (count,), mesh_dim_names=("data",))
 
 
 def train(kind: str, way: str, steps: range = range(STEPS), saved: str = "", to_save: str = "") -> Run:
     """Train as one of the processes that share the work; or alone, where there are no others."""
-    count, mesh = (dist.get_world_size(), None) if dist.is_initialized() else (1, None)
-    if dist.is_initialized():
-        mesh = meshes(way, count)
-        network, handle = shared(kind, way, mesh)
-    else:
-        network = build(kind)
-        handle = sites.address(network, SEED)
-    names = () if mesh is None else mesh.mesh_dim_names or ()
-    worker, parts = (mesh.get_local_rank("data"), mesh["data"].size()) if mesh and "data" in names else (0, 1)
+    network, workers = shared(kind, way) if dist.is_initialized() else (build(kind), None)
+    handle = sites.address(network, SEED, workers)
+    (worker, count), tensor = (0, 1), 0
+    if workers is not None:
+        (worker, count), (tensor, _) = workers.place(workers.examples), workers.place(workers.others)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     handle.follow(optimizer)
     if saved:
@@ -199,19 +200,16 @@ def train(kind: str, way: str, steps: range = range(STEPS), saved: str = "", to_
         getattr(network, "module", network).load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         handle.load_state_dict(state["handle"])
-    run = Run([], {}, (worker, mesh.get_local_rank("tensor") if mesh and "tensor" in names else 0))
+    run = Run([], {}, (worker, tensor))
     for step in steps:
-        x, labels = (part.chunk(parts)[worker] for part in batch(kind, step))
-        optimizer.zero_grad()
-        with sites.record(network) if step in (steps[0], steps[-1]) else nullcontext({}) as masks:
-            loss = F.cross_entropy(network(x), labels)
-            loss.backward()
-        optimizer.step()
+        is_recorded = step in (steps[0], steps[-1])
+        with sites.record(network) if is_recorded else nullcontext({}) as masks:
+            own = [(x.chunk(count)[worker], y.chunk(count)[worker]) for x, y in batches(kind, way, step)]
+            run.losses.append(update(network, optimizer, own))
         run.masks |= {
             (step, *name): _local(mask) for name, mask in masks.items() if mask.dtype == torch.bool or "~" in name[0]
         }
-        run.losses.append(_mean(loss.detach(), count))
-    if to_save and (mesh is None or mesh.get_rank() == 0):
+    if to_save and (workers is None or dist.get_rank() == 0):
         inner = getattr(network, "module", network)
         state = {"network": inner.state_dict(), "optimizer": optimizer.state_dict(), "handle": handle.state_dict()}
         torch.save(state, to_save)
@@ -219,16 +217,25 @@ def train(kind: str, way: str, steps: range = range(STEPS), saved: str = "", to_
     return run
 
 
+def update(network: nn.Module, optimizer: torch.optim.Optimizer, batches: list[tuple[Tensor, Tensor]]) -> float:
+    """Update the weights by the gradients of some batches, and return the mean of all workers' losses."""
+    optimizer.zero_grad()
+    total: Any = 0
+    for x, labels in batches:
+        is_last = x is batches[-1][0]
+        with nullcontext() if is_last or not isinstance(network, DistributedDataParallel) else network.no_sync():
+            loss = F.cross_entropy(network(x), labels) / len(batches)
+            loss.backward()
+        total = total + (loss.full_tensor() if isinstance(loss, DTensor) else loss).detach()
+    optimizer.step()
+    if not dist.is_initialized():
+        return float(total)
+    dist.all_reduce(total)  # some of them may have the same examples
+    return float(total) / dist.get_world_size()
+
+
 def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _mean(loss: Tensor, count: int) -> float:
-    """Return the mean over all workers, of which some may have the same examples."""
-    loss = loss.full_tensor() if isinstance(loss, DTensor) else loss.clone()
-    if count > 1:
-        dist.all_reduce(loss)
-    return float(loss) / count
 
 
 def train_all(jobs: list[tuple[str, str]]) -> dict[tuple[str, str], Run]:
