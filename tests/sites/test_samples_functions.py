@@ -262,6 +262,23 @@ def test_what_examples_share_is_the_same_for_all_numbers(name: str) -> None:
     assert any(not torch.equal(one, seen[0]) for one in seen)
 
 
+@pytest.mark.parametrize(("ids", "is_in_parts"), [([5, 6], True), ([9, 2], False)])
+def test_attention(ids: list[int], is_in_parts: bool) -> None:
+    """Weights of examples in order are computed in parts, with gradients of any order."""
+    x = numbers(2, 3, 40, 8).requires_grad_()
+    model = addressed(lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5, is_causal=True))
+    with samples(ids):
+        found = model(x)
+    assert ("_Attention" in found.grad_fn.name()) == is_in_parts
+    kept = keep_mask(call_key(SEED, "#0", 0), (10, 3, 40, 40), 0.5)[ids]
+    wanted = ours.scaled_dot_product_attention(
+        x, x, x, dropout_p=0.5, is_causal=True, dropout_mask=torch.from_numpy(kept)
+    )
+    for _ in range(3):
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+        found, wanted = (torch.autograd.grad(one.square().sum(), x, create_graph=True)[0] for one in (found, wanted))
+
+
 class _Bools(TorchDispatchMode):
     """Notes the bool tensors that are made."""
 
@@ -307,6 +324,28 @@ def test_a_record_of_numbered_noise_can_be_injected() -> None:
     handle.close()
     with inject(model, masks):
         assert torch.equal(model(x), wanted)
+
+
+@pytest.mark.parametrize(
+    ("function", "x", "most"),
+    [
+        (lambda x: ours.gaussian_dropout(x, 0.5), numbers(2, 8, 4), 2**61),
+        (lambda x: ours.dropout(x, 0.5), numbers(2), 2**34),
+        (lambda x: ours.dropout(x, 0.5), numbers(2, 2**12, 2), 2**52),
+        (lambda x: ours.drop_connect(x, WEIGHT), numbers(2, 2, 3), 2**61),
+        (lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5), numbers(2, 2, 4, 3), 2**61),
+        (lambda x: dropkit.nn.GRU.forward(NETWORK, x)[0], numbers(5, 2, 3), 2**64),
+    ],
+    ids=["normals", "columns", "rows", "weights", "attention", "network"],
+)
+def test_numbers_that_masks_have_no_rows_for(function: Callable[[Tensor], Tensor], x: Tensor, most: int) -> None:
+    model = addressed(function)
+    for ids in ([most - 1, most - 2], [most - 2, most - 1]) if most < 2**63 else ([2**63 - 2, 2**63 - 1],):
+        with samples(ids):
+            model(x)
+    for ids in ([most, 0], [most - 1, most]) if most < 2**63 else ():
+        with samples(ids), pytest.raises(ArgumentError, match=rf"`ids` must be below {most}, for masks of this size"):
+            model(x)
 
 
 NETWORK = dropkit.nn.GRU(3, 2, input_p=0.5, dtype=torch.float64)

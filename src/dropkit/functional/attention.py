@@ -21,6 +21,7 @@ from dropkit.functional.attention_inputs import (
 )
 from dropkit.functional.attention_weights import attend, find_weights, widened
 from dropkit.functional.eager import is_plain
+from dropkit.functional.examples import check_examples, runs_of
 from dropkit.functional.inputs import autocast_dtype, check_mask, is_identity, without_autocast
 from dropkit.functional.overrides import overridable
 from dropkit.kernels.native import operations as native
@@ -128,7 +129,8 @@ def scaled_dot_product_attention(
         return (output, torch.ones_like(weights, dtype=torch.bool)) if return_dropout_mask else output
     query, key, value = broadcast(query, key, value, leading, enable_gqa)
     factor = 1 / math.sqrt(max(query.size(-1), 1)) if scale is None else scale
-    one_key = dropout_key is None or type(dropout_key) is int
+    runs = runs_of(dropout_key)
+    one_key = dropout_key is None or type(dropout_key) is int or len(runs) == 1
     plain = type(dropout_p) is float and generator is None and type(stream) is int and stream == 0 and one_key
     check_not_traced(WHERE)
     if dropout_mask is not None:
@@ -140,7 +142,10 @@ def scaled_dot_product_attention(
     drawn = draw_key(WHERE, generator, query, _NAMES) if dropout_key is None else dropout_key
     if plain and not return_dropout_mask and _computes_in_parts(query, key, value, attn_mask):
         threshold = math.floor(dropout_p * 2.0**32 + 0.5)
-        return _Attention.apply(query, key, value, attn_mask, is_causal, factor, int(drawn) % 2**64, threshold)
+        if runs:
+            check_examples(WHERE, runs, weights.shape)
+        source = drawn if runs else int(drawn) % 2**64
+        return _Attention.apply(query, key, value, attn_mask, is_causal, factor, source, threshold)
     output, _, kept = attend(
         query, key, value, attn_mask, is_causal, factor, dropout_p, return_mask=return_dropout_mask, key=drawn,
         stream=stream,
@@ -260,6 +265,8 @@ class _Parts:
         """Return the mask of a part, a bit a weight."""
         place = (heads.stop - heads.start, queries.stop - queries.start, keys.stop - keys.start)
         first_row = heads.start * self.queries + queries.start
+        if runs := runs_of(key):  # one, of which this is the first example
+            first_row += runs[0][0] * math.prod(self.shape[1:-1])
         return native.keep_bits_plain(place, first_row, self.queries, key, threshold)
 
 

@@ -10,6 +10,7 @@ from torch.autograd import forward_ad
 
 from dropkit.functional.address import signed
 from dropkit.functional.autograd import is_batched, traced
+from dropkit.functional.examples import check_examples
 from dropkit.functional.noise import Noise
 from dropkit.kernels import fields, operators
 from dropkit.random.layout import Layout
@@ -37,6 +38,8 @@ def connect(linear: Linear, threshold: Tensor, noise: Noise) -> Tensor:
         noise: Of the call.
     """
     rows, weight, bias = linear
+    if noise.runs:
+        check_examples(noise.where, noise.runs, (*rows.shape[:-1], *weight.shape))
     if len(noise.runs) > 1:
         lengths = [length for _, length in noise.runs]
         rates = threshold.split(lengths) if threshold.dim() else [threshold] * len(lengths)

@@ -1,5 +1,6 @@
 """Keys of numbered examples: noise that belongs to an example by its number, wherever it stands in whatever batch."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -46,7 +47,11 @@ def runs_of(key: object) -> Runs:
 
 
 def check_examples(where: str, runs: Runs, shape: Sequence[int]) -> None:
-    """Raise unless a tensor has as many examples along axis 0 as there are numbers."""
+    """Raise unless a tensor has as many examples along axis 0 as there are numbers, and each a place in a mask."""
     count = sum(length for _, length in runs)
     if shape[0] != count:
         raise argument_error(where, "input", f"of {count} examples along axis 0, as many as have numbers", tuple(shape))
+    most = 2**64 // max(math.prod(shape[1:-1]), 1) if len(shape) > 1 else 2**34  # of 2**64 rows, or of columns
+    last = max(first + length for first, length in runs)
+    if last > most:
+        raise argument_error(where, "ids", f"below {most}, for masks of this size", last - 1, "Number examples from 0.")

@@ -57,9 +57,9 @@ def apply(
     parts = input.unbind()
     if mask is None and key is None and training and not identity:
         key = key_tensor(draw_key(where, generator, input))
-    runs = runs or ((0, len(parts)),)
-    check_examples(where, runs, (len(parts),))
-    numbers = [first + i for first, length in runs for i in range(length)]
+    if runs:
+        check_examples(where, runs, (len(parts), *lengths(input, parts)))
+    numbers = [first + i for first, length in runs or ((0, len(parts)),) for i in range(length)]
     whole = (max(numbers, default=-1) + 1, *lengths(input, parts))
     masks = () if mask is None else mask.unbind()
     results = []

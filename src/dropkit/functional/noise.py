@@ -70,8 +70,8 @@ class Noise(NamedTuple):
         """
         if not self.runs or 0 in check_axes(self.where, "broadcast_dims", shared, len(shape)):
             return [self._place(shape, shared, None, full_shape)]
-        check_examples(self.where, self.runs, shape)
         rest, whole = shape[1:], (shape if full_shape is None else full_shape)[1:]
+        check_examples(self.where, self.runs, (shape[0], *whole))
         return [
             self._place((length, *rest), shared, (first, *(0 for _ in rest)), (first + length, *whole))
             for first, length in self.runs
