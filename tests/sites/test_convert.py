@@ -60,9 +60,8 @@ def test_every_model_of_the_zoo(case: Model, recipe: str) -> None:
     assert list(model.state_dict()) == keys
     for answer, original in zip(_answers(model, inputs), answers, strict=True):
         assert torch.equal(answer, original)
-    sites = [site for site in find(model, *inputs) if site.in_train and site.is_rewritable]
-    found = {site.name: site.p for site in sites if "~" not in site.name}
-    assert found == {name: p for name, p in plan.rates.items() if "~" not in name}
+    sites = [site for site in find(model, *inputs) if site.in_train and site.is_certain and site.p is not None]
+    assert {site.name: site.p for site in sites if site.name != "part~0"} == plan.rates  # which is in TorchScript
     torch.compiler.reset()
     plan.undo()
     assert state(model) == before

@@ -37,7 +37,7 @@ class Plan(list[Planned]):
 
     @property
     def rates(self) -> dict[str, float]:
-        """The rate of every site that drops in training, once the plan is applied, by name."""
+        """The rate of every site that drops in training, once the plan is applied, by name, as `find` has it."""
         return dict(self._rates)
 
     def apply(self) -> None:
@@ -126,7 +126,7 @@ def convert(
 
     Raises:
         ArgumentError: If the recipe is unknown, a rate out of range, or no example is given.
-        ArgumentTypeError: If `model` is no module.
+        ArgumentTypeError: If `model` is no module, or `dry_run` no bool.
         UnsupportedError: If the recipe does not fit the model, the model is converted already, or its calls are
             intercepted.
 
@@ -147,6 +147,8 @@ def convert(
     if not args and not kwargs:
         remedy = "Give what the model's forward takes: convert(model, recipe, x)."
         raise argument_error("convert", "args", "example inputs", args, remedy)
+    if type(dry_run) is not bool:
+        raise argument_type_error("convert", "dry_run", "True or False", dry_run)
     rates, overrides = _rates(chosen.rates, p)
     model = unwrapped(model)
     _check_plain(model)

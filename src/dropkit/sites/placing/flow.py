@@ -1,6 +1,7 @@
 """The flow of data through a model: which call reads what, seen by running it."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,9 +13,11 @@ from torch.nn import Module, Parameter
 from torch.nn.utils.rnn import PackedSequence
 
 from dropkit.sites.calls.functions import Call
+from dropkit.sites.handwritten.applications import Application
+from dropkit.sites.handwritten.masks import Masks
 from dropkit.sites.interception.attachment import attached
 from dropkit.sites.interception.interceptor import Handler, Interceptor, Place
-from dropkit.sites.interception.names import is_dropout_layer, module_names
+from dropkit.sites.interception.names import module_names
 from dropkit.sites.interception.restoring import cloned, restored
 
 __all__ = ["Flow", "Knob", "Port", "Step", "Value", "trace"]
@@ -35,7 +38,7 @@ _KINDS = {
 _PRODUCTS = ("matmul", "rmatmul", "mm", "bmm", "einsum")  # dense layers where one operand is a parameter
 LAYERS = ("dense", "convolution", "embedding", "cell", "recurrent", "attention")
 _EMPTY = ("new_empty", "new_zeros", "new_ones", "empty_like", "zeros_like", "ones_like", "rand_like", "randn_like")
-_RANDOM = ("bernoulli", "bernoulli_", "rand", "rand_like", "uniform_")
+_CLOSE = 1e-6  # how far a rate that was computed may be from the one it was computed of
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ class Step:
         draws: Kind of the site.
         p: Its rate, if it is asked to drop.
         knob: Where that rate is kept; None where it is written in code.
+        is_mask: Whether it is a hand-written mask, whose rate is computed from what is seen of it.
     """
 
     kind: str
@@ -124,6 +128,7 @@ class Step:
     draws: str = ""
     p: float = 0.0
     knob: Knob | None = None
+    is_mask: bool = False
 
     @property
     def is_layer(self) -> bool:
@@ -167,7 +172,7 @@ def trace(model: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, pr
             meanwhile, and nothing is dropped.
     """
     knobs = list(_knobs(model))
-    recorder = _Recorder(model, knobs)
+    recorder = _Recorder(model)
     with (
         restored(model), _probed(knobs if probing else []) as recorder.probes, torch.compiler.set_stance("force_eager"),
         torch.inference_mode(False),
@@ -177,6 +182,7 @@ def trace(model: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, pr
         recorder.flow.inputs = [recorder.value(tensor) for tensor in _tensors((given, named))]
         with recorder.hooked(), attached(model, recorder) as recorder.interceptor:
             result = model(*given, **named)
+        recorder.settle()
         recorder.flow.outputs = [recorder.values[id(t)] for t in _tensors(result) if id(t) in recorder.values]
     return recorder.flow
 
@@ -186,15 +192,14 @@ class _Recorder(Handler):
 
     interceptor: Interceptor
 
-    def __init__(self, model: Module, knobs: list[Knob]) -> None:
+    def __init__(self, model: Module) -> None:
         self.flow = Flow()
         self.names = module_names(model)
         self.values: dict[int, Value] = {}
         self.probes: Mapping[float, Knob] = {}
-        self.of_module: dict[str, list[Knob]] = {}
-        for knob in knobs:
-            self.of_module.setdefault(knob.path, []).append(knob)
-        self.random: set[str] = set()  # modules that drew by themselves
+        self.masks = Masks(self, apply=self._apply)
+        self._application: tuple[Application, Value | None] | None = None  # which the call that runs now is
+        self._applied: list[tuple[Step, Application, Value]] = []
         self._kept: list[Any] = []  # so that no other tensor gets the identity of one that is gone
 
     def value(self, tensor: Tensor, step: Step | None = None) -> Value:
@@ -208,8 +213,8 @@ class _Recorder(Handler):
     def dropout(self, place: Place, call: Call) -> Any:
         rate = call.p
         p = float(rate) if isinstance(rate, float | int) or (isinstance(rate, Tensor) and rate.numel() == 1) else 0.0
-        knob = self.probes.get(p)
-        p = (knob.p if knob else p) if call.training else 0.0
+        knob, p = self._knob(p)
+        p = p if call.training else 0.0
         result = call.switched(False).run() if self.probes else call.run()
         if result is call.input and not call.arguments.get("inplace"):
             result = result.view_as(result)  # a tensor of its own, as dropping makes one
@@ -221,16 +226,42 @@ class _Recorder(Handler):
     def other(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         name = getattr(function, "__name__", "")
         before = {id(tensor): tensor._version for tensor in _tensors((args, kwargs))}
-        result = function(*args, **kwargs)
-        if name in _RANDOM and self.interceptor.frames:
-            self.random.add(self.interceptor.frames[-1].name)
+        self._application = None
+        result = self.masks.call(function, args, kwargs)
         if name in _EMPTY:
             return result
         written = args[0] if name == "__setitem__" else result
         made = [t for t in _tensors(written) if before.get(id(t)) != t._version]
         if made:
-            self._step(_kind_of(name, args, kwargs), name, (args, kwargs), made)
+            step = self._step(_kind_of(name, args, kwargs), name, (args, kwargs), made)
+            if self._application is not None and self._application[1] is not None:
+                self._applied.append((step, *self._application))
         return result
+
+    def _apply(self, application: Application) -> Any:
+        """Note that the call that runs now applies a hand-written mask, if that is what it turns out to be."""
+        self._application = application, self.values.get(id(application.input))
+        return application.run()
+
+    def settle(self) -> None:
+        """Turn calls that apply masks into steps that drop, now that it is known what became of every mask."""
+        for step, application, value in self._applied:
+            mask = application.mask
+            if not mask.is_dropout or mask.p is None:
+                continue
+            for other in step.inputs:
+                if other is not value:
+                    other.readers.remove(step)
+            step.kind, step.draws, step.is_mask = "dropout", _kind_of_mask(application), True
+            step.inputs, step.site = [value], mask.place.name
+            step.knob, step.p = self._knob(mask.p)
+
+    def _knob(self, p: float) -> tuple[Knob | None, float]:
+        """Return where a rate is kept, if that is known, and the rate that is there when nothing is probed."""
+        if p in self.probes:
+            return self.probes[p], self.probes[p].p
+        near = min(self.probes, key=lambda probe: abs(probe - p), default=math.inf)
+        return (self.probes[near], self.probes[near].p) if abs(near - p) < _CLOSE else (None, p)
 
     def _step(self, kind: str, name: str, given: Any, made: Any) -> Step:
         frame = self.interceptor.frames[-1]
@@ -274,10 +305,6 @@ class _Recorder(Handler):
             unknown = [t for t in _tensors(result) if id(t) not in self.values and t.is_floating_point()]
             if unknown:  # made by what no function mode sees, such as an autograd.Function
                 self._step("other", type(module).__name__, (args, kwargs), unknown)
-            knobs = self.of_module.get(path, [])
-            if path in self.random and len(knobs) == 1 and not is_dropout_layer(module):
-                step = self._step("dropout", type(module).__name__, args, result)
-                step.site, step.draws, step.p, step.knob = f"{path}~0", "drop_path", knobs[0].p, knobs[0]
             if isinstance(result, Mapping):
                 for name, made in result.items():
                     self._note(made, Port(path, module, False, None, str(name)))
@@ -304,6 +331,15 @@ def _kind_of(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str
         running = kwargs.get("running_mean", args[1] if len(args) > 1 else None)
         return "norm" if running is None else kind
     return kind
+
+
+def _kind_of_mask(application: Application) -> str:
+    """Return what a hand-written mask is in a plan, by the axes of its input along which one draw is shared."""
+    shared, rank = application.shared, application.input.dim()
+    if not shared:
+        return "mask"
+    own = [axis for axis in range(rank) if axis not in shared]
+    return "drop_path" if own == [0] else "channel_mask" if own == [0, 1] else "shared_mask"
 
 
 def _tensors(values: Any) -> list[Tensor]:

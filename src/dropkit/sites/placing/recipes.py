@@ -17,8 +17,8 @@ __all__ = [
     "is_on_output", "upstream",
 ]  # fmt: skip
 
-ELEMENTWISE = ("dropout", "alpha_dropout")
-CHANNELS = ("dropout1d", "dropout2d", "dropout3d", "feature_dropout", "feature_alpha_dropout")
+ELEMENTWISE = ("dropout", "alpha_dropout", "mask")
+CHANNELS = ("dropout1d", "dropout2d", "dropout3d", "feature_dropout", "feature_alpha_dropout", "channel_mask")
 PATHS = ("drop_path", "skip_path")
 CURVED = ("tanh", "sigmoid", "gelu", "silu", "elu", "selu", "softplus", "softmax", "mish", "hardswish", "exp", "log")
 _SUMS = ("add", "iadd", "radd", "matmul", "rmatmul", "bmm", "einsum")

@@ -7,7 +7,7 @@ import torch
 from torch.nn import Module
 
 from dropkit.nn import Dropout, LockedDropout
-from dropkit.sites.placing.flow import Flow, Knob, Port, Step
+from dropkit.sites.placing.flow import Flow, Knob, Port, Step, Value
 from dropkit.sites.placing.places import BetweenLayers, Change, Placement, RateChange
 from dropkit.sites.placing.recipes import (
     BATCH_NORM,
@@ -96,6 +96,11 @@ class Resolution:
             near += downstream(want.value)
         same = [want.site] if want.site else [step for step in near if step.draws in want.kinds]
         same.sort(key=lambda step: step.knob is None)
+        same = same or sorted(_on_all_ways(want.value, want.kinds), key=self._order.__getitem__)
+        if want.p and not same and not set(want.kinds) & set(PATHS):
+            for step in [step for step in near if self._is_fixed(step)][:1]:
+                why = f"cannot make way, for it is written into code, and stays in place of another: {want.why}"
+                self._targets[step], self._users[step] = (step.p, why), want
         port = self._ports.get(id(want))
         name = same[0].site if same else self._name(want) if port is None else _site(port[0].path, port[1])
         self.names.add(name)
@@ -103,12 +108,18 @@ class Resolution:
         if same:
             self._targets[same[0]], self._users[same[0]] = (want.p, want.why), want
         for step in same[1:]:
-            self._targets[step] = (0.0, f"{same[0].site} drops there already")
+            is_behind = same[0] in upstream(step.outputs[0]) or step in upstream(same[0].outputs[0])
+            why = f"{same[0].site} drops there already"
+            self._targets[step] = (0.0, why) if is_behind else (want.p, want.why)
         for step in near:
-            if step.draws in want.wrong:
+            if step.draws in want.wrong and step not in self._users:
                 self._targets[step] = (0.0, f"makes way for another kind: {want.why}")
         if want.network is not None and want.value.step is not None and want.value.step.p:
             self._targets[want.value.step] = (0.0, "draws anew at every step")
+
+    def _is_fixed(self, step: Step) -> bool:
+        """Tell whether a step drops at a rate that is written into code, and not for another want."""
+        return bool(step.p) and step.knob is None and step.draws not in PATHS and step not in self._users
 
     def _forbid(self) -> None:
         """Remove what no recipe has: dropout of the output, and before BatchNorm."""
@@ -136,7 +147,7 @@ class Resolution:
                     f"cannot be changed: the code of `{step.path or 'the model'}` has the rate, not an attribute",
                 )
             if p:
-                self._active[step.site] = p
+                self._active[step.site] = _as_found(step, p)
             if p or step.p:
                 self._row(step, p, why)
         if knob is not None and wanted != {knob.p} and wanted:
@@ -233,6 +244,28 @@ class Resolution:
             if _can_hold(port.module):
                 kind = "drop_path" if want.kinds == PATHS else "dropout"
                 yield port, _child(port, f"{'input' if port.is_input else 'output'}_{kind}")
+
+
+def _on_all_ways(value: Value, kinds: tuple[str, ...]) -> list[Step]:
+    """Return the steps of some kinds that drop before a value, if there is one on every way from the layers before."""
+    found: dict[Step, None] = {}
+    seen: set[Step] = set()
+    waiting = [value]
+    while waiting:
+        step = waiting.pop().step
+        if step is None or step.is_layer or step.kind in ("sum", "batch_norm"):
+            return []
+        if step.kind == "dropout" and step.draws in kinds and step.p:
+            found[step] = None
+        elif step not in seen:
+            seen.add(step)
+            waiting += [before for before in step.inputs if before.is_floating]
+    return list(found)
+
+
+def _as_found(step: Step, p: float) -> float:
+    """Return a rate as `find` gives it: that of a hand-written mask to what single precision resolves."""
+    return float(f"{p:.7g}") if step.is_mask else p
 
 
 def _can_hold(module: Module) -> bool:

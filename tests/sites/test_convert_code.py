@@ -1,0 +1,123 @@
+"""Placing dropout in models that have it in their code: calls of functions, masks by hand, layers of timm."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks import peers
+from dropkit.errors import ArgumentTypeError
+from dropkit.functional import drop_path
+from dropkit.sites import Plan, convert, find
+from tests.sites.converted import ROWS
+
+
+class Code(nn.Module):
+    """Two dense layers, and between them whatever a function does."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second, self.between = nn.Linear(4, 8), nn.Linear(8, 2), between
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.between(self.first(x).relu()))
+
+
+def by_hand(x: Tensor) -> Tensor:
+    return x * (torch.rand_like(x) > 0.3) / 0.7
+
+
+def in_parts(x: Tensor) -> Tensor:
+    return torch.cat([F.dropout(x[:, :4], 0.3), F.dropout(x[:, 4:], 0.2)], 1)
+
+
+def in_one_part(x: Tensor) -> Tensor:
+    return torch.cat([F.dropout(x[:, :4], 0.3), x[:, 4:]], 1)
+
+
+def placed(plan: Plan) -> dict[str, float]:
+    return {name: p for name, p in plan.rates.items() if name != "first.input_dropout"}
+
+
+@pytest.mark.parametrize(
+    ("between", "expected"),
+    [
+        (lambda x: F.dropout(x, 0.3), {"#0": 0.3}),
+        (lambda x: F.dropout(x, 0.3).view(len(x), -1) * 2, {"#0": 0.3}),
+        (lambda x: F.layer_norm(F.dropout(x, 0.3), (8,)), {"#0": 0.3}),
+        (lambda x: F.feature_alpha_dropout(x[..., None], 0.3, True)[..., 0], {"#0": 0.3}),  # of another kind
+        (in_parts, {"#0": 0.3, "#1": 0.2}),
+        (in_one_part, {"#0": 0.3, "second.input_dropout": 0.5}),
+        (lambda x: drop_path(x, 0.3), {"#0": 0.3, "second.input_dropout": 0.5}),  # which is for other ends
+        (by_hand, {"~0": 0.3}),
+        (lambda x: by_hand(x) + F.dropout(x, 0.1), {"#0": 0.1, "~0": 0.3, "second.input_dropout": 0.5}),
+    ],
+    ids=["call", "views", "norm", "kind", "parts", "part", "path", "mask", "sum"],
+)
+def test_nothing_is_placed_where_code_drops_already(between: Any, expected: dict[str, float]) -> None:
+    model = Code(between)
+    plan = convert(model, "srivastava", ROWS)
+    assert placed(plan) == expected
+    assert {site.name: site.p for site in find(model, ROWS)} == plan.rates
+    assert {row.place for row in plan if row.now != "nothing"} == expected.keys() - {"second.input_dropout"}
+
+
+def test_the_plan_says_why_another_kind_stays() -> None:
+    plan = convert(Code(lambda x: F.feature_alpha_dropout(x[..., None], 0.3, True)[..., 0]), "srivastava", ROWS)
+    [why] = [row.why for row in plan if row.place == "#0"]
+    assert why == "cannot make way, for it is written into code, and stays in place of another: a hidden layer"
+
+
+def test_masks_that_only_look_like_dropout_are_no_part_of_a_plan() -> None:
+    model = Code(lambda x: torch.where(torch.rand_like(x) > 0.3, x, x.flip(0)))
+    plan = convert(model, "srivastava", ROWS)
+    assert placed(plan) == {"second.input_dropout": 0.5}
+    assert [site.name for site in find(model, ROWS) if not site.is_certain] == ["~0"]
+
+
+def test_layers_side_by_side_all_get_the_rate() -> None:
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Dropout(0.1), nn.Dropout(0.2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([self.left(x[:, :4]), self.right(x[:, 4:])], 1)
+
+    plan = convert(Code(Parts()), "srivastava", ROWS)
+    assert placed(plan) == {"between.left": 0.5, "between.right": 0.5}
+
+
+def of_timm(name: str) -> nn.Module:
+    models = peers.timm_models() or pytest.skip("needs timm")
+    if name == "resnet":
+        blocks = models.resnet.BasicBlock
+        return models.ResNet(blocks, [1, 1, 1, 1], 3, channels=(8, 8, 8, 8), stem_width=8, drop_path_rate=0.3)
+    if name == "swin":
+        options: dict[str, Any] = {"window_size": 4, "embed_dim": 8, "depths": (1, 2), "num_heads": (1, 2)}
+        return models.SwinTransformer(32, 2, num_classes=3, drop_path_rate=0.1, **options)
+    return models.ConvNeXt(num_classes=3, depths=(1, 1, 2, 1), dims=(8, 8, 8, 8), drop_path_rate=0.3)
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [("resnet", "vit"), ("resnet", "cnn"), ("swin", "vit"), ("swin", "transformer"), ("convnext", "vit"),
+     ("convnext", "cnn")],
+)  # fmt: skip
+def test_rates_of_layers_that_compute_their_masks_are_those_that_are_found(name: str, recipe: str) -> None:
+    """Which are rates to what single precision resolves, also of those that a recipe leaves as they are."""
+    model, x = of_timm(name), torch.randn(2, 3, 32, 32)
+    plan = convert(model, recipe, x)
+    assert {site.name: site.p for site in find(model, x)} == plan.rates
+    assert any(name.endswith("~0") for name in plan.rates)
+
+
+@pytest.mark.parametrize("value", [1, None, "yes"])
+def test_a_dry_run_is_asked_for_by_a_bool(value: Any) -> None:
+    model = Code(by_hand)
+    with pytest.raises(ArgumentTypeError, match="convert: `dry_run` must be True or False"):
+        convert(model, "srivastava", ROWS, dry_run=value)
+    assert len(list(model.modules())) == 3
