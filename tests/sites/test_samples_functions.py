@@ -242,6 +242,18 @@ SHARED: dict[str, Callable[[], Any]] = {
 }
 
 
+def test_weights_that_a_first_forward_makes_have_no_numbers() -> None:
+    found = []
+    for ids in ([0, 1, 2], [7, 3, 4]):
+        model = nn.Sequential(nn.LazyLinear(5))
+        address(model, SEED)
+        with samples(ids):
+            model(torch.ones(3, 4))
+        found.append(model[0].bias)
+    assert torch.equal(*found)
+    assert found[0].unique().numel() == 5
+
+
 @pytest.mark.parametrize("name", SHARED)
 def test_what_examples_share_is_the_same_for_all_numbers(name: str) -> None:
     """In every step something else is drawn, and never does a number enter into it."""

@@ -67,7 +67,7 @@ def numbered_key(place: Place, examples: Tensor, key: int, numbers: Numbers) -> 
 def numbered_draw(draw: Draw, key: int, numbers: Numbers) -> Any:
     """Run a random operator with a key, and the draws of every example at the place of its number."""
     shape = draw.shape
-    if not shape:
+    if not shape or draw.fills_weights:
         return draw.at(key)  # one draw for all of them, as where a whole layer is left out
     if not -len(shape) <= numbers.axis < len(shape):
         raise _ambiguous(draw.place, f"random numbers of shape {tuple(shape)} have no axis {numbers.axis}")

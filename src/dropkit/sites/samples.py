@@ -91,8 +91,8 @@ def samples(ids: Sequence[int] | Tensor, dim: int = 0) -> Iterator[None]:
         dim: The axis along which the examples lie. Default: 0.
 
     Raises:
-        ArgumentError: If a number is negative, or there are none; and by the forward, if a tensor that is dropped out
-            has not as many examples.
+        ArgumentError: If a number is negative, or there are none; and by the forward, if a tensor that noise is
+            drawn for has not as many examples, or its masks have no row for a number so large.
         ArgumentTypeError: If a number is no integer.
 
     Examples:

@@ -75,6 +75,11 @@ class Draw:
         return self.args[0].shape if self.operator.endswith("_") else _like(self).shape
 
     @property
+    def fills_weights(self) -> bool:
+        """Whether it is a function for the first values of weights, which have no axis of examples."""
+        return getattr(self.function, "__module__", "") == nn.init.__name__
+
+    @property
     def values(self) -> Values | None:
         """What its elements may be; None of noise that no mask is made of."""
         read = _VALUES.get(self.operator)
@@ -166,9 +171,13 @@ def find_draw(
     if function is drawn:
         return Draw(place(), args[0], args[1], args[2], args[3:])
     try:
-        return Draw(place(), function, args, kwargs) if function in RANDOM else None
+        if function not in RANDOM:
+            return None
     except TypeError:  # it has no hash
         return None
+    if not args and "tensor" in kwargs:  # as the functions that fill weights hand theirs on
+        args, kwargs = (kwargs["tensor"],), {name: value for name, value in kwargs.items() if name != "tensor"}
+    return Draw(place(), function, args, kwargs)
 
 
 def _uniform_bounds(draw: Draw) -> tuple[Any, Any]:
