@@ -320,3 +320,12 @@ def test_what_a_skipped_branch_does_is_seen() -> None:
     with dropkit.sites.switch(model, "off"):
         assert torch.equal(model(x), x)
     assert not torch.overrides._get_current_function_mode_stack()
+
+
+def test_what_modules_draw_that_are_added_later_is_their_parents() -> None:
+    model, x = nn.Sequential(nn.Dropout(0.5), nn.Identity()), torch.ones(6, 50)
+    handle = address(model, seed=4)
+    model[1] = nn.Dropout(0.5)
+    first, second = (keep_mask(call_key(4, name, 0), (6, 50), 0.5) for name in ("0", "#0"))
+    assert ((model(x) != 0).numpy() == (first & second)).all()
+    handle.close()

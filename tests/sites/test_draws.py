@@ -13,7 +13,7 @@ from dropkit.random import keep_mask
 from dropkit.sites.handwritten.draws import RANDOM, drawn
 from dropkit.sites.handwritten.masks import Masks
 from dropkit.sites.interception.attachment import attached
-from tests.sites import disguises
+from tests.sites import disguises, lookalikes
 from tests.sites.disguises import KEEP, PLAIN, SCALED, Follower, Forward, P, rows
 
 
@@ -76,7 +76,7 @@ def test_several_keys_at_an_address() -> None:
 
 def test_other_noise_has_no_address() -> None:
     with pytest.raises(UnsupportedError, match="randn_like cannot be drawn at an address"):
-        at_an_address(Forward(disguises.noisy), rows(), 0)
+        at_an_address(Forward(lookalikes.noisy), rows(), 0)
 
 
 def test_what_is_drawn_at_an_address_is_a_draw_to_other_handlers() -> None:

@@ -14,8 +14,9 @@ from dropkit.errors import UnsupportedError
 from dropkit.sites import find
 from dropkit.sites.handwritten.masks import Masks
 from dropkit.sites.interception.attachment import Attachment, attached
-from tests.sites import disguises
-from tests.sites.disguises import KEEP, NO_DROPOUT, PERHAPS, PLAIN, SCALED, Follower, Forward, P, follow, rows
+from tests.sites import disguises, lookalikes
+from tests.sites.disguises import KEEP, PLAIN, SCALED, Follower, Forward, P, follow, rows
+from tests.sites.lookalikes import NO_DROPOUT, PERHAPS
 
 
 @pytest.mark.parametrize("function", [*SCALED, *PLAIN], ids=lambda function: function.__name__)
@@ -287,7 +288,7 @@ class Masked(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
             x = disguises.bernoulli(x)
-            x = x + disguises.dropped_labels(x) + disguises.contracted(x)
+            x = x + lookalikes.dropped_labels(x) + disguises.contracted(x)
         for _ in range(2):
             x = disguises.channels(x[..., None])[..., 0]
         return x
@@ -307,7 +308,7 @@ def test_find_lists_masks() -> None:
     ]
     assert [(site.in_train, site.in_eval) for site in sites] == [(True, False)] * 3 + [(True, True)] * 2
     assert [(site.shape, site.shared) for site in sites[1:4:2]] == [((6, 5), (1,)), ((6, 5, 1), (2,))]
-    assert [Path(site.file).name for site in sites] == ["disguises.py"] * 5
+    assert [Path(site.file).name for site in sites] == ["disguises.py", "lookalikes.py", *["disguises.py"] * 3]
     assert sites[3].line == disguises.channels.__code__.co_firstlineno + 1
     assert [line.split()[1] for line in str(sites).splitlines()[1:6]] == ["mask", "mask?", "mask?!", "mask", "mask"]
 

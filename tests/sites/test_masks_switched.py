@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from dropkit.sites import switch
 from tests.sites import disguises
-from tests.sites.disguises import NO_DROPOUT, PERHAPS, PLAIN, SCALED, rows
+from tests.sites.disguises import PLAIN, SCALED, rows
+from tests.sites.lookalikes import NO_DROPOUT, PERHAPS
 
 
 class Noise(nn.Module):

@@ -229,6 +229,30 @@ def test_a_site_that_is_met_later_is_switched() -> None:
     assert {site.name for site in handle.sites} == {"#0", "parts.0#0"}
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # PyTorch's own, of jvp
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda f, x: torch.vmap(f, randomness="different")(x),
+        lambda f, x: torch.func.grad(lambda v: f(v).sum())(x),
+        lambda f, x: torch.vmap(torch.func.grad(lambda v: f(v).sum()), randomness="same")(x),
+        lambda f, x: torch.func.jvp(f, (x,), (x,))[1],
+    ],
+    ids=["vmap", "grad", "vmap of grad", "jvp"],
+)
+@pytest.mark.parametrize("mode", ["on", "off"])
+def test_a_switch_learns_inside_a_transform(mode: str, transform: Any) -> None:
+    model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(8)).requires_grad_(False)
+    model[0].train(mode == "off")
+    model[1].eval()
+    x = torch.ones(40, 8)
+    with switch(model, mode) as handle:
+        result = transform(lambda x: model(x.view(-1, 8)).view_as(x), x)
+    assert bool((result == 0).any()) == (mode == "on")
+    assert [site.name for site in handle.sites] == ["0"]
+    assert x.grad is None
+
+
 def test_parts_are_switched_where_they_are_called_by_themselves() -> None:
     model = many()
     with switch(model, "on"):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
 from dropkit.errors import ArgumentError, ArgumentTypeError, UnsupportedError
-from dropkit.sites import switch
+from dropkit.sites import Site, switch
 from tests.sites.switched import Gate, X, is_on, many
 
 
@@ -32,15 +32,21 @@ def test_wrong_arguments(arguments: Any, error: type[Exception], message: str) -
         switch(nn.Dropout(), "on", kind=b"x")
 
 
+def never(_site: Site) -> bool:
+    return False
+
+
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
         (
             {"where": "head.*"},
-            r"`where` must be such that it chooses a site, got \('head.\*',\).*There are: block.drop",
+            r"`where` = 'head.\*' chooses no site of the model. Choose among block.drop \(dropout\), #0",
         ),
-        ({"kind": "gru"}, r"`kind` must be such that it chooses a site, got \('gru',\).*network#0 \(lstm\)"),
-        ({"where": lambda site: False}, "`where` must be"),
+        ({"where": ["a", "b"]}, r"`where` = \['a', 'b'\] chooses no site"),
+        ({"kind": "gru"}, r"`kind` = 'gru' chooses no site of the model.*network#0 \(lstm\)"),
+        ({"where": "block.*", "kind": "gru"}, r"`where` = 'block.\*' and `kind` = 'gru' chooses no site"),
+        ({"where": never}, r"`where` = never chooses no site"),
     ],
 )
 def test_a_choice_of_nothing_raises_at_the_first_forward(choice: dict[str, Any], message: str) -> None:
@@ -51,6 +57,12 @@ def test_a_choice_of_nothing_raises_at_the_first_forward(choice: dict[str, Any],
             model(X)
     handle.close()
     model(X)
+
+
+def test_a_choice_in_a_model_without_dropout_says_that_there_is_none() -> None:
+    model = nn.Sequential(nn.Linear(8, 8))
+    with switch(model, "on", where="drop"), pytest.raises(ArgumentError, match="nothing in it draws dropout"):
+        model(X)
 
 
 def test_a_forward_that_raises_raises_its_own_error() -> None:

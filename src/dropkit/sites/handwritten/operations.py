@@ -22,7 +22,7 @@ class Rule(Enum):
     LOGIC = auto()
     PLAIN = auto()  # any other function of each
     SUBTRACT = auto()
-    SIGN = auto()
+    SIGN = auto()  # a step at 0
     MULTIPLY = auto()
     DIVIDE = auto()
     FILL = auto()
@@ -45,7 +45,7 @@ _NAMES: Mapping[Rule, str] = {
     Rule.LOGIC: "and bitwise_and bitwise_not bitwise_or bitwise_xor invert logical_and logical_not logical_or or xor",
     Rule.PLAIN: """abs add clamp clamp_max clamp_min exp log neg negative pow reciprocal relu sigmoid sqrt square""",
     Rule.SUBTRACT: "rsub sub subtract",
-    Rule.SIGN: "sign",
+    Rule.SIGN: "heaviside sign",
     Rule.MULTIPLY: "mul multiply",
     Rule.DIVIDE: "div divide true_divide truediv",
     Rule.FILL: "masked_fill",

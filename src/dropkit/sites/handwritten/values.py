@@ -18,6 +18,7 @@ Image = Callable[[Tensor], Tensor]
 
 _MOST_STEPS = 256
 _CASTS = (Rule.COPY, Rule.CAST)
+_STEPS = (Rule.COMPARE, Rule.SIGN)
 _PRODUCTS = (Rule.MULTIPLY, Rule.DIVIDE)
 _MOST_IMAGES = 1024
 _images: dict[Any, Any] = {}  # what functions have made of elements, for a model does the same at every step
@@ -160,7 +161,7 @@ def image_of(operation: Operation, source: Tensor, values: Values, dtype: torch.
     stand_ins: dict[int, float | None] = {}
     if rule not in _CASTS:
         others = (one for one in operation.operands if isinstance(one, Tensor) and one is not source)
-        stand_ins = {id(one): constant(one) if rule is Rule.COMPARE or one.numel() == 1 else None for one in others}
+        stand_ins = {id(one): constant(one) if rule in _STEPS or one.numel() == 1 else None for one in others}
     if None not in stand_ins.values() and (isinstance(values, Discrete) or values.is_known):
         return _image(operation, source, values, dtype, stand_ins)
     if rule is not Rule.COMPARE:

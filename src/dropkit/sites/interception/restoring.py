@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn import Module
 
 from dropkit.sites.interception.attachment import attached_to
@@ -70,7 +71,8 @@ def _keep_parameters(model: Module) -> Callable[[], None]:
     def put_back() -> None:
         for parameter, gradient, requires_grad in kept:
             parameter.grad = gradient
-            parameter.requires_grad_(requires_grad)
+            if parameter.requires_grad != requires_grad:  # else not, for transforms of torch.func forbid it
+                parameter.requires_grad_(requires_grad)
 
     return put_back
 
@@ -149,7 +151,10 @@ def _emptied(value: Any) -> Any:
 def _clone(value: Any, clone: Callable[[Any], Any]) -> Any:
     """Copy a tensor, or a structure that PyTorch does not look into."""
     if isinstance(value, Tensor):
-        return value.detach().clone().requires_grad_(value.requires_grad) if value.is_leaf else value.clone()
+        if not value.is_leaf or is_functorch_wrapped_tensor(value):  # no leaf is made inside a transform
+            return value.clone()
+        same = value.detach().clone()
+        return same.requires_grad_() if value.requires_grad else same
     if isinstance(value, MutableMapping) and not isinstance(value, dict):
         found = copy(value)
         for name in found:

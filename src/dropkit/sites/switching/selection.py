@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from dropkit._checks import argument_error, argument_type_error
+from dropkit._checks import argument_type_error
 from dropkit.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -53,10 +53,17 @@ class Selection:
 
     def mismatch(self, caller: str, sites: "Iterable[Site]") -> ArgumentError:
         """Return the error for a model none of whose sites is meant."""
-        known = ", ".join(f"{site.name} ({site.kind})" for site in sites) or "none"
-        where = self.patterns or self.predicate
-        name, value = ("where", where) if where is not None else ("kind", self.kinds)
-        return argument_error(caller, name, "such that it chooses a site", value, f"There are: {known}.")
+        known = ", ".join(f"{site.name} ({site.kind})" for site in sites)
+        given = [("where", self.patterns or self.predicate), ("kind", self.kinds)]
+        shown = " and ".join(f"`{name}` = {_shown(value)}" for name, value in given if value is not None)
+        remedy = f"Choose among {known}." if known else "It has none: nothing in it draws dropout."
+        return ArgumentError(f"{caller}: {shown} chooses no site of the model. {remedy}")
+
+
+def _shown(value: Any) -> str:
+    if callable(value):
+        return str(getattr(value, "__qualname__", repr(value)))
+    return repr(value[0]) if len(value) == 1 else repr(list(value))
 
 
 def _texts(caller: str, name: str, rule: str, value: Any) -> tuple[str, ...] | None:
