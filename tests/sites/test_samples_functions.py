@@ -55,9 +55,16 @@ def several(found: Any) -> tuple[Tensor, ...]:
     return found if isinstance(found, tuple) else (found,)
 
 
+def by_chances(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Keep elements by hand, each with a probability of its own."""
+    chances = x.sigmoid()
+    return x * torch.bernoulli(chances), x * torch.empty_like(x).bernoulli_(chances[..., :1])
+
+
 SCALE = numbers(3)
 WEIGHT, BIAS = numbers(4, 3), numbers(4)
 FUNCTIONS_OF_ROWS: dict[str, Callable[[Tensor], Any]] = {
+    "torch.bernoulli": by_chances,
     "dropout": lambda x: ours.dropout(x, 0.5, return_mask=True),
     "dropout, of a stream": lambda x: ours.dropout(x, 0.5, return_mask=True, stream=3),
     "dropout, scaled in evaluation": lambda x: ours.dropout(x, 0.5, scale_at="eval"),

@@ -68,24 +68,18 @@ class Noise(NamedTuple):
         They are one layout; or, of examples whose numbers do not follow one another, one for each run of them, whose
         parts lie one after another along axis 0.
         """
+        place = layout(self.where, shape, shared, full_shape=full_shape, slices=self.key.dim())
+        place = place._replace(row_strides=tuple(map(signed, place.row_strides)))
         if not self.runs or 0 in check_axes(self.where, "broadcast_dims", shared, len(shape)):
-            return [self._place(shape, shared, None, full_shape)]
-        rest, whole = shape[1:], (shape if full_shape is None else full_shape)[1:]
-        check_examples(self.where, self.runs, (shape[0], *whole))
+            return [place]
+        check_examples(self.where, self.runs, shape if full_shape is None else (shape[0], *full_shape[1:]))
+        rest = place.shape[1:]
+        if not rest:  # whose elements are columns of one row
+            return [place._replace(shape=(length,), first_column=first) for first, length in self.runs]
+        rows = place.row_strides[0]
         return [
-            self._place((length, *rest), shared, (first, *(0 for _ in rest)), (first + length, *whole))
-            for first, length in self.runs
+            place._replace(shape=(length, *rest), first_row=signed(first * rows % 2**64)) for first, length in self.runs
         ]
-
-    def _place(
-        self,
-        shape: Sequence[int],
-        shared: int | Sequence[int],
-        offset: Sequence[int] | None,
-        full_shape: Sequence[int] | None,
-    ) -> Layout:
-        place = layout(self.where, shape, shared, offset, full_shape, self.key.dim())
-        return place._replace(row_strides=tuple(map(signed, place.row_strides)), first_row=signed(place.first_row))
 
     def keep_mask(
         self,

@@ -79,7 +79,10 @@ def numbered_draw(draw: Draw, key: int, numbers: Numbers) -> Any:
     rest, shards = [shape[other] for other in order[1:]], numbers.moved(order)
     if not axis and len(numbers.runs) == 1:
         return draw.at(key, **_part(*numbers.runs[0], rest, shards))
-    parts = [draw.resized((run[1], *rest)).at(key, **_part(*run, rest, shards)) for run in numbers.runs]
+    parts, begin = [], 0
+    for first, length in numbers.runs:
+        parts.append(draw.slices(axis, begin, length).at(key, **_part(first, length, rest, shards)))
+        begin += length
     return draw.put(torch.cat(parts).movedim(0, axis))
 
 

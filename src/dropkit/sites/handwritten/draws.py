@@ -107,22 +107,16 @@ class Draw:
         """
         return drawn(self.function, self.args, self.kwargs, key, stream, offset, full_shape)
 
-    def resized(self, shape: tuple[int, ...]) -> "Draw":
-        """Return the same draw for a tensor of another shape, which an operation in place is given.
-
-        Raises:
-            UnsupportedError: If each element has a probability of its own.
-        """
+    def slices(self, axis: int, first: int, length: int) -> "Draw":
+        """Return the same draw for some of the slices along an axis, which is brought to axis 0."""
         like = self.args[0] if self.operator.endswith("_") else _like(self)
         device = like.device if self.operator.endswith("_") else _device(self)
+        shape = (length, *like.shape[:axis], *like.shape[axis + 1 :])
         tensor = torch.empty(shape, dtype=like.dtype, device=device)
         if self.operator.startswith("bernoulli"):
             chance = constant(self.probability())
-            if chance is None:
-                raise UnsupportedError(
-                    f"dropkit.sites: {self.place.name} draws with a probability for each element, which are those of "
-                    "one batch. Compare torch.rand_like with the probabilities instead."
-                )
+            if chance is None:  # one for each element
+                chance = self.probability().expand(like.shape).movedim(axis, 0)[first : first + length]
             return Draw(self.place, Tensor.bernoulli_, (tensor, chance), {})
         if self.operator.endswith("_"):
             return replace(self, args=(tensor, *self.args[1:]))
