@@ -101,3 +101,52 @@ def test_what_is_not_surely_dropout_is_left_alone(function: Callable[[Tensor], T
         off = seeded(model, x)
     model.drop.p = 0.0
     assert_same(off, seeded(model, x))
+
+
+class Followed(nn.Module):
+    """A mask of training alone, and after it something random in both modes, perhaps more in training."""
+
+    def __init__(self, after: Callable[[Tensor], Tensor], more: bool = False) -> None:
+        super().__init__()
+        self.after, self.more = after, more
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            x = disguises.bernoulli(x)
+        if self.training and self.more:
+            x = x + torch.rand_like(x)
+        return self.after(x)
+
+
+def noisy(x: Tensor) -> Tensor:
+    return x + torch.rand_like(x) + torch.randn_like(x)
+
+
+@pytest.mark.parametrize("after", [noisy, disguises.compared], ids=["noise", "mask"])
+def test_what_is_random_after_a_gated_mask_has_another_number_and_is_the_same(
+    after: Callable[[Tensor], Tensor],
+) -> None:
+    model, x = Followed(after), rows()
+    torch.manual_seed(0)
+    train = model.train()(x)
+    torch.manual_seed(0)
+    evaluation = model.eval()(x)
+    with switch(model, "on") as handle:
+        torch.manual_seed(0)
+        assert torch.equal(model(x), train)
+    assert [site.name for site in handle.sites] == ["~0", "~1"][: 1 + (after is disguises.compared)]
+    assert not handle.unswitched
+    with switch(model.train(), "off") as handle:
+        torch.manual_seed(0)
+        assert torch.equal(model(x), x if after is disguises.compared else evaluation)
+    assert not handle.unswitched
+
+
+def test_a_gated_mask_that_would_bring_other_noise_along_stays_off() -> None:
+    model, x = Followed(noisy, more=True).eval(), rows()
+    with switch(model, "on"):
+        torch.manual_seed(0)
+        with pytest.warns(UserWarning, match="cannot be switched 'on' and stay as they are: ~0"):
+            output = model(x)
+    torch.manual_seed(0)
+    assert torch.equal(output, model(x))

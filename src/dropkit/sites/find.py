@@ -206,6 +206,10 @@ class _Recorder(Handler):
             )
         return list(self._sites.values())
 
+    def known(self, place: Place) -> Place:
+        """Return a place by the name that its site goes by."""
+        return place
+
     def dropout(self, place: Place, call: Call) -> Any:
         if not any(isinstance(value, Tensor) for value in call.arguments.values()):
             return call.run()  # it says what is wrong
@@ -223,12 +227,12 @@ class _Recorder(Handler):
 
     def _apply(self, application: Application) -> Any:
         """Note a hand-written mask, and apply it."""
-        mask, place = application.mask, application.place
+        mask, place = application.mask, self.known(application.place)
         if self.interceptor.is_resumed:
             return application.run()
         known = self._applied.setdefault(place.name, [])
         if not known:
-            self._note(place, "mask", mask.p, application.input, application.shared)
+            self._note(application.place, "mask", mask.p, application.input, application.shared)
         if not any(mask is one for one in known):
             known.append(mask)
         return application.run()
@@ -271,6 +275,7 @@ class _Recorder(Handler):
     ) -> None:
         if self.interceptor.is_resumed:  # a checkpoint is recomputed, for a backward pass inside the forward
             return
+        place = self.known(place)
         known = self._sites.get(place.name)
         if known is not None and (known.in_train or not is_active):
             self._sites[place.name] = replace(known, calls=known.calls + 1)

@@ -153,8 +153,8 @@ def _clone(value: Any, clone: Callable[[Any], Any]) -> Any:
     if isinstance(value, Tensor):
         if not value.is_leaf or is_functorch_wrapped_tensor(value):  # no leaf is made inside a transform
             return value.clone()
-        same = value.detach().clone()
-        return same.requires_grad_() if value.requires_grad else same
+        leaf = value.detach().clone()
+        return leaf.requires_grad_() if value.requires_grad else leaf
     if isinstance(value, MutableMapping) and not isinstance(value, dict):
         found = copy(value)
         for name in found:

@@ -1,5 +1,6 @@
 """Planning a switch: which modules have to see another mode so that every chosen site is switched, and nothing else."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -43,8 +44,9 @@ class _Planner:
         while True:
             is_new = self._add_gates(pending, other)
             trial = self._try()
-            others = {name for name in self.probe.sites if self._differs(name, trial)}
-            others = (others | trial.draws ^ self.base.draws) - self.chosen
+            sites = self.probe.sites
+            others = {sites[name].path for name in sites if self._differs(name, trial) and name not in self.chosen}
+            others |= self._other_draws(trial)
             if others and self.gates:
                 self._bar(others)
                 pending, other = self._pending(), self.probe.evaluation
@@ -84,10 +86,18 @@ class _Planner:
                 is_new = True
         return is_new
 
-    def _bar(self, others: set[str]) -> None:
+    def _other_draws(self, trial: Witness) -> set[str]:
+        """Return the names of the modules that draw more or less in a trial, apart from masks that are switched.
+
+        Draws are told apart by their lines, for their numbers are others where one before them comes or goes.
+        """
+        own = {self.probe.train.draws.get(name) for name in self.chosen if self.probe.sites[name].in_train}
+        own |= {self.probe.evaluation.draws.get(name) for name in self.chosen if not self.probe.sites[name].in_train}
+        now, before = Counter(trial.draws.values()), Counter(self.base.draws.values())
+        return {draw[0] for draw in {**now, **before} if now[draw] != before[draw] and draw not in own}
+
+    def _bar(self, paths: set[str]) -> None:
         """Let modules alone that in the wanted mode draw anything else than before, or whose children do."""
-        sites = self.probe.sites
-        paths = {sites[name].path if name in sites else name.rpartition("~")[0] for name in others}
         barred = self.gates.keys() & paths or self.gates.keys()
         self.barred |= barred
         self.gates.clear()

@@ -18,7 +18,7 @@ from torch.utils import _pytree
 
 from dropkit.errors import UnsupportedError
 from dropkit.sites.calls.functions import Call
-from dropkit.sites.find import _RUNNERS, Site, _code, _merged, _Recorder
+from dropkit.sites.find import _RUNNERS, Site, _caller, _code, _merged, _Recorder
 from dropkit.sites.handwritten.draws import Draw
 from dropkit.sites.handwritten.masks import Masks
 from dropkit.sites.interception.attachment import attached
@@ -54,7 +54,7 @@ class Witness(_Recorder):
         self.active: set[str] = set()  # names of those that dropped
         self.possible: list[str] = []  # of those that did, or would have if they were switched on
         self.rewritable: set[str] = set()  # of those that are calls of functions
-        self.draws: set[str] = set()  # of other random operators
+        self.draws: dict[str, Any] = {}  # what is drawn by random operators: module, operator and line, by its name
         self.moved: set[str] = set()  # of buffers that changed
         self.callers: dict[str, tuple[str, ...]] = {}  # the modules that were running at a site, outermost first
         self.runs: dict[str, int] = {}
@@ -74,13 +74,16 @@ class Witness(_Recorder):
         return super().dropout(place, call)
 
     def _draw(self, draw: Draw) -> Any:
-        self.draws.add(draw.place.name)
+        self.draws[draw.place.name] = draw.place.path, draw.operator, *_caller(draw.place.module)
         return draw.run()
 
+    def known(self, place: Place) -> Place:
+        """Return a place by the name that its site has in training mode."""
+        return replace(place, name=renamed(place, self._names))
+
     def _note(self, place: Place, *rest: Any, **named: Any) -> None:
-        name = renamed(place, self._names)
-        self.callers.setdefault(name, tuple(self._running))
-        super()._note(replace(place, name=name), *rest, **named)
+        self.callers.setdefault(self.known(place).name, tuple(self._running))
+        super()._note(place, *rest, **named)
 
     def entered(self, frame: Frame) -> None:
         """Note that a module runs."""

@@ -136,12 +136,13 @@ class Rewriting(Handler):
         return self._masks.call(function, args, kwargs)
 
     def _draw(self, draw: Draw) -> Any:
-        return draw.aside() if self._is_left_out(draw.place.name) else draw.run()
+        return draw.aside() if self._is_left_out(draw.place) else draw.run()
 
     def _apply(self, application: Application) -> Any:
-        return application.undropped() if self._is_left_out(application.place.name) else application.run()
+        return application.undropped() if self._is_left_out(application.place) else application.run()
 
-    def _is_left_out(self, name: str) -> bool:
+    def _is_left_out(self, place: Place) -> bool:
+        name = renamed(place, self.plan.names)
         return name in self.plan.masks and self.decides(name)
 
     def entered(self, frame: Frame) -> None:
