@@ -1,10 +1,9 @@
 """Addressed models: masks that are a function of seed, place, step and call, and of nothing else."""
 
-import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +20,8 @@ from dropkit.sites.calls.functions import INFERENCE, Call, find_call
 from dropkit.sites.calls.replacement import replaced
 from dropkit.sites.handwritten.draws import Draw, find_draw
 from dropkit.sites.interception.attachment import Attachment, attached_to
+from dropkit.sites.interception.checkpoints import uncompiled
+from dropkit.sites.interception.compiler import while_compiling
 from dropkit.sites.interception.interceptor import Frame, Handler, Place
 from dropkit.sites.interception.names import is_dropout_layer, module_names
 from dropkit.sites.interception.underneath import check_no_script
@@ -46,9 +47,10 @@ def address(model: Module, seed: int = 0, workers: Workers | None = None) -> "Ad
     a mask or a generator of its own keeps it. So do uniform, Bernoulli and integer draws by hand, which masks are made
     of; other random numbers are left to PyTorch. Activation checkpointing of PyTorch recomputes the same masks.
 
-    Fused ways through attention and encoders are not taken, also in evaluation, and nothing in the model runs compiled,
-    for compiled code hides draws: a compiled model warns, and one compiled with ``fullgraph=True`` raises. The model's
-    `state_dict` neither gains nor loses a key, and a deep copy of the model is a plain one.
+    Fused ways through attention and encoders are not taken, also in evaluation. Compiled models draw the same masks, in
+    one graph for all steps; what is checkpointed, or hides its draws from the compiler, runs as it was written, and
+    raises under ``fullgraph=True``. The model's `state_dict` neither gains nor loses a key, and a deep copy of the
+    model is a plain one.
 
     Args:
         model: The complete model, wrapped or not: names are those of its modules. Modules that are added later have no
@@ -93,7 +95,6 @@ class Addressing(Handler):
     """
 
     turn = 2  # so that nothing that it has run draws a mask
-    is_uncompiled = True  # for in compiled code some draws are hidden
 
     def __init__(self, model: Module, seed: int, workers: Workers | None = None) -> None:
         _check_plain(model)
@@ -101,8 +102,9 @@ class Addressing(Handler):
             workers.check_patterns(module_names(model))
         self._parts = None if workers is None else Parts(workers)
         self._has_warned = False
-        self._keys = Keys(seed)
-        for name, module in module_names(model).items():
+        modules = module_names(model)
+        self._keys = Keys(model, len(modules), seed)
+        for name, module in modules.items():
             if is_dropout_layer(module):
                 self._keys.site(name)
         self._attachment = Attachment(model, self)
@@ -111,6 +113,11 @@ class Addressing(Handler):
         self._eager = ExitStack()
         self._is_open = True
         self._followed: tuple[weakref.ref[torch.optim.Optimizer], RemovableHandle] | None = None
+
+    @property
+    def is_uncompiled(self) -> bool:  # type: ignore[override]  # read alone
+        """Whether its masks are those of examples, which compiled code would have to be told."""
+        return self._parts is not None or bool(self._keys.outer)
 
     @property
     def seed(self) -> int:
@@ -210,6 +217,8 @@ class Addressing(Handler):
         """Run a call with the key of its place."""
         if not call.is_active:
             return call.run()
+        if torch.compiler.is_compiling():
+            return replaced(call, key=self._keys.compiled(place, call.input.device), order=place.order)
         self._check_recomputation()
         key, numbers = self._keys.key(place), current()
         if self._parts is not None:
@@ -235,6 +244,8 @@ class Addressing(Handler):
         """Run a random operator, of which a mask may be made, with the key of its place."""
         if not draw.has_address or draw.kwargs.get("generator") is not None:
             return draw.run()
+        if torch.compiler.is_compiling():
+            return draw.at(self._keys.compiled(draw.place, draw.device))
         self._check_recomputation()
         key, numbers = self._keys.key(draw.place), current()
         if self._parts is not None:
@@ -243,8 +254,10 @@ class Addressing(Handler):
 
     def _drawn_key(self, examples: Tensor) -> Tensor | NumberedKey:
         """Return the key of a layer's masks, whose examples are along axis 0 of a tensor."""
-        self._check_recomputation()
         place = self._interceptor.place()
+        if torch.compiler.is_compiling():
+            return self._keys.compiled(place, examples.device).to(examples.device)
+        self._check_recomputation()
         key = self._keys.key(place)
         numbers = current() if self._parts is None else self._parts.several(place)
         if numbers is not None and examples.dim():
@@ -253,23 +266,26 @@ class Addressing(Handler):
 
     def begin(self, module: Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         """Raise in an export, before anything has changed."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_exporting():
             raise UnsupportedError("address: an exported program would have one mask for ever. Close the handle first.")
         if self._interceptor.frames:
             return
-        if self._parts is not None:
+        if torch.compiler.is_compiling():
+            if module.training:
+                _warn_of_others()
+        elif self._parts is not None:
             self._parts.begin(inputs, named)
         elif module.training and current() is None and not self._has_warned:
             self._has_warned = _warn_of_others()
 
     def entered(self, frame: Frame) -> None:
         """Let nothing compiled run in the outermost forward."""
-        if len(self._interceptor.frames) == 1:
-            self._eager.enter_context(_uncompiled())
+        if self.is_uncompiled and len(self._interceptor.frames) == 1:
+            self._eager.enter_context(uncompiled())
 
     def left(self, frame: Frame, output: Any) -> None:
         """Let compiled code run again after the outermost forward."""
-        if not self._interceptor.frames:
+        if self.is_uncompiled and not self._interceptor.frames:
             self._eager.close()
 
     def snapshot(self) -> tuple[int, int, Numbers | None]:
@@ -280,7 +296,7 @@ class Addressing(Handler):
     def resumed(self, state: Any) -> Iterator[None]:
         """Draw, meanwhile, the masks that were drawn at a snapshot."""
         seed, step, numbers = state
-        with self._keys.moved(seed, step), set_current(numbers), _uncompiled():
+        with self._keys.moved(seed, step), set_current(numbers), uncompiled():
             yield
 
     def _check_recomputation(self) -> None:
@@ -307,13 +323,7 @@ class Addressing(Handler):
             raise UnsupportedError(f"Addressing.{method}: the model's forward is running. Call it after the forward.")
 
 
-def _uncompiled() -> AbstractContextManager[Any]:
-    """Let functions and modules that were compiled run as they were written, meanwhile."""
-    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and loading it takes seconds
-        return nullcontext()
-    return torch.compiler.set_stance("force_eager")
-
-
+@while_compiling
 def _warn_of_others() -> bool:
     """Warn if this is one of many processes, whose masks nobody has told apart."""
     library = torch.distributed

@@ -1,12 +1,20 @@
 """Keys of an addressed model: functions of its seed, the site, the step, and how often modules ran in the step."""
 
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
 
 from dropkit.errors import ArgumentError
 from dropkit.random import fold, site
+from dropkit.sites.interception.compiler import while_compiling
 from dropkit.sites.interception.counts import Counts
 from dropkit.sites.interception.interceptor import Place
+from dropkit.sites.table import Table
 
 __all__ = ["Keys"]
 
@@ -15,22 +23,60 @@ class Keys(Counts):
     """The keys of all sites, and the counts of a step that they depend on.
 
     Args:
+        model: The model.
+        modules: How many modules it has.
         seed: The seed.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, model: Module, modules: int, seed: int) -> None:
         super().__init__()
         self.seed, self.step = seed, 0
         self._sites: dict[str, int] = {}
         self._names: dict[int, str] = {}
         self._of_step: dict[str, int] = {}
+        self._model, self._modules = weakref.ref(model), modules
+        self._table: Any = None  # a Table, once something was compiled
+        self._drawn: Tensor | None = None  # the keys of its rows, in the outermost forward
+        self._is_behind = False  # whether compiled code has counted in the table alone
+
+    @property
+    def before(self) -> Mapping[str, int]:
+        """The counts by name, of which another mapping takes the place when they change."""
+        if self._is_behind:
+            self._before, self._is_behind = {**self._before, **self._table.counts()}, False
+        return self._before
+
+    @before.setter
+    def before(self, counts: Mapping[str, int]) -> None:
+        self._before, self._is_behind = counts, False
+        if self._table is not None:
+            self._table.set_counts(counts)
+
+    def number(self, name: str, run: int) -> int:
+        """Return the number of a module's run; in compiled code that in the outermost forward."""
+        return run if torch.compiler.is_compiling() else super().number(name, run)
+
+    def add(self, runs: Mapping[str, int]) -> None:
+        """Count the runs of an outermost forward that has ended."""
+        self._drawn = None
+        if not torch.compiler.is_compiling():
+            super().add(runs)
+            return
+        for first, end, count in self._spans(tuple(runs.items())):
+            self._table.counted[first:end].add_(count)
+        self._is_behind = True
 
     def key(self, place: Place) -> int:
         """Return the key of a site in a run of its module."""
-        first = self._of_step.get(place.name)
-        if first is None:
-            first = self._of_step[place.name] = fold(self.seed, self.site(place.name), self.step)
-        return fold(first, place.run, 0)
+        return fold(self._first(place.name), place.run, 0)
+
+    def compiled(self, place: Place, device: torch.device) -> Tensor:
+        """Return the same in compiled code: on a device, or on the CPU."""
+        row = self._row(place.name, place.path, place.run)
+        if self._drawn is None:
+            self._drawn = self._table.keys()
+        key: Tensor = self._drawn[row]
+        return key if key.device.type == "cpu" else key.to(device)
 
     def site(self, name: str) -> int:
         """Return the number of a site, which no other site may have."""
@@ -51,11 +97,15 @@ class Keys(Counts):
         """Go on with another step, or seed; with counts after all blocks that are open, in each from 0."""
         self._set(seed, step)
         all_runs = [runs, *({} for _ in self.outer)]
-        self.outer, self.before = all_runs[:-1], all_runs[-1]
+        self.outer = all_runs[:-1]
+        if self._table is not None:
+            self._table.move(self._device())
+            self._table.set_step({name: self._first(name) for name in self._table.sites})
+        self.before = all_runs[-1]
 
     @contextmanager
     def moved(self, seed: int, step: int) -> Iterator[None]:
-        """Let keys be those of another seed and step, meanwhile."""
+        """Let keys be those of another seed and step, meanwhile, where nothing runs compiled."""
         own = self.seed, self.step, self._of_step
         self._set(seed, step)
         try:
@@ -65,3 +115,46 @@ class Keys(Counts):
 
     def _set(self, seed: int, step: int) -> None:
         self.seed, self.step, self._of_step = seed, step, {}
+
+    def _first(self, name: str) -> int:
+        """Return what the key of a site is in the step, before runs are counted in."""
+        first = self._of_step.get(name)
+        if first is None:
+            first = self._of_step[name] = fold(self.seed, self.site(name), self.step)
+        return first
+
+    @while_compiling
+    def _row(self, name: str, path: str, run: int) -> int:
+        """Return the row of a site in a run of its module."""
+        table = self._counting(path)
+        row: int | None = table.rows.get((name, run))
+        if row is None:
+            row = table.add_row(name, run, path, self._first(name))
+            if self._drawn is not None:
+                self._drawn = table.keys()
+        return row
+
+    @while_compiling
+    def _spans(self, runs: tuple[tuple[str, int], ...]) -> tuple[tuple[int, int, int], ...]:
+        """Return which modules of the table ran equally often: the first, the end, and how often."""
+        spans: list[tuple[int, int, int]] = []
+        for position, count in sorted((self._counting(path).positions[path], count) for path, count in runs):
+            if spans and spans[-1][1:] == (position, count):
+                spans[-1] = spans[-1][0], position + 1, count
+            else:
+                spans.append((position, position + 1, count))
+        return tuple(spans)
+
+    def _counting(self, path: str) -> Table:
+        """Return the table, in which a module is counted."""
+        if self._table is None:
+            self._table = Table(self._modules, self._device())
+        if path not in self._table.positions:
+            self._table.add_module(path, self.before.get(path, 0))
+        table: Table = self._table
+        return table
+
+    def _device(self) -> torch.device:
+        model = self._model()
+        first = next(model.parameters(), None) if model is not None else None
+        return torch.device("cpu") if first is None else first.device

@@ -1,6 +1,6 @@
 """Random operators of PyTorch: which there are, what one call's elements may be, and the same call at an address."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -33,9 +33,10 @@ _OPERATORS = {
     nn.init: ("kaiming_normal_", "kaiming_uniform_", "normal_", "uniform_"),
 }  # fmt: skip
 
-RANDOM: Mapping[Callable[..., Any], str] = MappingProxyType(
-    {getattr(owner, name): name for owner, names in _OPERATORS.items() for name in names}
-)
+# No read-only view of it, which torch.compile could not look up functions in.
+RANDOM: Mapping[Callable[..., Any], str] = {
+    getattr(owner, name): name for owner, names in _OPERATORS.items() for name in names
+}
 """Every random operator that is no dropout, with its name: those that the names of hand-written masks count."""
 
 _MOST_VALUES = 4096  # of a random integer; of more nothing is known
@@ -78,6 +79,11 @@ class Draw:
     def fills_weights(self) -> bool:
         """Whether it is a function for the first values of weights, which have no axis of examples."""
         return getattr(self.function, "__module__", "") == nn.init.__name__
+
+    @property
+    def device(self) -> torch.device:
+        """Where the result is."""
+        return self.args[0].device if self.operator.endswith("_") else _device(self)
 
     @property
     def values(self) -> Values | None:
@@ -232,10 +238,15 @@ def drawn(
 
 def _like(draw: Draw) -> Tensor:
     """Return a tensor without values, of the shape and the type of what an operator returns."""
-    if draw.operator == "bernoulli":
-        return torch.empty_like(draw.argument(0, "input"), device="meta")
-    options = {name: value for name, value in draw.kwargs.items() if name not in ("generator", "pin_memory")}
-    return draw.function(*draw.args, **{**options, "device": "meta"})
+    # No random operator, not even one without values: compiled code would have it draw.
+    dtype = draw.kwargs.get("dtype")
+    if draw.operator.endswith("_like") or draw.operator == "bernoulli":
+        return torch.empty_like(draw.argument(0, "input"), dtype=dtype, device="meta")
+    if draw.operator == "randint":
+        size = next(value for value in (*draw.args, draw.kwargs.get("size")) if isinstance(value, Sequence))
+        return torch.empty(size, dtype=torch.int64 if dtype is None else dtype, device="meta")
+    size = draw.kwargs.get("size", draw.args)
+    return torch.empty(*size, dtype=dtype, device="meta")
 
 
 def _device(draw: Draw) -> torch.device:
@@ -243,7 +254,7 @@ def _device(draw: Draw) -> torch.device:
     if given is not None:
         return torch.device(given)
     first = draw.args[0] if draw.args else draw.kwargs.get("input")
-    return first.device if isinstance(first, Tensor) else torch.get_default_device()
+    return (first if isinstance(first, Tensor) else torch.empty(0)).device  # compiled code cannot ask for the default
 
 
 def _uniform_field(draw: Draw, noise: Noise, place: Any, dtype: torch.dtype) -> Tensor:
@@ -272,10 +283,8 @@ def _integer_field(draw: Draw, noise: Noise, place: Any, dtype: torch.dtype) -> 
     return (low + ((integers * (high - low)) >> 32)).to(dtype)
 
 
-_FIELDS: Mapping[str, Callable[[Draw, Noise, Any, torch.dtype], Tensor]] = MappingProxyType(
-    {
-        **dict.fromkeys(("rand", "rand_like", "uniform_"), _uniform_field),
-        **dict.fromkeys(("bernoulli", "bernoulli_"), _bernoulli_field),
-        **dict.fromkeys(("randint", "randint_like", "random_"), _integer_field),
-    }
-)
+_FIELDS: Mapping[str, Callable[[Draw, Noise, Any, torch.dtype], Tensor]] = {
+    **dict.fromkeys(("rand", "rand_like", "uniform_"), _uniform_field),
+    **dict.fromkeys(("bernoulli", "bernoulli_"), _bernoulli_field),
+    **dict.fromkeys(("randint", "randint_like", "random_"), _integer_field),
+}

@@ -7,13 +7,25 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch._C._dynamo.eval_frame import get_eval_frame_callback
-from torch._compile import _disable_dynamo
+from torch._C._dynamo.eval_frame import (
+    _FrameAction,
+    _FrameExecStrategy,
+    get_eval_frame_callback,
+    set_code_exec_strategy,
+)
 from torch.nn import Module
 
 from dropkit.sites.interception import checkpoints
 from dropkit.sites.interception.interceptor import Handler, Interceptor, Shield
 from dropkit.sites.interception.names import module_names
+
+# Called from code that runs as it was written, hooks and modes are not compiled apart from it.
+_SKIPPED = _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP)
+
+_UNCOMPILED = (
+    "dropkit.sites: where masks are those of numbered examples, or of workers, a model runs as it was written. "
+    "Compile it without fullgraph=True."
+)
 
 __all__ = ["Attachment", "Hook", "attached", "attached_to", "keep_turns"]
 
@@ -36,21 +48,31 @@ class Hook:
         return Hook, (_nothing,)
 
 
-class _EagerHook(Hook):
-    """A hook of a model whose forward is not to be compiled."""
+class _InterceptorHook(Hook):
+    """A hook of an interceptor, whose handler may want the model to run as it was written."""
+
+    def __init__(self, act: Callable[..., None], interceptor: Interceptor, turn: int = 1) -> None:
+        super().__init__(act, turn)
+        self.interceptor = interceptor
 
     def __call__(self, module: Module, inputs: Any, *rest: Any) -> None:
-        is_compiled = torch.compiler.is_dynamo_compiling() or get_eval_frame_callback() not in (None, False)
-        self._run(is_compiled, module, inputs, *rest)
-
-    @_disable_dynamo
-    def _run(self, is_compiled: bool, module: Module, inputs: Any, *rest: Any) -> None:
+        if not self.interceptor.handler.is_uncompiled:
+            self.act(module, inputs, *rest)
+            return
+        if torch.compiler.is_dynamo_compiling():
+            torch._dynamo.graph_break(msg=_UNCOMPILED)
         self.act(module, inputs, *rest)
-        frames = self.act.__self__.frames  # type: ignore[attr-defined]  # it is a method of an interceptor
+        is_compiled = get_eval_frame_callback() not in (None, False)
+        frames = self.interceptor.frames
         if is_compiled and frames and frames[-1].module is module and not any(frame.shield for frame in frames):
             frames[-1].shield = Shield()
             frames[-1].shield.__enter__()
-            warnings.warn("dropkit.sites: a compiled model that is addressed runs as it was written.", stacklevel=2)
+            message = "dropkit.sites: a compiled model whose masks are those of examples runs as it was written."
+            warnings.warn(message, stacklevel=2)
+
+
+for _function in (_InterceptorHook.__call__, Interceptor.__torch_function__):
+    set_code_exec_strategy(_function.__code__, _SKIPPED)
 
 
 def _nothing(_module: Module, *_: Any) -> None:
@@ -70,8 +92,8 @@ class Attachment:
     def __init__(self, model: Module, handler: Handler, is_eager: bool = False) -> None:
         self._is_eager = is_eager
         self.interceptor = Interceptor(model, handler)
-        kind = _EagerHook if handler.is_uncompiled else Hook
-        enter, leave = kind(self.interceptor.enter, handler.turn), kind(self.interceptor.leave)
+        enter = _InterceptorHook(self.interceptor.enter, self.interceptor, handler.turn)
+        leave = _InterceptorHook(self.interceptor.leave, self.interceptor)
         self._hooks: list[Any] = []
         for module in module_names(model).values():
             if isinstance(module, torch.jit.ScriptModule):  # it takes no hooks

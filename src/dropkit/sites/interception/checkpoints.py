@@ -4,19 +4,23 @@ No mode is active while PyTorch recomputes a forward in the backward pass, and w
 checkpoint takes a snapshot, and the recomputation goes on from it.
 """
 
+import sys
 import weakref
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils import checkpoint
+
+from dropkit.sites.interception import compiler
 
 if TYPE_CHECKING:
     from dropkit.sites.interception.interceptor import Interceptor, Snapshot
     from dropkit.sites.interception.replacing import ReplacingMode, Running
 
-__all__ = ["unwatch", "watch", "watched"]
+__all__ = ["uncompiled", "unwatch", "watch", "watched"]
 
 _watched: "weakref.WeakSet[Interceptor | ReplacingMode]" = weakref.WeakSet()
 
@@ -31,6 +35,8 @@ def watch(interceptor: "Interceptor | ReplacingMode") -> None:
     _watched.add(interceptor)
     if checkpoint._CheckpointFrame is _PlainFrame:
         checkpoint._CheckpointFrame = _Frame  # type: ignore[misc]  # where PyTorch looks it up
+    if checkpoint._checkpoint_hook is _PlainHooks:
+        checkpoint._checkpoint_hook = _Hooks  # type: ignore[misc]  # the same
     if checkpoint.CheckpointFunction.forward is _plain_forward:
         checkpoint.CheckpointFunction.forward = staticmethod(_forward)  # type: ignore[method-assign]  # the same
 
@@ -40,13 +46,17 @@ def unwatch(interceptor: "Interceptor | ReplacingMode") -> None:
     _watched.discard(interceptor)
     if _watched:
         return
+    compiler.unwatch()
     if checkpoint._CheckpointFrame is _Frame:  # else somebody else has put his own in its place
         checkpoint._CheckpointFrame = _PlainFrame  # type: ignore[misc]  # as above
+    if checkpoint._checkpoint_hook is _Hooks:
+        checkpoint._checkpoint_hook = _PlainHooks  # type: ignore[misc]  # as above
     if checkpoint.CheckpointFunction.forward is _forward:
         checkpoint.CheckpointFunction.forward = staticmethod(_plain_forward)  # type: ignore[method-assign]  # as above
 
 
 _PlainFrame = checkpoint._CheckpointFrame
+_PlainHooks = checkpoint._checkpoint_hook
 _plain_forward = checkpoint.CheckpointFunction.forward
 
 
@@ -58,6 +68,32 @@ class _Frame(_PlainFrame):
         function = _closed_over(recompute_fn).get("fn")
         snapshots = [snapshot.before(function) for snapshot in _snapshots()]
         super().__init__(_resuming(recompute_fn, snapshots), *rest, **named)
+
+
+class _Hooks(_PlainHooks):
+    """What keeps a forward's tensors from being saved; meanwhile it runs as its recomputation will."""
+
+    def __enter__(self) -> None:
+        self._as_written = _as_written()
+        self._as_written.__enter__()
+        super().__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        self._as_written.__exit__(None, None, None)
+
+
+def _as_written() -> AbstractContextManager[Any]:
+    """Let nothing compiled run, meanwhile, where a recomputation could not run it again."""
+    is_any = any(getattr(each, "counts", None) is not None for each in _watched)
+    return uncompiled() if is_any else nullcontext()
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """Let functions and modules that were compiled run as they were written, meanwhile."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and loading it takes seconds
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def _closed_over(function: Callable[..., Any]) -> dict[str, Any]:
@@ -72,7 +108,8 @@ def _closed_over(function: Callable[..., Any]) -> dict[str, Any]:
 
 def _forward(ctx: Any, run_function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
     snapshots = _snapshots()
-    outputs = _plain_forward(ctx, run_function, preserve_rng_state, *args)
+    with _as_written():
+        outputs = _plain_forward(ctx, run_function, preserve_rng_state, *args)
     ctx.run_function = _resuming(run_function, snapshots)
     return outputs
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
+from torch._higher_order_ops.wrap import tag_activation_checkpoint
 from torch.nn import Module
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
@@ -17,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dropkit.errors import UnsupportedError
 from dropkit.sites.calls.functions import Call, find_call
+from dropkit.sites.interception import compiler
 from dropkit.sites.interception.modes import enter_in_turn, leave
 from dropkit.sites.interception.names import is_dropout_layer, module_names
 from dropkit.sites.interception.outside import check_forward, warn_of_methods
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Frame", "Handler", "Interceptor", "Place", "Shield", "Snapshot", "is_running"]
 
+_CHECKPOINT = (
+    "dropkit.sites: compiled activation checkpointing of an addressed model would not recompute its masks. Compile the "
+    "model without fullgraph=True, and what is checkpointed runs as it was written."
+)
 _MODULE_FILE = Module.__call__.__code__.co_filename
 
 
@@ -82,7 +88,7 @@ class Handler(Protocol):
     """
 
     turn: int = 1
-    is_uncompiled: bool = False  # whether a model runs without its compiled code
+    is_uncompiled: bool = False  # whether a model runs, now, without its compiled code
     interceptor: "Interceptor | None" = None  # which asks it, from when it is attached
 
     def dropout(self, place: Place, call: Call) -> Any:
@@ -173,6 +179,10 @@ class Interceptor(TorchFunctionMode):
         """Give a call to the handler."""
         if self.is_muted or _is_lowering():
             return func(*args, **(kwargs or {}))
+        if self.counts is not None and torch.compiler.is_dynamo_compiling():
+            compiler.watch_tracing()
+            if func is tag_activation_checkpoint:
+                torch._dynamo.graph_break(msg=_CHECKPOINT)
         call = find_call(func, args, kwargs or {})
         if call is None:
             return self.handler.other(func, args, kwargs or {})
@@ -230,6 +240,10 @@ class Interceptor(TorchFunctionMode):
             else:
                 enter_in_turn(self, self.turn)
             self._caller = None if is_compiling else _call()
+            if is_compiling and self.counts is not None:
+                compiler.begin_tracing()
+            elif self.counts is not None:
+                compiler.watch()
         run = self.runs.get(name, 0)
         self.runs[name] = run + 1
         if not is_compiling:  # which would compile again for every number
@@ -258,6 +272,8 @@ class Interceptor(TorchFunctionMode):
                     leave(self)
                 self._caller = None
                 self._count()
+                if self.counts is not None and torch.compiler.is_compiling():
+                    compiler.end_tracing()
             self._disown()
 
     def settle(self) -> None:
@@ -286,18 +302,19 @@ class Interceptor(TorchFunctionMode):
         self.runs = {}
 
     def _own(self) -> None:
-        """Raise where another thread runs a forward of the model."""
-        self._owner.setdefault("thread", _thread())  # in one step, whatever other threads do
+        """Raise where another thread runs a forward of the model; compiled code cannot read which thread it is."""
+        if torch.compiler.is_compiling():
+            return
+        self._owner.setdefault("thread", threading.get_ident())  # in one step, whatever other threads do
         if not self._is_owned():
             remedy = "Run them one after another, or give each thread a copy of the model."
             raise UnsupportedError(f"dropkit.sites: two threads run forwards of one model at once. {remedy}")
 
     def _is_owned(self) -> bool:
-        owner, here = self._owner.get("thread", 0), _thread()
-        return owner == here or 0 in (owner, here)
+        return torch.compiler.is_compiling() or self._owner.get("thread") in (None, threading.get_ident())
 
     def _disown(self) -> None:
-        if not self.frames and not self.is_resumed:
+        if not self.frames and not self.is_resumed and not torch.compiler.is_compiling():
             self._owner.clear()
 
     def snapshot(self) -> Snapshot:
@@ -384,8 +401,3 @@ def _is_lowering() -> bool:
     """Tell whether a compiler takes apart what was traced: its calls are the insides of calls that were seen."""
     here = torch.compiler
     return here.is_compiling() and not (here.is_dynamo_compiling() or here.is_exporting())
-
-
-def _thread() -> int:
-    """Return the thread's number; 0 in compiled code, which cannot read it."""
-    return 0 if torch.compiler.is_compiling() else threading.get_ident()

@@ -1,0 +1,152 @@
+"""What the compiler is given: everything in a forward that is listened to was seen, or it runs as it was written.
+
+Of calls in compiled code a function mode sees most, but not those inside of operators that take functions, such as
+compiled checkpoints, nor all random operators. So random operators are added to those that modes see, and every graph
+is looked through before it is compiled.
+"""
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+__all__ = ["begin_tracing", "end_tracing", "unwatch", "watch", "watch_tracing", "while_compiling"]
+
+# Functions that a mode is told of when they run, but not when they are compiled.
+_UNSEEN = (
+    torch.rand_like, torch.randint_like, torch.dropout_, torch.feature_dropout_, torch.alpha_dropout_,
+    torch.feature_alpha_dropout_,
+)  # fmt: skip
+_REASON = (
+    "dropkit.sites: {what} draws random numbers where nothing in compiled code can give it a key, as inside of a "
+    "compiled checkpoint or branch."
+)
+_plain: list[Callable[..., Any]] = []  # PyTorch's own, while ours is in its place
+_added: list[Callable[..., Any]] = []
+
+
+def while_compiling(function: Any) -> Any:
+    """Let a function run while code that calls it is compiled, which sees its result, and that never changes."""
+    function._dynamo_marked_constant = True  # as torch.compiler.assume_constant_result, which takes seconds to load
+    return function
+
+
+def watch() -> None:
+    """Look through all graphs from now on, if anything can be compiled."""
+    if _plain or "torch._dynamo.output_graph" not in sys.modules:
+        return
+    from torch._dynamo.output_graph import OutputGraph
+    from torch._dynamo.variables.torch import get_overridable_functions
+
+    _plain.append(OutputGraph.call_user_compiler)
+    OutputGraph.call_user_compiler = _checked  # type: ignore[method-assign]  # where PyTorch looks it up
+    seen = get_overridable_functions()
+    _added.extend(function for function in _UNSEEN if function not in seen)
+    seen.update(_added)
+
+
+def unwatch() -> None:
+    """Leave PyTorch as it was."""
+    if not _plain:
+        return
+    from torch._dynamo.output_graph import OutputGraph
+    from torch._dynamo.variables.torch import get_overridable_functions
+
+    if OutputGraph.call_user_compiler is _checked:  # else somebody else has put his own in its place
+        OutputGraph.call_user_compiler = _plain[0]  # type: ignore[method-assign]  # as above
+    get_overridable_functions().difference_update(_added)
+    _plain.clear()
+    _added.clear()
+
+
+@while_compiling
+def watch_tracing() -> None:
+    """Look through what is being compiled, if nothing has asked for that before."""
+    watch()
+
+
+@while_compiling
+def begin_tracing() -> None:
+    """Note that an outermost forward begins in what is being compiled."""
+    watch()
+    graph = _tracer().output
+    graph.dropkit_begun = set(graph.graph.nodes)
+
+
+@while_compiling
+def end_tracing() -> None:
+    """Note that an outermost forward has ended in what is being compiled."""
+    graph = _tracer().output
+    graph.dropkit_inside = _inside(graph)
+    graph.dropkit_begun = None
+
+
+def _tracer() -> Any:
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    return InstructionTranslator.current_tx()
+
+
+def _inside(output: Any) -> set[fx.Node]:
+    """Return the nodes of a graph that have come in while a forward was listened to."""
+    if not hasattr(output, "dropkit_begun"):
+        output.dropkit_begun = set() if _is_entered() else None
+    inside: set[fx.Node] = getattr(output, "dropkit_inside", set())
+    return inside if output.dropkit_begun is None else inside | (set(output.graph.nodes) - output.dropkit_begun)
+
+
+def _is_entered() -> bool:
+    """Tell whether a forward was listened to before this began to be compiled."""
+    from torch._dynamo.variables.torch_function import torch_function_mode_stack_state_mgr
+
+    from dropkit.sites.interception.interceptor import Interceptor
+
+    return any(
+        isinstance(mode, Interceptor) and mode.counts is not None for mode in torch_function_mode_stack_state_mgr.stack
+    )
+
+
+def _checked(self: Any, gm: fx.GraphModule, example_inputs: Any) -> Any:
+    """Compile a graph, unless something in it draws a mask that was not seen."""
+    inside = _inside(self)
+    hidden = next((what for node in gm.graph.nodes if node in inside for what in _draws(node)), None)
+    if hidden is None:
+        return _plain[0](self, gm, example_inputs)
+    from torch._dynamo.exc import SkipFrame, Unsupported
+
+    reason, tracer = _REASON.format(what=hidden), self.root_tx
+    if "torch/_higher_order_ops/" in Path(tracer.f_code.co_filename).as_posix():
+        raise Unsupported(f"{reason} PyTorch always compiles this one: draw the mask before it.")
+    if tracer.one_graph or tracer.error_on_graph_break:
+        raise Unsupported(f"{reason} Compile the model without fullgraph=True, and it runs as it was written.")
+    warnings.warn(f"{reason} The function that calls it runs as it was written.", stacklevel=2)
+    raise SkipFrame(reason)
+
+
+def _draws(node: fx.Node) -> Iterator[str]:
+    """Yield the names of functions by which a node of a graph, or a graph inside of it, draws masks."""
+    if node.op == "get_attr":
+        inner = getattr(node.graph.owning_module, str(node.target), None)
+        if isinstance(inner, fx.GraphModule):
+            for each in inner.graph.nodes:
+                yield from _draws(each)
+    function = getattr(Tensor, str(node.target), None) if node.op == "call_method" else node.target
+    if node.op in ("call_function", "call_method") and _is_drawing(function, node):
+        yield getattr(function, "__name__", str(function))
+
+
+def _is_drawing(function: Any, node: fx.Node) -> bool:
+    from dropkit.sites.calls.functions import find_call
+    from dropkit.sites.handwritten.draws import find_draw
+    from dropkit.sites.interception.interceptor import Place
+
+    call = find_call(function, node.args, node.kwargs)
+    if call is not None:
+        return call.is_active
+    place = Place("", torch.nn.Identity(), "", 0)
+    draw = find_draw(function, node.args, node.kwargs, lambda: place)
+    return draw is not None and draw.has_address and draw.kwargs.get("generator") is None
