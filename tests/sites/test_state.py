@@ -87,6 +87,28 @@ def void(_: Any) -> None:
     return
 
 
+class Owner:
+    """Keeps another object, whose insides are not looked at for its sake."""
+
+    def __init__(self, meter: Meter) -> None:
+        self.meter = meter
+
+
+@pytest.mark.parametrize("is_first", [False, True])
+def test_an_object_is_a_modules_own_whoever_else_has_it(is_first: bool) -> None:
+    meter = Meter()
+    kept = [meter, Owner(meter)] if is_first else [Owner(meter), meter]
+    find(Keeping(kept, lambda _: meter.add(1.0)), X)
+    assert (meter.total, meter.parts) == (0.0, {"last": [0.0]})
+
+
+def test_views_that_nothing_can_be_written_into_are_as_what_they_are_views_of() -> None:
+    base = torch.zeros(1)
+    for kept in ([base, base.expand(3)], [base.expand(3), base]):
+        find(Keeping(kept, lambda _: void(base.add_(1))), X)
+        assert all((tensor == 0).all() for tensor in kept)
+
+
 @pytest.mark.parametrize("inference", [False, True])
 @pytest.mark.parametrize("name", STATES)
 def test_a_search_puts_back_what_modules_keep(name: str, inference: bool) -> None:

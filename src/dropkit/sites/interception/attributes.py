@@ -34,7 +34,7 @@ def kept_attributes(model: Module) -> Callable[[], None]:
 
 class _Attributes:
     def __init__(self, model: Module) -> None:
-        self._seen: dict[int, Any] = {}  # by ids, which must not be used again
+        self._seen: dict[int, tuple[int, Any]] = {}  # by ids, which must not be used again: 2 as a module's own, else 1
         self._restores: list[Callable[[], None]] = []
         self._bytes = 0
         self._skip(*model.parameters(), *model.buffers())
@@ -44,8 +44,9 @@ class _Attributes:
             value, label, is_own = self._waiting.pop()
             if isinstance(value, Module):
                 label = names.get(id(value), label)
-            if not isinstance(value, _PLAIN) and id(value) not in self._seen:
-                self._seen[id(value)] = value
+            rank = 2 if is_own or isinstance(value, Tensor | Module) else 1
+            if not isinstance(value, _PLAIN) and self._seen.get(id(value), (0, None))[0] < rank:
+                self._seen[id(value)] = rank, value
                 self._keep(value, label, is_own)
 
     def put_back(self) -> None:
@@ -54,7 +55,7 @@ class _Attributes:
             restore()
 
     def _skip(self, *values: Any) -> None:
-        self._seen |= {id(value): value for value in values}
+        self._seen |= {id(value): (2, value) for value in values}
 
     def _keep(self, value: Any, label: str, is_own: bool) -> None:
         """Note one value.
@@ -132,6 +133,8 @@ class _Attributes:
             self._restores.append(lambda: _warn(label) if _version(tensor) != before else None)
             return
         with suppress(NotImplementedError, RuntimeError, TypeError):  # of a sort that has no copies
+            if any(length > 1 and not stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+                return  # nothing can be written into it, only into what it is a view of
             value, shape = tensor.detach().clone(), tensor.shape
             self._restores.append(lambda: put_back_values(tensor, value) if tensor.shape == shape else _warn(label))
 
