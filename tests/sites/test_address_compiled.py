@@ -254,6 +254,15 @@ def test_branches_that_draw_raise() -> None:
             call(x)
 
 
+def test_transforms_that_ask_for_masks_of_examples() -> None:
+    model = nn.Sequential(nn.Dropout(0.5))
+    address(model, SEED)
+    transformed = torch.vmap(model, randomness="different")
+    compiled = torch.compile(transformed, backend="aot_eager", fullgraph=True)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"one key is for all examples"):
+        compiled(torch.ones(3, 4))
+
+
 def test_draws_outside_of_the_model_are_left_to_pytorch() -> None:
     model = nn.Sequential(nn.Dropout(0.5))
     address(model, SEED)
@@ -266,6 +275,31 @@ def test_draws_outside_of_the_model_are_left_to_pytorch() -> None:
     found = [step(torch.ones(50)) for _ in range(2)]
     assert not torch.equal(found[0][0], found[1][0])
     assert ((found[1][1] != 0).numpy() == keep_mask(call_key(SEED, "0", 0, 1), (50,), 0.5)).all()
+
+
+def test_steps_of_training_that_are_compiled_whole() -> None:
+    """With the optimizer's step in it, after which the handle goes on, outside of the graph."""
+    counter, losses = CompileCounterWithBackend("aot_eager"), []
+    for is_compiled in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
+        optimizer, handle = torch.optim.SGD(model.parameters(), lr=0.01), address(model, SEED)
+        handle.follow(optimizer)
+
+        def step(model: nn.Module = model, optimizer: Any = optimizer) -> Tensor:
+            loss = model(torch.ones(3, 4)).square().sum()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss.detach()
+
+        call = torch.compile(step, backend=counter) if is_compiled else step
+        losses.append([call() for _ in range(2)])
+        compilations = counter.frame_count
+        losses[-1] += [call() for _ in range(3)]
+        assert handle.last_step == 5
+    assert counter.frame_count == compilations > 0
+    torch.testing.assert_close(losses[1], losses[0])
 
 
 class Stack(nn.Module):

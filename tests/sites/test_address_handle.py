@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import dropkit
 from dropkit.errors import ArgumentError, ArgumentTypeError, UnsupportedError
@@ -344,3 +345,57 @@ def test_bad_arguments() -> None:
         assert not model._forward_pre_hooks
     with pytest.raises(ArgumentTypeError, match=r"a torch.optim.Optimizer"):
         address(network()).follow(network())
+
+
+def test_an_interrupted_forward_addresses_nothing_after_it() -> None:
+    class Cut(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            F.dropout(x)
+            raise KeyboardInterrupt
+
+    def draws() -> list[Tensor]:
+        torch.manual_seed(0)
+        return [torch.rand(9), F.dropout(x), x.clone().bernoulli_(0.5), dropkit.functional.dropout(x)]
+
+    model, x = nn.Sequential(nn.Dropout(0.5), Cut()), torch.ones(50)
+    plain, handle = draws(), address(model, SEED)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            model(x)
+        assert all(torch.equal(own, other) for own, other in zip(draws(), plain, strict=True))
+    assert handle.state_dict()["runs"] == {"": 2, "0": 2, "1": 2}
+    assert ((model[0](x) != 0).numpy() == keep_mask(call_key(SEED, "0", 0, 2), (50,), 0.5)).all()
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [F.dropout, lambda x: x * torch.rand_like(x), dropkit.nn.TransformerEncoderLayer(4, 1)],
+    ids=["function", "by hand", "several masks"],
+)
+def test_transforms_that_ask_for_masks_of_examples(draw: Any) -> None:
+    class Drawing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.draw = draw
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.draw(x)
+
+    model, x = Drawing(), torch.ones(3, 5, 4)
+    address(model, SEED)
+    with pytest.raises(UnsupportedError, match=r"one key is for all examples"):
+        torch.vmap(model, randomness="different")(x)
+    same = torch.vmap(model, randomness="same")(x)
+    torch.testing.assert_close(same[0], same[1])
+
+
+def test_transforms_of_calls_with_keys_of_their_own() -> None:
+    class Keyed(nn.Module):
+        def forward(self, x: Tensor, key: Tensor) -> Tensor:
+            return dropkit.functional.dropout(x, 0.5, key=key)
+
+    model, x, keys = Keyed(), torch.ones(3, 50), torch.tensor([4, 5, 6])
+    plain = torch.vmap(model, randomness="different")(x, keys)
+    address(model, SEED)
+    assert torch.equal(torch.vmap(model, randomness="different")(x, keys), plain)
+    assert not torch.equal(plain[0], plain[1])

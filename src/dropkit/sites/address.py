@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
+from torch._functorch.pyfunctorch import VmapInterpreter, retrieve_all_functorch_interpreters
 from torch.nn import Module
 from torch.utils.hooks import RemovableHandle
 
@@ -17,7 +19,7 @@ from dropkit.functional.address import draw_key, signed
 from dropkit.functional.examples import NumberedKey
 from dropkit.random import MASK_VERSION
 from dropkit.sites.calls.functions import INFERENCE, Call, find_call
-from dropkit.sites.calls.replacement import replaced
+from dropkit.sites.calls.replacement import has_source, replaced
 from dropkit.sites.handwritten.draws import Draw, find_draw
 from dropkit.sites.interception.attachment import Attachment, attached_to
 from dropkit.sites.interception.checkpoints import uncompiled
@@ -129,6 +131,7 @@ class Addressing(Handler):
         """The step whose masks the model draws: how many updates there were."""
         return self._keys.step
 
+    @_disable_dynamo
     def step(self) -> None:
         """Go on to the masks of the next step, to be called once for each update of the weights.
 
@@ -167,12 +170,14 @@ class Addressing(Handler):
         self._followed = weakref.ref(optimizer), hook
         return hook
 
+    @_disable_dynamo
     def state_dict(self) -> dict[str, Any]:
         """Return what has to be saved to go on: seed, step, the runs in it, and the version of the definition."""
         keys = self._keys
         runs = dict(keys.outer[0] if keys.outer else keys.before)
         return {"mask_version": MASK_VERSION, "seed": keys.seed, "last_step": keys.step, "runs": runs}
 
+    @_disable_dynamo
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on where another run was saved, with its seed.
 
@@ -217,6 +222,8 @@ class Addressing(Handler):
         """Run a call with the key of its place."""
         if not call.is_active:
             return call.run()
+        if not has_source(call):
+            _check_batched(place)
         if torch.compiler.is_compiling():
             return replaced(call, key=self._keys.compiled(place, call.input.device), order=place.order)
         self._check_recomputation()
@@ -236,14 +243,15 @@ class Addressing(Handler):
             draw = find_draw(function, args, kwargs, self._interceptor.random_place)
             return function(*args, **kwargs) if draw is None else self._drawn_by_hand(draw)
         _, generator, tensor, *_ = args
-        if generator is not None:
+        if generator is not None or self._interceptor.is_over():
             return function(*args, **kwargs)
         return self._drawn_key(tensor)
 
     def _drawn_by_hand(self, draw: Draw) -> Any:
         """Run a random operator, of which a mask may be made, with the key of its place."""
-        if not draw.has_address or draw.kwargs.get("generator") is not None:
+        if not draw.has_address or draw.kwargs.get("generator") is not None or self._interceptor.is_over():
             return draw.run()
+        _check_batched(draw.place)
         if torch.compiler.is_compiling():
             return draw.at(self._keys.compiled(draw.place, draw.device))
         self._check_recomputation()
@@ -255,6 +263,7 @@ class Addressing(Handler):
     def _drawn_key(self, examples: Tensor) -> Tensor | NumberedKey:
         """Return the key of a layer's masks, whose examples are along axis 0 of a tensor."""
         place = self._interceptor.place()
+        _check_batched(place)
         if torch.compiler.is_compiling():
             return self._keys.compiled(place, examples.device).to(examples.device)
         self._check_recomputation()
@@ -336,6 +345,22 @@ def _warn_of_others() -> bool:
             stacklevel=2,
         )
     return count > 1
+
+
+def _check_batched(place: Place) -> None:
+    """Raise inside of a `vmap` that asks for masks of examples, for there is one key for all of them."""
+    if torch._C._are_functorch_transforms_active() and _asks_for_different():
+        what = place.name or "the model"
+        raise UnsupportedError(
+            f'address: {what} draws inside torch.vmap(randomness="different"), where one key is for all examples. Ask '
+            'for randomness="same", give the call one key for each example, or call the model on the whole batch.'
+        )
+
+
+@while_compiling
+def _asks_for_different() -> bool:
+    levels = retrieve_all_functorch_interpreters()
+    return any(isinstance(each, VmapInterpreter) and each.randomness() == "different" for each in levels)
 
 
 def _check_plain(model: Module) -> None:

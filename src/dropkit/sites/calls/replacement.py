@@ -13,7 +13,7 @@ from dropkit.sites.calls.functions import FUNCTIONS, Call
 from dropkit.sites.calls.heads import attend_with_heads
 from dropkit.sites.calls.networks import NETWORKS
 
-__all__ = ["refusal", "replaced", "replacement"]
+__all__ = ["has_source", "refusal", "replaced", "replacement"]
 
 
 def replaced(
@@ -208,13 +208,16 @@ _TRANSLATIONS: Mapping[Callable[..., Any], Callable[[Call], dict[str, Any] | Non
 _ADDRESS = ("generator", "offset", "full_shape", "broadcast_dims")
 
 
+def has_source(call: Call) -> bool:
+    """Tell whether the noise of a call has a source of its own, which only those of dropkit's functions may have."""
+    row, given = call.function, call.arguments
+    sources = (row.key, row.mask, "generator") if row.key is not None else ()
+    return any(name is not None and given.get(name) is not None for name in sources)
+
+
 def _with_key(call: Call, key: int | Tensor) -> Call:
     """Give a call a key, unless its noise has a source."""
-    row, given = call.function, call.arguments
-    sources = (row.key, row.mask, "generator")
-    if any(name is not None and given.get(name) is not None for name in sources):
-        return call
-    return call.changed(**{str(row.key): key})
+    return call if has_source(call) else call.changed(**{str(call.function.key): key})
 
 
 def _with_mask(call: Call, mask: Any) -> Call:

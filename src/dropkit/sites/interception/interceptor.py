@@ -177,7 +177,7 @@ class Interceptor(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Give a call to the handler."""
-        if self.is_muted or _is_lowering():
+        if self.is_muted or not self.frames or _is_lowering():
             return func(*args, **(kwargs or {}))
         if self.counts is not None and torch.compiler.is_dynamo_compiling():
             compiler.watch_tracing()
@@ -186,6 +186,8 @@ class Interceptor(TorchFunctionMode):
         call = find_call(func, args, kwargs or {})
         if call is None:
             return self.handler.other(func, args, kwargs or {})
+        if self.is_over():
+            return func(*args, **(kwargs or {}))
         return self.handler.dropout(self.place(), self._seen_within(call))
 
     def _seen_within(self, call: Call) -> Call:
@@ -280,6 +282,12 @@ class Interceptor(TorchFunctionMode):
         """Forget the last forward if it was cut off by an interrupt, as in a notebook."""
         if self.frames and self._caller is not None and not self.is_resumed and not is_running(self._caller):
             self.abandon()
+
+    def is_over(self) -> bool:
+        """Tell, of a call that was seen, that the forward was cut off before it, and forget that."""
+        if not torch.compiler.is_compiling():
+            self.settle()
+        return not self.frames
 
     def abandon(self) -> None:
         """Forget a forward that was cut off by what is no Exception, for which PyTorch calls no hook."""
