@@ -191,8 +191,62 @@ def test_a_tensor_that_cannot_be_put_back_is_told(resized: bool, monkeypatch: py
     model = nn.Sequential(Keeping(torch.zeros(2), change))
     if not resized:
         monkeypatch.setattr(attributes, "_MOST_BYTES", 7)
-    with pytest.warns(UserWarning, match="changed `kept` of `0`, a tensor that is too large"):
+    with pytest.warns(UserWarning, match="changed `kept` of `0`, a tensor that is sparse"):
         find(model, X)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", ["sparse", "jagged", "meta"])
+def test_tensors_of_every_sort_may_be_kept(layout: str) -> None:
+    kept = {
+        "sparse": lambda: torch.eye(3).to_sparse(),
+        "jagged": lambda: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)], layout=torch.jagged),
+        "meta": lambda: torch.zeros(3, device="meta"),
+    }[layout]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert find(Keeping(kept, lambda _: None), X)
+    if layout == "sparse":
+        with pytest.warns(UserWarning, match="changed `kept` of the model, a tensor that is sparse"):
+            find(Keeping(kept, lambda _: void(kept.mul_(2))), X)
+
+
+def test_objects_that_answer_no_question_may_be_kept() -> None:
+    class Silent:
+        def __getattr__(self, name: str) -> Any:
+            raise ZeroDivisionError(name)
+
+    class Slotted:
+        __slots__ = ("total",)
+
+    class Posing:
+        @property
+        def __dict__(self) -> Any:
+            raise ZeroDivisionError
+
+    assert find(Keeping([Silent(), Slotted(), Posing()], lambda _: None), X)
+
+
+def test_a_graph_from_before_a_search_is_sound() -> None:
+    """What it has saved is what it was, in values and in version."""
+
+    class Power(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop, self.kept = nn.Dropout(0.5), torch.tensor(3.0)
+            self.weight = nn.Parameter(torch.tensor(2.0))
+            self.register_buffer("seen", torch.tensor(5.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.kept.add_(1)
+            self.seen.add_(1)
+            return self.drop(x) + self.weight * self.kept * self.seen
+
+    model = Power()
+    result = model(X).sum()
+    find(model, X)
+    result.backward()
+    assert float(model.weight.grad) == 12 * 4.0 * 6.0
 
 
 def test_a_large_tensor_that_does_not_change_is_nothing_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:

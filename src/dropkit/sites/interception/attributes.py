@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn import Module
 
 from dropkit.sites.interception.names import module_names, wrapped
 
-__all__ = ["kept_attributes", "put_back_values"]
+__all__ = ["kept_attributes", "kept_values"]
 
 _MOST_BYTES = 2**30  # of the copies of one model's tensors and arrays; beyond that it is only seen that one changed
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device)
@@ -82,8 +83,9 @@ class _Attributes:
             self._waiting += [(one, label, is_own) for one in value]
         elif (numpy := sys.modules.get("numpy")) is not None and isinstance(value, numpy.ndarray):
             self._keep_array(value)
-        elif is_own and hasattr(value, "__dict__") and type(value).__module__.partition(".")[0] not in _LIBRARIES:
-            self._keep_names(vars(value), label, frozenset(), is_own=False)
+        elif is_own and type(value).__module__.partition(".")[0] not in _LIBRARIES:
+            with suppress(Exception):  # whatever a class makes of asking
+                self._keep_names(object.__getattribute__(value, "__dict__"), label, frozenset(), is_own=False)
 
     def _keep_names(self, names: dict[str, Any], label: str, others: frozenset[str], is_own: bool) -> None:
         """Note what the attributes of a module or an object are, but for some."""
@@ -128,15 +130,15 @@ class _Attributes:
     def _keep_tensor(self, tensor: Tensor, label: str) -> None:
         if isinstance(tensor, torch.nn.Parameter):  # somewhere else's, and no forward changes it
             return
-        if not self._has_room(tensor.numel() * tensor.element_size()):
+        is_plain = tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_quantized)
+        if not is_plain or not self._has_room(tensor.numel() * tensor.element_size()):
             before = _version(tensor)
             self._restores.append(lambda: _warn(label) if _version(tensor) != before else None)
             return
-        with suppress(NotImplementedError, RuntimeError, TypeError):  # of a sort that has no copies
-            if any(length > 1 and not stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True)):
-                return  # nothing can be written into it, only into what it is a view of
-            value, shape = tensor.detach().clone(), tensor.shape
-            self._restores.append(lambda: put_back_values(tensor, value) if tensor.shape == shape else _warn(label))
+        if any(length > 1 and not stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+            return  # nothing can be written into it, only into what it is a view of
+        put_back, shape = kept_values(tensor), tensor.shape
+        self._restores.append(lambda: put_back() if tensor.shape == shape else _warn(label))
 
     def _keep_array(self, array: Any) -> None:
         if not array.dtype.hasobject and array.flags.writeable and self._has_room(array.nbytes):
@@ -187,27 +189,36 @@ def _refill(container: Any, items: list[Any]) -> None:
         bytearray.__setitem__(container, slice(None), items)
 
 
-def put_back_values(tensor: Tensor, value: Tensor) -> None:
-    """Give a tensor the values that it had, if it has others."""
-    # By value: a version counter does not move back with the values, and work on `.data` does not move it.
+def kept_values(tensor: Tensor) -> Callable[[], None]:
+    """Note what a tensor holds, and return what gives it that again, and its version, which graphs remember."""
+    value, version = tensor.detach().clone(), _version(tensor)
+
+    def put_back() -> None:
+        if not _is_same(tensor, value):  # by value, for work on `.data` moves no version
+            with torch.no_grad(), torch.inference_mode(tensor.is_inference()):
+                tensor.copy_(value)
+        if _version(tensor) != version:
+            torch._C._autograd._unsafe_set_version_counter((tensor,), (version,))  # it holds what it did then
+
+    return put_back
+
+
+def _is_same(tensor: Tensor, value: Tensor) -> bool:
     try:
-        if tensor.is_meta or torch.equal(tensor, value):
-            return
-    except (NotImplementedError, RuntimeError):  # of a layout that cannot be compared
-        pass
-    with torch.no_grad(), torch.inference_mode(tensor.is_inference()):
-        tensor.copy_(value)
+        return tensor.is_meta or torch.equal(tensor, value)
+    except Exception:  # noqa: BLE001  # of a layout that cannot be compared, and each says so in its own way
+        return False
 
 
 def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+    return 0 if tensor.is_inference() or is_functorch_wrapped_tensor(tensor) else tensor._version
 
 
 def _warn(label: str) -> None:
     module, _, attribute = label.rpartition(".")
     where = f"`{attribute}` of {f'`{module}`' if module else 'the model'}"
     warnings.warn(
-        f"dropkit.sites: a forward that was run to look for dropout has changed {where}, a tensor that is too large to "
-        "be copied beforehand, or was resized. It stays changed; make it a buffer, and it is put back.",
+        f"dropkit.sites: a forward that was run to look for dropout has changed {where}, a tensor that is sparse, "
+        "nested or too large to be copied before, or was resized. It stays changed; a buffer would have been put back.",
         stacklevel=2,
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import fields, is_dataclass
+from inspect import getattr_static
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn import Module
 
 from dropkit.sites.interception.attachment import attached_to
-from dropkit.sites.interception.attributes import kept_attributes, put_back_values
+from dropkit.sites.interception.attributes import kept_attributes, kept_values
 
 __all__ = ["cloned", "restored", "set_mode"]
 
@@ -52,13 +53,13 @@ def _keep_runs(model: Module) -> Callable[[], None]:
 
 def _keep_modules(model: Module) -> Callable[[], None]:
     flags = [(module, module.training) for module in model.modules()]
-    values = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    buffers = [kept_values(buffer) for buffer in model.buffers()]
 
     def put_back() -> None:
         for module, training in flags:
             module.training = training
-        for buffer, value in values:
-            put_back_values(buffer, value)
+        for put_back_buffer in buffers:
+            put_back_buffer()
 
     return put_back
 
@@ -85,7 +86,7 @@ def _keep_generators(model: Module) -> Iterator[Callable[[], None]]:
         yield _kept(numpy.random.get_state, numpy.random.set_state)
     for module in model.modules():
         for value in vars(module).values():
-            own = getattr(value, "generator", value)  # dropkit's layers keep theirs in a box
+            own = getattr_static(value, "generator", value)  # dropkit's layers keep theirs in a box
             if isinstance(own, torch.Generator):
                 yield _kept(own.get_state, own.set_state)
             elif isinstance(own, random.Random):
