@@ -11,6 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+import dropkit
 from dropkit.errors import UnsupportedError
 from dropkit.random import call_key, keep_mask
 from dropkit.sites import address, samples
@@ -49,6 +50,7 @@ class Drawing(nn.Module):
         self.linear, self.drop, self.own, self.block = nn.Linear(6, 6), nn.Dropout(0.5), forward, Block()
         self.attention = nn.MultiheadAttention(6, 2, dropout=0.3, batch_first=True)
         self.network = nn.LSTM(6, 6, 2, dropout=0.5, batch_first=True)
+        self.layer = dropkit.nn.TransformerEncoderLayer(6, 2, 8, 0.5, batch_first=True)
         self.double()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,6 +70,7 @@ class Masked(torch.autograd.Function):
 
 
 def hand_written(x: Tensor) -> Tensor:
+    x = x + 0 * torch.randn_like(x)  # which is left to PyTorch, and counted
     masks = torch.rand_like(x) > 0.5, torch.empty_like(x).bernoulli_(0.9), torch.randint(0, 2, x.shape)
     return x * masks[0] * masks[1] * masks[2] + x * (torch.rand(9, 6, dtype=torch.float64) > 0.5)
 
@@ -76,12 +79,17 @@ def attend(model: Any, x: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(x[None], model.linear(x)[None], x[None], dropout_p=0.5)[0]
 
 
+def ours(model: Any, x: Tensor) -> Tensor:
+    return model.layer(dropkit.functional.drop_path(dropkit.functional.dropout(model.drop(x)), 0.2)[None])[0]
+
+
 ONE_GRAPH = {
     "functions": lambda model, x: F.dropout(model.drop(model.linear(x)), 0.3),
     "a shared layer": lambda model, x: model.drop(model.drop(model.block(x)) + model.block(model.drop(x))),
     "attention": attend,
     "heads": lambda model, x: model.attention(x[None], x[None], x[None])[0][0],
     "masks by hand": lambda model, x: hand_written(model.linear(x)),
+    "functions and layers of dropkit's": ours,
     "a function with a derivative": lambda model, x: Masked.apply(model.linear(model.drop(x))),
     "a network": lambda model, x: model.network(model.drop(x)[None])[0][0],
 }

@@ -6,12 +6,13 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_unary
+from torch.overrides import handle_torch_function
 
 from dropkit._checks import KEY, PROBABILITY, STREAM, Integer, Number, argument_error, argument_type_error, as_float
 from dropkit.errors import UnsupportedError
 from dropkit.functional.autograd import traced
 from dropkit.functional.examples import NumberedKey
+from dropkit.functional.overrides import is_overridden
 from dropkit.random import threshold
 
 __all__ = [
@@ -169,7 +170,7 @@ def draw_key(
     Axis 0 of the input has the examples. A mode that numbers them answers with a key that does; not where a key is
     drawn for one function alone, for such a mode has given that a key.
     """
-    if has_torch_function_unary(input):
+    if is_overridden((input,)):
         return handle_torch_function(draw_key, (input,), where, generator, input, names)
     options: dict[str, Any] = {"dtype": torch.int64, "device": input.device}
     if generator is not None:  # the operator that takes one, even None, fails under a compiled `vmap`

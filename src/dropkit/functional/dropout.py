@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function, has_torch_function_unary
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from dropkit._checks import Choice
 from dropkit.functional import eager, nested
@@ -15,6 +15,7 @@ from dropkit.functional.autograd import apply_dropout, traced
 from dropkit.functional.examples import NumberedKey, Runs, check_examples, runs_of
 from dropkit.functional.inputs import check_input, check_mask, check_writable, kept_by, leading
 from dropkit.functional.noise import find_noise
+from dropkit.functional.overrides import is_overridden
 from dropkit.kernels import operators
 from dropkit.kernels.portable import select, survivor_scale
 from dropkit.random.layout import Layout, layout
@@ -118,7 +119,7 @@ def dropout(
     ):
         return eager.drop(input, key, math.floor(p * 2.0**32 + 0.5))
     tensors = (input, p, key, mask, stream)
-    if has_torch_function(tensors):
+    if is_overridden(tensors):
         return handle_torch_function(
             dropout, tensors, input, p, training, inplace, broadcast_dims=broadcast_dims, generator=generator, key=key,
             mask=mask, return_mask=return_mask, stream=stream, offset=offset, full_shape=full_shape, scale_at=scale_at,

@@ -23,7 +23,7 @@ from dropkit.sites.calls.replacement import has_source, replaced
 from dropkit.sites.handwritten.draws import Draw, find_draw
 from dropkit.sites.interception.attachment import Attachment, attached_to
 from dropkit.sites.interception.checkpoints import uncompiled
-from dropkit.sites.interception.compiler import while_compiling
+from dropkit.sites.interception.compiler import called, while_compiling
 from dropkit.sites.interception.interceptor import Frame, Handler, Place
 from dropkit.sites.interception.names import is_dropout_layer, module_names
 from dropkit.sites.interception.underneath import check_no_script
@@ -241,7 +241,7 @@ class Addressing(Handler):
             return self.dropout(self._interceptor.place(), call)
         if function is not draw_key:
             draw = find_draw(function, args, kwargs, self._interceptor.random_place)
-            return function(*args, **kwargs) if draw is None else self._drawn_by_hand(draw)
+            return called(function, args, kwargs) if draw is None else self._drawn_by_hand(draw)
         _, generator, tensor, *_ = args
         if generator is not None or self._interceptor.is_over():
             return function(*args, **kwargs)

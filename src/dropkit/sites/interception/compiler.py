@@ -7,19 +7,19 @@ is looked through before it is compiled.
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-__all__ = ["begin_tracing", "end_tracing", "unwatch", "watch", "watch_tracing", "while_compiling"]
+__all__ = ["begin_tracing", "called", "end_tracing", "unwatch", "watch", "watch_tracing", "while_compiling"]
 
 # Functions that a mode is told of when they run, but not when they are compiled.
 _UNSEEN = (
-    torch.rand_like, torch.randint_like, torch.dropout_, torch.feature_dropout_, torch.alpha_dropout_,
-    torch.feature_alpha_dropout_,
+    torch.normal, torch.rand_like, torch.randint_like, torch.randn_like, torch.rrelu_, torch._sample_dirichlet,
+    torch._standard_gamma, torch.dropout_, torch.feature_dropout_, torch.alpha_dropout_, torch.feature_alpha_dropout_,
 )  # fmt: skip
 _REASON = (
     "dropkit.sites: {what} draws random numbers where nothing in compiled code can give it a key, as inside of a "
@@ -33,6 +33,13 @@ def while_compiling(function: Any) -> Any:
     """Let a function run while code that calls it is compiled, which sees its result, and that never changes."""
     function._dynamo_marked_constant = True  # as torch.compiler.assume_constant_result, which takes seconds to load
     return function
+
+
+def called(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Call a function of PyTorch that a mode was told of."""
+    if function is Tensor.unflatten and torch.compiler.is_compiling():  # which the compiler takes as a method alone
+        return args[0].unflatten(*args[1:], **kwargs)
+    return function(*args, **kwargs)
 
 
 def watch() -> None:
