@@ -12,7 +12,7 @@ from benchmarks import peers
 from dropkit.errors import ArgumentTypeError
 from dropkit.functional import drop_path
 from dropkit.sites import Plan, convert, find
-from tests.sites.converted import ROWS
+from tests.sites.converted import ROWS, WORDS
 
 
 class Code(nn.Module):
@@ -89,6 +89,40 @@ def test_layers_side_by_side_all_get_the_rate() -> None:
 
     plan = convert(Code(Parts()), "srivastava", ROWS)
     assert placed(plan) == {"between.left": 0.5, "between.right": 0.5}
+
+
+class Locked(nn.Module):
+    """Drops by hand, one mask for all steps, at the rate that it is given."""
+
+    def forward(self, x: Tensor, p: float) -> Tensor:
+        if not self.training or not p:
+            return x
+        return x * x.new_empty(len(x), 1, x.shape[2]).bernoulli_(1 - p) / (1 - p)
+
+
+class Regularised(nn.Module):
+    """A recurrent network whose rates are attributes, for one module that drops by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.network, self.head = nn.Embedding(11, 6), nn.LSTM(6, 6, batch_first=True), nn.Linear(6, 11)
+        self.lock, self.dropouti, self.dropout = Locked(), 0.4, 0.0
+
+    def forward(self, words: Tensor) -> Tensor:
+        x, _ = self.network(self.lock(self.table(words), self.dropouti))
+        return self.head(self.lock(x, self.dropout))
+
+
+@pytest.mark.parametrize("p", [None, {"inputs": 0.1, "outputs": 0.3}, {"inputs": 0.0}])
+def test_rates_of_masks_by_hand_are_set_where_they_are_kept(p: Any) -> None:
+    model = Regularised()
+    plan = convert(model, "rnn", WORDS, p=p)
+    rates = {"inputs": 0.25, "outputs": 0.25, **(p or {})}
+    assert (model.dropouti, model.dropout) == (rates["inputs"], rates["outputs"])
+    assert plan.rates == {"lock~0": rates["inputs"] or rates["outputs"]}  # as at the first call that drops
+    assert {site.name: site.p for site in find(model, WORDS)} == plan.rates
+    plan.undo()
+    assert (model.dropouti, model.dropout) == (0.4, 0.0)
 
 
 def of_timm(name: str) -> nn.Module:

@@ -157,8 +157,8 @@ class Flow:
         return [step for step in self.steps if step.kind in kinds]
 
     def active(self) -> dict[str, float]:
-        """Return the rate of every site that drops."""
-        return {step.site: step.p for step in self.steps if step.site and step.p}
+        """Return the rate of every site that drops, at its first call."""
+        return {step.site: step.p for step in reversed(self.steps) if step.site and step.p}
 
 
 def trace(model: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, probing: bool = False) -> Flow:

@@ -237,7 +237,7 @@ def _rnn(flow: Flow, rates: Rates) -> Iterator[Want]:
             return LockedDropout(p, batch_first)
 
         wrong = (*ELEMENTWISE, *CHANNELS)
-        kinds = ("locked_dropout",)
+        kinds = ("locked_dropout", "shared_mask")
         yield Want("inputs", rates["inputs"][1], step.inputs[0], step, locked, kinds, wrong, "one mask for all steps")
         if module.num_layers > 1:
             why = "one mask for all steps, between layers"

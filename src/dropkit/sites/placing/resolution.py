@@ -147,7 +147,7 @@ class Resolution:
                     f"cannot be changed: the code of `{step.path or 'the model'}` has the rate, not an attribute",
                 )
             if p:
-                self._active[step.site] = _as_found(step, p)
+                self._active.setdefault(step.site, _as_found(step, p))
             if p or step.p:
                 self._row(step, p, why)
         if knob is not None and wanted != {knob.p} and wanted:
