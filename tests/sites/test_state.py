@@ -211,6 +211,15 @@ def test_tensors_of_every_sort_may_be_kept(layout: str) -> None:
             find(Keeping(kept, lambda _: void(kept.mul_(2))), X)
 
 
+@pytest.mark.parametrize("before", [0, 12])
+@pytest.mark.parametrize("after", [0, 12])
+def test_tensors_whose_memory_comes_and_goes_are_left_to_whoever_frees_it(before: int, after: int) -> None:
+    kept = torch.zeros(3)
+    kept.untyped_storage().resize_(before)
+    find(Keeping(kept, lambda tensor: void(tensor.untyped_storage().resize_(after))), X)
+    assert kept.untyped_storage().nbytes() == after
+
+
 def test_objects_that_answer_no_question_may_be_kept() -> None:
     class Silent:
         def __getattr__(self, name: str) -> Any:

@@ -137,6 +137,8 @@ class _Attributes:
             return
         if any(length > 1 and not stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True)):
             return  # nothing can be written into it, only into what it is a view of
+        if _is_freed(tensor):
+            return
         put_back, shape = kept_values(tensor), tensor.shape
         self._restores.append(lambda: put_back() if tensor.shape == shape else _warn(label))
 
@@ -194,6 +196,8 @@ def kept_values(tensor: Tensor) -> Callable[[], None]:
     value, version = tensor.detach().clone(), _version(tensor)
 
     def put_back() -> None:
+        if _is_freed(tensor):
+            return
         if not _is_same(tensor, value):  # by value, for work on `.data` moves no version
             with torch.no_grad(), torch.inference_mode(tensor.is_inference()):
                 tensor.copy_(value)
@@ -207,6 +211,14 @@ def _is_same(tensor: Tensor, value: Tensor) -> bool:
     try:
         return tensor.is_meta or torch.equal(tensor, value)
     except Exception:  # noqa: BLE001  # of a layout that cannot be compared, and each says so in its own way
+        return False
+
+
+def _is_freed(tensor: Tensor) -> bool:
+    """Tell whether a tensor has no memory for now, as parts of sharded models have between forwards."""
+    try:
+        return tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0 and not tensor.is_meta
+    except (NotImplementedError, RuntimeError):  # it has none that can be asked for
         return False
 
 
