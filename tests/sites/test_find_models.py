@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
 from dropkit.sites import Sites, accelerate, address, find, switch
 from tests.sites import networks
@@ -92,6 +92,23 @@ def test_models_of_many_workers_have_the_names_of_one() -> None:
     assert [site.name for site in find(sharded, x)] == ["3"]
     wrapped = nn.Sequential(checkpoint_wrapper(networks.Block()), networks.Block())
     assert [site.name for site in find(wrapped, x)] == ["0.drop", "1.drop"]
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.filterwarnings("ignore:.*")  # of its own deprecation, and of a single process
+@pytest.mark.parametrize("use_orig_params", [True, False])
+def test_models_in_older_wrappers_that_shard_go_on_training(use_orig_params: bool) -> None:
+    options = {"use_orig_params": use_orig_params, "device_id": torch.device("cpu")}
+    part = FullyShardedDataParallel(networks.mlp(), **options)
+    model, x = FullyShardedDataParallel(nn.Sequential(nn.Linear(8, 8), part), **options), torch.randn(6, 8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        assert [site.name for site in find(model, x)] == ["1.3"]
+        with switch(model, "off") as handle:
+            handle.learn(x)
+            assert torch.equal(model(x), model(x))
+        model(x).sum().backward()
+        optimizer.step()
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")

@@ -24,7 +24,7 @@ from dropkit.sites.handwritten.applications import Application, Mask
 from dropkit.sites.handwritten.masks import Masks
 from dropkit.sites.interception.attachment import attached
 from dropkit.sites.interception.interceptor import Handler, Interceptor, Place
-from dropkit.sites.interception.names import unwrapped
+from dropkit.sites.interception.names import runnable
 from dropkit.sites.interception.restoring import cloned, restored, set_mode
 from dropkit.sites.interception.underneath import Operator, Underneath, scripts_followed
 
@@ -134,7 +134,7 @@ def find(model: Module, *args: Any, **kwargs: Any) -> Sites:
     """
     if not isinstance(model, Module):
         raise argument_type_error("find", "model", "a torch.nn.Module", model)
-    model = unwrapped(model)
+    model = runnable(model)
     _check_initialised(model)
     return _merged(*(_recorded(model, training, args, kwargs) for training in (True, False)))
 

@@ -18,7 +18,7 @@ from dropkit.sites.calls.functions import Call
 from dropkit.sites.find import Site, Sites, _caller
 from dropkit.sites.interception.attachment import Attachment
 from dropkit.sites.interception.interceptor import Place
-from dropkit.sites.interception.names import unwrapped
+from dropkit.sites.interception.names import runnable, unwrapped
 from dropkit.sites.interception.underneath import check_no_script
 from dropkit.sites.switching.planning import planned
 from dropkit.sites.switching.probe import Probe, renamed
@@ -104,14 +104,14 @@ class Switch(Rewriting):
     def __init__(self, model: Module, mode: str, selection: Selection) -> None:
         super().__init__(mode)
         self._selection, self._inner = selection, weakref.ref(unwrapped(model))
+        self._runnable = weakref.ref(runnable(model))
         self._probed: set[str] = set()
         self._newer: list[Switch] = []
         self._attachment = Attachment(unwrapped(model), self)
         self._names = self._attachment.interceptor.names
         self._parts = {name: part for part, name in self._names.items()}
-        # A compiled model runs its own hooks outside of what is compiled, where a probe breaks no graph.
         self._hook = None
-        if model is not self._inner():  # a compiled model runs hooks of its own outside of what is compiled
+        if model is not self._runnable():  # a compiled model runs hooks of its own outside of what is compiled
             hook = _Learning(self._learn_first)
             self._hook = model.register_forward_pre_hook(hook, with_kwargs=True)
         self._is_open = True
@@ -142,7 +142,7 @@ class Switch(Rewriting):
             ArgumentError: If no site is chosen.
             UnsupportedError: If the switch is closed, or a module cannot be switched without other effects.
         """
-        model = self._inner()
+        model = self._runnable()
         if not self._is_open or model is None:
             raise _closed("learn")
         self._learn(model, args, kwargs)
@@ -209,7 +209,7 @@ class Switch(Rewriting):
 
     @_disable_dynamo
     def _learn_first(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-        model = self._inner()
+        model = self._runnable()
         if model is not None and "" not in self._probed:
             self._learn(model, inputs, named)
 
@@ -221,7 +221,7 @@ class Switch(Rewriting):
         probe = Probe(model, module, inputs, named)
         sites = {name: site for name, site in probe.sites.items() if site.is_certain}
         chosen = {name for name, site in sites.items() if site in self._selection}
-        if module is model and not chosen:
+        if unwrapped(module) is model and not chosen:
             if not self._selection.is_all:
                 raise self._selection.mismatch("switch", sites.values())
             if self.mode == "on":

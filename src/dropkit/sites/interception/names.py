@@ -6,7 +6,7 @@ from types import MappingProxyType
 from torch.nn import Module
 from torch.nn.modules.dropout import _DropoutNd
 
-__all__ = ["is_dropout_layer", "module_names", "unwrapped", "wrapped"]
+__all__ = ["is_dropout_layer", "module_names", "runnable", "unwrapped", "wrapped"]
 
 # Wrappers of PyTorch, whose one child bears the name of the wrapper: that of the child in it.
 _WRAPPED = MappingProxyType(
@@ -34,6 +34,13 @@ def unwrapped(model: Module) -> Module:
     """Return a model without the wrappers around the whole of it."""
     inner = wrapped(model)
     return model if inner is None else unwrapped(inner)
+
+
+def runnable(model: Module) -> Module:
+    """Return a model without the wrappers around the whole of it, but for one that shards it, and has to gather it."""
+    inner = wrapped(model)
+    is_sharded = any(base.__name__ == "FullyShardedDataParallel" for base in type(model).__mro__)
+    return model if inner is None or is_sharded else runnable(inner)
 
 
 def module_names(model: Module) -> dict[str, Module]:
