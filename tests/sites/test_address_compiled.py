@@ -158,6 +158,12 @@ def test_inductor(draws: str) -> None:
     assert_as_plain(ONE_GRAPH[draws], "wrapper", backend="inductor", fullgraph=True)
 
 
+def test_keys_are_not_computed_again_in_the_backward_pass() -> None:
+    """Where a compiler is told to compute all again that it can; the counts have gone on by then."""
+    with torch._functorch.config.patch(aggressive_recomputation=True):
+        assert_as_plain(ONE_GRAPH["a shared layer"], "wrapper", backend="aot_eager", fullgraph=True)
+
+
 @pytest.mark.gpu
 def test_cuda_graphs() -> None:
     model = Drawing(ONE_GRAPH["a shared layer"]).cuda()

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils.checkpoint import CheckpointPolicy
 
 __all__ = ["begin_tracing", "called", "end_tracing", "unwatch", "watch", "watch_tracing", "while_compiling"]
 
@@ -122,6 +123,9 @@ def _checked(self: Any, gm: fx.GraphModule, example_inputs: Any) -> Any:
     inside = _inside(self)
     hidden = next((what for node in gm.graph.nodes if node in inside for what in _draws(node)), None)
     if hidden is None:
+        for node in inside:
+            if node.target is torch.ops.dropkit.fold.default:  # of counts that will have gone on by the backward pass
+                node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
         return _plain[0](self, gm, example_inputs)
     from torch._dynamo.exc import SkipFrame, Unsupported
 
