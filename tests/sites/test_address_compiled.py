@@ -1,7 +1,7 @@
 """Addressed models that are compiled: the masks and gradients of plain ones, in one graph over all steps."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,14 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 import dropkit
-from dropkit.errors import UnsupportedError
 from dropkit.random import call_key, keep_mask
-from dropkit.sites import address, samples
+from dropkit.sites import address
+from tests.sites.compiled import FORMS, SEED, Drawing, Stack, assert_as_plain, calling, hand_written
 
-SEED = 2**63 + 5
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings(  # PyTorch's own, while it compiles
@@ -34,29 +32,6 @@ def fresh_compiler() -> Iterator[None]:
     torch.compiler.reset()
 
 
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear, self.drop = nn.Linear(6, 6), nn.Dropout(0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(self.drop(self.linear(x)).sin(), 0.2)
-
-
-class Drawing(nn.Module):
-    def __init__(self, forward: Callable[[Any, Tensor], Tensor]) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.linear, self.drop, self.own, self.block = nn.Linear(6, 6), nn.Dropout(0.5), forward, Block()
-        self.attention = nn.MultiheadAttention(6, 2, dropout=0.3, batch_first=True)
-        self.network = nn.LSTM(6, 6, 2, dropout=0.5, batch_first=True)
-        self.layer = dropkit.nn.TransformerEncoderLayer(6, 2, 8, 0.5, batch_first=True)
-        self.double()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.own(self, x)
-
-
 class Masked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -67,12 +42,6 @@ class Masked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return grad * ctx.saved_tensors[0]
-
-
-def hand_written(x: Tensor) -> Tensor:
-    x = x + 0 * torch.randn_like(x)  # which is left to PyTorch, and counted
-    masks = torch.rand_like(x) > 0.5, torch.empty_like(x).bernoulli_(0.9), torch.randint(0, 2, x.shape)
-    return x * masks[0] * masks[1] * masks[2] + x * (torch.rand(9, 6, dtype=torch.float64) > 0.5)
 
 
 def attend(model: Any, x: Tensor) -> Tensor:
@@ -93,55 +62,6 @@ ONE_GRAPH = {
     "a function with a derivative": lambda model, x: Masked.apply(model.linear(model.drop(x))),
     "a network": lambda model, x: model.network(model.drop(x)[None])[0][0],
 }
-
-
-def calling(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Return a function of which the call of a model is a part."""
-
-    def call(x: Tensor) -> Tensor:
-        return model(x)
-
-    return call
-
-
-FORMS: dict[str, Callable[..., tuple[nn.Module, Callable[[Tensor], Tensor]]]] = {
-    "wrapper": lambda model, **options: (wrapper := torch.compile(model, **options), wrapper),
-    "method": lambda model, **options: (model, model.compile(**options) or model),
-    "function": lambda model, **options: (model, torch.compile(calling(model), **options)),
-}
-
-
-def trained(model: nn.Module, call: Callable[[Tensor], Tensor]) -> tuple[list[Tensor], list[Any]]:
-    """Return outputs and gradients of accumulated batches, steps and another seed, and the states in between."""
-    handle, found, states = address(model, SEED), [], []
-
-    def accumulate() -> None:
-        inputs = [torch.linspace(-1, 1, 54, dtype=torch.float64).view(9, 6).requires_grad_() for _ in range(2)]
-        outputs = [call(x) for x in inputs]
-        states.append(handle.state_dict())
-        handle.step()  # before the backward passes, which have the masks of their forwards
-        for x, output in zip(inputs, outputs, strict=True):
-            output.square().sum().backward()
-            found.extend([output.detach(), x.grad])
-
-    accumulate()
-    accumulate()
-    handle.load_state_dict({**states[0], "seed": 3})
-    accumulate()
-    found.extend(each.grad for each in model.parameters() if each.grad is not None)
-    handle.close()
-    return found, states
-
-
-def assert_as_plain(draws: Callable[[Any, Tensor], Tensor], form: str, **options: Any) -> None:
-    model = Drawing(draws)
-    wanted, states = trained(model, model)
-    model.zero_grad()
-    found, own_states = trained(*FORMS[form](model, **options))
-    assert own_states == states
-    for own, plain in zip(found, wanted, strict=True):
-        torch.testing.assert_close(own, plain, rtol=1e-12, atol=1e-12)
-    assert all(not torch.equal(a, b) for a, b in itertools.combinations(found[:12:2], 2))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -189,35 +109,6 @@ def test_the_key_is_that_of_the_definition() -> None:
             handle.step()
 
 
-def hidden(x: Tensor) -> Tensor:
-    return torch.compile(hand_written, backend="aot_eager", fullgraph=True)(x)
-
-
-def broken(model: Any, x: Tensor) -> Tensor:
-    y = model.drop(x)
-    torch._dynamo.graph_break()
-    return model.drop(y) + model.block(y)
-
-
-BROKEN = {
-    "checkpointed function": lambda model, x: model.drop(
-        checkpoint(lambda y: F.dropout(model.linear(y), 0.5).sin(), model.drop(x), use_reentrant=False)
-    ),
-    "checkpointed module": lambda model, x: model.drop(checkpoint(model.block, model.drop(x), use_reentrant=False)),
-    "reentrant checkpoint": lambda model, x: model.drop(checkpoint(model.block, model.drop(x), use_reentrant=True)),
-    "network": lambda model, x: model.drop(model.network(model.drop(x)[None])[0][0]),
-    "graph break": broken,
-}
-
-
-@pytest.mark.parametrize("form", ["wrapper", "function"])
-@pytest.mark.parametrize("draws", BROKEN)
-def test_graphs_that_break(draws: str, form: str) -> None:
-    counter = CompileCounterWithBackend("aot_eager")
-    assert_as_plain(BROKEN[draws], form, backend=counter)
-    assert counter.frame_count >= 2
-
-
 @pytest.mark.parametrize("is_first", [True, False])
 def test_models_that_ran_before_they_were_addressed(is_first: bool) -> None:
     model, x = nn.Sequential(nn.Dropout(0.5)), torch.ones(50)
@@ -229,43 +120,6 @@ def test_models_that_ran_before_they_were_addressed(is_first: bool) -> None:
     assert ((compiled(x) != 0).numpy() == mask).all()
     handle.close()
     assert not torch.equal(compiled(x), compiled(x))
-
-
-@pytest.mark.parametrize("draws", ["checkpointed function", "checkpointed module"])
-def test_one_graph_has_no_checkpoints(draws: str) -> None:
-    model = Drawing(BROKEN[draws])
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    handle, x = address(model), torch.ones(9, 6, dtype=torch.float64)
-    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"checkpointing of an addressed model.*without fullgraph"):
-        compiled(x)
-    handle.close()
-    assert compiled(x).shape == (9, 6)
-
-
-@torch.compiler.nested_compile_region
-def region(x: Tensor) -> Tensor:
-    return F.dropout(x, 0.5).sin()
-
-
-def test_what_no_mode_sees_runs_as_it_was_written_or_raises() -> None:
-    draws = lambda model, x: region(model.linear(model.drop(x)))  # noqa: E731
-    with pytest.warns(UserWarning, match=r"dropout draws random numbers where nothing.*runs as it was written"):
-        assert_as_plain(draws, "wrapper", backend="aot_eager")
-    model = Drawing(draws)
-    address(model)
-    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"dropout draws random numbers.*without fullgraph=True"):
-        torch.compile(model, backend="aot_eager", fullgraph=True)(torch.ones(9, 6, dtype=torch.float64))
-
-
-@pytest.mark.filterwarnings("ignore:.*runs as it was written")
-def test_branches_that_draw_raise() -> None:
-    """PyTorch compiles them in eager code too, and nothing in them is seen."""
-    branch = lambda model, x: torch.cond(x.sum() > 0, F.dropout, torch.clone, (model.linear(x),))  # noqa: E731
-    model, x = Drawing(branch), torch.ones(9, 6, dtype=torch.float64)
-    address(model)
-    for call in (model, torch.compile(model, backend="aot_eager")):
-        with pytest.raises(torch._dynamo.exc.Unsupported, match=r"draw the mask before it"):
-            call(x)
 
 
 def test_transforms_that_ask_for_masks_of_examples() -> None:
@@ -314,18 +168,6 @@ def test_steps_of_training_that_are_compiled_whole() -> None:
         assert handle.last_step == 5
     assert counter.frame_count == compilations > 0
     torch.testing.assert_close(losses[1], losses[0])
-
-
-class Stack(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.blocks, self.drop = nn.ModuleList(Block() for _ in range(3)), nn.Dropout(0.2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(self.drop(x))
-        return F.dropout(x, 0.1)
 
 
 def assert_alike(first: dict[str, Any], second: dict[str, Any], plan: str) -> None:
@@ -398,36 +240,3 @@ def test_tables_grow() -> None:
     plain, model = Often(), Often()
     function = torch.compile(calling(model), backend="aot_eager", fullgraph=True)
     assert_alike({"": plain, "e": plain}, {"": model, "e": function}, "eese")
-
-
-@pytest.mark.filterwarnings("ignore:.*runs as it was written")
-@pytest.mark.parametrize("form", ["wrapper", "function"])
-def test_numbered_examples_run_as_they_were_written(form: str) -> None:
-    plain, x = Stack(), torch.ones(9, 6)
-    model, call = FORMS[form](Stack(), backend="aot_eager")
-    handles = address(plain, SEED), address(model, SEED)
-    for _ in range(2):
-        with samples(range(9)):
-            torch.testing.assert_close(call(x), plain(x))
-        torch.testing.assert_close(call(x), plain(x))
-        assert handles[0].state_dict() == handles[1].state_dict()
-
-
-def test_one_graph_has_no_numbered_examples() -> None:
-    model, x = nn.Sequential(nn.Dropout(0.5)), torch.ones(50)
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    address(model, SEED)
-    with (
-        samples(range(50)),
-        pytest.raises(torch._dynamo.exc.Unsupported, match=r"masks are those of numbered examples"),
-    ):
-        compiled(x)
-    assert ((compiled(x) != 0).numpy() == keep_mask(call_key(SEED, "0", 0), (50,), 0.5)).all()
-
-
-@pytest.mark.parametrize("strict", [True, False])
-def test_exported_programs(strict: bool) -> None:
-    model = nn.Sequential(nn.Dropout(0.5))
-    address(model)
-    with pytest.raises((UnsupportedError, torch._dynamo.exc.Unsupported), match=r"one mask for ever"):
-        torch.export.export(model, (torch.ones(4),), strict=strict)

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._higher_order_ops.wrap import tag_activation_checkpoint
 from torch.utils.checkpoint import CheckpointPolicy
 
-__all__ = ["begin_tracing", "called", "end_tracing", "unwatch", "watch", "watch_tracing", "while_compiling"]
+__all__ = ["begin_tracing", "called", "end_tracing", "trace", "unwatch", "watch", "while_compiling"]
 
 # Functions that a mode is told of when they run, but not when they are compiled.
 _UNSEEN = (
@@ -25,6 +26,10 @@ _UNSEEN = (
 _REASON = (
     "dropkit.sites: {what} draws random numbers where nothing in compiled code can give it a key, as inside of a "
     "compiled checkpoint or branch."
+)
+_CHECKPOINT = (
+    "dropkit.sites: compiled activation checkpointing of an addressed model would not recompute its masks. Compile the "
+    "model without fullgraph=True, and what is checkpointed runs as it was written."
 )
 _plain: list[Callable[..., Any]] = []  # PyTorch's own, while ours is in its place
 _added: list[Callable[..., Any]] = []
@@ -71,8 +76,15 @@ def unwatch() -> None:
     _added.clear()
 
 
+def trace(function: Callable[..., Any]) -> None:
+    """Note a call that is seen in what is being compiled; leave the graph where it could not be compiled as it is."""
+    _watch_tracing()
+    if function is tag_activation_checkpoint:
+        torch._dynamo.graph_break(msg=_CHECKPOINT)
+
+
 @while_compiling
-def watch_tracing() -> None:
+def _watch_tracing() -> None:
     """Look through what is being compiled, if nothing has asked for that before."""
     watch()
 
@@ -81,46 +93,66 @@ def watch_tracing() -> None:
 def begin_tracing() -> None:
     """Note that an outermost forward begins in what is being compiled."""
     watch()
-    graph = _tracer().output
-    graph.dropkit_begun = set(graph.graph.nodes)
+    _traced().begin()
 
 
 @while_compiling
 def end_tracing() -> None:
     """Note that an outermost forward has ended in what is being compiled."""
-    graph = _tracer().output
-    graph.dropkit_inside = _inside(graph)
-    graph.dropkit_begun = None
+    _traced().end()
 
 
-def _tracer() -> Any:
+class _Traced:
+    """Which nodes of a graph that is being made came in while forwards were listened to.
+
+    Args:
+        output: The graph, with all that the compiler knows of it.
+    """
+
+    def __init__(self, output: Any) -> None:
+        from torch._dynamo.variables.torch_function import torch_function_mode_stack_state_mgr
+
+        from dropkit.sites.interception.interceptor import Interceptor
+
+        modes = [mode for mode in torch_function_mode_stack_state_mgr.stack if isinstance(mode, Interceptor)]
+        self.output = output
+        self.depth = sum(mode.counts is not None for mode in modes)  # forwards that had begun before
+        self.before: set[fx.Node] = set()
+        self.inside: set[fx.Node] = set()
+
+    @classmethod
+    def of(cls, output: Any) -> "_Traced":
+        """Return what is known of a graph."""
+        if not hasattr(output, "dropkit"):
+            output.dropkit = cls(output)
+        found: _Traced = output.dropkit
+        return found
+
+    def begin(self) -> None:
+        """Note that an outermost forward begins, perhaps inside of that of another model."""
+        if not self.depth:
+            self.before = set(self.output.graph.nodes)
+        self.depth += 1
+
+    def end(self) -> None:
+        """Note that it has ended."""
+        self.inside = self.nodes()
+        self.depth -= 1
+
+    def nodes(self) -> set[fx.Node]:
+        """Return the nodes."""
+        return self.inside | (set(self.output.graph.nodes) - self.before if self.depth else set())
+
+
+def _traced() -> _Traced:
     from torch._dynamo.symbolic_convert import InstructionTranslator
 
-    return InstructionTranslator.current_tx()
-
-
-def _inside(output: Any) -> set[fx.Node]:
-    """Return the nodes of a graph that have come in while a forward was listened to."""
-    if not hasattr(output, "dropkit_begun"):
-        output.dropkit_begun = set() if _is_entered() else None
-    inside: set[fx.Node] = getattr(output, "dropkit_inside", set())
-    return inside if output.dropkit_begun is None else inside | (set(output.graph.nodes) - output.dropkit_begun)
-
-
-def _is_entered() -> bool:
-    """Tell whether a forward was listened to before this began to be compiled."""
-    from torch._dynamo.variables.torch_function import torch_function_mode_stack_state_mgr
-
-    from dropkit.sites.interception.interceptor import Interceptor
-
-    return any(
-        isinstance(mode, Interceptor) and mode.counts is not None for mode in torch_function_mode_stack_state_mgr.stack
-    )
+    return _Traced.of(InstructionTranslator.current_tx().output)
 
 
 def _checked(self: Any, gm: fx.GraphModule, example_inputs: Any) -> Any:
     """Compile a graph, unless something in it draws a mask that was not seen."""
-    inside = _inside(self)
+    inside = _Traced.of(self).nodes()
     hidden = next((what for node in gm.graph.nodes if node in inside for what in _draws(node)), None)
     if hidden is None:
         for node in inside:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
-from torch._higher_order_ops.wrap import tag_activation_checkpoint
 from torch.nn import Module
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
@@ -28,10 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Frame", "Handler", "Interceptor", "Place", "Shield", "Snapshot", "is_running"]
 
-_CHECKPOINT = (
-    "dropkit.sites: compiled activation checkpointing of an addressed model would not recompute its masks. Compile the "
-    "model without fullgraph=True, and what is checkpointed runs as it was written."
-)
 _MODULE_FILE = Module.__call__.__code__.co_filename
 
 
@@ -180,9 +175,7 @@ class Interceptor(TorchFunctionMode):
         if self.is_muted or not self.frames or _is_lowering():
             return func(*args, **(kwargs or {}))
         if self.counts is not None and torch.compiler.is_dynamo_compiling():
-            compiler.watch_tracing()
-            if func is tag_activation_checkpoint:
-                torch._dynamo.graph_break(msg=_CHECKPOINT)
+            compiler.trace(func)
         call = find_call(func, args, kwargs or {})
         if call is None:
             return self.handler.other(func, args, kwargs or {})

@@ -1,0 +1,140 @@
+"""Addressed models whose compiled graphs break: the masks and gradients of plain ones, or an error with one graph."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from dropkit.errors import UnsupportedError
+from dropkit.random import call_key, keep_mask
+from dropkit.sites import address, samples
+from tests.sites.compiled import FORMS, SEED, Drawing, Stack, assert_as_plain, hand_written
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings(  # PyTorch's own, while it compiles
+        "ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning",
+        "ignore:.*torch.jit.script_method. is deprecated:DeprecationWarning",
+        "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning",
+    ),
+]
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def hidden(x: Tensor) -> Tensor:
+    return torch.compile(hand_written, backend="aot_eager", fullgraph=True)(x)
+
+
+def broken(model: Any, x: Tensor) -> Tensor:
+    y = model.drop(x)
+    torch._dynamo.graph_break()
+    return model.drop(y) + model.block(y)
+
+
+BROKEN = {
+    "checkpointed function": lambda model, x: model.drop(
+        checkpoint(lambda y: F.dropout(model.linear(y), 0.5).sin(), model.drop(x), use_reentrant=False)
+    ),
+    "checkpointed module": lambda model, x: model.drop(checkpoint(model.block, model.drop(x), use_reentrant=False)),
+    "reentrant checkpoint": lambda model, x: model.drop(checkpoint(model.block, model.drop(x), use_reentrant=True)),
+    "network": lambda model, x: model.drop(model.network(model.drop(x)[None])[0][0]),
+    "graph break": broken,
+}
+
+
+@pytest.mark.parametrize("form", ["wrapper", "function"])
+@pytest.mark.parametrize("draws", BROKEN)
+def test_graphs_that_break(draws: str, form: str) -> None:
+    counter = CompileCounterWithBackend("aot_eager")
+    assert_as_plain(BROKEN[draws], form, backend=counter)
+    assert counter.frame_count >= 2
+
+
+@pytest.mark.parametrize("draws", ["checkpointed function", "checkpointed module"])
+def test_one_graph_has_no_checkpoints(draws: str) -> None:
+    model = Drawing(BROKEN[draws])
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    handle, x = address(model), torch.ones(9, 6, dtype=torch.float64)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"checkpointing of an addressed model.*without fullgraph"):
+        compiled(x)
+    handle.close()
+    assert compiled(x).shape == (9, 6)
+
+
+@torch.compiler.nested_compile_region
+def region(x: Tensor) -> Tensor:
+    return F.dropout(x, 0.5).sin()
+
+
+def test_what_no_mode_sees_runs_as_it_was_written_or_raises() -> None:
+    draws = lambda model, x: region(model.linear(model.drop(x)))  # noqa: E731
+    with pytest.warns(UserWarning, match=r"dropout draws random numbers where nothing.*runs as it was written"):
+        assert_as_plain(draws, "wrapper", backend="aot_eager")
+    model = Drawing(draws)
+    address(model)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"dropout draws random numbers.*without fullgraph=True"):
+        torch.compile(model, backend="aot_eager", fullgraph=True)(torch.ones(9, 6, dtype=torch.float64))
+
+
+def test_what_no_mode_sees_is_found_beside_another_model() -> None:
+    model, other = Drawing(lambda model, x: region(model.other[0](x))), nn.Sequential(nn.Dropout(0.5))
+    model.other = [other]  # no part of it
+    address(model)
+    address(other)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"dropout draws random numbers"):
+        torch.compile(model, backend="aot_eager", fullgraph=True)(torch.ones(9, 6, dtype=torch.float64))
+
+
+@pytest.mark.filterwarnings("ignore:.*runs as it was written")
+def test_branches_that_draw_raise() -> None:
+    """PyTorch compiles them in eager code too, and nothing in them is seen."""
+    branch = lambda model, x: torch.cond(x.sum() > 0, F.dropout, torch.clone, (model.linear(x),))  # noqa: E731
+    model, x = Drawing(branch), torch.ones(9, 6, dtype=torch.float64)
+    address(model)
+    for call in (model, torch.compile(model, backend="aot_eager")):
+        with pytest.raises(torch._dynamo.exc.Unsupported, match=r"draw the mask before it"):
+            call(x)
+
+
+@pytest.mark.filterwarnings("ignore:.*runs as it was written")
+@pytest.mark.parametrize("form", ["wrapper", "function"])
+def test_numbered_examples_run_as_they_were_written(form: str) -> None:
+    plain, x = Stack(), torch.ones(9, 6)
+    model, call = FORMS[form](Stack(), backend="aot_eager")
+    handles = address(plain, SEED), address(model, SEED)
+    for _ in range(2):
+        with samples(range(9)):
+            torch.testing.assert_close(call(x), plain(x))
+        torch.testing.assert_close(call(x), plain(x))
+        assert handles[0].state_dict() == handles[1].state_dict()
+
+
+def test_one_graph_has_no_numbered_examples() -> None:
+    model, x = nn.Sequential(nn.Dropout(0.5)), torch.ones(50)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    address(model, SEED)
+    with (
+        samples(range(50)),
+        pytest.raises(torch._dynamo.exc.Unsupported, match=r"masks are those of numbered examples"),
+    ):
+        compiled(x)
+    assert ((compiled(x) != 0).numpy() == keep_mask(call_key(SEED, "0", 0), (50,), 0.5)).all()
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_exported_programs(strict: bool) -> None:
+    model = nn.Sequential(nn.Dropout(0.5))
+    address(model)
+    with pytest.raises((UnsupportedError, torch._dynamo.exc.Unsupported), match=r"one mask for ever"):
+        torch.export.export(model, (torch.ones(4),), strict=strict)
