@@ -95,7 +95,7 @@ def test_models_of_many_workers_have_the_names_of_one() -> None:
 
 
 @pytest.mark.usefixtures("one_process")
-@pytest.mark.filterwarnings("ignore:.*")  # of its own deprecation, and of a single process
+@pytest.mark.filterwarnings("ignore:FSDP is switching to use `NO_SHARD`")
 @pytest.mark.parametrize("use_orig_params", [True, False])
 def test_models_in_older_wrappers_that_shard_go_on_training(use_orig_params: bool) -> None:
     options = {"use_orig_params": use_orig_params, "device_id": torch.device("cpu")}
