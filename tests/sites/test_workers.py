@@ -48,6 +48,7 @@ WRONG: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "no mesh": (ArgumentTypeError, r"`mesh` must be .*DeviceMesh", {"mesh": 2}),
     "no name of the mesh": (ArgumentError, r"among the mesh's names data, tensor, got 'batch'", {"examples": "batch"}),
     "no names": (ArgumentTypeError, r"`examples` must be a name", {"examples": 3}),
+    "a name twice": (ArgumentError, r"each is there once", {"examples": ("data", "data")}),
     "no text": (ArgumentTypeError, r"`examples` must be a name", {"examples": ("data", 3)}),
     "no axis": (ArgumentError, r"`dim` must be", {"dim": 64}),
     "a float": (ArgumentTypeError, r"`dim` must be", {"dim": 1.0}),
@@ -86,10 +87,9 @@ def test_what_address_refuses(mesh: DeviceMesh) -> None:
 
 @pytest.mark.parametrize("dim", [0, 1])
 def test_one_worker_draws_as_one_process(mesh: DeviceMesh, dim: int) -> None:
-    model, x = nn.Sequential(nn.Dropout(0.5)), torch.ones(4, 4, 3)
+    model, x = nn.Sequential(nn.Dropout(0.5)), torch.ones(4, 5, 3)
     handle = address(model, SEED)
-    with samples(range(4), dim):
-        wanted = model(x)
+    wanted = model(x)
     handle.close()
     handle = address(model, SEED, Workers(mesh, "data", dim))
     assert torch.equal(model(x), wanted)
@@ -101,7 +101,8 @@ def test_forwards_whose_examples_cannot_be_told(mesh: DeviceMesh) -> None:
     address(model, SEED, Workers(mesh, "data"))
     with pytest.raises(ArgumentError, match=r"given no tensor with an axis 0 of examples.*samples"):
         model(None)
-    with pytest.raises(ArgumentError, match=r"length 2, and there are 4 numbers"):
+    rule = r"^address: .* length 2, and axis 0 of the first input, of shape \(4,\), has 4.*shards=\{'#0': \{dim"
+    with pytest.raises(ArgumentError, match=rule):
         model(torch.ones(4))
     with samples([7, 3]):
         assert model(None).shape == (2, 3)
@@ -198,9 +199,36 @@ def replicated() -> tuple[Tensor, Tensor]:
 
 
 def examples(dim: int) -> tuple[Tensor, Tensor]:
-    """Along another axis too, such as where time is first; they are taken as axis 0."""
-    found = addressed(lambda x: F.dropout(x, 0.5), "all", dim)(half(WHOLE.transpose(0, dim), dim))
-    return found != 0, half(mask_of("#0", 0.5, WHOLE.shape), 0).transpose(0, dim)
+    """Along another axis too, such as where time is first; by the mask of one process that was told nothing."""
+    x = WHOLE.transpose(0, dim)
+    return addressed(lambda x: F.dropout(x, 0.5), "all", dim)(half(x, dim)) != 0, half(mask_of("#0", 0.5, x.shape), dim)
+
+
+def joined_examples() -> tuple[Tensor, Tensor]:
+    """A tensor that joins examples and another axis, which has to be declared."""
+    found = addressed(lambda x: F.dropout(x.flatten(0, 1), 0.5), "all", all=0)(half(WHOLE, 0))
+    return found != 0, half(mask_of("#0", 0.5, (20, 6, 8)), 0)
+
+
+def positions() -> tuple[Tensor, Tensor]:
+    """A parameter, as long as there are examples: it has none."""
+    positions = nn.Parameter(torch.ones(3, 2, 6))
+    return addressed(lambda x: F.dropout(positions[1:], 0.5), "all")(half(WHOLE, 0)) != 0, mask_of("#0", 0.5, (2, 2, 6))
+
+
+def repeated_positions() -> tuple[Tensor, Tensor]:
+    """The same for each example, which drops from it for itself."""
+    positions = nn.Parameter(torch.ones(1, 6))
+    found = addressed(lambda x: F.dropout(positions.expand(2, 6), 0.5), "all")(half(WHOLE, 0))
+    return found != 0, half(mask_of("#0", 0.5, (4, 6)), 0)
+
+
+def missing_values() -> tuple[Tensor, Tensor]:
+    x = WHOLE.clone()
+    x[0, 0] = float("nan")
+    x[1, 0] = float("inf")
+    found = addressed(lambda x: F.dropout(x, 0.5))(x)
+    return found != 0, mask_of("#0", 0.5, WHOLE.shape)
 
 
 def layers(make: Callable[[], nn.Module]) -> tuple[Tensor, Tensor]:
@@ -255,12 +283,30 @@ def with_gradients() -> tuple[Tensor, Tensor]:
     return x.grad.full_tensor(), 2 * mask_of("#0", 0.5, WHOLE.shape).double()
 
 
+def after_a_warm_up(x: Tensor) -> None:
+    """Values that are all the same tell nothing."""
+    model = addressed(lambda x: F.dropout(x, 0.5))
+    model(torch.ones_like(x))
+    model(x)
+
+
+def one_alone() -> None:
+    model = Calling(lambda x: F.dropout(F.dropout(x, 0.5 * dist.get_rank()), 0.5))
+    address(model, SEED, Workers(init_device_mesh("cpu", (2,), mesh_dim_names=("all",))))
+    model(WHOLE)
+
+
 def refused(form: str) -> str:
     """Return what both processes are told."""
     make = {
         "shard": lambda: addressed(lambda x: F.dropout(x, 0.5))(half(WHOLE, 0)),
+        "a shard after a warm-up": lambda: after_a_warm_up(half(WHOLE, 0)),
         "lengths": lambda: addressed(lambda x: F.dropout(x, 0.5), all=1)(half(WHOLE, 1)),
+        "shapes": lambda: addressed(lambda x: F.dropout(x, 0.5))(torch.ones(4, 5 + dist.get_rank())),
+        "no shard": lambda: addressed(lambda x: F.dropout(x, 0.5), all=1)(WHOLE),
+        "sites": one_alone,
         "kind": lambda: addressed(lambda x: dropkit.functional.gaussian_dropout(x, 0.5))(distributed(WHOLE, Shard(1))),
+        "axis": lambda: addressed(lambda x: dropkit.functional.gaussian_dropout(x, 0.5), "all", 1)(half(WHOLE, 1)),
         "by hand": lambda: addressed(lambda x: x * (torch.rand_like(x) >= 0.5))(distributed(WHOLE, Replicate())),
     }
     with pytest.raises(UnsupportedError) as caught:
@@ -293,6 +339,10 @@ PROVED: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "examples": (examples, (0,)),
     "examples along axis 1": (examples, (1,)),
     **{f"examples of {name}": (layers, (make,)) for name, make in LAYERS.items()},
+    "joined examples": (joined_examples, ()),
+    "positions": (positions, ()),
+    "repeated positions": (repeated_positions, ()),
+    "missing values": (missing_values, ()),
     "numbered examples": (numbered_examples, ()),
     "no examples": (no_examples, ()),
     "examples of a mask by hand": (by_hand, ("examples",)),
@@ -301,9 +351,14 @@ PROVED: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "gradients": (with_gradients, ()),
 }
 REFUSED = {
-    "shard": r"have different plain tensors of shape \(2, 5, 6, 8\) at #0.*shards=\{'#0': \{'all': axis\}\}",
-    "lengths": r"parts of different lengths at #0: \[3, 2\]",
+    "shard": r"have different plain tensors at #0, .*shape \(2, 5, 6, 8\).*examples='all'.*\{'#0': \{'all': axis\}\}",
+    "a shard after a warm-up": r"have different plain tensors at #0",
+    "lengths": r"tensors of shapes \[\(4, 3, 6, 8\), \(4, 2, 6, 8\)\] at #0",
+    "shapes": r"tensors of shapes \[\(4, 5\), \(4, 6\)\] at #0",
+    "no shard": r"`shards` says.* and all have the same",
+    "sites": r"do not run the same sites",
     "kind": r"calls gaussian_dropout on a DTensor",
+    "axis": r"draws the noise of gaussian_dropout for examples along axis 1",
     "by hand": r"draws a mask for a DTensor by hand",
 }
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 import dropkit.functional as ours
 from dropkit.errors import ArgumentError, UnsupportedError
@@ -21,7 +22,7 @@ from dropkit.sites.handwritten.draws import Draw
 from dropkit.sites.interception.interceptor import Place
 from dropkit.sites.samples import Numbers, set_current
 
-__all__ = ["numbered", "numbered_draw", "numbered_key"]
+__all__ = ["is_weight", "numbered", "numbered_draw", "numbered_key"]
 
 # Modules that bring the batch to axis 0 themselves.
 _BATCH_FIRST = (RecurrentBase, MultiheadAttention, TransformerEncoderLayer)
@@ -35,12 +36,10 @@ def numbered(place: Place, call: Call, key: int, numbers: Numbers) -> Any:
     row = own.function
     if any(own.arguments.get(name) is not None for name in (row.key, row.mask, "generator", "noise") if name):
         return own.run()
-    if own.arguments.get("full_shape") is not None:
-        raise _ambiguous(place, "it says itself where its input lies in a larger tensor")
-    for name, value in (("rate", own.p), ("stream", own.arguments.get("stream"))):
-        if isinstance(value, Tensor) and value.dim():
-            raise _ambiguous(place, f"it has one {name} for each example")
+    _check_alone(place, own, numbers)
     find = _FINDERS[row.function]
+    if find in (_of_elements, _of_rows) and not own.input.is_nested and is_weight(own.input, numbers.axis):
+        return replaced(call, key=key)
     if numbers.shards and find not in (_of_elements, _of_attention):
         raise UnsupportedError(
             f"address: {place.name or 'the model'} draws the noise of {row.kind}: workers have no parts of it but of "
@@ -56,10 +55,19 @@ def numbered(place: Place, call: Call, key: int, numbers: Numbers) -> Any:
     return replaced(call, order=place.order, **found)
 
 
+def _check_alone(place: Place, own: Call, numbers: Numbers) -> None:
+    """Raise if a call says itself something of its examples."""
+    if own.arguments.get("full_shape") is not None:
+        raise _ambiguous(place, "it says itself where its input lies in a larger tensor", numbers)
+    for name, value in (("rate", own.p), ("stream", own.arguments.get("stream"))):
+        if isinstance(value, Tensor) and value.dim():
+            raise _ambiguous(place, f"it has one {name} for each example", numbers)
+
+
 def numbered_key(place: Place, examples: Tensor, key: int, numbers: Numbers) -> NumberedKey:
     """Return the key of several masks that a layer draws for examples along axis 0."""
     if not isinstance(place.module, _BATCH_FIRST) and numbers.axis:
-        raise _ambiguous(place, f"noise is drawn for axis 0 of a tensor of shape {tuple(examples.shape)}")
+        raise _ambiguous(place, f"noise is drawn for axis 0 of a tensor of shape {tuple(examples.shape)}", numbers)
     _check_count(place, examples.size(0), f"axis 0 of a tensor of shape {tuple(examples.shape)}", numbers)
     return NumberedKey(key, numbers.runs)
 
@@ -70,7 +78,7 @@ def numbered_draw(draw: Draw, key: int, numbers: Numbers) -> Any:
     if not shape or draw.fills_weights:
         return draw.at(key)  # one draw for all of them, as where a whole layer is left out
     if not -len(shape) <= numbers.axis < len(shape):
-        raise _ambiguous(draw.place, f"random numbers of shape {tuple(shape)} have no axis {numbers.axis}")
+        raise _ambiguous(draw.place, f"random numbers of shape {tuple(shape)} have no axis {numbers.axis}", numbers)
     axis = numbers.axis % len(shape)
     if shape[axis] == 1 != len(numbers):  # one draw for all of them, however many
         return draw.at(key, **_part(0, 1, shape[1:], numbers.shards)) if not axis else draw.at(key)
@@ -95,14 +103,31 @@ def _part(first: int, length: int, rest: Sequence[int], shards: Mapping[int, tup
     }
 
 
-def _ambiguous(place: Place, why: str) -> ArgumentError:
-    remedy = "Say along which axis examples lie: samples(ids, dim=...); or leave `samples` out."
-    return ArgumentError(f"samples: the examples of {place.name or 'the model'} cannot be told apart: {why}. {remedy}")
+def _ambiguous(place: Place, why: str, numbers: Numbers) -> ArgumentError:
+    who, remedy = "samples", "Say along which axis examples lie: samples(ids, dim=...); or leave `samples` out."
+    if numbers.origin:
+        who, remedy = (
+            "address",
+            (
+                f"Say along which axis workers have parts of it, or None where it has no examples: Workers(..., shards="
+                f"{{{place.name!r}: {{dimension: axis}}}})."
+            ),
+        )
+    return ArgumentError(f"{who}: the examples of {place.name or 'the model'} cannot be told apart: {why}. {remedy}")
 
 
 def _check_count(place: Place, length: int, what: str, numbers: Numbers) -> None:
     if length != len(numbers):
-        raise _ambiguous(place, f"{what} has the length {length}, and there are {len(numbers)} numbers")
+        known = f"{numbers.origin} has {len(numbers)}" if numbers.origin else f"there are {len(numbers)} numbers"
+        raise _ambiguous(place, f"{what} has the length {length}, and {known}", numbers)
+
+
+def is_weight(input: Tensor, axis: int) -> bool:
+    """Tell whether a tensor is a parameter, or a part of one, which has no examples."""
+    if isinstance(input, Parameter):
+        return True
+    is_repeated = -input.dim() <= axis < input.dim() and input.size(axis) > 1 and not input.stride(axis)
+    return isinstance(input._base, Parameter) and not is_repeated
 
 
 def _drawn(call: Call, key: int, shape: Sequence[int], numbers: Numbers, shared: Sequence[int] = ()) -> Tensor:
@@ -122,13 +147,13 @@ def _of_elements(place: Place, call: Call, own: Call, key: int, numbers: Numbers
         return {"key": _of_nested(place, own, key, numbers)}
     shape, rank, kind = own.input.shape, own.input.dim(), call.function.kind
     if not -rank <= numbers.axis < rank:
-        raise _ambiguous(place, f"a tensor of shape {tuple(shape)} has no axis {numbers.axis}")
+        raise _ambiguous(place, f"a tensor of shape {tuple(shape)} has no axis {numbers.axis}", numbers)
     axis, shared = numbers.axis % rank, own.shared
     if kind in ("dropout1d", "dropout2d", "dropout3d") and len(shared) == rank - 1:
-        raise _ambiguous(place, f"maps of shape {tuple(shape)} have no axis of examples")
+        raise _ambiguous(place, f"maps of shape {tuple(shape)} have no axis of examples", numbers)
     if axis in shared:
         if kind == "locked_dropout":
-            raise _ambiguous(place, f"axis {axis} is time")
+            raise _ambiguous(place, f"axis {axis} is time", numbers)
         if not numbers.shards:
             return {"key": key}  # one draw for all of them, however many
         begin, _ = numbers.shards.get(0, (0, 0))
@@ -157,7 +182,7 @@ def _skipped(own: Call, key: int, numbers: Numbers) -> Any:
 
 def _of_nested(place: Place, own: Call, key: int, numbers: Numbers) -> NumberedKey:
     if numbers.axis or own.shared:
-        raise _ambiguous(place, "its input is nested")
+        raise _ambiguous(place, "its input is nested", numbers)
     _check_count(place, own.input.size(0), "a nested tensor", numbers)
     return NumberedKey(key, numbers.runs)
 
@@ -167,7 +192,7 @@ def _of_attention(place: Place, _: Call, own: Call, key: int, numbers: Numbers) 
     grouped = own.arguments.get("enable_gqa")
     leading = query.shape[:-2] if grouped else torch.broadcast_shapes(query.shape[:-2], keys.shape[:-2])
     if not leading or (len(leading) == 1 and numbers.axis != 0):
-        raise _ambiguous(place, f"queries of shape {tuple(query.shape)} have no axis of examples")
+        raise _ambiguous(place, f"queries of shape {tuple(query.shape)} have no axis of examples", numbers)
     shape = (*leading, query.size(-2), keys.size(-2))
     _check_count(place, shape[0], f"axis 0 of attention weights of shape {tuple(shape)}", numbers)
     if numbers.shards:
@@ -178,7 +203,7 @@ def _of_attention(place: Place, _: Call, own: Call, key: int, numbers: Numbers) 
 def _of_heads(place: Place, _: Call, own: Call, key: int, numbers: Numbers) -> dict[str, Any]:
     query = own.arguments["query"]
     if query.dim() != 3:
-        raise _ambiguous(place, f"queries of shape {tuple(query.shape)} have no axis of examples")
+        raise _ambiguous(place, f"queries of shape {tuple(query.shape)} have no axis of examples", numbers)
     _check_count(place, query.size(1), "the batch of queries", numbers)
     return {"key": NumberedKey(key, numbers.runs)}
 
@@ -196,7 +221,7 @@ def _of_words(place: Place, _: Call, own: Call, key: int, numbers: Numbers) -> d
     if own.arguments["per"] == "batch":
         return {"key": key}  # words are dropped for all of them, however many
     if tokens.dim() < 2:
-        raise _ambiguous(place, f"tokens of shape {tuple(tokens.shape)} have no axis of sequences")
+        raise _ambiguous(place, f"tokens of shape {tuple(tokens.shape)} have no axis of sequences", numbers)
     _check_count(place, tokens.size(0 if own.arguments["batch_first"] else 1), "the batch of sequences", numbers)
     return {"key": NumberedKey(key, numbers.runs)}
 
@@ -237,7 +262,9 @@ def _axis(place: Place, own: Call, numbers: Numbers) -> int:
     rank = own.input.dim()
     free = rank - _TRAILING[own.function.function](own.arguments)
     if not -rank <= numbers.axis < rank or numbers.axis % rank >= free:
-        raise _ambiguous(place, f"a tensor of shape {tuple(own.input.shape)} has no examples along axis {numbers.axis}")
+        raise _ambiguous(
+            place, f"a tensor of shape {tuple(own.input.shape)} has no examples along axis {numbers.axis}", numbers
+        )
     return numbers.axis % rank
 
 

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,7 @@ from dropkit.sites.calls.functions import Call
 from dropkit.sites.calls.replacement import replaced
 from dropkit.sites.handwritten.draws import Draw
 from dropkit.sites.interception.interceptor import Place
-from dropkit.sites.numbered import numbered, numbered_draw
+from dropkit.sites.numbered import is_weight, numbered, numbered_draw
 from dropkit.sites.samples import Numbers, current
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from dropkit.sites.workers import Workers
 
 __all__ = ["Parts"]
+
+
+_NOTHING: Mapping[int, tuple[int, int]] = MappingProxyType({})
 
 
 class Parts:
@@ -48,18 +52,20 @@ class Parts:
     def begin(self, inputs: Any, named: Mapping[str, Any]) -> None:
         """Number the examples that a forward is given."""
         workers, self._numbers = self._workers, None
-        length = _batch(inputs, named, workers.dim) if workers.examples and current() is None else None
-        if length:
-            self._numbers = Numbers(((workers.place(workers.examples)[0] * length, length),), workers.dim)
+        shape = _batch(inputs, named, workers.dim) if workers.examples and current() is None else None
+        if shape and shape[workers.dim]:
+            length, origin = shape[workers.dim], f"axis {workers.dim} of the first input, of shape {tuple(shape)},"
+            first = workers.place(workers.examples)[0] * length
+            self._numbers = Numbers(((first, length),), workers.dim, origin=origin)
 
     def dropout(self, place: Place, call: Call, key: int) -> Any:
         """Run an active call with a key, and the mask of this worker's part."""
         if any(map(_is_distributed, call.arguments.values())):
             return self._distributed(place, call, key)
         declared = self._workers.axes(place.name, place.path)
-        if place.name not in self._settled and self._workers.check_alike(place.name, call.input, declared):
+        if place.name not in self._settled and self._workers.check_parts(place.name, call.input, declared):
             self._settled.add(place.name)
-        return _run(place, call, key, self._numbers_at(declared, _shape(call), 0 if _is_attention(call) else None))
+        return _run(place, call, key, self._numbers_of(place, call, declared))
 
     def draw(self, draw: Draw, key: int) -> Any:
         """Draw random numbers with a key, those of this worker's part."""
@@ -67,7 +73,10 @@ class Parts:
             raise UnsupportedError(
                 f"address: {draw.place.name} draws a mask for a DTensor by hand. Use torch.nn.functional.dropout."
             )
-        numbers = self._numbers_at(self._workers.axes(draw.place.name, draw.place.path), draw.shape)
+        shape, declared = draw.shape, self._workers.axes(draw.place.name, draw.place.path)
+        if not shape:
+            return draw.at(key)
+        numbers = self._numbers_at(declared, shape, self._axis(declared))
         return draw.at(key) if numbers is None else numbered_draw(draw, key, numbers)
 
     def several(self, place: Place) -> Numbers | None:
@@ -77,16 +86,18 @@ class Parts:
             raise UnsupportedError(
                 f"address: {place.name} draws one key for several masks: workers have no parts of them but of examples."
             )
-        return self._examples(declared)
+        return None if self._axis(declared) is None else self._known()
 
-    def _examples(self, declared: Mapping[str, int | None]) -> Numbers | None:
-        """Return the numbers of the examples at a site, along the axis that is declared for it."""
+    def _axis(self, declared: Mapping[str, int | None]) -> int | None:
+        """Return the axis of examples at a site; None if it has none."""
         if not self._workers.examples:
-            return self.numbers
+            return None if self.numbers is None else self.numbers.axis
         axes = [declared[name] for name in self._workers.examples if name in declared]
-        axis = axes[0] if axes else self._workers.dim
-        if axis is None:
-            return None
+        given = current()
+        return axes[0] if axes else self._workers.dim if given is None else given.axis
+
+    def _known(self) -> Numbers:
+        """Return the numbers of the examples."""
         numbers = self.numbers
         if numbers is None:
             rule = f"no tensor with an axis {self._workers.dim} of examples"
@@ -94,24 +105,67 @@ class Parts:
             raise ArgumentError(
                 f"address: the forward was given {rule}, so that a part of a batch cannot be told. {remedy}"
             )
-        return replace(numbers, axis=axis) if axes else numbers
+        return numbers
+
+    def _numbers_of(self, place: Place, call: Call, declared: Mapping[str, int | None]) -> Numbers | None:
+        """Return the numbers of the examples of a call on plain tensors, and where those begin along other axes."""
+        axis, kind, shape = self._axis(declared), call.function.kind, _shape(call)
+        if kind in _BATCHED:  # which know where their batch is
+            return None if axis is None else replace(self._known(), shards=self._shards({}, declared, shape))
+        if _is_attention(call):
+            return self._numbers_at(declared, shape, axis, 0)
+        if axis is not None and not call.input.is_nested and is_weight(call.input, axis):
+            axis = None
+        is_first = axis is None or current() is not None or not shape or axis % len(shape) == 0
+        if kind not in _ELEMENTWISE and not is_first:
+            raise UnsupportedError(
+                f"address: {place.name or 'the model'} draws the noise of {kind} for examples along axis {axis}, which "
+                "has no parts. Bring them to axis 0, or number them by dropkit.sites.samples."
+            )
+        return self._numbers_at(declared, shape, axis)
 
     def _numbers_at(
-        self, declared: Mapping[str, int | None], shape: Sequence[int], batch: int | None = None
+        self,
+        declared: Mapping[str, int | None],
+        shape: Sequence[int],
+        axis: int | None,
+        batch: int | None = None,
+        shards: Mapping[int, tuple[int, int]] = _NOTHING,
     ) -> Numbers | None:
-        """Return the numbers of examples of a plain tensor, and where it begins along the axes that are declared."""
+        """Return the numbers of the examples of a tensor, and where it begins along other axes.
+
+        Args:
+            declared: The axes that are declared for the site.
+            shape: The tensor's.
+            axis: Its axis of examples; None if it has none.
+            batch: Where that is in any case, as in attention.
+            shards: Where it begins along axes that are known without that, and how long the whole is.
+        """
+        if axis is None:
+            return _sharded(None, {**shards, **self._shards({}, declared, shape)}, shape)
+        numbers: Numbers | None = replace(known := self._known(), axis=axis)
+        examples = self._workers.examples
+        own, is_declared = axis if batch is None else batch, any(name in declared for name in examples)
+        is_within = current() is None and -len(shape) <= own < len(shape)
+        if is_within and (is_declared or (own % len(shape) and shape[own] == len(known))):
+            # One part after another along that axis, as in one process, which has never heard of numbers.
+            numbers, parts = None, self._shards(dict.fromkeys(examples, own), declared, shape)
+        else:
+            parts = self._shards({}, declared, shape)
+        return _sharded(numbers, {**shards, **parts}, shape, batch)
+
+    def _shards(
+        self, examples: Mapping[str, int], declared: Mapping[str, int | None], shape: Sequence[int]
+    ) -> dict[int, tuple[int, int]]:
+        """Return where a plain tensor begins, and how long the whole is, along the axes that workers have parts of."""
         names: dict[int, list[str]] = {}
-        for name in self._workers.others:
-            axis = declared.get(name)
-            if axis is not None and not -len(shape) <= axis < len(shape):
+        others = {name: declared[name] for name in self._workers.others if declared.get(name) is not None}
+        for name, axis in {**examples, **others}.items():
+            if axis is None or not -len(shape) <= axis < len(shape):
                 raise ArgumentError(f"Workers: `shards` names axis {axis} of a tensor of shape {tuple(shape)}.")
-            if axis is not None:
-                names.setdefault(axis % len(shape), []).append(name)
-        shards = {}
-        for axis, along in names.items():
-            number, count = self._workers.place(along)
-            shards[axis] = number * shape[axis], count * shape[axis]
-        return _sharded(self._examples(declared), shards, shape, batch)
+            names.setdefault(axis % len(shape), []).append(name)
+        places = {axis: self._workers.place(along) for axis, along in names.items()}
+        return {axis: (number * shape[axis], count * shape[axis]) for axis, (number, count) in places.items()}
 
     def _distributed(self, place: Place, call: Call, key: int) -> Any:
         """Run a call on a DTensor, or several, by what this worker has of them."""
@@ -129,9 +183,13 @@ class Parts:
         is_own = any(name in self._workers.examples for name in mesh.mesh_dim_names or ())
         shards = {axis: (first[axis], whole.shape[axis]) for axis in axes}
         own = call.changed(**_local_arguments(call, mesh, placements, shards, local))
-        numbers = _sharded(
-            None if is_own else self._examples({}), shards, _shape(own), 0 if _is_attention(call) else None
-        )
+        declared = {
+            name: axis
+            for name, axis in self._workers.axes(place.name, place.path).items()
+            if name in self._workers.examples
+        }
+        axis, batch = None if is_own else self._axis(declared), 0 if _is_attention(call) else None
+        numbers = self._numbers_at(declared, _shape(own), axis, batch, shards)
         result = _run(place, own, key, numbers)
         if own.arguments.get("inplace") is not call.arguments.get("inplace"):
             return whole.copy_(_whole(result, whole, mesh, placements, local))
@@ -144,14 +202,17 @@ def _run(place: Place, call: Call, key: int, numbers: Numbers | None) -> Any:
     return numbered(place, call, key, numbers)
 
 
-def _batch(inputs: Any, named: Mapping[str, Any], axis: int) -> int | None:
-    """Return how many examples a forward is given: those of the first of its tensors that can tell."""
+def _batch(inputs: Any, named: Mapping[str, Any], axis: int) -> Sequence[int] | None:
+    """Return the shape of the first tensor that a forward is given and that can tell how many examples there are."""
     for value in (*inputs, *named.values()):
         if isinstance(value, PackedSequence):
-            return int(value.batch_sizes[0])
+            shape = [int(value.batch_sizes[0])]
+            return shape * (axis + 1) if axis >= 0 else shape * -axis
     for leaf in tree_leaves((inputs, dict(named))):
         if isinstance(leaf, Tensor) and -leaf.dim() <= axis < leaf.dim():
-            return int((leaf.to_local() if _is_distributed(leaf) else leaf).size(axis))  # type: ignore[attr-defined]  # a DTensor
+            if leaf.is_nested:
+                return [leaf.size(0)] * leaf.dim()
+            return (leaf.to_local() if _is_distributed(leaf) else leaf).shape  # type: ignore[attr-defined]  # a DTensor
     return None
 
 
@@ -171,6 +232,9 @@ _ELEMENTWISE = frozenset(
         "locked_dropout", "drop_path",
     }
 )  # fmt: skip
+
+# Kinds that know where their batch is.
+_BATCHED = frozenset({"multi_head_attention", "lstm", "gru", "rnn_tanh", "rnn_relu"})
 
 
 def _shape(call: Call) -> Sequence[int]:

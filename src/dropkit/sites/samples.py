@@ -27,11 +27,13 @@ class Numbers:
         runs: First number and length of each run of consecutive numbers, in the order of the batch.
         axis: The axis of tensors along which the examples lie.
         shards: Where tensors are parts of whole ones along other axes: first index, and length of the whole.
+        origin: What told how many there are, if nobody has numbered them.
     """
 
     runs: tuple[tuple[int, int], ...]
     axis: int
     shards: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    origin: str = ""
 
     def __len__(self) -> int:
         return sum(length for _, length in self.runs)

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from dropkit._checks import Integer, argument_error, argument_type_error
 from dropkit.errors import UnsupportedError
+from dropkit.random import site
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,13 +35,14 @@ class Workers:
 
     Args:
         mesh: The mesh of all workers, with names for its dimensions.
-        examples: The dimension whose workers have different examples, or several. Default: none.
+        examples: The dimension whose workers have different examples, or several, the one that splits a batch first
+            before the others. Default: none.
         dim: The axis of tensors along which examples lie. Default: 0.
         shards: For plain tensors, by patterns of the names of sites or of their modules: the axis along which the
             workers of a dimension have equal parts, such as ``{"layers.*.attention#0": {"tensor": 1}}``. Axes are those
             of the tensor that is dropped from; of attention, those of its weights, (batch, heads, queries, keys). For
-            a dimension of `examples` it is the axis of the examples there, None where there is none. The first pattern
-            that matches holds. Default: none.
+            a dimension of `examples` it is the axis along which the workers' parts follow one another there, of any
+            length, None where there are no examples. The first pattern that matches holds. Default: none.
 
     Raises:
         ArgumentError: If the mesh has no names, this process has no place in it, a name is not among them, or an axis
@@ -78,6 +79,8 @@ class Workers:
             raise argument_type_error("Workers", "examples", "a name of the mesh, or several", self.examples)
         for name in examples:
             self._check_name("examples", name)
+        if len(set(examples)) < len(examples):
+            raise argument_error("Workers", "examples", "names of which each is there once", self.examples)
         object.__setattr__(self, "examples", tuple(examples))
         object.__setattr__(self, "dim", _AXIS.check("Workers", "dim", self.dim))
         object.__setattr__(self, "shards", self._checked_shards())
@@ -94,7 +97,7 @@ class Workers:
                 self._check_name(where, name)
                 if axis is not None or name not in self.examples:
                     _AXIS.check("Workers", f"{where}[{name!r}]", axis)
-        return MappingProxyType({pattern: dict(axes) for pattern, axes in self.shards.items()})
+        return {pattern: dict(axes) for pattern, axes in self.shards.items()}
 
     def _check_name(self, argument: str, name: object) -> None:
         known = self.mesh.mesh_dim_names or ()
@@ -108,10 +111,11 @@ class Workers:
 
     def place(self, names: "Iterable[str]") -> tuple[int, int]:
         """Return this worker's number among those along some dimensions, and how many they are."""
+        names_of_mesh, coordinate = self.mesh.mesh_dim_names or (), self.mesh.get_coordinate() or ()
         number, count = 0, 1
         for name in names:
-            size = self.mesh.size((self.mesh.mesh_dim_names or ()).index(name))
-            number, count = number * size + self.mesh.get_local_rank(name), count * size
+            size = self.mesh.size(names_of_mesh.index(name))
+            number, count = number * size + coordinate[names_of_mesh.index(name)], count * size
         return number, count
 
     def axes(self, name: str, path: str) -> Mapping[str, int | None]:
@@ -131,49 +135,34 @@ class Workers:
                 remedy = "`dropkit.sites.find` prints the names of sites."
                 raise argument_error("Workers", "shards", rule, pattern, remedy)
 
-    def check_alike(self, site: str, tensor: "Tensor", declared: Mapping[str, int | None]) -> bool:
-        """Compare a plain tensor with those of the workers that have the same examples.
+    def check_parts(self, name: str, tensor: "Tensor", declared: Mapping[str, int | None]) -> bool:
+        """Compare a plain tensor with those of the workers that have the same examples, all of which have to call this.
 
         Returns:
-            Whether it is settled: zeros tell nothing.
+            Whether it is settled: a tensor of one value tells nothing.
 
         Raises:
-            UnsupportedError: On all of these workers, if the tensors differ where they should be the same, or if parts
-                of one tensor have different lengths.
+            UnsupportedError: On all of these workers, if tensors differ where they should be the same, or if parts are
+                the same or do not fit together.
         """
         import torch
         import torch.distributed as dist
 
-        is_settled = True
-        for name in self.others:
-            count = self.place((name,))[1]
-            if count == 1:
-                continue
-            own = _sketch(tensor, declared.get(name))
-            parts = [torch.empty_like(own) for _ in range(count)]
-            dist.all_gather(parts, own, group=self.mesh.get_group(name))
-            lengths, values = torch.stack(parts)[:, 0], torch.stack(parts)[:, 1:]
-            if name in declared:
-                _check_lengths(site, name, lengths)
-            elif not torch.allclose(
-                values, values[:1], rtol=1e-3, atol=1e-3 * float(values.abs().max()), equal_nan=True
-            ):
-                shape, what = tuple(tensor.shape), site or "the model"
-                raise UnsupportedError(
-                    f"address: workers along {name!r} have different plain tensors of shape {shape} at {what}, each of "
-                    "which must be a part of one, with a mask of its own. Say along which axis: Workers(..., shards="
-                    f"{{{site!r}: {{{name!r}: axis}}}}); or let it be a DTensor (use_local_output=False)."
-                )
-            else:
-                is_settled = is_settled and bool(values.any())
-        return is_settled
+        own = _sketch(name, tensor)
+        for along in self.others:
+            parts = [torch.empty_like(own) for _ in range(self.place((along,))[1])]
+            if len(parts) > 1:
+                dist.all_gather(parts, own, group=self.mesh.get_group(along))
+                _check_sketches(name, along, declared.get(along), torch.stack(parts), tuple(tensor.shape))
+        values = own[-_VALUES:]
+        return bool((values != values[0]).any())
 
 
-_VALUES = 64  # of a tensor, to compare: as many of two parts are not equal by chance
+_AXES, _VALUES = 8, 64  # of a tensor, to compare: as many values of two parts are not equal by chance
 
 
-def _sketch(tensor: "Tensor", axis: int | None) -> "Tensor":
-    """Return the length of a tensor along an axis, or its size, and a few of its values."""
+def _sketch(name: str, tensor: "Tensor") -> "Tensor":
+    """Return the number of a site, the lengths of a tensor, and a few of its values."""
     import torch
 
     with torch.no_grad():
@@ -181,13 +170,36 @@ def _sketch(tensor: "Tensor", axis: int | None) -> "Tensor":
         values = torch.view_as_real(values).reshape(-1) if values.is_complex() else values
         chosen = torch.linspace(0, max(len(values) - 1, 0), _VALUES, device=values.device).long()
         some = values[chosen].double() if len(values) else values.new_zeros(_VALUES, dtype=torch.float64)
-        length = tensor.numel() if axis is None else tensor.shape[axis]
-        return torch.cat([some.new_tensor([float(length)]), some])
+        lengths = [*tensor.shape, *(-1 for _ in range(_AXES))][:_AXES]
+        return torch.cat([some.new_tensor([site(name), *lengths]), some])
 
 
-def _check_lengths(site: str, name: str, lengths: "Tensor") -> None:
-    if bool((lengths != lengths[0]).any()):
+def _check_sketches(name: str, along: str, axis: int | None, sketches: "Tensor", shape: tuple[int, ...]) -> None:
+    """Raise unless tensors of some workers, of which this one's has a shape, are the same, or parts along an axis."""
+    import torch
+
+    what, sites = f"{name or 'the model'}, where this one has shape {shape},", sketches[:, 0]
+    lengths, values = sketches[:, 1 : 1 + _AXES], sketches[:, 1 + _AXES :]
+    if bool((sites != sites[0]).any()):
         raise UnsupportedError(
-            f"address: workers along {name!r} have parts of different lengths at {site or 'the model'}: "
-            f"{[int(length) for length in lengths]}. Give all the same, or use a DTensor."
+            f"address: workers along {along!r} do not run the same sites: this one runs {what} others another one. "
+            "All of them have to, the first time, for then what they have is compared."
+        )
+    largest = float(values.nan_to_num(0.0, 0.0, 0.0).abs().max())
+    is_same = torch.allclose(values, values[:1].expand_as(values), rtol=1e-3, atol=1e-3 * largest, equal_nan=True)
+    if bool((lengths != lengths[0]).any()):
+        shapes = [tuple(int(length) for length in row if length >= 0) for row in lengths.tolist()]
+        remedy = "Parts have to be of the same length, or a DTensor; all else has to be alike."
+        raise UnsupportedError(f"address: workers along {along!r} have tensors of shapes {shapes} at {name}. {remedy}")
+    if axis is None and not is_same:
+        raise UnsupportedError(
+            f"address: workers along {along!r} have different plain tensors at {what} so each needs a mask of its own. "
+            f"Are they of different examples, say Workers(mesh, examples={along!r}). Are they parts of one tensor, say "
+            f"along which axis, Workers(..., shards={{{name!r}: {{{along!r}: axis}}}}), in attention that of its "
+            "weights, (batch, heads, queries, keys); or let it be a DTensor (use_local_output=False)."
+        )
+    if axis is not None and is_same and bool((values != values[:, :1]).any()):
+        raise UnsupportedError(
+            f"address: `shards` says that workers along {along!r} have parts of a tensor at {what} and all have the "
+            "same. Leave the site out of it: it is for those where they have not."
         )
