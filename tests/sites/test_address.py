@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 import dropkit
 from dropkit.errors import UnsupportedError
 from dropkit.random import call_key, field, keep_mask
-from dropkit.sites import address
+from dropkit.sites import address, switch
 from dropkit.sites.calls.functions import FUNCTIONS, find_call
 from dropkit.sites.handwritten.draws import drawn
 from tests.sites.zoo import CASES, MODELS, Model, tensors
@@ -329,3 +329,26 @@ def test_what_modules_draw_that_are_added_later_is_their_parents() -> None:
     first, second = (keep_mask(call_key(4, name, 0), (6, 50), 0.5) for name in ("0", "#0"))
     assert ((model(x) != 0).numpy() == (first & second)).all()
     handle.close()
+
+
+def test_forwards_that_draw_nothing_are_not_counted() -> None:
+    """Whoever looks at a model between two updates, in evaluation or switched off, trains on with the same masks."""
+    model, x = nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5)), torch.ones(9, 6)
+
+    def masks(looks: bool) -> list[Tensor]:
+        handle, found = address(model, SEED), []
+        for _ in range(2):
+            for _ in range(2):
+                found.append(model(x) == 0)
+                if looks:
+                    with switch(model, "off"):
+                        assert torch.equal(model(x), model.eval()(x))
+                    model.train()
+            assert handle.state_dict()["runs"]["1"] == 2
+            handle.step()
+        handle.close()
+        return found
+
+    first, second = masks(looks=True), masks(looks=False)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert all(not torch.equal(a, b) for a, b in itertools.combinations(first, 2))

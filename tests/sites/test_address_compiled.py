@@ -240,3 +240,16 @@ def test_tables_grow() -> None:
     plain, model = Often(), Often()
     function = torch.compile(calling(model), backend="aot_eager", fullgraph=True)
     assert_alike({"": plain, "e": plain}, {"": model, "e": function}, "eese")
+
+
+def test_evaluation_is_not_counted() -> None:
+    model, x = nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5)), torch.ones(9, 6)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    handle = address(model, SEED)
+    first = compiled(x)
+    assert torch.equal(compiled.eval()(x), model(x))
+    second = compiled.train()(x)
+    assert handle.state_dict()["runs"]["1"] == 2
+    handle.load_state_dict({"mask_version": 1, "seed": SEED, "last_step": 0, "runs": {}})
+    assert torch.equal(model(x), first)
+    assert torch.equal(model(x), second)

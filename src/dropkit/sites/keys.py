@@ -37,6 +37,7 @@ class Keys(Counts):
         self._model, self._modules = weakref.ref(model), modules
         self._table: Any = None  # a Table, once something was compiled
         self._drawn: Tensor | None = None  # the keys of its rows, in the outermost forward
+        self._has_drawn = False  # in the outermost forward
         self._is_behind = False  # whether compiled code has counted in the table alone
 
     @property
@@ -57,8 +58,13 @@ class Keys(Counts):
         return run if torch.compiler.is_compiling() else super().number(name, run)
 
     def add(self, runs: Mapping[str, int]) -> None:
-        """Count the runs of an outermost forward that has ended."""
-        self._drawn = None
+        """Count the runs of an outermost forward that has ended, unless nothing was drawn in it, as in evaluation.
+
+        So a run that is looked at between two steps goes on as one that is not, and workers as one that looks alone.
+        """
+        self._drawn, has_drawn, self._has_drawn = None, self._has_drawn, False
+        if not has_drawn:
+            return
         if not torch.compiler.is_compiling():
             super().add(runs)
             return
@@ -68,10 +74,12 @@ class Keys(Counts):
 
     def key(self, place: Place) -> int:
         """Return the key of a site in a run of its module."""
+        self._has_drawn = True
         return fold(self._first(place.name), place.run, 0)
 
     def compiled(self, place: Place, device: torch.device) -> Tensor:
         """Return the same in compiled code: on a device, or on the CPU."""
+        self._has_drawn = True
         row = self._row(place.name, place.path, place.run)
         if self._drawn is None:
             self._drawn = self._table.keys()
