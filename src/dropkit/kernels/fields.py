@@ -7,12 +7,15 @@ with a sign, as operators take them.
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dropkit.kernels import operators, portable
 from dropkit.kernels.native import fields as native
+from dropkit.random.keys import FOLD
 from dropkit.random.layout import Layout
+from dropkit.random.philox import rounds, split
 
 __all__ = ["integers", "keep_mask", "keys", "normal", "uniform"]
 
@@ -45,6 +48,15 @@ def _fold(key: Tensor, number: Tensor) -> Tensor:
     return portable.fold(key, number, 0)
 
 
+def _fold_on_cpu(key: Tensor, number: Tensor) -> Tensor:
+    """Fold in NumPy, which takes a third of the time of as many operations of PyTorch on a few keys."""
+    shape = torch.broadcast_shapes(key.shape, number.shape)
+    keys, numbers = (np.atleast_1d(each.numpy()).view(np.uint64) for each in (key, number))  # scalars warn of overflow
+    words = rounds((numbers, *split(0), FOLD), split(keys))
+    folded = torch.from_numpy((words[0] | words[1] << 32).view(np.int64)).reshape(shape)
+    return torch.empty(shape, dtype=torch.int64, device="cpu").copy_(folded)
+
+
 def _fake_fold(key: Tensor, number: Tensor) -> Tensor:
     return torch.empty(torch.broadcast_shapes(key.shape, number.shape), dtype=torch.int64, device=key.device)
 
@@ -59,6 +71,7 @@ def _batch_fold(_info: Any, in_dims: tuple[Any, ...], *operands: Tensor) -> tupl
 # and written into whatever reads a key they would take minutes to compile.
 _LIBRARY.define("fold(Tensor key, Tensor number) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 _LIBRARY.impl("fold", _fold, "CompositeExplicitAutograd")
+_LIBRARY.impl("fold", _fold_on_cpu, "CPU")
 torch.library.register_fake("dropkit::fold", _fake_fold, lib=_LIBRARY)
 torch.library.register_vmap("dropkit::fold", _batch_fold, lib=_LIBRARY)
 

@@ -164,7 +164,7 @@ def _checked(self: Any, gm: fx.GraphModule, example_inputs: Any) -> Any:
     reason, tracer = _REASON.format(what=hidden), self.root_tx
     if "torch/_higher_order_ops/" in Path(tracer.f_code.co_filename).as_posix():
         raise Unsupported(f"{reason} PyTorch always compiles this one: draw the mask before it.")
-    if tracer.one_graph or tracer.error_on_graph_break:
+    if tracer.one_graph or getattr(tracer, "error_on_graph_break", False):  # which older ones have not
         raise Unsupported(f"{reason} Compile the model without fullgraph=True, and it runs as it was written.")
     warnings.warn(f"{reason} The function that calls it runs as it was written.", stacklevel=2)
     raise SkipFrame(reason)
