@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_sequence
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 import dropkit
 from dropkit.errors import UnsupportedError
@@ -352,3 +353,21 @@ def test_forwards_that_draw_nothing_are_not_counted() -> None:
     first, second = masks(looks=True), masks(looks=False)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert all(not torch.equal(a, b) for a, b in itertools.combinations(first, 2))
+
+
+@pytest.mark.parametrize("is_reentrant", [True, False])
+def test_what_a_backward_pass_draws_again_does_not_count_the_next_forward(is_reentrant: bool) -> None:
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(self.part, x, use_reentrant=is_reentrant)
+
+    model, x = Checkpointed(), torch.ones(9, 6, requires_grad=True)
+    handle = address(model, SEED)
+    model(x).sum().backward()
+    model.eval()(x)
+    assert handle.state_dict()["runs"]["part.1"] == 1
+    handle.close()

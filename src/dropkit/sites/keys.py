@@ -114,12 +114,12 @@ class Keys(Counts):
     @contextmanager
     def moved(self, seed: int, step: int) -> Iterator[None]:
         """Let keys be those of another seed and step, meanwhile, where nothing runs compiled."""
-        own = self.seed, self.step, self._of_step
+        own = self.seed, self.step, self._of_step, self._has_drawn
         self._set(seed, step)
         try:
             yield
         finally:
-            self.seed, self.step, self._of_step = own
+            self.seed, self.step, self._of_step, self._has_drawn = own
 
     def _set(self, seed: int, step: int) -> None:
         self.seed, self.step, self._of_step = seed, step, {}
