@@ -18,8 +18,8 @@ from dropkit import random
 from dropkit.errors import ArgumentError
 from dropkit.random import call_key, field, keep_mask
 from dropkit.sites import address, inject, record, samples
+from dropkit.sites.addressing.numbered import _FINDERS
 from dropkit.sites.calls.functions import FUNCTIONS, INFERENCE
-from dropkit.sites.numbered import _FINDERS
 
 SEED, BATCH = 5, 6
 ORDERS: list[list[Sequence[int]]] = [

@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from dropkit import sites
+from dropkit.sites.addressing.mesh import others, position
 
 SEED, BATCH, CLASSES, STEPS = 2**63 + 9, 8, 5, 50
 
@@ -192,7 +193,7 @@ def train(kind: str, way: str, steps: range = range(STEPS), saved: str = "", to_
     handle = sites.address(network, SEED, workers)
     (worker, count), tensor = (0, 1), 0
     if workers is not None:
-        (worker, count), (tensor, _) = workers.place(workers.examples), workers.place(workers.others)
+        (worker, count), (tensor, _) = position(workers, workers.examples), position(workers, others(workers))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     handle.follow(optimizer)
     if saved:

@@ -18,6 +18,9 @@ from dropkit.errors import UnsupportedError
 from dropkit.functional.address import draw_key, signed
 from dropkit.functional.examples import NumberedKey
 from dropkit.random import MASK_VERSION
+from dropkit.sites.addressing.mesh import check_patterns
+from dropkit.sites.addressing.numbered import numbered, numbered_draw, numbered_key
+from dropkit.sites.addressing.parts import Parts
 from dropkit.sites.calls.functions import INFERENCE, Call, find_call
 from dropkit.sites.calls.replacement import has_source, replaced
 from dropkit.sites.handwritten.draws import Draw, find_draw
@@ -28,8 +31,6 @@ from dropkit.sites.interception.interceptor import Frame, Handler, Place
 from dropkit.sites.interception.names import is_dropout_layer, module_names
 from dropkit.sites.interception.underneath import check_no_script
 from dropkit.sites.keys import Keys
-from dropkit.sites.numbered import numbered, numbered_draw, numbered_key
-from dropkit.sites.parts import Parts
 from dropkit.sites.samples import Numbers, current, set_current
 from dropkit.sites.workers import Workers
 
@@ -102,7 +103,7 @@ class Addressing(Handler):
     def __init__(self, model: Module, seed: int, workers: Workers | None = None) -> None:
         _check_plain(model)
         if workers is not None:
-            workers.check_patterns(module_names(model))
+            check_patterns(workers, module_names(model))
         self._parts = None if workers is None else Parts(workers)
         self._has_warned = False
         modules = module_names(model)

@@ -1,29 +1,24 @@
 """Parts: which part of a whole tensor this worker has at a site, and its calls with the mask of that part."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from dropkit.errors import ArgumentError, UnsupportedError
+from dropkit.sites.addressing.distributed import is_distributed, local_arguments, placements_of, whole_of
+from dropkit.sites.addressing.mesh import check_parts, declared_axes, others, position
+from dropkit.sites.addressing.numbered import is_weight, numbered, numbered_draw
 from dropkit.sites.calls.functions import Call
 from dropkit.sites.calls.replacement import replaced
 from dropkit.sites.handwritten.draws import Draw
 from dropkit.sites.interception.interceptor import Place
-from dropkit.sites.numbered import is_weight, numbered, numbered_draw
 from dropkit.sites.samples import Numbers, current
-
-if TYPE_CHECKING:
-    from torch.distributed.tensor import DTensor
-    from torch.distributed.tensor.placement_types import Placement
-
-    from dropkit.sites.workers import Workers
+from dropkit.sites.workers import Workers
 
 __all__ = ["Parts"]
 
@@ -38,7 +33,7 @@ class Parts:
         workers: What each worker has.
     """
 
-    def __init__(self, workers: "Workers") -> None:
+    def __init__(self, workers: Workers) -> None:
         self._workers = workers
         self._numbers: Numbers | None = None
         self._settled: set[str] = set()
@@ -55,25 +50,25 @@ class Parts:
         shape = _batch(inputs, named, workers.dim) if workers.examples and current() is None else None
         if shape and shape[workers.dim]:
             length, origin = shape[workers.dim], f"axis {workers.dim} of the first input, of shape {tuple(shape)},"
-            first = workers.place(workers.examples)[0] * length
+            first = position(workers, workers.examples)[0] * length
             self._numbers = Numbers(((first, length),), workers.dim, origin=origin)
 
     def dropout(self, place: Place, call: Call, key: int) -> Any:
         """Run an active call with a key, and the mask of this worker's part."""
-        if any(map(_is_distributed, call.arguments.values())):
+        if any(map(is_distributed, call.arguments.values())):
             return self._distributed(place, call, key)
-        declared = self._workers.axes(place.name, place.path)
-        if place.name not in self._settled and self._workers.check_parts(place.name, call.input, declared):
+        declared = declared_axes(self._workers, place.name, place.path)
+        if place.name not in self._settled and check_parts(self._workers, place.name, call.input, declared):
             self._settled.add(place.name)
         return _run(place, call, key, self._numbers_of(place, call, declared))
 
     def draw(self, draw: Draw, key: int) -> Any:
         """Draw random numbers with a key, those of this worker's part."""
-        if any(map(_is_distributed, (*draw.args, *draw.kwargs.values()))):
+        if any(map(is_distributed, (*draw.args, *draw.kwargs.values()))):
             raise UnsupportedError(
                 f"address: {draw.place.name} draws a mask for a DTensor by hand. Use torch.nn.functional.dropout."
             )
-        shape, declared = draw.shape, self._workers.axes(draw.place.name, draw.place.path)
+        shape, declared = draw.shape, declared_axes(self._workers, draw.place.name, draw.place.path)
         if not shape:
             return draw.at(key)
         numbers = self._numbers_at(declared, shape, self._axis(declared))
@@ -81,7 +76,7 @@ class Parts:
 
     def several(self, place: Place) -> Numbers | None:
         """Return the numbers of examples for a layer that draws one key for several masks."""
-        declared = self._workers.axes(place.name, place.path)
+        declared = declared_axes(self._workers, place.name, place.path)
         if any(name not in self._workers.examples for name in declared):
             raise UnsupportedError(
                 f"address: {place.name} draws one key for several masks: workers have no parts of them but of examples."
@@ -159,12 +154,12 @@ class Parts:
     ) -> dict[int, tuple[int, int]]:
         """Return where a plain tensor begins, and how long the whole is, along the axes that workers have parts of."""
         names: dict[int, list[str]] = {}
-        others = {name: declared[name] for name in self._workers.others if declared.get(name) is not None}
-        for name, axis in {**examples, **others}.items():
+        rest = {name: declared[name] for name in others(self._workers) if declared.get(name) is not None}
+        for name, axis in {**examples, **rest}.items():
             if axis is None or not -len(shape) <= axis < len(shape):
                 raise ArgumentError(f"Workers: `shards` names axis {axis} of a tensor of shape {tuple(shape)}.")
             names.setdefault(axis % len(shape), []).append(name)
-        places = {axis: self._workers.place(along) for axis, along in names.items()}
+        places = {axis: position(self._workers, along) for axis, along in names.items()}
         return {axis: (number * shape[axis], count * shape[axis]) for axis, (number, count) in places.items()}
 
     def _distributed(self, place: Place, call: Call, key: int) -> Any:
@@ -172,28 +167,26 @@ class Parts:
         from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
         whole: Any = call.input
-        if not _is_distributed(whole) or not (_is_attention(call) or call.function.kind in _ELEMENTWISE):
+        if not is_distributed(whole) or not (_is_attention(call) or call.function.kind in _ELEMENTWISE):
             raise UnsupportedError(
                 f"address: {place.name} calls {call.function.kind} on a DTensor, which has no mask of its parts. Use "
                 "torch.nn.functional.dropout or scaled_dot_product_attention, or plain tensors."
             )
-        mesh, placements = whole.device_mesh, _placements(call, whole)
+        inner = 2 if _is_attention(call) else 0  # it takes whole sequences
+        mesh, placements = whole.device_mesh, placements_of(whole, whole.dim() - inner)
         local, first = compute_local_shape_and_global_offset(whole.shape, mesh, placements)
         axes = {axis for axis in range(whole.dim()) if any(each.is_shard(axis) for each in placements)}
         is_own = any(name in self._workers.examples for name in mesh.mesh_dim_names or ())
         shards = {axis: (first[axis], whole.shape[axis]) for axis in axes}
-        own = call.changed(**_local_arguments(call, mesh, placements, shards, local))
-        declared = {
-            name: axis
-            for name, axis in self._workers.axes(place.name, place.path).items()
-            if name in self._workers.examples
-        }
+        own = call.changed(**local_arguments(call, mesh, placements, shards, local))
+        known = declared_axes(self._workers, place.name, place.path)
+        declared = {name: axis for name, axis in known.items() if name in self._workers.examples}
         axis, batch = None if is_own else self._axis(declared), 0 if _is_attention(call) else None
         numbers = self._numbers_at(declared, _shape(own), axis, batch, shards)
         result = _run(place, own, key, numbers)
         if own.arguments.get("inplace") is not call.arguments.get("inplace"):
-            return whole.copy_(_whole(result, whole, mesh, placements, local))
-        return tree_map_only(Tensor, lambda part: _whole(part, whole, mesh, placements, local), result)
+            return whole.copy_(whole_of(result, whole, mesh, placements, local))
+        return tree_map_only(Tensor, lambda part: whole_of(part, whole, mesh, placements, local), result)
 
 
 def _run(place: Place, call: Call, key: int, numbers: Numbers | None) -> Any:
@@ -212,13 +205,8 @@ def _batch(inputs: Any, named: Mapping[str, Any], axis: int) -> Sequence[int] | 
         if isinstance(leaf, Tensor) and -leaf.dim() <= axis < leaf.dim():
             if leaf.is_nested:
                 return [leaf.size(0)] * leaf.dim()
-            return (leaf.to_local() if _is_distributed(leaf) else leaf).shape  # type: ignore[attr-defined]  # a DTensor
+            return (leaf.to_local() if is_distributed(leaf) else leaf).shape  # type: ignore[attr-defined]  # a DTensor
     return None
-
-
-def _is_distributed(value: object) -> bool:
-    library = sys.modules.get("torch.distributed.tensor")
-    return library is not None and isinstance(value, library.DTensor)
 
 
 def _is_attention(call: Call) -> bool:
@@ -266,47 +254,3 @@ def _sharded(
         first, _ = shards.pop(axis)
         numbers = numbers.part(first, shape[axis])
     return replace(numbers, shards=shards)
-
-
-def _placements(call: Call, whole: "DTensor") -> "tuple[Placement, ...]":
-    """Return how a DTensor has to lie so that each worker can drop from its part alone."""
-    from torch.distributed.tensor import Replicate
-
-    axes = whole.dim() - (2 if _is_attention(call) else 0)  # attention takes whole sequences
-    placements = whole.placements
-    return tuple(each if any(each.is_shard(axis) for axis in range(axes)) else Replicate() for each in placements)
-
-
-def _local_arguments(
-    call: Call, mesh: Any, placements: Any, shards: Mapping[int, tuple[int, int]], local: Sequence[int]
-) -> dict[str, Any]:
-    """Return the arguments of a call that are DTensors, or are to be as they are, as this worker has them."""
-    arguments: dict[str, Any] = {
-        name: value.redistribute(mesh, placements).to_local()
-        for name, value in call.arguments.items()
-        if _is_distributed(value) and name != "attn_mask"
-    }
-    if call.arguments.get("inplace"):
-        arguments["inplace"] = False
-    mask = call.arguments.get("attn_mask")
-    if mask is not None:
-        mask = mask.full_tensor() if _is_distributed(mask) else mask
-        for axis, (first, _) in shards.items():
-            own = axis - len(local)  # a mask may have fewer axes
-            if -own <= mask.dim() and mask.size(own) > 1:
-                mask = mask.narrow(own, first, local[axis])
-        arguments["attn_mask"] = mask
-    return arguments
-
-
-def _whole(part: Tensor, whole: "DTensor", mesh: Any, placements: Any, local: Sequence[int]) -> "DTensor":
-    """Return the DTensor of which this worker has a part, as long as another one along the axes that are sharded."""
-    from torch.distributed.tensor import DTensor
-
-    axes = {axis for axis in range(whole.dim()) if any(each.is_shard(axis) for each in placements)}
-    lengths = zip(part.shape, local, whole.shape, strict=True)  # a mask may be shorter, where draws are shared
-    shape = torch.Size(
-        full if axis in axes and length == own else length for axis, (length, own, full) in enumerate(lengths)
-    )
-    stride = torch.empty(shape, device="meta").stride()
-    return DTensor.from_local(part, mesh, placements, run_check=False, shape=shape, stride=stride)
