@@ -18,6 +18,7 @@ from dropkit.errors import UnsupportedError
 from dropkit.functional.address import draw_key, signed
 from dropkit.functional.examples import NumberedKey
 from dropkit.random import MASK_VERSION
+from dropkit.sites.addressing.keys import Keys
 from dropkit.sites.addressing.mesh import check_patterns
 from dropkit.sites.addressing.numbered import numbered, numbered_draw, numbered_key
 from dropkit.sites.addressing.parts import Parts
@@ -30,7 +31,6 @@ from dropkit.sites.interception.compiler import called, while_compiling
 from dropkit.sites.interception.interceptor import Frame, Handler, Place
 from dropkit.sites.interception.names import is_dropout_layer, module_names
 from dropkit.sites.interception.underneath import check_no_script
-from dropkit.sites.keys import Keys
 from dropkit.sites.samples import Numbers, current, set_current
 from dropkit.sites.workers import Workers
 

@@ -11,10 +11,10 @@ from torch.nn import Module
 
 from dropkit.errors import ArgumentError
 from dropkit.random import fold, site
+from dropkit.sites.addressing.table import Table
 from dropkit.sites.interception.compiler import while_compiling
 from dropkit.sites.interception.counts import Counts
 from dropkit.sites.interception.interceptor import Place
-from dropkit.sites.table import Table
 
 __all__ = ["Keys"]
 
