@@ -93,7 +93,15 @@ class Call:
     @property
     def input(self) -> Tensor:
         """The tensor that noise is drawn for: the first among the arguments."""
-        return next(value for value in self.arguments.values() if isinstance(value, Tensor))
+        return next(value for name, value in self.arguments.items() if self._is_input(name, value))
+
+    @property
+    def has_input(self) -> bool:
+        """Whether there is such a tensor; a call without one has to run as it is, for it says best what is wrong."""
+        return any(self._is_input(name, value) for name, value in self.arguments.items())
+
+    def _is_input(self, name: str, value: Any) -> bool:
+        return isinstance(value, Tensor) and name != self.function.rate
 
     @property
     def shared(self) -> tuple[int, ...]:

@@ -179,7 +179,7 @@ class Interceptor(TorchFunctionMode):
         call = find_call(func, args, kwargs or {})
         if call is None:
             return self.handler.other(func, args, kwargs or {})
-        if self.is_over():
+        if not call.has_input or self.is_over():
             return func(*args, **(kwargs or {}))
         return self.handler.dropout(self.place(), self._seen_within(call))
 

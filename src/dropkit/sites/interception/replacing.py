@@ -95,7 +95,7 @@ class ReplacingMode(TorchFunctionMode):
                 self._note("dropout", p)
                 return ours.dropout(args[0], p)
         call = find_call(function, args, kwargs)
-        if call is None or not call.is_active:
+        if call is None or not (call.has_input and call.is_active):
             return function(*args, **kwargs)
         reason = refusal(call)
         self._note(call.function.kind, call.p, reason)
