@@ -88,6 +88,16 @@ def salted(x):
     return x + (torch.rand_like(x) < P) * torch.randn_like(x)
 
 
+def salted_by_a_spread(x):
+    noise = 0.1 * torch.distributions.Normal(0.0, 1.0).sample(x.shape)
+    return x + (torch.rand_like(x) < P) * (noise * x.abs())
+
+
+def salted_by_a_scale(x):
+    either_way = (2 * torch.rand_like(x) - 1) * x.abs()
+    return x + (torch.rand_like(x) < P) * either_way
+
+
 def labels(x):
     ids = torch.randint(0, 9, (len(x),))
     return x + F.embedding(torch.where(torch.rand(len(x)) < P, 9, ids), torch.randn(10, 5))
@@ -95,7 +105,8 @@ def labels(x):
 
 NO_DROPOUT = (
     reparameterised, gumbel, layer_drop, layer_drop_of_an_item, shuffled, masked_tokens, mixed_up, noisy, sampled,
-    initialised, dequantised, rounded, rounded_up, leaky, greedy, flipped, salted, labels,
+    initialised, dequantised, rounded, rounded_up, leaky, greedy, flipped, salted,
+    salted_by_a_spread, salted_by_a_scale, labels,
 )  # fmt: skip
 
 

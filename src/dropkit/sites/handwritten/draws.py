@@ -91,6 +91,20 @@ class Draw:
         read = _VALUES.get(self.operator)
         return None if read is None else read(self)
 
+    @property
+    def is_centred(self) -> bool:
+        """Whether it is noise around 0."""
+        if self.operator in ("normal", "normal_"):
+            return constant(self.argument(self.operator == "normal_", "mean", 0.0)) == 0
+        return self.operator in ("cauchy_", "randn", "randn_like")
+
+    @property
+    def is_data(self) -> bool:
+        """Whether the result is what the operator was given, with noise: data of the model, as they were."""
+        if self.operator == "normal":
+            return constant(self.argument(0, "mean", 0.0)) is None
+        return self.operator in ("gumbel_softmax", "poisson", "rrelu", "rrelu_")
+
     def run(self) -> Any:
         """Draw as the model asks."""
         if self.address:

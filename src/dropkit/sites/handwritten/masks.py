@@ -83,7 +83,7 @@ class Masks:
         draw = find_draw(function, args, kwargs, self._place)
         if draw is not None:
             result = self._draw(draw)
-            self._tag(result, Random(Mask(draw.place), draw.values))
+            self._tag(result, Random(Mask(draw.place), draw.values, False, draw.is_centred, draw.is_data))
             return result
         rule = find_rule(function)
         if rule is None or not (self._tags.data or rule in _TAGGING) or kwargs.get("out") is not None:
@@ -116,6 +116,17 @@ class Masks:
     def _followed(self, operation: Operation) -> Any:
         """Run a call that random tensors are followed through, and tag its result."""
         tags = {id(value): tag for value in operation.operands if (tag := self._tag_of(value)) is not None}
+        noisy = [one for one in operation.operands if isinstance(tag := tags.get(id(one)), Random) and tag.is_data]
+        if not noisy or operation.rule is Rule.COMPARE:
+            return self._followed_by(operation, tags)
+        known = {id(one): tags.pop(id(one)) for one in noisy if id(one) in tags}  # they are tensors of the model
+        result = self._followed_by(operation, tags)
+        if self._tag_of(result) is None:
+            self._tag(result, follow(operation, noisy[0], known[id(noisy[0])], result))
+        return result
+
+    def _followed_by(self, operation: Operation, tags: dict[int, Any]) -> Any:
+        """Run such a call, given the tags of its operands by their ids."""
         if operation.rule in _PRODUCTS:
             return self._product(operation, tags)
         if not tags:
@@ -163,7 +174,9 @@ class Masks:
         tag, of_other = tags[id(factor)], tags.get(id(other))
         if not tag.is_mask:
             result = operation.run()
-            self._tag(result, replace(tag, values=None))  # noise, as it is in a reparameterisation
+            is_data = operation.rule is Rule.MULTIPLY and not isinstance(of_other, Random | Count)
+            of_noise = tag.times(other.shape, result) if is_data else replace(tag, values=None)
+            self._tag(result, of_noise)  # noise, as it is in a reparameterisation, or noisy data
             return result
         if isinstance(of_other, Count) and of_other.mask is tag.mask:
             tag.mask.is_read = False

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Operation", "Rule", "find_rule"]
+__all__ = ["Operation", "Rule", "find_rule", "is_odd"]
 
 
 class Rule(Enum):
@@ -59,6 +59,9 @@ _NAMES: Mapping[Rule, str] = {
 }
 
 
+_ODD = ("clamp", "clamp_max", "clamp_min", "neg", "negative")
+
+
 def _spellings(name: str) -> Iterable[Callable[..., Any]]:
     for owner in (torch, Tensor, F):
         for spelled in (name, f"{name}_", f"__{name}__", f"__r{name}__", f"__i{name}__"):
@@ -80,6 +83,11 @@ def find_rule(function: Callable[..., Any]) -> Rule | None:
         return _RULES.get(function)
     except TypeError:  # it has no hash
         return None
+
+
+def is_odd(operation: "Operation") -> bool:
+    """Tell whether a function leaves noise around 0 there; of clamping it is assumed."""
+    return getattr(operation.function, "__name__", "").strip("_") in _ODD
 
 
 class Operation:

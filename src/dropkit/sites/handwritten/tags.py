@@ -4,10 +4,11 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dropkit.sites.handwritten.applications import Application, Mask
-from dropkit.sites.handwritten.operations import Operation, Rule
+from dropkit.sites.handwritten.operations import Operation, Rule, is_odd
 from dropkit.sites.handwritten.values import Discrete, Values, image_of
 
 __all__ = ["Applied", "Count", "Difference", "Random", "Scaled", "Tag", "follow", "joined", "note_read"]
@@ -20,11 +21,22 @@ class Random:
     mask: Mask
     values: Values | None
     is_counted: bool = False  # survivors are scaled by their share
+    is_centred: bool = False  # of noise, whether its mean is 0, so that a product with it is noise alone
+    is_data: bool = False  # whether it is noisy data, from which masks drop; only comparisons make masks of it
 
     @property
     def is_mask(self) -> bool:
         """Whether a product with the tensor drops."""
         return isinstance(self.values, Discrete) and self.values.is_mask
+
+    def times(self, shape: torch.Size, result: Tensor) -> "Random":
+        """Return the tag of its product, as noise, with a tensor of the model.
+
+        Data remain data where they are multiplied with noise around another value than 0; what is only stretched to
+        the axes of the noise is its scale.
+        """
+        is_centred = self.is_centred if self.values is None else self.values.mean in (0, None)
+        return replace(self, values=None, is_centred=is_centred, is_data=not is_centred and shape == result.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,5 +116,7 @@ def _of_noise(operation: Operation, tag: Random) -> Random | None:
     """Return the tag of a function of noise that no mask is made of, unless comparison makes one."""
     tensors = [one for one in operation.operands if isinstance(one, Tensor) and one.dim()]
     if operation.rule is Rule.COMPARE:
-        return replace(tag, values=Discrete((0.0, 1.0), (math.nan, math.nan)))
+        return replace(tag, values=Discrete((0.0, 1.0), (math.nan, math.nan)), is_centred=False, is_data=False)
+    if operation.rule in (Rule.PLAIN, Rule.SUBTRACT) and len(tensors) == 1 and not is_odd(operation):
+        return replace(tag, is_centred=False)
     return tag if len(tensors) == 1 or operation.rule in (Rule.SAME, Rule.CAST, Rule.INDEX) else None

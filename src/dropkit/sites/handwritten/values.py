@@ -73,6 +73,12 @@ class Discrete:
         return len(self.values) == 2 and 0.0 in self.values
 
     @property
+    def mean(self) -> float | None:
+        """The mean; None where it is not known."""
+        mean = sum(value * chance for value, chance in zip(self.values, self.chances, strict=True))
+        return None if math.isnan(mean) else round(mean, 9)
+
+    @property
     def survivor(self) -> float:
         """Of a mask, the value of what is kept; NaN where it is not known."""
         return self.values[1 - self.values.index(0.0)]
@@ -108,6 +114,11 @@ class Uniform:
     def is_known(self) -> bool:
         """Whether all elements are uniform between the same two values."""
         return math.isfinite(self.low) and math.isfinite(self.high)
+
+    @property
+    def mean(self) -> float | None:
+        """The mean; None where it is not known."""
+        return round((self.low + self.high) / 2, 9) if self.is_known else None
 
     def image(self, function: Image) -> "Uniform | None":
         """Return what a function without steps makes of these elements: None unless it is linear."""
