@@ -264,3 +264,76 @@ def test_a_large_tensor_that_does_not_change_is_nothing_to_tell(monkeypatch: pyt
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         find(model, X)
+
+
+def replaced(owner: nn.Module) -> None:
+    owner.held = nn.Parameter(owner.held + 1)
+
+
+WRITES: dict[str, Callable[[nn.Module], Any]] = {
+    "data replaced": lambda owner: setattr(owner.held, "data", owner.held.data * 0.9 + 0.1),
+    "data in place": lambda owner: owner.held.data.mul_(0.9),
+    "in place": lambda owner: owner.held.mul_(0.9),
+    "object": replaced,
+    "written and replaced": lambda owner: (owner.held.data.mul_(0.9), setattr(owner.held, "data", owner.held.data * 2)),
+}
+
+
+class Moving(nn.Module):
+    """Writes a parameter in its forward, as a momentum encoder does."""
+
+    def __init__(self, write: Callable[[nn.Module], Any]) -> None:
+        super().__init__()
+        self.linear, self.drop, self.write = nn.Linear(4, 4), nn.Dropout(0.5), write
+        self.held = nn.Parameter(torch.arange(4.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.write(self)
+        return self.drop(self.linear(x)) + self.held
+
+
+def looked(model: nn.Module, by: str) -> None:
+    if by == "find":
+        find(model, X)
+    elif by == "switch":
+        with switch(model, "on") as opened:
+            opened.learn(X)
+    else:
+        convert(model, "srivastava", X, dry_run=True)
+
+
+@pytest.mark.parametrize("by", ["find", "switch", "convert"])
+@pytest.mark.parametrize("write", WRITES)
+def test_parameters_hold_what_they_held_where_they_held_it(write: str, by: str) -> None:
+    model = nn.Sequential(Moving(WRITES[write]))
+    held = model[0].held
+    version, pointer, optimizer = held._version, held.data_ptr(), torch.optim.SGD(model.parameters(), lr=0.1)
+    looked(model, by)
+    assert model[0].held is held
+    assert held.tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert (held._version, held.data_ptr()) == (version, pointer)
+    assert any(each is held for each in optimizer.param_groups[0]["params"])
+    assert [name for name, _ in model.named_parameters()] == ["0.held", "0.linear.weight", "0.linear.bias"]
+
+
+def test_a_parameter_of_a_module_that_is_hidden_in_a_list_is_put_back() -> None:
+    inner = Moving(WRITES["in place"])
+    model = Keeping([inner], lambda kept: void(kept[0](X)))
+    find(model, X)
+    assert inner.held.tolist() == [0.0, 1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("write", ["data replaced", "in place"])
+def test_a_large_parameter_that_changes_is_told(write: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attributes, "_MOST_BYTES", 7)
+    with pytest.warns(UserWarning, match="changed `held` of `0`, a parameter that is too large to be copied"):
+        find(nn.Sequential(Moving(WRITES[write])), X)
+
+
+@pytest.mark.parametrize("most", [7, 2**30])
+def test_a_parameter_that_does_not_change_is_nothing_to_tell(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attributes, "_MOST_BYTES", most)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        find(Moving(lambda owner: void(owner.held + 1)), X)

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn import Module
 
 from dropkit.sites.interception.names import module_names, wrapped
+from dropkit.sites.interception.parameters import is_plain, is_sharded, kept_parameter, seen_parameter
+from dropkit.sites.interception.values import is_freed, is_writable, kept_values, version_of
 
-__all__ = ["kept_attributes", "kept_values"]
+__all__ = ["kept_attributes"]
 
 _MOST_BYTES = 2**30  # of the copies of one model's tensors and arrays; beyond that it is only seen that one changed
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device)
@@ -27,7 +28,8 @@ def kept_attributes(model: Module) -> Callable[[], None]:
 
     Names are bound to what they were bound to, so that what a forward first makes is gone again, also a module; lists,
     dicts, sets and deques have their contents, at any depth, and so have tensors, arrays of NumPy, and objects that a
-    module keeps; but not objects that those keep. Buffers and parameters of the model are none of this.
+    module keeps; but not objects that those keep. Parameters hold what they held, and where, and are what they were,
+    unless they are sharded. Buffers of the model are none of this.
     """
     attributes = _Attributes(model)
     return attributes.put_back
@@ -37,8 +39,9 @@ class _Attributes:
     def __init__(self, model: Module) -> None:
         self._seen: dict[int, tuple[int, Any]] = {}  # by ids, which must not be used again: 2 as a module's own, else 1
         self._restores: list[Callable[[], None]] = []
-        self._bytes = 0
-        self._skip(*model.parameters(), *model.buffers())
+        self._bytes = self._parameter_bytes = 0
+        self._is_sharded = is_sharded(model)
+        self._skip(*model.buffers())
         names = {id(module): name for name, module in module_names(model).items()}
         self._waiting: list[tuple[Any, str, bool]] = [(model, "", True)]
         while self._waiting:
@@ -73,7 +76,7 @@ class _Attributes:
         elif isinstance(value, Module):
             inner = wrapped(value)  # a wrapper's own state is the wrapper's
             if inner is None:
-                self._keep_parameters(value._parameters)
+                self._keep_parameters(value._parameters, label)
                 self._keep_names(vars(value), label, _HOOKS, is_own=True)
             else:
                 self._waiting.append((inner, label, True))
@@ -101,10 +104,11 @@ class _Attributes:
         self._restores.append(put_back)
         self._waiting += [(value, f"{label}.{name}" if label else name, is_own) for name, value in before.items()]
 
-    def _keep_parameters(self, parameters: dict[str, Any]) -> None:
-        """Note which parameters there are; not what they are, for sharded models have others after every forward."""
+    def _keep_parameters(self, parameters: dict[str, Any], label: str) -> None:
+        """Note which parameters there are, and plain ones; sharded models have others after every forward."""
         self._skip(parameters)
         known = {name: value is None for name, value in parameters.items()}
+        plain = {name: value for name, value in parameters.items() if is_plain(value) and not self._is_sharded}
 
         def put_back() -> None:
             for name in [name for name in parameters if known.get(name, True)]:
@@ -112,8 +116,23 @@ class _Attributes:
                     parameters[name] = None
                 else:
                     del parameters[name]
+            for name, value in plain.items():
+                if parameters.get(name) is not value and is_plain(parameters.get(name)):
+                    parameters[name] = value
 
         self._restores.append(put_back)
+        self._waiting += [(value, f"{label}.{name}" if label else name, True) for name, value in plain.items()]
+
+    def _keep_parameter(self, parameter: Tensor, label: str) -> None:
+        """Note what a parameter holds, if copies of all so far are not too large; else whether it changes."""
+        if self._is_sharded or not is_plain(parameter):
+            return
+        size = parameter.numel() * parameter.element_size()
+        if self._parameter_bytes + size > _MOST_BYTES:
+            self._restores.append(seen_parameter(parameter, lambda: _warn(label, "parameter")))
+        else:
+            self._parameter_bytes += size
+            self._restores.append(kept_parameter(parameter))
 
     def _keep_contents(self, container: Any, label: str, is_own: bool) -> None:
         """Note what is in a container."""
@@ -128,16 +147,15 @@ class _Attributes:
         self._waiting += [(value, label, is_own) for value in before]
 
     def _keep_tensor(self, tensor: Tensor, label: str) -> None:
-        if isinstance(tensor, torch.nn.Parameter):  # somewhere else's, and no forward changes it
+        if isinstance(tensor, torch.nn.Parameter):
+            self._keep_parameter(tensor, label)
             return
         is_plain = tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_quantized)
         if not is_plain or not self._has_room(tensor.numel() * tensor.element_size()):
-            before = _version(tensor)
-            self._restores.append(lambda: _warn(label) if _version(tensor) != before else None)
+            before = version_of(tensor)
+            self._restores.append(lambda: _warn(label) if version_of(tensor) != before else None)
             return
-        if any(length > 1 and not stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True)):
-            return  # nothing can be written into it, only into what it is a view of
-        if _is_freed(tensor):
+        if not is_writable(tensor) or is_freed(tensor):
             return
         put_back, shape = kept_values(tensor), tensor.shape
         self._restores.append(lambda: put_back() if tensor.shape == shape else _warn(label))
@@ -191,46 +209,17 @@ def _refill(container: Any, items: list[Any]) -> None:
         bytearray.__setitem__(container, slice(None), items)
 
 
-def kept_values(tensor: Tensor) -> Callable[[], None]:
-    """Note what a tensor holds, and return what gives it that again, and its version, which graphs remember."""
-    value, version = tensor.detach().clone(), _version(tensor)
-
-    def put_back() -> None:
-        if _is_freed(tensor):
-            return
-        if not _is_same(tensor, value):  # by value, for work on `.data` moves no version
-            with torch.no_grad(), torch.inference_mode(tensor.is_inference()):
-                tensor.copy_(value)
-        if _version(tensor) != version:
-            torch._C._autograd._unsafe_set_version_counter((tensor,), (version,))  # it holds what it did then
-
-    return put_back
-
-
-def _is_same(tensor: Tensor, value: Tensor) -> bool:
-    try:
-        return tensor.is_meta or torch.equal(tensor, value)
-    except Exception:  # noqa: BLE001  # of a layout that cannot be compared, and each says so in its own way
-        return False
-
-
-def _is_freed(tensor: Tensor) -> bool:
-    """Tell whether a tensor has no memory for now, as parts of sharded models have between forwards."""
-    try:
-        return tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0 and not tensor.is_meta
-    except (NotImplementedError, RuntimeError):  # it has none that can be asked for
-        return False
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() or is_functorch_wrapped_tensor(tensor) else tensor._version
-
-
-def _warn(label: str) -> None:
+def _warn(label: str, what: str = "tensor") -> None:
     module, _, attribute = label.rpartition(".")
     where = f"`{attribute}` of {f'`{module}`' if module else 'the model'}"
+    remedy = "." if what == "parameter" else "; a buffer would have been put back."
+    is_large = (
+        "too large to be copied before"
+        if what == "parameter"
+        else ("sparse, nested or too large to be copied before, or was resized")
+    )
     warnings.warn(
-        f"dropkit.sites: a forward that was run to look for dropout has changed {where}, a tensor that is sparse, "
-        "nested or too large to be copied before, or was resized. It stays changed; a buffer would have been put back.",
+        f"dropkit.sites: a forward that was run to look for dropout has changed {where}, a {what} that is {is_large}. "
+        f"It stays changed{remedy}",
         stacklevel=2,
     )

@@ -15,7 +15,8 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn import Module
 
 from dropkit.sites.interception.attachment import attached_to
-from dropkit.sites.interception.attributes import kept_attributes, kept_values
+from dropkit.sites.interception.attributes import kept_attributes
+from dropkit.sites.interception.values import kept_values
 
 __all__ = ["cloned", "restored", "set_mode"]
 
@@ -30,7 +31,7 @@ def restored(model: Module) -> Iterator[None]:
         stack.callback(_keep_runs(model))
         stack.callback(kept_attributes(model))
         stack.callback(_keep_modules(model))
-        stack.callback(_keep_parameters(model))
+        stack.callback(_keep_gradients(model))
         for put_back in _keep_generators(model):
             stack.callback(put_back)
         devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
@@ -64,7 +65,7 @@ def _keep_modules(model: Module) -> Callable[[], None]:
     return put_back
 
 
-def _keep_parameters(model: Module) -> Callable[[], None]:
+def _keep_gradients(model: Module) -> Callable[[], None]:
     kept = [(parameter, parameter.grad, parameter.requires_grad) for parameter in model.parameters()]
     for parameter, _, _ in kept:
         parameter.grad = None
