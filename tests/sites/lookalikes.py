@@ -183,8 +183,20 @@ def normal_sign(x):
     return x * (torch.randn_like(x) > 0)
 
 
+def signs_of_halves(x):
+    return x * torch.randint(0, 2, x.shape).float() * 2 - x
+
+
+def signs_of_doubled_halves(x):
+    return x - (torch.rand_like(x) > 0.5) * (2 * x)
+
+
+def signs_of_a_doubled_mask(x):
+    return x * (torch.bernoulli(torch.full_like(x, 0.5)) * 2) - x
+
+
 PERHAPS = (
     dropped_labels, null_label, null_embedding, mask_token, cut_and_mixed, pretext, read_mask, stochastic_units,
     dropped_keys, old_or_new, taken_away, padded, normal_sign,
-    learned_rate, flipped_images, filled_noise,
+    learned_rate, flipped_images, filled_noise, signs_of_halves, signs_of_doubled_halves, signs_of_a_doubled_mask,
 )  # fmt: skip

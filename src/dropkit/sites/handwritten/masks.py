@@ -70,6 +70,7 @@ class Masks:
         self._apply = apply
         self._tags: Any = WeakTensorKeyDictionary()
         self._places: dict[int, Any] = {}  # in memory, of random tensors
+        self._halves: Any = WeakTensorKeyDictionary()  # what half of a tensor was dropped from, with that tensor
 
     def _place(self) -> Place:
         interceptor = self._handler.interceptor
@@ -117,6 +118,8 @@ class Masks:
         """Run a call that random tensors are followed through, and tag its result."""
         tags = {id(value): tag for value in operation.operands if (tag := self._tag_of(value)) is not None}
         noisy = [one for one in operation.operands if isinstance(tag := tags.get(id(one)), Random) and tag.is_data]
+        if operation.rule is Rule.SUBTRACT:
+            self._note_flips(operation)
         if not noisy or operation.rule is Rule.COMPARE:
             return self._followed_by(operation, tags)
         known = {id(one): tags.pop(id(one)) for one in noisy if id(one) in tags}  # they are tensors of the model
@@ -147,6 +150,19 @@ class Masks:
         elif not (operation.rule is Rule.SAME and source is not operation.args[0]):
             self._tag(result, follow(operation, source, tag, result))
         return result
+
+    def _note_halved(self, result: Any, mask: Mask, source: Tensor | None) -> None:
+        """Note that half of a tensor was dropped and the other half doubled: less the tensor, that flips signs."""
+        if mask.p == 0.5 and source is not None and isinstance(result, Tensor):
+            self._halves[result] = _version(result), mask, weakref.ref(source)
+
+    def _note_flips(self, operation: Operation) -> None:
+        """Note of masks that they flip signs: ``x * mask * 2 - x``, which is no dropout of x."""
+        tensors = [one for one in operation.operands if isinstance(one, Tensor)]
+        for tensor in tensors if self._halves.data else ():
+            version, mask, source = self._halves.get(tensor, (None, None, _nothing))
+            if mask is not None and version == _version(tensor):
+                mask.is_combined |= any(one is source() for one in tensors)
 
     def _product(self, operation: Operation, tags: Mapping[int, Any]) -> Any:
         """Run a product or a quotient: of a mask and a tensor, of what a mask was applied to, or of anything."""
@@ -216,6 +232,8 @@ class Masks:
         mask.is_whole |= application.is_whole
         result = self._apply(application)
         target = operation.target if operation.target is not None else result
+        if is_scaled:
+            self._note_halved(target, mask, base)
         if isinstance(of_input, Random):  # a mask of masks
             self._tag(target, of_input if application.is_skipped else joined(of_input))
         else:
@@ -249,6 +267,7 @@ class Masks:
         else:
             result = target if base is target else target.copy_(base)
         self._tag(result, _pending(tuple(one for one in tag.applications if one is not application)))
+        self._note_halved(result, application.mask, application.base)
         return result
 
 
