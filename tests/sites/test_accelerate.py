@@ -113,7 +113,7 @@ def test_without_a_model_whatever_runs_within_is_accelerated() -> None:
         model(x)
         F.dropout(x, 0.5)
     assert (watch.stock, watch.own) == (0, 3)
-    assert [one.calls for one in handle.report()] == [3]
+    assert [(one.p, one.calls) for one in handle.report()] == [(0.25, 1), (0.5, 2)]
     assert not _get_current_function_mode_stack()
 
 
@@ -307,6 +307,22 @@ def test_compiled_models_are_left_to_the_compiler() -> None:
     y = compiled(torch.randn(50, 6))
     assert 0 < (y == 0).double().mean() < 1
     assert not handle.report()
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("way", ["wrapped", "in place", "part"])
+def test_the_report_says_that_compiled_code_is_left_to_the_compiler(way: str) -> None:
+    torch._dynamo.reset()
+    layer = nn.Dropout(0.5)
+    model: nn.Module = nn.Sequential(torch.compile(layer, backend="eager") if way == "part" else layer)
+    if way == "in place":
+        model.compile(backend="eager")
+    compiled = torch.compile(model, backend="eager") if way == "wrapped" else model
+    handle = accelerate(compiled)
+    compiled(torch.ones(50))
+    note = "compiled code is left to the compiler, and what it draws is not counted"
+    assert str(handle.report()) == f"nothing has drawn dropout in other code yet\n{note}"
+    handle.remove()
     torch._dynamo.reset()
 
 

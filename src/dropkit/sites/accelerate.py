@@ -1,5 +1,6 @@
 """Dropout of any model on dropkit's kernels, without a change of the model."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ __all__ = ["Acceleration", "Replaced", "Report", "accelerate"]
 
 @dataclass
 class Replaced:
-    """Calls of one kind in one module that draw dropout.
+    """Calls of one kind in one module that draw dropout; of one rate, where no model is known.
 
     Args:
         path: Name of the module whose forward draws; empty where no model is known.
@@ -37,11 +38,24 @@ class Replaced:
 
 
 class Report(list[Replaced]):
-    """What was replaced, in the order of the first calls; printed, a table."""
+    """What was replaced, in the order of the first calls; printed, a table.
+
+    Args:
+        rows: What was replaced.
+        is_compiled: Whether the model was compiled, or a part of it, whose code is not seen.
+    """
+
+    def __init__(self, rows: Iterable[Replaced] = (), is_compiled: bool = False) -> None:
+        super().__init__(rows)
+        self.is_compiled = is_compiled
 
     def __str__(self) -> str:
+        note = "compiled code is left to the compiler, and what it draws is not counted"
+        return "\n".join([self._table(), note] if self.is_compiled else [self._table()])
+
+    def _table(self) -> str:
         if not self:
-            return "nothing has drawn dropout yet"
+            return f"nothing has drawn dropout {'in other code ' if self.is_compiled else ''}yet"
         rows = [("module", "kind", "p", "calls", "runs on"), *map(_cells, self)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
@@ -95,15 +109,15 @@ class Acceleration:
     """What `accelerate` returns; within a ``with`` statement it ends with that."""
 
     def __init__(self, model: Module | None, verbose: bool) -> None:
-        self._verbose = verbose
-        self._found: dict[tuple[str, str, str], Replaced] = {}
+        self._verbose, self._has_model = verbose, model is not None
+        self._found: dict[tuple[str, str, str, float | None], Replaced] = {}
+        self._is_compiled = model is not None and any(map(_is_compiled, model.modules()))
         names = {} if model is None else module_names(unwrapped(model))
         if model is not None:
             check_no_script("accelerate", model, is_nested_allowed=True)
             for name in hidden_in_scripts(model):
                 self._note(name, "dropout", None, "TorchScript, whose calls are not seen", calls=0)
         self._mode = ReplacingMode({id(module): name for name, module in names.items()}, self._note)
-        self._has_model = model is not None
         self._hooks: list[Any] = []
         enter, leave = Hook(self._mode.enter, self._mode.turn), Hook(self._mode.leave)
         for module in names.values():
@@ -116,7 +130,7 @@ class Acceleration:
 
     def report(self) -> Report:
         """Return what was replaced so far, and what was not and why."""
-        return Report(self._found.values())
+        return Report(self._found.values(), self._is_compiled)
 
     def remove(self) -> None:
         """Leave the model as it was."""
@@ -140,12 +154,17 @@ class Acceleration:
         self.remove()
 
     def _note(self, path: str, kind: str, p: Any, reason: str, calls: int = 1) -> None:
-        found = self._found.get((path, kind, reason))
+        rate = None if self._has_model or not isinstance(p, float | int) else float(p)  # a module's may be scheduled
+        found = self._found.get((path, kind, reason, rate))
         if found is None:
-            found = self._found[path, kind, reason] = Replaced(path, kind, p, 0, reason)
+            found = self._found[path, kind, reason, rate] = Replaced(path, kind, p, 0, reason)
             if self._verbose:
                 print("  ".join(_cells(found)[:3]), "->", _cells(found)[4])  # noqa: T201  # asked for
         found.calls, found.p = found.calls + calls, p
+
+
+def _is_compiled(module: Module) -> bool:
+    return type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
 
 
 def _draws_nothing(module: Module) -> bool:
