@@ -346,3 +346,16 @@ def test_an_addressed_model_draws_the_same_masks_where_it_is_switched_on() -> No
         found = model(X)
     handle.close()
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_empty_lists_of_a_switch_say_what_they_are() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
+    with switch(model, "on") as opened:
+        assert str(opened.sites) == str(opened.unswitched) == "no site is known before the first forward"
+        opened.learn(torch.ones(2, 4))
+        assert str(opened.unswitched) == "every site that was chosen is switched"
+        assert [site.name for site in opened.sites] == ["1"]
+    bare = nn.Linear(4, 4)
+    with switch(bare, "off") as opened:
+        opened.learn(torch.ones(2, 4))
+        assert str(opened.sites) == "no site is switched"

@@ -1,7 +1,7 @@
 """Finding every site of a model by running it."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -71,7 +71,16 @@ class Site:
 
 
 class Sites(list[Site]):
-    """Sites in the order in which a forward meets them; printed, a table."""
+    """Sites in the order in which a forward meets them; printed, a table.
+
+    Args:
+        sites: The sites.
+        empty: What is printed if there are none.
+    """
+
+    def __init__(self, sites: Iterable[Site] = (), empty: str = "no site: nothing in this model draws dropout") -> None:
+        super().__init__(sites)
+        self.empty = empty
 
     def __str__(self) -> str:
         heads = ("site", "kind", "p", "train", "eval", "calls", "shape", "shared", "where")
@@ -79,7 +88,7 @@ class Sites(list[Site]):
         widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         lines += [note for sign, note in _NOTES.items() if any(sign in _signs(site) for site in self)]
-        return "\n".join(lines) if self else "no site: nothing in this model draws dropout"
+        return "\n".join(lines) if self else self.empty
 
 
 _NOTES = {

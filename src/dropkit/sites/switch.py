@@ -124,12 +124,14 @@ class Switch(Rewriting):
     @property
     def sites(self) -> Sites:
         """The sites that it switches, as far as they are known: none before the first forward."""
-        return Sites(site for name, site in self.known.items() if name in self.chosen - self.plan.stuck)
+        found = (site for name, site in self.known.items() if name in self.chosen - self.plan.stuck)
+        return Sites(found, "no site is switched" if self._probed else _UNKNOWN)
 
     @property
     def unswitched(self) -> Sites:
         """The sites that it was asked to switch, and cannot."""
-        return Sites(site for name, site in self.known.items() if name in self.plan.stuck)
+        found = (site for name, site in self.known.items() if name in self.plan.stuck)
+        return Sites(found, "every site that was chosen is switched" if self._probed else _UNKNOWN)
 
     def learn(self, *args: Any, **kwargs: Any) -> None:
         """Run the model on inputs of your choice to learn its sites, which else its first forward does on its own.
@@ -241,6 +243,7 @@ class Switch(Rewriting):
         return f"Switch({self.mode!r}, {len(self.sites)} sites{'' if self._is_open else ', closed'})"
 
 
+_UNKNOWN = "no site is known before the first forward"
 _numbers = count()
 _open: "weakref.WeakValueDictionary[int, Switch]" = weakref.WeakValueDictionary()
 
