@@ -371,3 +371,28 @@ def test_what_a_backward_pass_draws_again_does_not_count_the_next_forward(is_ree
     model.eval()(x)
     assert handle.state_dict()["runs"]["part.1"] == 1
     handle.close()
+
+
+ATEN = torch.ops.aten
+OPERATORS: dict[str, Any] = {
+    "#0": [lambda x: ATEN.native_dropout(x, 0.5, True)[0], lambda x: ATEN.dropout.default(x, 0.5, True)],
+    "~0": [
+        lambda x: x * ATEN.bernoulli(torch.full_like(x, 0.5)),
+        lambda x: x * (ATEN.rand_like(x) >= 0.5),
+        lambda x: x * (ATEN.rand.default(list(x.shape)) >= 0.5),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [(name, i) for name, calls in OPERATORS.items() for i in range(len(calls))]
+)
+def test_operators_that_are_called_by_their_own_names(name: str, number: int) -> None:
+    class Calling(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return OPERATORS[name][number](x)
+
+    model = Calling()
+    address(model, SEED)
+    kept = model(torch.ones(9, 6)) != 0
+    assert (kept.numpy() == keep_mask(call_key(SEED, name, 0), (9, 6), 0.5)).all()

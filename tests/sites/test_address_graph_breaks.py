@@ -23,6 +23,7 @@ pytestmark = [
         "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning",
     ),
 ]
+START = {"mask_version": 1, "seed": SEED, "last_step": 0, "runs": {}}
 
 
 @pytest.fixture(autouse=True)
@@ -110,14 +111,55 @@ def test_branches_that_draw_raise() -> None:
 @pytest.mark.filterwarnings("ignore:.*runs as it was written")
 @pytest.mark.parametrize("form", ["wrapper", "function"])
 def test_numbered_examples_run_as_they_were_written(form: str) -> None:
-    plain, x = Stack(), torch.ones(9, 6)
+    """By numbers that are not those of a batch that has none, before a plain forward and after it."""
+    plain, x = Stack(), torch.ones(3, 6)
     model, call = FORMS[form](Stack(), backend="aot_eager")
     handles = address(plain, SEED), address(model, SEED)
-    for _ in range(2):
-        with samples(range(9)):
+    for ids in ([7, 3, 4], [3, 7, 0], [1, 1, 8]):
+        with samples(ids):
             torch.testing.assert_close(call(x), plain(x))
         torch.testing.assert_close(call(x), plain(x))
         assert handles[0].state_dict() == handles[1].state_dict()
+
+
+def test_numbered_examples_in_compiled_code_warn() -> None:
+    model = nn.Sequential(nn.Dropout(0.5))
+    address(model, SEED)
+    with samples([7, 3]), pytest.warns(UserWarning, match=r"runs as it was written"):
+        kept = torch.compile(model, backend="eager")(torch.ones(2, 40)) != 0
+    assert (kept.numpy() == keep_mask(call_key(SEED, "0", 0), (8, 40), 0.5)[[7, 3]]).all()
+
+
+class FunctionFirst(nn.Module):
+    """Its forward draws before any part of it has run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.2) + 2 * self.drop(x)
+
+
+@pytest.mark.parametrize("fullgraph", [True, False])
+def test_functions_before_any_part(fullgraph: bool) -> None:
+    model, x = FunctionFirst(), torch.ones(9, 6)
+    handle = address(model, SEED)
+    found = torch.compile(model, backend="aot_eager", fullgraph=fullgraph)(x)
+    handle.load_state_dict(START)
+    assert torch.equal(model(x), found)
+
+
+def test_rates_that_come_and_go() -> None:
+    model, x = nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.3)), torch.ones(9, 6)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    handle = address(model, SEED)
+    for p in (0.5, 0.0, 0.1, 0.2, 0.0, 1.0):
+        model[0].p = p
+        found = compiled(x)
+        handle.load_state_dict(START)
+        assert torch.equal(model(x), found)
+        handle.load_state_dict(START)
 
 
 def test_one_graph_has_no_numbered_examples() -> None:

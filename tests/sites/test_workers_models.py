@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from dropkit.errors import UnsupportedError
+from dropkit.random import call_key, keep_mask
 from dropkit.sites import Workers, address, record, samples
 from tests.sites.test_samples import REFUSED, SEED, SKIPPED, chosen, eval_norms
 from tests.sites.zoo import CASES, Model, tensors
@@ -62,3 +63,15 @@ def test_tensors_that_are_not_declared(mesh: DeviceMesh) -> None:
     address(model, SEED)
     with pytest.warns(UserWarning, match=r"one of 2"), pytest.raises(UnsupportedError, match=r"of a DTensor.*workers"):
         model(x)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_models_run_as_they_were_written(mesh: DeviceMesh, backend: str) -> None:
+    torch.compiler.reset()
+    model, x = nn.Sequential(nn.Dropout(0.5)), torch.ones(2, 40)
+    address(model, SEED, Workers(mesh, "data"))
+    with pytest.warns(UserWarning, match=r"runs as it was written"):
+        kept = torch.compile(model, backend=backend)(x) != 0
+    assert (kept.numpy() == keep_mask(call_key(SEED, "0", 0), (4, 40), 0.5)[2:]).all()

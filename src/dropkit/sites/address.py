@@ -47,7 +47,7 @@ def address(model: Module, seed: int = 0, workers: Workers | None = None) -> "Ad
     call)``: no generator is read, so that neither the order of calls, nor other random numbers, nor the device enter
     into a mask, and a run that is stopped and goes on has the masks it would have had. The name is that of the site, as
     `dropkit.sites.find` prints it; the call counts how often its module ran before in the step, in
-    forwards that drew something. A call that has a key,
+    forwards that drew something, also in one that raised. A call that has a key,
     a mask or a generator of its own keeps it. So do uniform, Bernoulli and integer draws by hand, which masks are made
     of; other random numbers are left to PyTorch. Activation checkpointing of PyTorch recomputes the same masks.
 

@@ -193,13 +193,14 @@ def _own(kind: str, function: Callable[..., Any]) -> Function:
 
 
 def _of_programs(rows: Mapping[Callable[..., Any], Function]) -> Iterator[tuple[Callable[..., Any], Function]]:
-    """Yield the operators by which exported programs call PyTorch's functions, with the rows of those."""
-    for kind in ("dropout", "native_dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"):
-        yield getattr(torch.ops.aten, kind).default, rows[getattr(torch, kind)]
-    for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
-        operator, row = getattr(torch.ops.aten, kind), rows[getattr(torch, kind)]
-        yield from ((operator.input, row), (operator.data, row))
-    yield torch.ops.aten.scaled_dot_product_attention.default, rows[F.scaled_dot_product_attention]
+    """Yield the operators by which exported programs and others call PyTorch's functions, with the rows of those."""
+    names = ["dropout", "native_dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"]
+    functions = {name: getattr(torch, name) for name in [*names, "lstm", "gru", "rnn_tanh", "rnn_relu"]}
+    functions["scaled_dot_product_attention"] = F.scaled_dot_product_attention
+    for name, function in functions.items():
+        operator, row = getattr(torch.ops.aten, name), rows[function]
+        yield operator, row
+        yield from ((getattr(operator, overload), row) for overload in operator.overloads() if overload != "out")
 
 
 _ROWS = {row.function: row for rows in (_of_pytorch(), _of_dropkit()) for row in rows}

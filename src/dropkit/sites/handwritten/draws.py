@@ -1,6 +1,6 @@
 """Random operators of PyTorch: which there are, what one call's elements may be, and the same call at an address."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -16,7 +16,7 @@ from dropkit.functional.overrides import overridable
 from dropkit.kernels import fields
 from dropkit.random.layout import layout
 from dropkit.sites.handwritten.values import Discrete, Uniform, Values, constant
-from dropkit.sites.interception.interceptor import Place
+from dropkit.sites.interception.interceptor import Frame, Place
 
 __all__ = ["RANDOM", "Draw", "drawn", "find_draw"]
 
@@ -33,10 +33,19 @@ _OPERATORS = {
     nn.init: ("kaiming_normal_", "kaiming_uniform_", "normal_", "uniform_"),
 }  # fmt: skip
 
+
+def _operators() -> Iterator[tuple[Callable[..., Any], str]]:
+    for owner, names in _OPERATORS.items():
+        for name in names:
+            yield getattr(owner, name), name
+            operator = getattr(torch.ops.aten, name, None)
+            if operator is not None:  # by which programs call it
+                yield operator, name
+                yield from ((getattr(operator, overload), name) for overload in operator.overloads())
+
+
 # No read-only view of it, which torch.compile could not look up functions in.
-RANDOM: Mapping[Callable[..., Any], str] = {
-    getattr(owner, name): name for owner, names in _OPERATORS.items() for name in names
-}
+RANDOM: Mapping[Callable[..., Any], str] = dict(_operators())
 """Every random operator that is no dropout, with its name: those that the names of hand-written masks count."""
 
 _MOST_VALUES = 4096  # of a random integer; of more nothing is known
@@ -236,7 +245,7 @@ def drawn(
     full_shape: Any = None,
 ) -> Any:
     """Call a random operator at an address; other interceptors take this call for that of the operator."""
-    draw = Draw(Place("", nn.Identity(), "", 0), function, args, kwargs)
+    draw = Draw(Place("", Frame(nn.Identity(), "", 0), 0), function, args, kwargs)
     if not draw.has_address:
         remedy = "Draw the mask by torch.rand, torch.bernoulli or torch.randint, or in place by their like."
         raise UnsupportedError(f"dropkit.sites: {draw.operator} cannot be drawn at an address. {remedy}")

@@ -7,15 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch._C._dynamo.eval_frame import (
-    _FrameAction,
-    _FrameExecStrategy,
-    get_eval_frame_callback,
-    set_code_exec_strategy,
-)
+from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
 from torch.nn import Module
 
 from dropkit.sites.interception import checkpoints
+from dropkit.sites.interception.compiler import while_compiling
 from dropkit.sites.interception.interceptor import Handler, Interceptor, Shield
 from dropkit.sites.interception.names import module_names
 
@@ -60,11 +56,16 @@ class _InterceptorHook(Hook):
             self.act(module, inputs, *rest)
             return
         if torch.compiler.is_dynamo_compiling():
+            _note_compiled(self.interceptor)
             torch._dynamo.graph_break(msg=_UNCOMPILED)
         self.act(module, inputs, *rest)
-        is_compiled = get_eval_frame_callback() not in (None, False)
         frames = self.interceptor.frames
-        if is_compiled and frames and frames[-1].module is module and not any(frame.shield for frame in frames):
+        if (
+            self.interceptor.is_compiled
+            and frames
+            and frames[-1].module is module
+            and not any(frame.shield for frame in frames)
+        ):
             frames[-1].shield = Shield()
             frames[-1].shield.__enter__()
             message = "dropkit.sites: a compiled model whose masks are those of examples runs as it was written."
@@ -73,6 +74,12 @@ class _InterceptorHook(Hook):
 
 for _function in (_InterceptorHook.__call__, Interceptor.__torch_function__):
     set_code_exec_strategy(_function.__code__, _SKIPPED)
+
+
+@while_compiling
+def _note_compiled(interceptor: Interceptor) -> None:
+    """Note that compiled code calls the model, which a hook cannot tell that was left out of it."""
+    interceptor.is_compiled = True
 
 
 def _nothing(_module: Module, *_: Any) -> None:

@@ -182,14 +182,21 @@ def _draws(node: fx.Node) -> Iterator[str]:
         yield getattr(function, "__name__", str(function))
 
 
+def _value(argument: Any) -> Any:
+    """Return what a number is that compiled code was told of as one that changes; a graph is not used for others."""
+    value = argument.meta.get("example_value") if isinstance(argument, fx.Node) else argument
+    return value.node.hint if isinstance(value, torch.SymFloat | torch.SymInt) else value
+
+
 def _is_drawing(function: Any, node: fx.Node) -> bool:
     from dropkit.sites.calls.functions import find_call
     from dropkit.sites.handwritten.draws import find_draw
-    from dropkit.sites.interception.interceptor import Place
+    from dropkit.sites.interception.interceptor import Frame, Place
 
     call = find_call(function, node.args, node.kwargs)
     if call is not None:
-        return call.is_active
-    place = Place("", torch.nn.Identity(), "", 0)
+        rate = call.function.rate
+        return call.is_active and (rate is None or _value(call.arguments.get(rate)) != 0)
+    place = Place("", Frame(torch.nn.Identity(), "", 0), 0)
     draw = find_draw(function, node.args, node.kwargs, lambda: place)
     return draw is not None and draw.has_address and draw.kwargs.get("generator") is None

@@ -61,17 +61,28 @@ class Place:
         name: Name of the site, as the mask definition spells it: that of a dropout layer, or that of any other module
             followed by ``#k``, the number of the call in one run of its forward, or by ``~j``, that of the random
             operator.
-        module: The innermost registered module whose forward is running.
-        path: Its name in the model.
-        run: How many times it ran before, since runs were last counted anew.
-        order: If its input is a packed sequence, which example of the batch each sequence is; None if in order.
+        frame: The innermost run of a registered module's forward.
+        run: How many times that module ran before, since runs were last counted anew.
     """
 
     name: str
-    module: Module
-    path: str
+    frame: Frame
     run: int
-    order: Tensor | None = None
+
+    @property
+    def module(self) -> Module:
+        """The innermost registered module whose forward is running."""
+        return self.frame.module
+
+    @property
+    def path(self) -> str:
+        """Its name in the model."""
+        return self.frame.name
+
+    @property
+    def order(self) -> Tensor | None:
+        """If its input is a packed sequence, which example of the batch each sequence is; None if in order."""
+        return self.frame.order
 
 
 class Handler(Protocol):
@@ -158,11 +169,14 @@ class Interceptor(TorchFunctionMode):
         super().__init__()
         self.handler, self.turn = handler, handler.turn
         handler.interceptor = self
-        self.names = {id(module): name for name, module in module_names(model).items()}
+        modules = module_names(model)
+        self.names = {id(module): name for name, module in modules.items()}
+        self._layers = {name for name, module in modules.items() if is_dropout_layer(module)}
         self.frames: list[Frame] = []
         self.runs: dict[str, int] = {}
         self.counts: Counts | None = None  # of the outermost forwards that have ended, where those matter
         self.entered = 0
+        self.is_compiled = False  # whether compiled code has called the model that should have left it alone
         self.is_attached, self.is_resumed, self.is_muted = True, False, False
         self._owner: dict[str, int] = {}
         self._outermost: set[str] = set()  # parts that were called from outside of the model's forward
@@ -199,15 +213,14 @@ class Interceptor(TorchFunctionMode):
         """Return the place of the dropout function that is being called, and count it."""
         frame = self.frames[-1]
         number, frame.functions = frame.functions, frame.functions + 1
-        is_plain = number == 0 and is_dropout_layer(frame.module)
-        name = frame.name if is_plain else f"{frame.name}#{number}"
-        return Place(name, frame.module, frame.name, self._number(frame), frame.order)
+        is_plain = number == 0 and frame.name in self._layers  # what compiled code is told, which must not know modules
+        return Place(frame.name if is_plain else f"{frame.name}#{number}", frame, self._number(frame))
 
     def random_place(self) -> Place:
         """Return the place of the random operator that is being called, and count it."""
         frame = self.frames[-1]
         number, frame.randoms = frame.randoms, frame.randoms + 1
-        return Place(f"{frame.name}~{number}", frame.module, frame.name, self._number(frame))
+        return Place(f"{frame.name}~{number}", frame, self._number(frame))
 
     def _number(self, frame: Frame) -> int:
         """Return the number of a run since runs were last counted anew."""
