@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import dropkit
 from dropkit.random import call_key, keep_mask
 from dropkit.sites import address
+from dropkit.sites.addressing import table
 from tests.sites.compiled import FORMS, SEED, Drawing, Stack, assert_as_plain, calling, hand_written
 
 pytestmark = [
@@ -226,14 +227,16 @@ def test_modes_of_gradients_and_evaluation() -> None:
     assert_alike(ways(plain, plain), ways(model, function), "iesieves")
 
 
-def test_tables_grow() -> None:
+def test_tables_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "_ROWS", 4)
+
     class Often(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.drop = nn.Dropout(0.01)
+            self.drop = nn.Dropout(0.1)
 
         def forward(self, x: Tensor) -> Tensor:
-            for _ in range(150):
+            for _ in range(10):  # four rows, doubled twice
                 x = self.drop(x)
             return x
 

@@ -15,7 +15,13 @@ TENSOR = [(kind, way) for way in ("tensor", "dtensor") for kind in ("mlp", "tran
 JOBS = {
     1: [("transformer", "ddp"), ("cnn", "fsdp")],
     2: [*DATA, ("transformer", "checkpointed"), ("mlp", "accumulated"), *TENSOR],
-    4: [("mlp", "hybrid"), ("cnn", "ddp"), ("transformer", "checkpointed"), ("cnn", "accumulated"), *TENSOR],
+    4: [
+        ("mlp", "hybrid"),
+        ("cnn", "accumulated"),
+        ("transformer", "checkpointed"),
+        ("transformer", "tensor"),
+        TENSOR[-1],
+    ],
 }
 pytestmark = pytest.mark.slow
 
