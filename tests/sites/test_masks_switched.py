@@ -150,3 +150,42 @@ def test_a_gated_mask_that_would_bring_other_noise_along_stays_off() -> None:
             output = model(x)
     torch.manual_seed(0)
     assert torch.equal(output, model(x))
+
+
+class Begins(nn.Module):
+    """A mask that drops nothing before its rate rises, or before its branch is taken."""
+
+    def __init__(self, has_branch: bool) -> None:
+        super().__init__()
+        self.rate, self.has_branch = 0.0, has_branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.has_branch and not self.rate:
+            return x
+        return x * (torch.rand_like(x) >= self.rate) / (1 - self.rate)
+
+
+@pytest.mark.parametrize("has_branch", [False, True])
+def test_a_mask_that_begins_to_drop_after_its_module_was_learned_is_told(has_branch: bool) -> None:
+    model, x = nn.Sequential(nn.Dropout(0.1), Begins(has_branch)), torch.ones(20, 20)
+    with switch(model, "off") as handle:
+        assert torch.equal(model(x), x)
+        model[1].rate = 0.5
+        with pytest.warns(UserWarning, match="began to drop after it learned their modules, and are not off: 1~0"):
+            assert not torch.equal(model(x), x)
+        [site] = handle.unswitched
+        assert (site.name, site.kind, site.p, [each.name for each in handle.sites]) == ("1~0", "mask", 0.5, ["0"])
+        handle.learn(x)
+        assert torch.equal(model(x), x)
+        assert not handle.unswitched
+        assert [each.name for each in handle.sites] == ["0", "1~0"]
+
+
+def test_noise_that_begins_later_is_not_told(recwarn: pytest.WarningsRecorder) -> None:
+    model, x = Followed(noisy, more=True).eval(), rows()
+    with switch(nn.Sequential(nn.Dropout(0.1), model), "off") as handle:
+        model(x)
+        model.after = lambda x: noisy(x) * (1 + torch.randn_like(x))
+        model(x)
+    assert not handle.unswitched
+    assert not [warning for warning in recwarn if "began" in str(warning.message)]

@@ -4,9 +4,11 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, Any, Self
 
+import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.nn import Module
@@ -16,8 +18,10 @@ from dropkit.errors import UnsupportedError
 from dropkit.nn.layer import SWITCH
 from dropkit.sites.calls.functions import Call
 from dropkit.sites.find import Site, Sites, _caller
+from dropkit.sites.handwritten.applications import Application, Mask
+from dropkit.sites.handwritten.draws import is_random
 from dropkit.sites.interception.attachment import Attachment
-from dropkit.sites.interception.interceptor import Place
+from dropkit.sites.interception.interceptor import Frame, Place
 from dropkit.sites.interception.names import runnable, unwrapped
 from dropkit.sites.interception.underneath import check_no_script
 from dropkit.sites.switching.planning import planned
@@ -106,6 +110,8 @@ class Switch(Rewriting):
         self._selection, self._inner = selection, weakref.ref(unwrapped(model))
         self._runnable = weakref.ref(runnable(model))
         self._probed: set[str] = set()
+        self._has_drawn = False
+        self._late: dict[str, tuple[Mask, Site]] = {}  # masks of the forward that runs, which no probe has met
         self._newer: list[Switch] = []
         self._attachment = Attachment(unwrapped(model), self)
         self._names = self._attachment.interceptor.names
@@ -204,6 +210,39 @@ class Switch(Rewriting):
         if site in self._selection:
             self.chosen.add(site.name)
 
+    def _follows(self, function: Callable[..., Any]) -> bool:
+        """Follow masks that are to be off from the first draw on, to tell those that begin to drop later."""
+        if self.mode != "off" or torch.compiler.is_compiling():
+            return False
+        self._has_drawn = self._has_drawn or is_random(function)
+        return self._has_drawn
+
+    def _apply(self, application: Application) -> Any:
+        place = application.place
+        name = renamed(place, self.plan.names)
+        if self.mode == "off" and name not in self.known and name not in self._late:
+            file, line = _caller(place.module)
+            shape, mask = tuple(application.input.shape), application.mask
+            site = Site(name, place.path, "mask", mask.p, True, False, file, line, shape, application.shared, 1)
+            self._late[name] = mask, site
+        return super()._apply(application)
+
+    def left(self, frame: Frame, output: Any) -> None:
+        """Let modules see their mode again; after the outermost, tell of masks that have begun to drop."""
+        super().left(frame, output)
+        if self._flips or not self._late:
+            return
+        sites = [site for mask, site in self._late.values() if mask.is_dropout and site in self._selection]
+        self._late.clear()
+        if sites:
+            self.known |= {site.name: site for site in sites}
+            self.chosen |= {site.name for site in sites}
+            self.plan = replace(self.plan, stuck=self.plan.stuck | {site.name for site in sites})
+            names = ", ".join(site.name for site in sites)
+            remedy = "Call the switch's `learn`, or open a new one."
+            message = f"switch: these masks began to drop after it learned their modules, and are not off: {names}."
+            warnings.warn(f"{message} {remedy}", stacklevel=2)
+
     def begin(self, module: Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         """Learn what a module does, before it runs for the first time."""
         if self._names[id(module)] not in self._probed:
@@ -235,7 +274,7 @@ class Switch(Rewriting):
             warnings.warn(message, stacklevel=2)
         self.known |= probe.sites
         self.chosen |= chosen
-        self.plan = self.plan.joined(plan)
+        self.plan = replace(self.plan, stuck=self.plan.stuck - sites.keys()).joined(plan)
         self._probed |= probe.known
 
     def __repr__(self) -> str:

@@ -18,7 +18,7 @@ from dropkit.random.layout import layout
 from dropkit.sites.handwritten.values import Discrete, Uniform, Values, constant
 from dropkit.sites.interception.interceptor import Frame, Place
 
-__all__ = ["RANDOM", "Draw", "drawn", "find_draw"]
+__all__ = ["RANDOM", "Draw", "drawn", "find_draw", "is_random"]
 
 _OPERATORS = {
     torch: (
@@ -187,16 +187,21 @@ class Draw:
         return self.argument(0, "input") if given is None else given
 
 
+def is_random(function: Callable[..., Any]) -> bool:
+    """Tell whether any function is a random operator that is no dropout."""
+    try:
+        return function in RANDOM
+    except TypeError:  # it has no hash
+        return False
+
+
 def find_draw(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], place: Callable[[], Place]
 ) -> Draw | None:
     """Return what a call of any function is as a draw, whose place is asked for and counted; None if it is none."""
     if function is drawn:
         return Draw(place(), args[0], args[1], args[2], args[3:])
-    try:
-        if function not in RANDOM:
-            return None
-    except TypeError:  # it has no hash
+    if not is_random(function):
         return None
     if not args and "tensor" in kwargs:  # as the functions that fill weights hand theirs on
         args, kwargs = (kwargs["tensor"],), {name: value for name, value in kwargs.items() if name != "tensor"}

@@ -125,7 +125,7 @@ class Rewriting(Handler):
 
     def other(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Let any other call run, and leave out masks that no module's mode turns off."""
-        if not self.plan.masks:
+        if not self.plan.masks and not self._follows(function):
             return function(*args, **kwargs)
         if torch.compiler.is_compiling():
             names = ", ".join(sorted(self.plan.masks))
@@ -134,6 +134,10 @@ class Rewriting(Handler):
                 "without torch.compile, or choose other sites with `where`."
             )
         return self._masks.call(function, args, kwargs)
+
+    def _follows(self, function: Callable[..., Any]) -> bool:
+        """Tell whether a call is to be followed though no mask is known that is left out."""
+        return False
 
     def _draw(self, draw: Draw) -> Any:
         return draw.aside() if self._is_left_out(draw.place) else draw.run()
