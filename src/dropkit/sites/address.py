@@ -1,6 +1,5 @@
 """Addressed models: masks that are a function of seed, place, step and call, and of nothing else."""
 
-import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -30,6 +29,7 @@ from dropkit.sites.interception.checkpoints import uncompiled
 from dropkit.sites.interception.compiler import called, while_compiling
 from dropkit.sites.interception.interceptor import Frame, Handler, Place
 from dropkit.sites.interception.names import is_dropout_layer, module_names
+from dropkit.sites.interception.telling import warn
 from dropkit.sites.interception.underneath import check_no_script
 from dropkit.sites.samples import Numbers, current, set_current
 from dropkit.sites.workers import Workers
@@ -340,11 +340,10 @@ def _warn_of_others() -> bool:
     library = torch.distributed
     count = library.get_world_size() if library.is_available() and library.is_initialized() else 1
     if count > 1:
-        warnings.warn(
+        warn(
             f"address: this is one of {count} processes, and draws the masks of one that has the whole batch. Say what "
             "it has, by address(model, workers=dropkit.sites.Workers(mesh, ...)), or number its examples by "
-            "dropkit.sites.samples(ids).",
-            stacklevel=2,
+            "dropkit.sites.samples(ids)."
         )
     return count > 1
 

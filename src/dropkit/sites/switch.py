@@ -1,7 +1,6 @@
 """Switching sites on and off, whatever the mode of the model, and leaving everything else in its mode."""
 
 import sys
-import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -23,6 +22,7 @@ from dropkit.sites.handwritten.draws import is_random
 from dropkit.sites.interception.attachment import Attachment
 from dropkit.sites.interception.interceptor import Frame, Place
 from dropkit.sites.interception.names import runnable, unwrapped
+from dropkit.sites.interception.telling import warn
 from dropkit.sites.interception.underneath import check_no_script
 from dropkit.sites.switching.planning import planned
 from dropkit.sites.switching.probe import Probe, renamed
@@ -266,12 +266,12 @@ class Switch(Rewriting):
             if not self._selection.is_all:
                 raise self._selection.mismatch("switch", sites.values())
             if self.mode == "on":
-                warnings.warn("switch: nothing in this model drops, so there is nothing to switch on.", stacklevel=2)
+                warn("switch: nothing in this model drops, so there is nothing to switch on.")
         plan = planned(probe, self.mode, chosen) if chosen and self.mode != "auto" else Plan(names=probe.names)
         if plan.stuck:
             names = ", ".join(f"{name} ({sites[name].kind})" for name in sites if name in plan.stuck)
             message = f"switch: these sites cannot be switched {self.mode!r} and stay as they are: {names}."
-            warnings.warn(message, stacklevel=2)
+            warn(message)
         self.known |= probe.sites
         self.chosen |= chosen
         self.plan = replace(self.plan, stuck=self.plan.stuck - sites.keys()).joined(plan)

@@ -1,7 +1,6 @@
 """Attaching an interceptor to a model, by hooks on all of its modules, and taking it off again."""
 
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +13,7 @@ from dropkit.sites.interception import checkpoints
 from dropkit.sites.interception.compiler import while_compiling
 from dropkit.sites.interception.interceptor import Handler, Interceptor, Shield
 from dropkit.sites.interception.names import module_names
+from dropkit.sites.interception.telling import warn
 
 # Called from code that runs as it was written, hooks and modes are not compiled apart from it.
 _SKIPPED = _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP)
@@ -69,7 +69,7 @@ class _InterceptorHook(Hook):
             frames[-1].shield = Shield()
             frames[-1].shield.__enter__()
             message = "dropkit.sites: a compiled model whose masks are those of examples runs as it was written."
-            warnings.warn(message, stacklevel=2)
+            warn(message)
 
 
 for _function in (_InterceptorHook.__call__, Interceptor.__torch_function__):

@@ -1,7 +1,6 @@
 """What modules keep beside their parameters: plain attributes, containers, arrays and tensors, as they were before."""
 
 import sys
-import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -13,6 +12,7 @@ from torch.nn import Module
 
 from dropkit.sites.interception.names import module_names, wrapped
 from dropkit.sites.interception.parameters import is_plain, is_sharded, kept_parameter, seen_parameter
+from dropkit.sites.interception.telling import warn
 from dropkit.sites.interception.values import is_freed, is_writable, kept_values, version_of
 
 __all__ = ["kept_attributes"]
@@ -218,8 +218,7 @@ def _warn(label: str, what: str = "tensor") -> None:
         if what == "parameter"
         else ("sparse, nested or too large to be copied before, or was resized")
     )
-    warnings.warn(
+    warn(
         f"dropkit.sites: a forward that was run to look for dropout has changed {where}, a {what} that is {is_large}. "
-        f"It stays changed{remedy}",
-        stacklevel=2,
+        f"It stays changed{remedy}"
     )

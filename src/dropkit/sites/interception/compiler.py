@@ -6,7 +6,6 @@ is looked through before it is compiled.
 """
 
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ import torch
 from torch import Tensor, fx
 from torch._higher_order_ops.wrap import tag_activation_checkpoint
 from torch.utils.checkpoint import CheckpointPolicy
+
+from dropkit.sites.interception.telling import warn
 
 __all__ = ["begin_tracing", "called", "end_tracing", "trace", "unwatch", "watch", "while_compiling"]
 
@@ -166,7 +167,7 @@ def _checked(self: Any, gm: fx.GraphModule, example_inputs: Any) -> Any:
         raise Unsupported(f"{reason} PyTorch always compiles this one: draw the mask before it.")
     if tracer.one_graph or getattr(tracer, "error_on_graph_break", False):  # which older ones have not
         raise Unsupported(f"{reason} Compile the model without fullgraph=True, and it runs as it was written.")
-    warnings.warn(f"{reason} The function that calls it runs as it was written.", stacklevel=2)
+    warn(f"{reason} The function that calls it runs as it was written.")
     raise SkipFrame(reason)
 
 

@@ -1,7 +1,6 @@
 """Code of a model that runs outside of its forward, where nothing is seen: methods, and bodies of generators."""
 
 import sys
-import warnings
 from collections.abc import Mapping
 from dis import get_instructions
 from inspect import isasyncgenfunction, isgeneratorfunction
@@ -12,6 +11,7 @@ from torch.nn import Module
 
 from dropkit.errors import UnsupportedError
 from dropkit.sites.calls.functions import FUNCTIONS
+from dropkit.sites.interception.telling import warn
 
 __all__ = ["check_forward", "warn_of_methods"]
 
@@ -50,10 +50,9 @@ def warn_of_methods(names: Mapping[int, str], module: Module) -> None:
         frame = frame.f_back
     if method:
         remedy = "Call it in the forward of a small module that has the model as a part."
-        warnings.warn(
+        warn(
             f"dropkit.sites: {method} calls dropout itself, and runs outside of the forward of any module, where only "
-            f"the dropout of layers is seen. {remedy}",
-            stacklevel=2,
+            f"the dropout of layers is seen. {remedy}"
         )
 
 
