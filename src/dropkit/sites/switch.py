@@ -241,7 +241,7 @@ class Switch(Rewriting):
             names = ", ".join(site.name for site in sites)
             remedy = "Call the switch's `learn`, or open a new one."
             message = f"switch: these masks began to drop after it learned their modules, and are not off: {names}."
-            warnings.warn(f"{message} {remedy}", stacklevel=2)
+            warn(f"{message} {remedy}")
 
     def begin(self, module: Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         """Learn what a module does, before it runs for the first time."""
