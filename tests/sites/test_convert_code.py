@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import peers
-from dropkit.errors import ArgumentTypeError
+from dropkit.errors import ArgumentTypeError, UnsupportedError
 from dropkit.functional import drop_path
 from dropkit.sites import Plan, convert, find
 from tests.sites.converted import ROWS, WORDS
@@ -155,3 +155,85 @@ def test_a_dry_run_is_asked_for_by_a_bool(value: Any) -> None:
     with pytest.raises(ArgumentTypeError, match="convert: `dry_run` must be True or False"):
         convert(model, "srivastava", ROWS, dry_run=value)
     assert len(list(model.modules())) == 3
+
+
+class Packed(nn.Module):
+    """Two recurrent networks, joined by a packed sequence or not."""
+
+    def __init__(self, lengths: str) -> None:
+        super().__init__()
+        self.first, self.second = nn.LSTM(4, 6, batch_first=True), nn.GRU(6, 5, batch_first=True)
+        self.head, self.lengths = nn.Linear(5, 2), lengths
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        y, _ = self.first(x)
+        if self.lengths == "none":
+            return self.head(self.second(y)[0])
+        known = lengths if self.lengths == "given" else torch.tensor([5, 3])
+        packed = nn.utils.rnn.pack_padded_sequence(y, known, batch_first=True)
+        return self.head(nn.utils.rnn.pad_packed_sequence(self.second(packed)[0], batch_first=True)[0])
+
+
+@pytest.mark.parametrize("lengths", ["none", "given", "made"])
+def test_packing_between_networks_drops_once(lengths: str) -> None:
+    plan = convert(Packed(lengths), "rnn", torch.ones(2, 5, 4), torch.tensor([5, 3]))
+    assert plan.rates == {"first.input_dropout": 0.25, "second.input_dropout": 0.25, "second.output_dropout": 0.25}
+
+
+class Fixed(nn.Module):
+    """Attends by a function that is given no rate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.value = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(self.query(x), x, self.value(x)) + x
+
+
+def test_attention_without_a_rate_has_a_row() -> None:
+    plan = convert(Fixed(), "transformer", torch.ones(2, 5, 8), dry_run=True)
+    row = next(row for row in plan if row.place == "#0")
+    assert (row.now, row.then) == ("nothing", "nothing")
+    assert row.why == (
+        "cannot be had: the code of the model calls scaled_dot_product_attention with no rate from an attribute"
+    )
+
+
+class Shared(nn.Module):
+    """Applies one layer three times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = self.layer(x).relu()
+        return self.head(x)
+
+
+def test_a_rate_that_a_shared_layer_cannot_have_has_a_row() -> None:
+    plan = convert(Shared(), "srivastava", torch.ones(2, 4))
+    assert plan.rates == {"layer.input_dropout": 0.5, "head.input_dropout": 0.5}
+    assert [row.why for row in plan if row.place == "layer.input_dropout"] == [
+        "a hidden layer",
+        "the input: 0.2 cannot be had, for other runs of the module want 0.5",
+    ]
+
+
+class Stepping(nn.Module):
+    """Runs a cell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.LSTMCell(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state: Tensor = self.cell(x)[0]
+        return state
+
+
+def test_cells_are_told_what_to_use() -> None:
+    with pytest.raises(UnsupportedError, match=r"no recurrent network\. Its cells run a step at a time: use torch\.nn"):
+        convert(Stepping(), "rnn", torch.ones(2, 4))

@@ -22,6 +22,7 @@ CHANNELS = ("dropout1d", "dropout2d", "dropout3d", "feature_dropout", "feature_a
 PATHS = ("drop_path", "skip_path")
 CURVED = ("tanh", "sigmoid", "gelu", "silu", "elu", "selu", "softplus", "softmax", "mish", "hardswish", "exp", "log")
 _SUMS = ("add", "iadd", "radd", "matmul", "rmatmul", "bmm", "einsum")
+_NOUNS = {"recurrent": "recurrent network", "dense": "dense layer"}
 _ATTENTION = ("scaled_dot_product_attention", "multi_head_attention")
 
 
@@ -93,9 +94,14 @@ class Recipe:
                     f"`{step.path or 'its forward'}`. Try {self.misfits[kind]}."
                 )
         if not any(kind in self.fits for _, kind in kinds):
+            missing = " or ".join(_NOUNS.get(kind, kind) for kind in self.fits)
+            others = ", ".join(repr(other) for other in RECIPES if other != name)
+            remedy = f"Choose another of {others}."
+            if "recurrent" in self.fits and flow.kind("cell"):
+                remedy = "Its cells run a step at a time: use torch.nn.LSTM, GRU or RNN, or dropkit.nn.LSTM or GRU."
             raise UnsupportedError(
-                f"convert: the recipe {name!r} is for {self.what}, and a forward of this model has no "
-                f"{' or '.join(self.fits)}. Choose another of {', '.join(map(repr, RECIPES))}."
+                f"convert: the recipe {name!r} is for {self.what}, and a forward of this model has no {missing}. "
+                f"{remedy}"
             )
 
 
@@ -124,8 +130,10 @@ def _before(value: Value, *, through_layers: bool) -> set[Step]:
     return found
 
 
-def _after(value: Value, is_end: Callable[[Step], bool]) -> tuple[list[Step], set[Value]]:
-    """Return the steps and values behind a value, up to such as are an end."""
+def _after(
+    value: Value, is_end: Callable[[Step], bool], *, is_by_numbers: bool = False
+) -> tuple[list[Step], set[Value]]:
+    """Return the steps and values behind a value, up to such as are an end; perhaps not by lengths and indices."""
     steps: dict[Step, None] = {}  # in order
     values: set[Value] = set()
     waiting = [value]
@@ -135,7 +143,8 @@ def _after(value: Value, is_end: Callable[[Step], bool]) -> tuple[list[Step], se
         for step in current.readers:
             if step not in steps:
                 steps[step] = None
-                waiting += [] if is_end(step) else step.outputs
+                made = [output for output in step.outputs if output.is_floating or not is_by_numbers]
+                waiting += [] if is_end(step) else made
     return list(steps), values
 
 
@@ -163,6 +172,12 @@ def _makes_up(step: Step) -> bool:
 
 def _mixes(step: Step) -> bool:
     return step.is_layer or step.kind in ("sum", "norm", "batch_norm") or len(step.inputs) > 1
+
+
+def _mixes_numbers(step: Step) -> bool:
+    """Tell whether a step mixes more than lengths and indices with what it reads, as packing does."""
+    numbers = [value for value in step.inputs if value.is_floating]
+    return step.is_layer or step.kind in ("sum", "norm", "batch_norm") or len(numbers) > 1
 
 
 def _elementwise(role: str, p: float, step: Step, why: str, wrong: tuple[str, ...] = ()) -> Want:
@@ -243,8 +258,8 @@ def _rnn(flow: Flow, rates: Rates) -> Iterator[Want]:
             why = "one mask for all steps, between layers"
             yield Want("between", rates["between"][1], step.outputs[0], None, locked, kinds, wrong, why, module)
         value = next((v for v in [step.outputs[0], *_views(step.outputs[0])] if _leaves(v, module)), step.outputs[0])
-        readers = _after(value, _mixes)[0]
-        ends = [reader for reader in readers if _mixes(reader)]
+        readers = _after(value, _mixes_numbers, is_by_numbers=True)[0]
+        ends = [reader for reader in readers if _mixes_numbers(reader)]
         if not ends and not is_on_output(value, flow):
             why = "nothing reads them, and states stay whole"
             yield Want("outputs", 0.0, value, None, locked, kinds, (), f"outputs of `{step.path}`: {why}")

@@ -141,14 +141,15 @@ class Resolution:
             p, why = self._targets.get(step, (step.p, "kept: not in this recipe"))
             if knob is not None and wanted != {p}:
                 p, why = next(iter(wanted)), "it shares its layer with places that get this rate"
-            if knob is None and p != step.p:
-                p, why = (
-                    step.p,
-                    f"cannot be changed: the code of `{step.path or 'the model'}` has the rate, not an attribute",
-                )
+            is_refused = knob is None and p != step.p
+            if is_refused:
+                code = f"the code of {f'`{step.path}`' if step.path else 'the model'}"
+                p, why = step.p, f"cannot be changed: {code} has the rate, not an attribute"
+                if not p:
+                    why = f"cannot be had: {code} calls {step.name} with no rate from an attribute"
             if p:
                 self._active.setdefault(step.site, _as_found(step, p))
-            if p or step.p:
+            if p or step.p or is_refused:
                 self._row(step, p, why)
         if knob is not None and wanted != {knob.p} and wanted:
             self.changes.append(RateChange(knob, wanted.pop()))
@@ -183,7 +184,12 @@ class Resolution:
                 self._skipped.setdefault(why, []).append(self._name(want))
             else:  # of the runs of one module the highest rate counts
                 before = chosen.setdefault((id(port[0].module), port[1]), want)
-                chosen[id(port[0].module), port[1]] = max(before, want, key=lambda want: want.p)
+                counts = max(before, want, key=lambda want: want.p)
+                chosen[id(port[0].module), port[1]] = counts
+                other = before if counts is want else want
+                if other.p != counts.p:
+                    why = f"{other.why}: {other.p:.3g} cannot be had, for other runs of the module want {counts.p:.3g}"
+                    self._skipped.setdefault(why, []).append(_site(port[0].path, port[1]))
         for want in chosen.values():
             self._add(want, *self._ports[id(want)])
 
