@@ -18,12 +18,14 @@ study: .venv/.study ## Ask of real data whether dropout helps (ARGS="churn --see
 test test-slow: export OMP_WAIT_POLICY = PASSIVE
 # Workers share the tests, a file at a time; each takes more than half a gigabyte of memory.
 WORKERS := --numprocesses auto --maxprocesses 4 --dist loadfile
+# So that no worker waits for one that has begun with minutes of work when all else was done.
+LONGEST_FIRST := --no-loadscope-reorder tests/study tests/sites tests src docs README.md
 
 test: .venv/.dev ## Run the fast tests, with the examples of docstrings, README and docs
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow" $(ARGS)
 
 test-slow: .venv/.dev ## Run the slow tests
-	$(BIN)/python -m pytest $(WORKERS) -m "slow and not exhaustive" $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) -m "slow and not exhaustive" $(or $(ARGS),$(LONGEST_FIRST))
 
 native-arm: .venv/.dev ## Compare the NEON kernels with the mask definition, under emulation
 	$(BIN)/python -m pytest -m exhaustive -k emulation
