@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,9 +12,17 @@ from torch.nn import functional as F
 import dropkit
 from dropkit.sites import address
 
-__all__ = ["FORMS", "SEED", "Block", "Drawing", "Stack", "assert_as_plain", "calling", "hand_written"]
+__all__ = ["FORMS", "MARKS", "SEED", "Block", "Drawing", "Stack", "assert_as_plain", "calling", "hand_written"]
 
 SEED = 2**63 + 5
+MARKS = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings(  # PyTorch's own, while it compiles
+        "ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning",
+        "ignore:.*torch.jit.script_method. is deprecated:DeprecationWarning",
+        "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning",
+    ),
+]
 
 
 class Block(nn.Module):

@@ -19,7 +19,8 @@ from dropkit.errors import ArgumentTypeError
 from dropkit.sites import accelerate
 from dropkit.sites.calls.functions import Call
 from dropkit.sites.interception.attachment import attached
-from dropkit.sites.interception.interceptor import Handler, Place
+from dropkit.sites.interception.interceptor import Handler
+from dropkit.sites.interception.places import Place
 from tests.sites.networks import Plain
 from tests.sites.zoo import MODELS, Model
 

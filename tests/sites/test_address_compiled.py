@@ -14,16 +14,9 @@ import dropkit
 from dropkit.random import call_key, keep_mask
 from dropkit.sites import address
 from dropkit.sites.addressing import table
-from tests.sites.compiled import FORMS, SEED, Drawing, Stack, assert_as_plain, calling, hand_written
+from tests.sites.compiled import FORMS, MARKS, SEED, Drawing, Stack, assert_as_plain, calling, hand_written
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings(  # PyTorch's own, while it compiles
-        "ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning",
-        "ignore:.*torch.jit.script_method. is deprecated:DeprecationWarning",
-        "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning",
-    ),
-]
+pytestmark = MARKS
 
 
 @pytest.fixture(autouse=True)

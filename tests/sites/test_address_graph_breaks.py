@@ -13,16 +13,9 @@ from torch.utils.checkpoint import checkpoint
 from dropkit.errors import UnsupportedError
 from dropkit.random import call_key, keep_mask
 from dropkit.sites import address, samples
-from tests.sites.compiled import FORMS, SEED, Drawing, Stack, assert_as_plain, hand_written
+from tests.sites.compiled import FORMS, MARKS, SEED, Drawing, Stack, assert_as_plain, hand_written
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings(  # PyTorch's own, while it compiles
-        "ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning",
-        "ignore:.*torch.jit.script_method. is deprecated:DeprecationWarning",
-        "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning",
-    ),
-]
+pytestmark = MARKS
 START = {"mask_version": 1, "seed": SEED, "last_step": 0, "runs": {}}
 
 

@@ -22,7 +22,8 @@ from dropkit.random import call_key
 from dropkit.sites.calls.functions import Call
 from dropkit.sites.interception.attachment import attached
 from dropkit.sites.interception.counts import Counts
-from dropkit.sites.interception.interceptor import Handler, Place
+from dropkit.sites.interception.interceptor import Handler
+from dropkit.sites.interception.places import Place
 
 
 class Keyed(Handler):

@@ -14,7 +14,8 @@ from dropkit.random import call_key, keep_mask
 from dropkit.sites import accelerate, address, inject, record, switch
 from dropkit.sites.calls.functions import Call
 from dropkit.sites.interception.attachment import attached
-from dropkit.sites.interception.interceptor import Handler, Place
+from dropkit.sites.interception.interceptor import Handler
+from dropkit.sites.interception.places import Place
 
 
 class Net(nn.Module):

@@ -27,8 +27,9 @@ from dropkit.sites.handwritten.draws import Draw, find_draw
 from dropkit.sites.interception.attachment import Attachment, attached_to
 from dropkit.sites.interception.checkpoints import uncompiled
 from dropkit.sites.interception.compiler import called, while_compiling
-from dropkit.sites.interception.interceptor import Frame, Handler, Place
+from dropkit.sites.interception.interceptor import Handler
 from dropkit.sites.interception.names import is_dropout_layer, module_names
+from dropkit.sites.interception.places import Frame, Place
 from dropkit.sites.interception.telling import warn
 from dropkit.sites.interception.underneath import check_no_script
 from dropkit.sites.samples import Numbers, current, set_current

@@ -23,8 +23,9 @@ from dropkit.sites.calls.functions import Call
 from dropkit.sites.handwritten.applications import Application, Mask
 from dropkit.sites.handwritten.masks import Masks
 from dropkit.sites.interception.attachment import attached
-from dropkit.sites.interception.interceptor import Handler, Interceptor, Place
+from dropkit.sites.interception.interceptor import Handler, Interceptor
 from dropkit.sites.interception.names import runnable
+from dropkit.sites.interception.places import Place
 from dropkit.sites.interception.restoring import cloned, restored, set_mode
 from dropkit.sites.interception.underneath import Operator, Underneath, scripts_followed
 

@@ -18,8 +18,9 @@ from dropkit.sites.calls.replacement import replaced, replacement
 from dropkit.sites.handwritten.draws import Draw, find_draw
 from dropkit.sites.interception.attachment import Attachment
 from dropkit.sites.interception.counts import Counts
-from dropkit.sites.interception.interceptor import Handler, Place
+from dropkit.sites.interception.interceptor import Handler
 from dropkit.sites.interception.names import module_names, unwrapped
+from dropkit.sites.interception.places import Place
 from dropkit.sites.interception.underneath import check_no_script
 
 __all__ = ["inject", "record"]

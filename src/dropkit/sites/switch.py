@@ -20,8 +20,8 @@ from dropkit.sites.find import Site, Sites, _caller
 from dropkit.sites.handwritten.applications import Application, Mask
 from dropkit.sites.handwritten.draws import is_random
 from dropkit.sites.interception.attachment import Attachment
-from dropkit.sites.interception.interceptor import Frame, Place
 from dropkit.sites.interception.names import runnable, unwrapped
+from dropkit.sites.interception.places import Frame, Place
 from dropkit.sites.interception.telling import warn
 from dropkit.sites.interception.underneath import check_no_script
 from dropkit.sites.switching.planning import planned

@@ -14,7 +14,7 @@ from dropkit.random import fold, site
 from dropkit.sites.addressing.table import Table
 from dropkit.sites.interception.compiler import while_compiling
 from dropkit.sites.interception.counts import Counts
-from dropkit.sites.interception.interceptor import Place
+from dropkit.sites.interception.places import Place
 
 __all__ = ["Keys"]
 

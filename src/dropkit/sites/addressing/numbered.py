@@ -19,7 +19,7 @@ from dropkit.sites.calls.heads import attend_with_heads
 from dropkit.sites.calls.networks import NETWORKS
 from dropkit.sites.calls.replacement import replaced, replacement
 from dropkit.sites.handwritten.draws import Draw
-from dropkit.sites.interception.interceptor import Place
+from dropkit.sites.interception.places import Place
 from dropkit.sites.samples import Numbers, set_current
 
 __all__ = ["is_weight", "numbered", "numbered_draw", "numbered_key"]

@@ -16,7 +16,7 @@ from dropkit.sites.addressing.numbered import is_weight, numbered, numbered_draw
 from dropkit.sites.calls.functions import Call
 from dropkit.sites.calls.replacement import replaced
 from dropkit.sites.handwritten.draws import Draw
-from dropkit.sites.interception.interceptor import Place
+from dropkit.sites.interception.places import Place
 from dropkit.sites.samples import Numbers, current
 from dropkit.sites.workers import Workers
 

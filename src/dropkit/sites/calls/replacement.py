@@ -73,7 +73,7 @@ def _result(call: Call, own: Call, return_mask: bool) -> Any:
         if call.function.function is torch.native_dropout:
             return (found := own.run(), found[1]) if return_mask else own.run()
         return _with_return(own) if return_mask else own.run()
-    except NotImplementedError as error:
+    except NotImplementedError as error:  # as DTensor says that it knows no rule for an operator
         if type(call.input).__name__ != "DTensor":
             raise
         raise UnsupportedError(

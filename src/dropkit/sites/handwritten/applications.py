@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dropkit.errors import UnsupportedError
 from dropkit.sites.handwritten.operations import Operation, Rule
-from dropkit.sites.interception.interceptor import Place
+from dropkit.sites.interception.places import Place
 
 __all__ = ["Application", "Mask", "restores_mean"]
 

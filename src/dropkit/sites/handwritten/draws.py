@@ -16,7 +16,7 @@ from dropkit.functional.overrides import overridable
 from dropkit.kernels import fields
 from dropkit.random.layout import layout
 from dropkit.sites.handwritten.values import Discrete, Uniform, Values, constant
-from dropkit.sites.interception.interceptor import Frame, Place
+from dropkit.sites.interception.places import Frame, Place
 
 __all__ = ["RANDOM", "Draw", "drawn", "find_draw", "is_random"]
 

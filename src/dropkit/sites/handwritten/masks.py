@@ -25,7 +25,8 @@ from dropkit.sites.handwritten.draws import Draw, find_draw
 from dropkit.sites.handwritten.operations import Operation, Rule, find_rule
 from dropkit.sites.handwritten.tags import Applied, Count, Difference, Random, Scaled, Tag, follow, joined, note_read
 from dropkit.sites.handwritten.values import constant
-from dropkit.sites.interception.interceptor import Handler, Place
+from dropkit.sites.interception.interceptor import Handler
+from dropkit.sites.interception.places import Place
 
 __all__ = ["Masks"]
 

@@ -11,8 +11,9 @@ from torch.nn import Module
 
 from dropkit.sites.interception import checkpoints
 from dropkit.sites.interception.compiler import while_compiling
-from dropkit.sites.interception.interceptor import Handler, Interceptor, Shield
+from dropkit.sites.interception.interceptor import Handler, Interceptor
 from dropkit.sites.interception.names import module_names
+from dropkit.sites.interception.places import Shield
 from dropkit.sites.interception.telling import warn
 
 # Called from code that runs as it was written, hooks and modes are not compiled apart from it.

@@ -192,7 +192,7 @@ def _value(argument: Any) -> Any:
 def _is_drawing(function: Any, node: fx.Node) -> bool:
     from dropkit.sites.calls.functions import find_call
     from dropkit.sites.handwritten.draws import find_draw
-    from dropkit.sites.interception.interceptor import Frame, Place
+    from dropkit.sites.interception.places import Frame, Place
 
     call = find_call(function, node.args, node.kwargs)
     if call is not None:

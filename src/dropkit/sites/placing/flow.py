@@ -16,8 +16,9 @@ from dropkit.sites.calls.functions import Call
 from dropkit.sites.handwritten.applications import Application
 from dropkit.sites.handwritten.masks import Masks
 from dropkit.sites.interception.attachment import attached
-from dropkit.sites.interception.interceptor import Handler, Interceptor, Place
+from dropkit.sites.interception.interceptor import Handler, Interceptor
 from dropkit.sites.interception.names import module_names
+from dropkit.sites.interception.places import Place
 from dropkit.sites.interception.restoring import cloned, restored
 
 __all__ = ["Flow", "Knob", "Port", "Step", "Value", "trace"]

@@ -23,8 +23,8 @@ from dropkit.sites.handwritten.draws import Draw
 from dropkit.sites.handwritten.masks import Masks
 from dropkit.sites.interception.attachment import attached
 from dropkit.sites.interception.checkpoints import watched
-from dropkit.sites.interception.interceptor import Frame, Place
 from dropkit.sites.interception.names import module_names
+from dropkit.sites.interception.places import Frame, Place
 from dropkit.sites.interception.restoring import cloned, restored, set_mode
 from dropkit.sites.interception.underneath import Underneath, scripts_followed
 

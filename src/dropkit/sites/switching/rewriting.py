@@ -15,7 +15,8 @@ from dropkit.sites.find import Site
 from dropkit.sites.handwritten.applications import Application
 from dropkit.sites.handwritten.draws import Draw
 from dropkit.sites.handwritten.masks import Masks
-from dropkit.sites.interception.interceptor import Frame, Handler, Place
+from dropkit.sites.interception.interceptor import Handler
+from dropkit.sites.interception.places import Frame, Place
 from dropkit.sites.switching.probe import renamed
 
 __all__ = ["Plan", "Rewriting"]
