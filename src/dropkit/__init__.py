@@ -15,9 +15,21 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dropkit import errors, functional, kernels, nn, numpy, random, schedules, sites, study
+    from dropkit import errors, functional, kernels, nn, numpy, random, schedules, sites, study, uncertainty
 
-__all__ = ["__version__", "errors", "functional", "kernels", "nn", "numpy", "random", "schedules", "sites", "study"]
+__all__ = [
+    "__version__",
+    "errors",
+    "functional",
+    "kernels",
+    "nn",
+    "numpy",
+    "random",
+    "schedules",
+    "sites",
+    "study",
+    "uncertainty",
+]
 
 __version__ = "0.1.0.dev0"
 
