@@ -98,6 +98,19 @@ def test_the_optional_packages_are_the_same_wherever_they_are_listed() -> None:
     )
 
 
+def test_the_extra_of_uncertainty_is_part_of_that_of_the_study_with_the_same_bounds() -> None:
+    extras = PROJECT["project"]["optional-dependencies"]
+    assert set(extras["uncertainty"]) < set(extras["study"])
+
+
+def test_every_package_that_uncertainty_imports_is_in_its_extra() -> None:
+    modules = {"scikit-learn": "sklearn"}
+    names = [re.split(r"[<>=!~ \[]", line)[0] for line in PROJECT["project"]["optional-dependencies"]["uncertainty"]]
+    sources = (SOURCE / "uncertainty").rglob("*.py")
+    optional = set().union(*(packages_named_in(path.read_text()) for path in sources)) & set(OPTIONAL)
+    assert optional <= {modules.get(name, name) for name in names}
+
+
 def test_every_package_that_is_imported_is_declared() -> None:
     imported = set().union(*(packages_named_in(path.read_text()) for path in SOURCE.rglob("*.py")))
     assert {"torch", "numpy"} <= imported

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dropkit._look import FIRST, LOOK, MUTED, SECOND
 from dropkit.study.findings import Findings
 from dropkit.study.measures import MEASURES
 from dropkit.study.methods import METHODS
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EARLY", "LAST", "MUTED", "Picture", "colour", "figure", "panels", "svg"]
 
-MUTED = "#6b7280"
-EARLY = "#2563eb"
-LAST = "#b45309"
+EARLY, LAST = FIRST, SECOND
 _NONE = "#4b5563"
 _PANELS_A_ROW = 4
 _COLOURS = (
@@ -28,29 +27,6 @@ _COLOURS = (
     *("#a78bfa", "#b91c1c", "#166534", "#e879f9", "#ea580c", "#1e3a8a", "#f59e0b", "#14b8a6"),
     *("#7f1d1d", "#fb7185", "#3f6212", "#38bdf8", "#78716c"),
 )
-
-_LOOK: dict[str, object] = {
-    "svg.fonttype": "none",  # text stays text: small, sharp, and found by the browser's search
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 10,
-    "axes.edgecolor": "#9ca3af",
-    "axes.labelcolor": "#374151",
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": "#e5e7eb",
-    "grid.linewidth": 0.8,
-    "xtick.color": "#4b5563",
-    "ytick.color": "#4b5563",
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "lines.linewidth": 1.8,
-}
 
 
 @dataclass(frozen=True)
@@ -107,7 +83,7 @@ def figure(picture: Picture, findings: Findings) -> "Figure":
     """Draw a picture as a Matplotlib figure with the report's look."""
     import matplotlib as mpl
 
-    look: Any = _LOOK  # the stub lists every key by name
+    look: Any = LOOK  # the stub lists every key by name
     with mpl.rc_context(look):
         return picture.draw(findings)
 
@@ -116,7 +92,7 @@ def svg(picture: Picture, findings: Findings) -> str:
     """Draw a picture as an SVG element to stand in an HTML page; equal findings give equal text."""
     import matplotlib as mpl
 
-    look: Any = {**_LOOK, "svg.hashsalt": picture.name}  # the stub lists every key by name
+    look: Any = {**LOOK, "svg.hashsalt": picture.name}  # the stub lists every key by name
     with mpl.rc_context(look):
         text = io.StringIO()
         figure = picture.draw(findings)
