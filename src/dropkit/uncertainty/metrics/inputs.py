@@ -1,0 +1,107 @@
+"""What metrics, figures and scores take: tensors or arrays, checked and turned into float64."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dropkit._checks import argument_error, argument_type_error
+
+__all__ = ["Array", "LabelArray", "labels_of", "numbers", "probabilities_of", "rows_of", "same_shape", "simplex"]
+
+Array = npt.NDArray[np.float64]
+LabelArray = npt.NDArray[np.int64]
+
+_PRECISION = {"float16": 2.0**-10, "bfloat16": 2.0**-7}  # coarser than what sums are checked to
+_AVERAGE = "Average the passes first: samples.mean(0)."
+_BOTH = "Of two classes give both probabilities: torch.stack([1 - p, p], -1)."
+
+
+def _as_array(where: str, name: str, value: Any) -> npt.NDArray[Any]:
+    """Return a tensor, an array or nested sequences of real numbers as an array of their own type."""
+    rule = "a dense tensor or an array of real numbers"
+    if isinstance(value, Tensor):
+        if value.layout != torch.strided or value.is_complex() or value.is_quantized:
+            raise argument_type_error(where, name, rule, f"{value.layout} of {value.dtype}")
+        whole = value.detach().cpu()
+        return (whole.double() if whole.is_floating_point() else whole).numpy()
+    if isinstance(value, str | bytes | dict | set) or value is None:
+        raise argument_type_error(where, name, rule, value)
+    try:
+        found = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError):  # rows of different lengths, or what only looks like a sequence
+        raise argument_type_error(where, name, rule, value) from None
+    if found.dtype.kind not in "biuf":
+        raise argument_type_error(where, name, rule, value)
+    return found
+
+
+def numbers(where: str, name: str, value: Any, rank: int | None = None) -> Array:
+    """Return finite numbers of one row or more, as float64; of `rank` axes, if that is given."""
+    found = _as_array(where, name, value).astype(np.float64)
+    if rank is not None and found.ndim != rank:
+        axes = "one axis" if rank == 1 else f"{rank} axes"
+        raise argument_error(where, name, f"of {axes}", found.shape)
+    if found.size == 0 or found.ndim == 0:
+        raise argument_error(where, name, "one row or more", found.shape)
+    is_finite = np.isfinite(found)
+    if not is_finite.all():
+        raise argument_error(where, name, "finite numbers", float(found[~is_finite][0]))
+    return found
+
+
+def same_shape(where: str, name: str, value: Any, other: str, shape: tuple[int, ...]) -> Array:
+    """Return finite numbers of the shape that the argument `other` asks for."""
+    found = numbers(where, name, value)
+    if found.shape != shape:
+        raise argument_error(where, name, f"of shape {shape}, as `{other}` is", found.shape)
+    return found
+
+
+def simplex(where: str, name: str, found: Any, given: Any) -> None:
+    """Check that numbers, in an array or a tensor, are probabilities that sum to 1 over the last axis.
+
+    The sum may be off by 0.0001, or by more where the numbers are given in a type that cannot say better.
+    """
+    remedy = "Take the softmax of logits."
+    for wrong in (found < 0, found > 1 + 1e-6):
+        if wrong.any():
+            raise argument_error(where, name, "in [0, 1]", float(found[wrong][0]), remedy)
+    sums = found.sum(-1)
+    wrong = abs(sums - 1) > max(1e-4, 8 * _PRECISION.get(str(getattr(given, "dtype", "")).removeprefix("torch."), 0.0))
+    if wrong.any():
+        raise argument_error(where, name, "probabilities that sum to 1 over the classes", float(sums[wrong][0]), remedy)
+
+
+def probabilities_of(where: str, value: Any) -> Array:
+    """Return probabilities of shape (rows, classes)."""
+    found = numbers(where, "probabilities", value)
+    if found.ndim != 2 or found.shape[1] < 2:
+        remedy = _AVERAGE if found.ndim == 3 else _BOTH
+        raise argument_error(
+            where, "probabilities", "of shape (rows, classes), two classes or more", found.shape, remedy
+        )
+    simplex(where, "probabilities", found, value)
+    return found
+
+
+def labels_of(where: str, value: Any, rows: int, classes: int) -> LabelArray:
+    """Return the classes of rows, whole numbers from 0."""
+    found = _as_array(where, "labels", value)
+    if found.dtype.kind not in "iu":
+        remedy = "Give each row the number of its class."
+        raise argument_type_error(where, "labels", "of an integer type", found.dtype, remedy)
+    if found.shape != (rows,):
+        raise argument_error(where, "labels", f"of shape ({rows},), one a row of `probabilities`", found.shape)
+    wrong = (found < 0) | (found >= classes)
+    if wrong.any():
+        raise argument_error(where, "labels", f"classes from 0 to {classes - 1}", int(found[wrong][0]))
+    return found.astype(np.int64)
+
+
+def rows_of(where: str, probabilities: Any, labels: Any) -> tuple[Array, LabelArray]:
+    """Return probabilities of shape (rows, classes) and the classes that rows have."""
+    found = probabilities_of(where, probabilities)
+    return found, labels_of(where, labels, *found.shape)

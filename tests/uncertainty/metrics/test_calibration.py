@@ -1,0 +1,139 @@
+"""Calibration errors against torchmetrics, scikit-learn, exact enumeration and the definition of the smooth one."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate
+from sklearn.calibration import calibration_curve
+
+from dropkit.uncertainty import calibration_error
+
+
+def example() -> tuple[torch.Tensor, torch.Tensor]:
+    """200 rows of four classes, about half of them right, and no confidence on the edge of a bin."""
+    rows = torch.arange(200, dtype=torch.float64)
+    probabilities = torch.stack([2 * torch.sin(1.7 * rows + k * k) for k in range(4)], dim=1).softmax(1)
+    labels = ((7 * rows + 3 * (0.37 * rows).floor()) % 4).long()
+    return probabilities, torch.where(rows % 3 == 0, probabilities.argmax(1), labels)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "bins", "published"),
+    [
+        ("equal_width", 15, 0.16209201514720917),
+        ("equal_width", 7, 0.15409445762634277),
+        ("maximum", 15, 0.2814161479473114),
+        ("maximum", 7, 0.21917152404785156),
+    ],
+)
+def test_the_expected_and_the_maximum_error_are_those_of_torchmetrics(
+    estimator: str, bins: int, published: float
+) -> None:
+    """As torchmetrics 1.9.0 gives them, in float32, for these rows."""
+    found = calibration_error(*example(), estimator=estimator, bins=bins)
+    assert found == pytest.approx(published, abs=1e-6)
+
+
+def test_the_adaptive_error_is_that_of_scikit_learns_quantile_bins() -> None:
+    """With 200 rows without ties and 8 bins, each has 25: the error is the plain mean over bins."""
+    probabilities, labels = example()
+    confidence, predicted = probabilities.max(1)
+    accuracy, mean = calibration_curve(predicted == labels, confidence, n_bins=8, strategy="quantile")
+    assert len(mean) == 8
+    found = calibration_error(probabilities, labels, estimator="equal_mass", bins=8)
+    assert found == pytest.approx(np.abs(accuracy - mean).mean(), abs=1e-12)
+
+
+def test_the_classwise_error_is_the_mean_of_two_class_problems() -> None:
+    probabilities, labels = example()
+    expected = 0.0
+    for k in range(4):
+        of = probabilities[:, k].numpy()
+        for low in np.arange(10) / 10:
+            inside = (of > low) & (of <= low + 0.1)
+            if inside.any():
+                gap = abs((labels.numpy() == k)[inside].mean() - of[inside].mean())
+                expected += gap * inside.mean() / 4
+    assert calibration_error(probabilities, labels, estimator="classwise", bins=10) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("chance", [0.2, 0.5, 0.9])
+def test_the_square_of_the_debiased_error_is_unbiased(chance: float) -> None:
+    """Over all labels of five rows that are called certain: where all are, nothing need be cut off at 0."""
+    probabilities = np.tile([1.0, 0.0], (5, 1))
+    mean = plain = 0.0
+    for right in itertools.product((0, 1), repeat=5):
+        weight = math.prod(chance if r else 1 - chance for r in right)
+        labels = 1 - np.array(right)
+        mean += weight * calibration_error(probabilities, labels, estimator="debiased", bins=1) ** 2
+        plain += weight * calibration_error(probabilities, labels, bins=1) ** 2
+    assert mean == pytest.approx((1 - chance) ** 2)
+    assert plain == pytest.approx((1 - chance) ** 2 + chance * (1 - chance) / 5)
+
+
+def test_the_debiased_error_of_a_calibrated_model_is_lower_than_the_plain_one() -> None:
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0.5, 1, 2000)
+    labels = (rng.uniform(size=2000) > confidence).astype(int)
+    probabilities = np.stack([confidence, 1 - confidence], 1)
+    debiased = calibration_error(probabilities, labels, estimator="debiased")
+    assert debiased < 0.012 < calibration_error(probabilities, labels) < 0.05
+
+
+@pytest.mark.parametrize("estimator", ["equal_mass", "debiased"])
+def test_rows_of_one_confidence_share_a_bin_whatever_their_order(estimator: str) -> None:
+    confidence = np.repeat([0.6, 0.7, 0.9], [5, 9, 6])
+    probabilities, labels = np.stack([confidence, 1 - confidence], 1), np.arange(20) % 3 % 2
+    order = np.random.default_rng(0).permutation(20)
+    found = calibration_error(probabilities, labels, estimator=estimator, bins=4)
+    assert found == calibration_error(probabilities[order], labels[order], estimator=estimator, bins=4)
+
+
+def test_a_bin_holds_its_upper_edge() -> None:
+    """0.75 and 0.7 lie in (0.5, 0.75]: one gap of |0.5 - 0.725|, not the two of 0.25 and 0.7."""
+    probabilities = [[0.75, 0.25], [0.7, 0.3]]
+    assert calibration_error(probabilities, [0, 1], bins=4) == pytest.approx(0.225)
+    assert calibration_error(probabilities, [0, 1], bins=1000) == pytest.approx((0.25 + 0.7) / 2)
+
+
+def test_the_smooth_error_is_the_fixed_point_of_its_definition() -> None:
+    """Its bandwidth is put into the definition: the integral of the size of residuals under a reflected Gaussian."""
+    probabilities, labels = example()
+    confidence, predicted = (value.numpy() for value in probabilities.max(1))
+    residuals = (predicted == labels.numpy()) - confidence
+    bandwidth = calibration_error(probabilities, labels, estimator="smooth")
+    images = np.concatenate([confidence + 2 * k for k in range(-2, 3)] + [-confidence + 2 * k for k in range(-2, 3)])
+
+    def smoothed(at: float) -> float:
+        kernel = np.exp(-(((at - images) / bandwidth) ** 2) / 2) / (bandwidth * math.sqrt(2 * math.pi))
+        return abs((kernel * np.tile(residuals, 10)).sum()) / len(confidence)
+
+    integral, _ = integrate.quad(smoothed, 0, 1, limit=400)
+    assert bandwidth == pytest.approx(integral, abs=2e-4)
+    assert 0.05 < bandwidth < 0.3
+
+
+@pytest.mark.parametrize("right", [0, 3, 10])
+def test_the_smooth_error_of_one_confidence_is_how_far_it_is_off(right: int) -> None:
+    labels = np.repeat([0, 1], [right, 10 - right])
+    found = calibration_error(np.tile([0.7, 0.3], (10, 1)), labels, estimator="smooth")
+    assert found == pytest.approx(abs(right / 10 - 0.7), abs=1e-6)
+
+
+@pytest.mark.parametrize("estimator", ["equal_width", "equal_mass", "debiased", "maximum", "classwise", "smooth"])
+def test_certain_and_right_has_no_error_and_certain_and_wrong_all_of_it(estimator: str) -> None:
+    probabilities = torch.eye(3)[[0, 1, 2, 0]]
+    assert calibration_error(probabilities, torch.tensor([0, 1, 2, 0]), estimator=estimator) == 0
+    wrong = calibration_error(probabilities, torch.tensor([1, 2, 0, 2]), estimator=estimator)
+    assert wrong == pytest.approx(2 / 3 if estimator == "classwise" else 1, abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_tensors_of_every_type_that_need_gradients_and_arrays_give_the_same(dtype: torch.dtype) -> None:
+    probabilities, labels = example()
+    given = probabilities.to(dtype)
+    expected = calibration_error(given.double().numpy() / given.double().numpy().sum(1, keepdims=True), labels.numpy())
+    assert calibration_error(given.requires_grad_(), labels.short()) == pytest.approx(expected, abs=0.02)

@@ -1,0 +1,116 @@
+"""Wrong arguments of metrics: the message names the argument, the rule and what was given."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dropkit import uncertainty
+from dropkit.errors import ArgumentError, ArgumentTypeError, MissingDependencyError
+
+PROBABILITIES, LABELS = torch.tensor([[0.5, 0.5], [0.25, 0.75]]), torch.tensor([0, 1])
+ONE = torch.ones(2)
+GOOD: dict[str, dict[str, Any]] = {
+    "brier_decomposition": {"probabilities": PROBABILITIES, "labels": LABELS, "bins": 3},
+    "brier_score": {"probabilities": PROBABILITIES, "labels": LABELS},
+    "calibration_error": {"probabilities": PROBABILITIES, "labels": LABELS, "estimator": "equal_mass", "bins": 3},
+    "detection": {"inside": ONE, "outside": ONE},
+    "gaussian_negative_log_likelihood": {"mean": ONE, "std": ONE, "targets": ONE},
+    "interval_scores": {"lower": ONE, "upper": ONE, "targets": ONE, "level": 0.5},
+    "mixture_negative_log_likelihood": {"samples": torch.ones(3, 2), "targets": ONE, "precision": 1.0},
+    "negative_log_likelihood": {"probabilities": PROBABILITIES, "labels": LABELS},
+    "risk_coverage": {"uncertainty": ONE, "losses": ONE},
+}
+NUMBERS = {
+    "no numbers": ("yes", ArgumentTypeError, "a dense tensor or an array of real numbers, got 'yes' (str)"),
+    "none": (None, ArgumentTypeError, "a dense tensor or an array of real numbers, got None"),
+    "objects": ([object(), object()], ArgumentTypeError, "a dense tensor or an array of real numbers"),
+    "ragged": ([[1.0], [1.0, 2.0]], ArgumentTypeError, "a dense tensor or an array of real numbers"),
+    "complex": (torch.ones(2, dtype=torch.cfloat), ArgumentTypeError, "a dense tensor or an array of real numbers"),
+    "complex array": (np.ones(2, complex), ArgumentTypeError, "a dense tensor or an array of real numbers"),
+    "sparse": (torch.ones(2).to_sparse(), ArgumentTypeError, "a dense tensor or an array of real numbers"),
+    "empty": (torch.ones(0), ArgumentError, "must be"),
+    "NaN": (torch.tensor([math.nan, 1.0]), ArgumentError, "finite numbers, got nan"),
+    "infinite": (np.array([1.0, -math.inf]), ArgumentError, "finite numbers, got -inf"),
+    "shape": (torch.ones(3, 1, 1, 1), ArgumentError, "1, 1, 1)"),
+}
+TABLES: dict[str, tuple[Any, type[Exception], str]] = {
+    "one axis": (
+        torch.ones(2),
+        ArgumentError,
+        "(rows, classes), two classes or more, got (2,) (tuple). Of two classes",
+    ),
+    "one class": (torch.ones(2, 1), ArgumentError, "two classes or more, got (2, 1) (tuple). Of two classes give both"),
+    "passes": (torch.full((4, 2, 2), 0.5), ArgumentError, "got (4, 2, 2) (tuple). Average the passes first"),
+    "no rows": (torch.ones(0, 2), ArgumentError, "one row or more, got (0, 2)"),
+    "logits": (torch.tensor([[2.0, -1.0], [0.0, 1.0]]), ArgumentError, "in [0, 1], got -1.0 (float). Take the softmax"),
+    "above 1": (torch.tensor([[2.0, 0.0], [0.0, 1.0]]), ArgumentError, "in [0, 1], got 2.0 (float). Take the softmax"),
+    "sums": (torch.tensor([[0.5, 0.25], [0.0, 1.0]]), ArgumentError, "sum to 1 over the classes, got 0.75 (float)."),
+}
+CLASSES: dict[str, tuple[Any, type[Exception], str]] = {
+    "floats": (torch.tensor([0.0, 1.0]), ArgumentTypeError, "of an integer type, got dtype('float64')"),
+    "truth": (np.array([True, False]), ArgumentTypeError, "of an integer type, got dtype('bool')"),
+    "negative": (torch.tensor([0, -1]), ArgumentError, "classes from 0 to 1, got -1 (int)"),
+    "too many": (torch.tensor([2, 0]), ArgumentError, "classes from 0 to 1, got 2 (int)"),
+    "fewer rows": (torch.tensor([0]), ArgumentError, "of shape (2,), one a row of `probabilities`, got (1,)"),
+    "one-hot": (torch.eye(2).long(), ArgumentError, "of shape (2,), one a row of `probabilities`, got (2, 2)"),
+}
+OTHERS = [
+    ("calibration_error", "estimator", "ece", ArgumentError, "one of 'equal_width', 'equal_mass', 'debiased'"),
+    ("calibration_error", "estimator", None, ArgumentError, "one of 'equal_width'"),
+    ("calibration_error", "bins", 0, ArgumentError, "an integer in [1, 10**6], got 0"),
+    ("calibration_error", "bins", 1.5, ArgumentTypeError, "an integer in [1, 10**6], got 1.5"),
+    ("brier_decomposition", "bins", True, ArgumentTypeError, "an integer in [1, 10**6], got True"),
+    ("detection", "inside", torch.ones(2, 1), ArgumentError, "of one axis, got (2, 1)"),
+    ("gaussian_negative_log_likelihood", "std", torch.tensor([1.0, 0.0]), ArgumentError, "above 0, got 0.0"),
+    ("gaussian_negative_log_likelihood", "std", -1.0, ArgumentError, "a number in (0, inf), got -1.0"),
+    ("interval_scores", "level", 1.0, ArgumentError, "a number in (0, 1), got 1.0"),
+    ("interval_scores", "upper", torch.tensor([1.0, 0.5]), ArgumentError, "nowhere below `lower`, got 0.5"),
+    ("mixture_negative_log_likelihood", "precision", 0.0, ArgumentError, "a number in (0, inf), got 0.0"),
+    ("mixture_negative_log_likelihood", "precision", None, ArgumentError, "a number in (0, inf), got None"),
+    ("mixture_negative_log_likelihood", "samples", torch.ones(2), ArgumentError, "of shape (passes, rows) or"),
+    ("risk_coverage", "losses", torch.tensor([0.0, -1.0]), ArgumentError, "0 or more, got -1.0"),
+]  # fmt: skip
+
+
+def cases() -> list[Any]:
+    found = []
+    for call, good in GOOD.items():
+        for name, value in good.items():
+            kinds = {"probabilities": NUMBERS | TABLES, "labels": CLASSES}.get(name, NUMBERS)
+            if isinstance(value, torch.Tensor):
+                found += [pytest.param(call, name, *case, id=f"{call}-{name}-{kind}") for kind, case in kinds.items()]
+    return found + [pytest.param(*case, id=f"{case[0]}-{case[1]}-{number}") for number, case in enumerate(OTHERS)]
+
+
+@pytest.mark.parametrize(("call", "name", "value", "error", "rule"), cases())
+def test_a_wrong_argument_is_named_with_the_rule(
+    call: str, name: str, value: Any, error: type[Exception], rule: str
+) -> None:
+    compared = {"lower": "upper", "mean": "std", "samples": "targets", "uncertainty": "losses"}  # with its shape
+    other = compared.get(name, name)
+    with pytest.raises(error) as caught:
+        getattr(uncertainty, call)(**GOOD[call] | {name: value})
+    assert type(caught.value) is error
+    message = str(caught.value)
+    assert message.startswith((f"{call}: `{name}` must be ", f"{call}: `{other}` must be "))
+    assert rule in message
+
+
+@pytest.mark.parametrize("call", GOOD)
+def test_what_is_called_good_here_is_taken(call: str) -> None:
+    getattr(uncertainty, call)(**GOOD[call])
+
+
+@pytest.mark.parametrize(
+    ("package", "call", "options"),
+    [("scipy", "calibration_error", {"estimator": "smooth"}), ("sklearn", "detection", {})],
+)
+def test_a_missing_package_is_named_with_what_installs_it(
+    monkeypatch: pytest.MonkeyPatch, package: str, call: str, options: dict[str, Any]
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, package, None)
+    with pytest.raises(MissingDependencyError, match=rf"the package '{package}'.*dropkit\[uncertainty\]"):
+        getattr(uncertainty, call)(**GOOD[call] | options)
