@@ -11,7 +11,7 @@ from torch.overrides import handle_torch_function
 from dropkit._checks import KEY, PROBABILITY, STREAM, Integer, Number, argument_error, argument_type_error, as_float
 from dropkit.errors import UnsupportedError
 from dropkit.functional.autograd import traced
-from dropkit.functional.examples import NumberedKey
+from dropkit.functional.examples import NumberedKey, numbers_of
 from dropkit.functional.overrides import is_overridden
 from dropkit.random import threshold
 
@@ -26,6 +26,7 @@ __all__ = [
     "is_readable",
     "key_tensor",
     "or_several",
+    "pass_of",
     "plain_rate",
     "signed",
 ]
@@ -82,10 +83,25 @@ def check_source(
         names: What these are called in it.
     """
     thresholds, streams = _threshold_tensor(where, p, input, names), _stream_tensor(where, stream, input, names)
+    streams = pass_of(where, streams, numbers_of(key))
     keys = None if key is None else _key_tensor(where, key, input, names)
     if generator is not None:
         _check_generator(where, generator, key, input, names)
     return thresholds, streams, keys
+
+
+def pass_of(where: str, stream: Tensor, numbers: NumberedKey | None) -> Tensor:
+    """Return the stream of a call whose key may number a pass; of several, which lie along axis 0, it is no matter.
+
+    Raises:
+        ArgumentError: If the call says itself which pass it belongs to.
+    """
+    if numbers is None or numbers.streams == (0,):
+        return stream
+    if stream.dim() or (is_readable(stream) and int(stream)):
+        remedy = "It belongs to the pass of its key, and cannot have a number of its own."
+        raise argument_error(where, "stream", "0 in passes that are numbered", stream, remedy)
+    return _constant(numbers.streams[0])
 
 
 def find_address(

@@ -12,7 +12,7 @@ from dropkit.functional import eager
 from dropkit.functional.address import check_source
 from dropkit.functional.affine import apply_affine
 from dropkit.functional.autograd import traced
-from dropkit.functional.examples import runs_of
+from dropkit.functional.examples import numbers_of
 from dropkit.functional.inputs import check_dense, check_input, check_mask, check_writable, is_identity, kept_by
 from dropkit.functional.noise import noise_at
 from dropkit.functional.overrides import overridable
@@ -186,14 +186,14 @@ def _alpha(
         keep = kept_by(mask, threshold)
         output = move(input, keep, *coefficients, in_place=not traced())
     else:
-        noise = noise_at(where, input, keys, streams, generator, runs=runs_of(key))
-        places = noise.places(input.shape, tuple(shared))
-        is_kept = return_mask or len(places) > 1
-        keep = noise.keep_mask(input.shape, threshold, tuple(shared)) if is_kept else input
-        if len(places) == 1:
-            output = apply_affine(input, noise.key, noise.stream, threshold, *coefficients, *places[0])
-        else:
+        noise = noise_at(where, input, keys, streams, generator, numbers=numbers_of(key))
+        found = noise.at_once(input, tuple(shared))
+        keep = noise.keep_mask(input.shape, threshold, tuple(shared)) if return_mask or found is None else input
+        if found is None:
             output = move(input, keep, *coefficients, in_place=not traced())
+        else:
+            values = map(noise.rates, (threshold, *coefficients))
+            output = apply_affine(found[0], noise.key, noise.stream, *values, *found[1]).reshape(input.shape)
     if inplace:
         output = input.copy_(output)
     return (output, keep) if return_mask else output

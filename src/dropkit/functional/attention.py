@@ -21,7 +21,7 @@ from dropkit.functional.attention_inputs import (
 )
 from dropkit.functional.attention_weights import attend, find_weights, widened
 from dropkit.functional.eager import is_plain
-from dropkit.functional.examples import check_examples, runs_of
+from dropkit.functional.examples import NumberedKey, check_examples, numbers_of
 from dropkit.functional.inputs import autocast_dtype, check_mask, is_identity, without_autocast
 from dropkit.functional.overrides import overridable
 from dropkit.kernels.native import operations as native
@@ -129,8 +129,7 @@ def scaled_dot_product_attention(
         return (output, torch.ones_like(weights, dtype=torch.bool)) if return_dropout_mask else output
     query, key, value = broadcast(query, key, value, leading, enable_gqa)
     factor = 1 / math.sqrt(max(query.size(-1), 1)) if scale is None else scale
-    runs = runs_of(dropout_key)
-    one_key = dropout_key is None or type(dropout_key) is int or len(runs) == 1
+    one_key = dropout_key is None or type(dropout_key) is int or numbers_of(dropout_key) is not None
     plain = type(dropout_p) is float and generator is None and type(stream) is int and stream == 0 and one_key
     check_not_traced(WHERE)
     if dropout_mask is not None:
@@ -142,9 +141,10 @@ def scaled_dot_product_attention(
     drawn = draw_key(WHERE, generator, query, _NAMES) if dropout_key is None else dropout_key
     if plain and not return_dropout_mask and _computes_in_parts(query, key, value, attn_mask):
         threshold = math.floor(dropout_p * 2.0**32 + 0.5)
-        if runs:
-            check_examples(WHERE, runs, weights.shape)
-        source = drawn if runs else int(drawn) % 2**64
+        numbers = numbers_of(drawn)
+        if numbers is not None and numbers.runs:
+            check_examples(WHERE, numbers.runs, weights.shape, len(numbers.streams))
+        source = int(drawn) % 2**64 if numbers is None else numbers
         return _Attention.apply(query, key, value, attn_mask, is_causal, factor, source, threshold)
     output, _, kept = attend(
         query, key, value, attn_mask, is_causal, factor, dropout_p, return_mask=return_dropout_mask, key=drawn,
@@ -263,11 +263,25 @@ class _Parts:
 
     def bits(self, heads: slice, queries: slice, keys: slice, key: int, threshold: int) -> Tensor:
         """Return the mask of a part, a bit a weight."""
-        place = (heads.stop - heads.start, queries.stop - queries.start, keys.stop - keys.start)
-        first_row = heads.start * self.queries + queries.start
-        if runs := runs_of(key):  # one, of which this is the first example
-            first_row += runs[0][0] * math.prod(self.shape[1:-1])
-        return native.keep_bits_plain(place, first_row, self.queries, key, threshold)
+        rows, columns = queries.stop - queries.start, keys.stop - keys.start
+        numbers = numbers_of(key)
+        if numbers is None:
+            place, first_row = (heads.stop - heads.start, rows, columns), heads.start * self.queries + queries.start
+            return native.keep_bits_plain(place, first_row, self.queries, key, threshold)
+        found = [
+            (count, head * self.queries + queries.start, stream) for count, head, stream in self._of(numbers, heads)
+        ]
+        return native.keep_bits_of(found, rows, columns, self.queries, key, threshold)
+
+    def _of(self, numbers: NumberedKey, heads: slice) -> Iterator[tuple[int, int, int]]:
+        """Yield how many heads follow one another in the mask, the number of the first there, and their stream."""
+        each, start = math.prod(self.shape[1:-2]), heads.start
+        while start < heads.stop:
+            example, head = divmod(start, each)
+            number, left, stream = numbers.place(example)
+            stop = min((example + left) * each, heads.stop)
+            yield stop - start, number * each + head, stream
+            start = stop
 
 
 class _Attention(torch.autograd.Function):

@@ -10,7 +10,7 @@ from dropkit._checks import Integer, argument_type_error
 from dropkit.functional import eager
 from dropkit.functional.address import check_source
 from dropkit.functional.channels import check_map
-from dropkit.functional.examples import runs_of
+from dropkit.functional.examples import numbers_of, runs_of
 from dropkit.functional.inputs import check_input, check_mask, is_identity, kept_by
 from dropkit.functional.masked import apply_mask
 from dropkit.functional.noise import noise_at
@@ -233,7 +233,7 @@ def _drop_blocks(
         kept = torch.ones(shape if mask is None else mask.shape, dtype=torch.bool, device=input.device)
         return (input, kept) if return_mask else input
     if mask is None:
-        noise = noise_at(where, input, keys, streams, generator, runs=runs_of(key))
+        noise = noise_at(where, input, keys, streams, generator, numbers=numbers_of(key))
         shared = (channels,) if share_channels else ()
         shape = (*input.shape[:-dims], *places)
         keep = grow(noise.keep_mask(shape, seed_threshold(threshold, lengths, blocks), shared), blocks)

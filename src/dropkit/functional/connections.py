@@ -39,19 +39,29 @@ def connect(linear: Linear, threshold: Tensor, noise: Noise) -> Tensor:
     """
     rows, weight, bias = linear
     if noise.runs:
-        check_examples(noise.where, noise.runs, (*rows.shape[:-1], *weight.shape))
+        check_examples(noise.where, noise.runs, (*rows.shape[:-1], *weight.shape), max(noise.passes, 1))
+    if noise.passes and (threshold.dim() or len(noise.runs) > 1):
+        parts = _split(rows, threshold, [rows.size(0) // noise.passes] * noise.passes)
+        passes = [connect((x, weight, bias), rate, noise.one_pass(i)) for i, (x, rate) in enumerate(parts)]
+        return torch.cat(passes)
     if len(noise.runs) > 1:
-        lengths = [length for _, length in noise.runs]
-        rates = threshold.split(lengths) if threshold.dim() else [threshold] * len(lengths)
-        parts = zip(rows.split(lengths), rates, noise.runs, strict=True)
-        return torch.cat([connect((x, weight, bias), rate, noise._replace(runs=(run,))) for x, rate, run in parts])
-    first = noise.runs[0][0] * math.prod(rows.shape[1:-1]) if noise.runs else 0
+        parts = _split(rows, threshold, [length for _, length in noise.runs])
+        alone = [noise._replace(runs=(run,)) for run in noise.runs]
+        return torch.cat([connect((x, weight, bias), rate, of) for (x, rate), of in zip(parts, alone, strict=True)])
     by_slice = bool(max(noise.key.dim(), noise.stream.dim(), threshold.dim()))
-    slices = rows.size(0) if by_slice else 1
-    examples = math.prod(rows.shape[1:-1]) if by_slice else math.prod(rows.shape[:-1])
+    slices = noise.passes or (rows.size(0) if by_slice else 1)
+    inner = rows.shape[1:-1] if by_slice and not noise.passes else rows.shape[:-1]
+    first = noise.runs[0][0] * math.prod(rows.shape[1:-1]) if noise.runs else 0
+    examples = math.prod(inner) // max(noise.passes, 1)
     address = (value.expand(slices) if value.dim() else value for value in (noise.key, noise.stream, threshold))
     output = _Connect.apply(rows.reshape(slices, examples, weight.size(1)), weight, bias, *address, first)
     return output.reshape(*rows.shape[:-1], weight.size(0))
+
+
+def _split(rows: Tensor, threshold: Tensor, lengths: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Return the rows of some examples after those of others, with their rates."""
+    rates = threshold.split(lengths) if threshold.dim() else [threshold] * len(lengths)
+    return zip(rows.split(lengths), rates, strict=True)
 
 
 def connect_by_mask(linear: Linear, mask: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """DropConnect: a linear map whose weights every example masks anew, and the paper's rule of inference."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from dropkit._checks import Integer, argument_error, argument_type_error
 from dropkit.functional.address import check_source, signed
 from dropkit.functional.autograd import traced
 from dropkit.functional.connections import Linear, connect, connect_by_mask, takes_parts
-from dropkit.functional.examples import runs_of
+from dropkit.functional.examples import check_examples, numbers_of
 from dropkit.functional.inputs import (
     autocast_dtype,
     check_input,
@@ -99,7 +99,7 @@ def drop_connect(
     linear, dtype = _widened(input, weight, bias)
     with without_autocast(input.device):
         if mask is None:
-            noise = noise_at(where, examples, keys, streams, generator, runs=runs_of(key))
+            noise = noise_at(where, examples, keys, streams, generator, numbers=numbers_of(key))
             in_parts = takes_parts(input)
             mask = noise.keep_mask(shape, threshold) if return_mask or not in_parts else None
             output = connect(linear, threshold, noise) if mask is None or in_parts else connect_by_mask(linear, mask)
@@ -176,12 +176,23 @@ def drop_connect_inference(
         survives = leading(threshold < 2**32, mean)
         mean, variance = (torch.where(survives, value, 0.0) for value in (mean, leading(odds, mean) * square))
         deviation = deviation_of(variance)
-        if not noise.runs:
-            return _averaged(mean, deviation, activation, samples, noise).to(dtype)
-        lengths = [length for _, length in noise.runs]
-        parts = zip(mean.split(lengths), deviation.split(lengths), noise.runs, strict=True)
-        found = [_averaged(some, spread, activation, samples, noise, first) for some, spread, (first, _) in parts]
-        return torch.cat(found).to(dtype)
+        if noise.runs:
+            check_examples(where, noise.runs, (*mean.shape[:-1], samples, mean.size(-1)), max(noise.passes, 1))
+        parts = _in_runs(mean, deviation, noise)
+        found = [_averaged(some, spread, activation, samples, own, first) for some, spread, own, first in parts]
+        return (torch.cat(found) if len(found) > 1 else found[0]).to(dtype)
+
+
+def _in_runs(mean: Tensor, deviation: Tensor, noise: Noise) -> Iterator[tuple[Tensor, Tensor, Noise, int]]:
+    """Yield the examples of every run of every pass, with the noise of the pass and the number of the first."""
+    if not noise.runs:
+        yield mean, deviation, noise, 0
+        return
+    passes = [noise.one_pass(number) for number in range(noise.passes)] or [noise]
+    lengths = [length for _, length in noise.runs] * len(passes)
+    places = ((own, first) for own in passes for first, _ in noise.runs)
+    for some, spread, (own, first) in zip(mean.split(lengths), deviation.split(lengths), places, strict=True):
+        yield some, spread, own, first
 
 
 def _averaged(

@@ -12,9 +12,9 @@ from dropkit._checks import Choice
 from dropkit.functional import eager, nested
 from dropkit.functional.address import check_source, drawn_address, signed
 from dropkit.functional.autograd import apply_dropout, traced
-from dropkit.functional.examples import NumberedKey, Runs, check_examples, runs_of
+from dropkit.functional.examples import numbers_of
 from dropkit.functional.inputs import check_input, check_mask, check_writable, kept_by, leading
-from dropkit.functional.noise import find_noise
+from dropkit.functional.noise import Noise, noise_at
 from dropkit.functional.overrides import is_overridden
 from dropkit.kernels import operators
 from dropkit.kernels.portable import select, survivor_scale
@@ -156,10 +156,9 @@ def drop(
         and scale_at == "train"
         and type(broadcast_dims) is tuple
         and eager.is_one_key(input, p, training, generator, key, stream)
+        and (place := eager.shared_place(where, input, broadcast_dims)) is not None
     ):
-        shared = eager.shared_place(where, input, broadcast_dims)
-        if shared is not None:
-            return eager.drop_shared(input, *eager.one_key(where, input, p, key), shared)
+        return eager.drop_shared(input, *eager.one_key(where, input, p, key), place)
     check_input(where, input, training=training, inplace=inplace, return_mask=return_mask)
     scaled = _SCALE_AT.check(where, "scale_at", scale_at) == "train"
     threshold, streams, keys = check_source(where, input, p, key, generator, stream)
@@ -169,15 +168,16 @@ def drop(
     identity = never or (scaled and not training)
     if inplace and not identity:
         check_writable(where, input)
-    runs = runs_of(key)
-    is_numbered = runs and training and not identity and input.dim()
-    if input.is_nested or is_numbered:
-        apply = nested.apply if input.is_nested else _drop_examples
-        return apply(
-            where, drop, input, p, training, identity=identity, key=keys, mask=mask, stream=stream, generator=generator,
-            inplace=inplace, offset=offset, full_shape=full_shape, broadcast_dims=broadcast_dims,
-            return_mask=return_mask, scale_at=scale_at, runs=runs,
+    numbers = numbers_of(key)
+    if input.is_nested:
+        return nested.apply(
+            where, drop, input, p, training, identity=identity, key=keys, mask=mask, stream=streams,
+            generator=generator, inplace=inplace, offset=offset, full_shape=full_shape, broadcast_dims=broadcast_dims,
+            return_mask=return_mask, scale_at=scale_at, numbers=numbers,
         )  # fmt: skip
+    if numbers is not None and numbers.runs and training and not identity and input.dim():
+        noise = noise_at(where, input, keys, streams, None, numbers=numbers)
+        return _drop_examples(input, threshold, noise, broadcast_dims, scaled, inplace, return_mask)
     slices = max(streams.dim(), 0 if keys is None else keys.dim())
     place = layout(where, input.shape, broadcast_dims, offset, full_shape, slices)
 
@@ -201,32 +201,25 @@ def drop(
 
 
 def _drop_examples(
-    where: str,
-    _: Any,
     input: Tensor,
-    p: float | Tensor,
-    training: bool,
-    *,
-    key: Any,
-    runs: Runs,
-    stream: int | Tensor,
-    broadcast_dims: int | Sequence[int],
-    return_mask: bool,
-    scale_at: str,
+    threshold: Tensor,
+    noise: Noise,
+    shared: int | Sequence[int],
+    scaled: bool,
     inplace: bool,
-    **_nothing: Any,
+    return_mask: bool,
 ) -> Any:
-    """Do what `dropout` does for numbered examples, of which those of one run are a part of a larger tensor."""
-    check_examples(where, runs, input.shape)
-    source: dict[str, Any]
-    if len(runs) == 1:
-        [(first, length)], rest = runs, input.shape[1:]
-        source = {"key": key, "stream": stream, "broadcast_dims": broadcast_dims}
-        source |= {"offset": (first, *(0 for _ in rest)), "full_shape": (first + length, *rest)}
+    """Drop out numbered examples."""
+    found = noise.at_once(input, shared)
+    keep: Any = noise.keep_mask(input.shape, threshold, shared) if return_mask or found is None else None
+    if found is None:
+        output = select(input, keep, survivor_scale(threshold) if scaled else None, in_place=not traced())
     else:
-        threshold, noise = find_noise(where, input, p, NumberedKey(int(key) % 2**64, runs), None, stream)
-        source = {"mask": noise.keep_mask(input.shape, threshold, broadcast_dims)}
-    return drop(where, input, p, training, inplace, return_mask=return_mask, scale_at=scale_at, **source)
+        address = noise.key, noise.stream, noise.rates(threshold), *found[1]
+        output = apply_dropout(found[0], *address, scaled=scaled).reshape(input.shape)
+    if inplace:
+        output = input.copy_(output)
+    return (output, keep) if return_mask else output
 
 
 def _all_kept(input: Tensor, threshold: Tensor, place: Layout, slices: int, mask: Tensor | None) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from dropkit._checks import PROBABILITY
 from dropkit.functional.address import Names, check_source, or_several
 from dropkit.functional.autograd import apply_linear, traced
-from dropkit.functional.examples import runs_of
+from dropkit.functional.examples import numbers_of
 from dropkit.functional.inputs import check_dense, check_input, check_noise, is_identity
 from dropkit.functional.noise import noise_at
 from dropkit.functional.overrides import overridable
@@ -85,14 +85,14 @@ def gaussian_dropout(
     if noise is not None:
         output = multiply(input, noise.to(wide), in_place=not traced())
         return (output, noise) if return_noise else output
-    source = noise_at(_WHERE, input, keys, streams, generator, runs=runs_of(key))
-    deviation, places = _deviation(threshold), source.places(input.shape)
-    if len(places) == 1:
-        output = _apply(input, source.key, source.stream, deviation, *places[0])
-        return (output, around_one(source.normal(input.shape, wide), deviation)) if return_noise else output
-    noise = around_one(source.normal(input.shape, wide), deviation)
-    output = multiply(input, noise, in_place=not traced())
-    return (output, noise) if return_noise else output
+    source = noise_at(_WHERE, input, keys, streams, generator, numbers=numbers_of(key))
+    deviation, found = _deviation(threshold), source.at_once(input)
+    drawn = around_one(source.normal(input.shape, wide), deviation) if return_noise or found is None else input
+    if found is None:
+        output = multiply(input, drawn, in_place=not traced())
+    else:
+        output = _apply(found[0], source.key, source.stream, source.rates(deviation), *found[1]).reshape(input.shape)
+    return (output, drawn) if return_noise else output
 
 
 def _deviation(threshold: Tensor) -> Tensor:

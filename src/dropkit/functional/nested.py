@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from dropkit._checks import argument_error, argument_type_error, check_axes
-from dropkit.functional.address import draw_key, key_tensor
-from dropkit.functional.examples import Runs, check_examples
+from dropkit.functional.address import draw_key, key_tensor, pass_of
+from dropkit.functional.examples import NumberedKey, check_examples, numbers_of
 
 __all__ = ["apply", "lengths", "nest_alike"]
 
@@ -25,7 +25,7 @@ def apply(
     identity: bool,
     key: Tensor | None,
     mask: Tensor | None,
-    stream: int | Tensor,
+    stream: Tensor,
     generator: torch.Generator | None,
     inplace: bool,
     offset: object,
@@ -33,7 +33,7 @@ def apply(
     broadcast_dims: object,
     return_mask: bool,
     scale_at: str,
-    runs: Runs,
+    numbers: NumberedKey | None,
 ) -> Any:
     """Apply `drop` on behalf of a function to every constituent of a nested tensor, as an example of the whole batch.
 
@@ -56,19 +56,26 @@ def apply(
         return input
     parts = input.unbind()
     if mask is None and key is None and training and not identity:
-        key = key_tensor(draw_key(where, generator, input))
-    if runs:
-        check_examples(where, runs, (len(parts), *lengths(input, parts)))
-    numbers = [first + i for first, length in runs or ((0, len(parts)),) for i in range(length)]
-    whole = (max(numbers, default=-1) + 1, *lengths(input, parts))
+        drawn = draw_key(where, generator, input)
+        key, numbers = key_tensor(drawn), numbers_of(drawn)
+        stream = pass_of(where, stream, numbers)
+    whole = (len(parts), *lengths(input, parts))
+    examples = [(stream, i) for i in range(len(parts))]
+    if numbers is not None and numbers.runs:
+        check_examples(where, numbers.runs, whole, len(numbers.streams))
+        ids = [first + i for first, length in numbers.runs for i in range(length)]
+        several = [torch.tensor(each, device="cpu") for each in numbers.streams]
+        examples = [(each, i) for each in (several if len(several) > 1 else [stream]) for i in ids]
+        whole = (max(ids) + 1, *whole[1:])
     masks = () if mask is None else mask.unbind()
     results = []
     for i, part in enumerate(parts):
         if masks:
             source: dict[str, Any] = {"mask": masks[i].unsqueeze(0)}
         else:
-            source = {"key": _of_slice(key, i), "stream": _of_slice(stream, i), "broadcast_dims": broadcast_dims}
-            source |= {"offset": (numbers[i], *(0,) * part.dim()), "full_shape": whole}
+            own, number = examples[i]
+            source = {"key": _of_slice(key, i), "stream": _of_slice(own, i), "broadcast_dims": broadcast_dims}
+            source |= {"offset": (number, *(0,) * part.dim()), "full_shape": whole}
         found = drop(where, part.unsqueeze(0), _of_slice(p, i), training, return_mask=True, scale_at=scale_at, **source)
         results.append([tensor.squeeze(0) for tensor in found])
     output = input if identity else nest_alike(input, [output for output, _ in results])

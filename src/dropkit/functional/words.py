@@ -9,7 +9,7 @@ from torch import Tensor
 from dropkit._checks import Choice, Integer, argument_error, argument_type_error
 from dropkit.functional.address import check_source, is_readable
 from dropkit.functional.dropout import dropout
-from dropkit.functional.examples import runs_of
+from dropkit.functional.examples import numbers_of
 from dropkit.functional.inputs import check_flags, check_input, check_mask, is_identity, kept_by
 from dropkit.functional.noise import noise_at
 from dropkit.functional.overrides import overridable
@@ -84,7 +84,9 @@ def word_dropout(
     if is_identity(p, training, mask):
         return (input, torch.ones_like(words, dtype=torch.bool)) if return_mask else input
     if mask is None:
-        keep = noise_at(where, tokens, keys, streams, generator, runs=runs_of(key)).keep_mask(words.shape, threshold)
+        keep = noise_at(where, tokens, keys, streams, generator, numbers=numbers_of(key)).keep_mask(
+            words.shape, threshold
+        )
     else:
         keep = kept_by(mask, threshold)
     for word in kept_always:
@@ -164,7 +166,7 @@ def embedding_dropout(
         ones = torch.ones((), dtype=torch.bool, device=input.device)
         return (input, ones.expand(table.shape if mask is None else mask.shape)) if return_mask else input
     if mask is None:
-        noise = noise_at(where, sequences, keys, streams, generator, runs=runs_of(key))
+        noise = noise_at(where, sequences, keys, streams, generator, numbers=numbers_of(key))
         mask = noise.keep_mask(table.shape, threshold)
     else:
         mask = kept_by(mask, threshold)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dropkit._checks import argument_error, argument_type_error
 from dropkit.functional.address import Names, check_source
-from dropkit.functional.examples import runs_of
+from dropkit.functional.examples import numbers_of
 from dropkit.functional.inputs import autocast_dtype, check_input, check_mask, is_identity, kept_by, leading
 from dropkit.functional.noise import noise_at
 from dropkit.functional.overrides import overridable
@@ -83,7 +83,7 @@ def zoneout(
         shape = torch.broadcast_shapes(new.shape if mask is None else mask.shape, leading(threshold, new).shape)
         return (output, torch.ones(shape, dtype=torch.bool, device=new.device)) if return_mask else output
     if mask is None:
-        noise = noise_at(_WHERE, new, keys, streams, generator, _NAMES, runs_of(key))
+        noise = noise_at(_WHERE, new, keys, streams, generator, _NAMES, numbers_of(key))
         mask = noise.keep_mask(new.shape, threshold)
     else:
         mask = kept_by(mask, threshold)

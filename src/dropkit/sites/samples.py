@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dropkit._checks import Integer, argument_error, argument_type_error
 from dropkit.errors import UnsupportedError
+from dropkit.functional.examples import NumberedKey
 from dropkit.sites.interception.checkpoints import watched
 from dropkit.sites.interception.interceptor import Interceptor
 
@@ -21,25 +22,45 @@ _AXIS = Integer(-64, 63, "the range of a tensor's axes")
 
 @dataclass(frozen=True)
 class Numbers:
-    """The numbers of a batch's examples.
+    """The numbers of a batch's examples, or those of several passes over them, one pass after another.
 
     Args:
         runs: First number and length of each run of consecutive numbers, in the order of the batch.
         axis: The axis of tensors along which the examples lie.
         shards: Where tensors are parts of whole ones along other axes: first index, and length of the whole.
         origin: What told how many there are, if nobody has numbered them.
+        streams: Numbers of the passes. The axis has the examples for each of them in turn.
     """
 
     runs: tuple[tuple[int, int], ...]
     axis: int
     shards: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     origin: str = ""
+    streams: tuple[int, ...] = (0,)
 
     def __len__(self) -> int:
-        return sum(length for _, length in self.runs)
+        return len(self.streams) * sum(length for _, length in self.runs)
 
     def __iter__(self) -> Iterator[int]:
-        return (first + i for first, length in self.runs for i in range(length))
+        return (first + i for _ in self.streams for first, length in self.runs for i in range(length))
+
+    def key(self, key: int) -> NumberedKey:
+        """Return a key with these numbers, for what has the examples along axis 0."""
+        return NumberedKey(key, self.runs, self.streams)
+
+    def shared_key(self, key: int, what: str) -> int:
+        """Return a key for noise that all examples of a pass share; raise if there are several passes.
+
+        Args:
+            key: The key.
+            what: Who draws it, and what it is, for messages.
+        """
+        if len(self.streams) > 1:
+            raise UnsupportedError(
+                f"{what} is noise that all examples of a pass share: several passes cannot lie along one axis. Run "
+                "them one after another."
+            )
+        return key if self.streams == (0,) else NumberedKey(key, (), self.streams)
 
     def moved(self, order: Sequence[int]) -> dict[int, tuple[int, int]]:
         """Return the shards of tensors whose axes have been put into another order."""
@@ -50,7 +71,12 @@ class Numbers:
         return self.those(list(self)[first : first + length])
 
     def those(self, numbers: list[int]) -> "Numbers":
-        """Return other numbers of examples along the same axis."""
+        """Return other numbers of examples along the same axis, of one pass."""
+        if len(self.streams) > 1:
+            raise UnsupportedError(
+                "dropkit.sites: a part of the examples of several passes has other examples in each. Run the passes "
+                "one after another."
+            )
         return replace(self, runs=_runs(numbers))
 
 

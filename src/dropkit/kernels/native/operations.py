@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ __all__ = [
     "dropout",
     "dropout_plain",
     "dropout_shared",
+    "keep_bits_of",
     "keep_bits_plain",
     "keep_mask",
     "keep_mask_plain",
@@ -167,10 +168,30 @@ def keep_bits_plain(place: tuple[int, int, int], first_row: int, row_step: int, 
         key: The key of all slices, at stream 0.
         threshold: Of the rate.
     """
-    words = torch.zeros(math.prod(place) + 63 >> 6, dtype=torch.int64)
-    packed = packed_place(*place, key, threshold)
-    packed[4], packed[5] = int64(first_row), int64(row_step)
-    serving().keep_bits(words.data_ptr(), 0, packed)
+    count, rows, columns = place
+    return keep_bits_of([(count, first_row, 0)], rows, columns, row_step, key, threshold)
+
+
+def keep_bits_of(
+    parts: Sequence[tuple[int, int, int]], rows: int, columns: int, row_step: int, key: int, threshold: int
+) -> Tensor:
+    """Return the mask of slices that lie in several parts of a larger one, or in several streams, one after another.
+
+    Args:
+        parts: Number of slices, number of the first row, and stream of each part.
+        rows: Number of rows in a slice.
+        columns: Number of columns.
+        row_step: How many rows a slice is after the one before it in its part.
+        key: The key of all slices.
+        threshold: Of the rate.
+    """
+    words = torch.zeros(sum(slices for slices, *_ in parts) * rows * columns + 63 >> 6, dtype=torch.int64)
+    place, native, offset = words.data_ptr(), serving(), 0
+    for slices, first_row, stream in parts:
+        packed = packed_place(slices, rows, columns, key, threshold)
+        packed[4], packed[5], packed[14] = int64(first_row), int64(row_step), stream
+        native.keep_bits(place, offset, packed)
+        offset += slices * rows * columns
     return words
 
 

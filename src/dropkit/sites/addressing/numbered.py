@@ -39,7 +39,7 @@ def numbered(place: Place, call: Call, key: int, numbers: Numbers) -> Any:
     _check_alone(place, own, numbers)
     find = _FINDERS[row.function]
     if find in (_of_elements, _of_rows) and not own.input.is_nested and is_weight(own.input, numbers.axis):
-        return replaced(call, key=key)
+        return replaced(call, key=_shared(place, own, key, numbers))
     if numbers.shards and find not in (_of_elements, _of_attention):
         raise UnsupportedError(
             f"address: {place.name or 'the model'} draws the noise of {row.kind}: workers have no parts of it but of "
@@ -69,29 +69,48 @@ def numbered_key(place: Place, examples: Tensor, key: int, numbers: Numbers) -> 
     if not isinstance(place.module, _BATCH_FIRST) and numbers.axis:
         raise _ambiguous(place, f"noise is drawn for axis 0 of a tensor of shape {tuple(examples.shape)}", numbers)
     _check_count(place, examples.size(0), f"axis 0 of a tensor of shape {tuple(examples.shape)}", numbers)
-    return NumberedKey(key, numbers.runs)
+    return numbers.key(key)
 
 
 def numbered_draw(draw: Draw, key: int, numbers: Numbers) -> Any:
     """Run a random operator with a key, and the draws of every example at the place of its number."""
     shape = draw.shape
     if not shape or draw.fills_weights:
-        return draw.at(key)  # one draw for all of them, as where a whole layer is left out
+        return draw.at(_shared_draw(draw, key, numbers))  # one draw for all of them, as where a whole layer is left out
     if not -len(shape) <= numbers.axis < len(shape):
         raise _ambiguous(draw.place, f"random numbers of shape {tuple(shape)} have no axis {numbers.axis}", numbers)
     axis = numbers.axis % len(shape)
     if shape[axis] == 1 != len(numbers):  # one draw for all of them, however many
+        key = _shared_draw(draw, key, numbers)
         return draw.at(key, **_part(0, 1, shape[1:], numbers.shards)) if not axis else draw.at(key)
     _check_count(draw.place, shape[axis], f"axis {axis} of random numbers of shape {tuple(shape)}", numbers)
     order = [axis, *(other for other in range(len(shape)) if other != axis)]
     rest, shards = [shape[other] for other in order[1:]], numbers.moved(order)
-    if not axis and len(numbers.runs) == 1:
-        return draw.at(key, **_part(*numbers.runs[0], rest, shards))
-    parts, begin = [], 0
-    for first, length in numbers.runs:
-        parts.append(draw.slices(axis, begin, length).at(key, **_part(first, length, rest, shards)))
-        begin += length
-    return draw.put(torch.cat(parts).movedim(0, axis))
+    if not axis and len(numbers) == numbers.runs[0][1]:
+        return draw.at(NumberedKey(key, (), numbers.streams), **_part(*numbers.runs[0], rest, shards))
+    return draw.put(_drawn_examples(draw, key, axis, rest, replace(numbers, shards=shards)).movedim(0, axis))
+
+
+def _drawn_examples(draw: Draw, key: int, axis: int, rest: Sequence[int], numbers: Numbers) -> Tensor:
+    """Draw for examples along an axis, and bring them to axis 0, as are the other axes that have shards."""
+    passes, parts, found = len(numbers.streams), {}, []
+    streams: Any = torch.tensor(numbers.streams, device="cpu") if passes > 1 else numbers.streams[0]
+    begin = 0
+    for run in numbers.runs:
+        which = run if draw.has_one_law else (run, begin)
+        if which not in parts:  # the same examples have the same draws
+            place = _part(*run, rest, numbers.shards)
+            if passes > 1:
+                place = {"offset": (0, *place["offset"]), "full_shape": (passes, *place["full_shape"])}
+            parts[which] = draw.slices(axis, begin, run[1], passes).at(key, streams, **place)
+        found.append(parts[which])
+        begin += run[1]
+    return torch.cat(found) if passes == 1 else torch.cat(found, 1).flatten(0, 1)
+
+
+def _shared_draw(draw: Draw, key: int, numbers: Numbers) -> int:
+    """Return the key of random numbers that all examples of a pass share."""
+    return numbers.shared_key(key, f"{draw.place.name}: {draw.operator}")
 
 
 def _part(first: int, length: int, rest: Sequence[int], shards: Mapping[int, tuple[int, int]]) -> dict[str, Any]:
@@ -101,6 +120,11 @@ def _part(first: int, length: int, rest: Sequence[int], shards: Mapping[int, tup
         "offset": (first, *(begin for begin, _ in places)),
         "full_shape": (first + length, *(whole for _, whole in places)),
     }
+
+
+def _shared(place: Place, own: Call, key: int, numbers: Numbers) -> int:
+    """Return the key of a call whose noise all examples of a pass share."""
+    return numbers.shared_key(key, f"{place.name or 'the model'}: that of {own.function.kind}")
 
 
 def _ambiguous(place: Place, why: str, numbers: Numbers) -> ArgumentError:
@@ -132,14 +156,22 @@ def is_weight(input: Tensor, axis: int) -> bool:
 
 def _drawn(call: Call, key: int, shape: Sequence[int], numbers: Numbers, shared: Sequence[int] = ()) -> Tensor:
     """Draw the mask of examples along axis 0, as are the other axes that have shards."""
-    device, parts, rest = call.input.device, [], shape[1:]
-    for first, length in numbers.runs:
-        like = torch.empty((), device=device).expand(length, *rest)
-        options: dict[str, Any] = {"broadcast_dims": tuple(shared), "stream": call.arguments.get("stream", 0)}
-        options |= _part(first, length, rest, numbers.shards)
-        drawn = ours.dropout(like, call.p, key=key, return_mask=True, **options)
-        parts.append(drawn[1])
-    return torch.cat(parts)
+    device, found, rest = call.input.device, {}, shape[1:]
+    passes = len(numbers.streams)
+    for run in dict.fromkeys(numbers.runs):  # the same examples have the same masks
+        place = _part(*run, rest, numbers.shards)
+        like = torch.empty((), device=device).expand(run[1], *rest)
+        axes = tuple(shared)
+        if passes > 1:
+            place = {"offset": (0, *place["offset"]), "full_shape": (passes, *place["full_shape"])}
+            like, axes = like.expand(passes, *like.shape), tuple(each + 1 for each in shared)
+            place["stream"] = torch.tensor(numbers.streams, device=device)
+        else:
+            place["stream"] = call.arguments.get("stream", 0)
+        own = key if numbers.streams == (0,) or passes > 1 else NumberedKey(key, (), numbers.streams)
+        found[run] = ours.dropout(like, call.p, key=own, return_mask=True, broadcast_dims=axes, **place)[1]
+    parts = [found[run] for run in numbers.runs]
+    return torch.cat(parts) if passes == 1 else torch.cat(parts, 1).flatten(0, 1)
 
 
 def _of_elements(place: Place, call: Call, own: Call, key: int, numbers: Numbers) -> dict[str, Any]:
@@ -155,12 +187,12 @@ def _of_elements(place: Place, call: Call, own: Call, key: int, numbers: Numbers
         if kind == "locked_dropout":
             raise _ambiguous(place, f"axis {axis} is time", numbers)
         if not numbers.shards:
-            return {"key": key}  # one draw for all of them, however many
+            return {"key": _shared(place, own, key, numbers)}  # one draw for all of them, however many
         begin, _ = numbers.shards.get(0, (0, 0))
         return {"mask": _drawn(own, key, shape, replace(numbers, runs=((begin, shape[0]),)), shared)}
     _check_count(place, shape[axis], f"axis {axis} of a tensor of shape {tuple(shape)}", numbers)
     if not axis and not numbers.shards:
-        return {"key": NumberedKey(key, numbers.runs)}
+        return {"key": numbers.key(key)}
     order = [axis, *(other for other in range(rank) if other != axis)]
     moved = replace(numbers, shards=numbers.moved(order))
     mask = _drawn(own, key, [shape[other] for other in order], moved, [order.index(other) for other in shared])
@@ -184,7 +216,7 @@ def _of_nested(place: Place, own: Call, key: int, numbers: Numbers) -> NumberedK
     if numbers.axis or own.shared:
         raise _ambiguous(place, "its input is nested", numbers)
     _check_count(place, own.input.size(0), "a nested tensor", numbers)
-    return NumberedKey(key, numbers.runs)
+    return numbers.key(key)
 
 
 def _of_attention(place: Place, _: Call, own: Call, key: int, numbers: Numbers) -> dict[str, Any]:
@@ -197,7 +229,7 @@ def _of_attention(place: Place, _: Call, own: Call, key: int, numbers: Numbers) 
     _check_count(place, shape[0], f"axis 0 of attention weights of shape {tuple(shape)}", numbers)
     if numbers.shards:
         return {"mask": _drawn(own, key, shape, numbers)}
-    return {"key": NumberedKey(key, numbers.runs)}
+    return {"key": numbers.key(key)}
 
 
 def _of_heads(place: Place, _: Call, own: Call, key: int, numbers: Numbers) -> dict[str, Any]:
@@ -205,7 +237,7 @@ def _of_heads(place: Place, _: Call, own: Call, key: int, numbers: Numbers) -> d
     if query.dim() != 3:
         raise _ambiguous(place, f"queries of shape {tuple(query.shape)} have no axis of examples", numbers)
     _check_count(place, query.size(1), "the batch of queries", numbers)
-    return {"key": NumberedKey(key, numbers.runs)}
+    return {"key": numbers.key(key)}
 
 
 def _of_network(place: Place, _: Call, own: Call, key: int, numbers: Numbers) -> dict[str, Any]:
@@ -213,17 +245,17 @@ def _of_network(place: Place, _: Call, own: Call, key: int, numbers: Numbers) ->
     sizes = given.get("batch_sizes")
     batch = x.size(0 if given["batch_first"] else 1) if sizes is None else int(sizes[0])
     _check_count(place, batch, "the batch of sequences", numbers)
-    return {"key": NumberedKey(key, numbers.runs)}
+    return {"key": numbers.key(key)}
 
 
 def _of_words(place: Place, _: Call, own: Call, key: int, numbers: Numbers) -> dict[str, Any]:
     tokens = own.arguments["tokens"]
     if own.arguments["per"] == "batch":
-        return {"key": key}  # words are dropped for all of them, however many
+        return {"key": _shared(place, own, key, numbers)}  # words are dropped for all of them, however many
     if tokens.dim() < 2:
         raise _ambiguous(place, f"tokens of shape {tuple(tokens.shape)} have no axis of sequences", numbers)
     _check_count(place, tokens.size(0 if own.arguments["batch_first"] else 1), "the batch of sequences", numbers)
-    return {"key": NumberedKey(key, numbers.runs)}
+    return {"key": numbers.key(key)}
 
 
 # Functions that are one for each example along an axis: how many axes at the end of their input cannot be that one.
@@ -252,9 +284,9 @@ def _of_rows(place: Place, _: Call, own: Call, key: int, numbers: Numbers) -> di
         return {"key": _of_nested(place, own, key, numbers)}
     axis = _axis(place, own, numbers)
     if axis in own.shared:
-        return {"key": key}  # one draw for all of them, however many
+        return {"key": _shared(place, own, key, numbers)}  # one draw for all of them, however many
     _check_count(place, own.input.size(axis), f"axis {axis} of a tensor of shape {tuple(own.input.shape)}", numbers)
-    return {"key": NumberedKey(key, numbers.runs)}
+    return {"key": numbers.key(key)}
 
 
 def _axis(place: Place, own: Call, numbers: Numbers) -> int:

@@ -42,6 +42,10 @@ class Parts:
     def numbers(self) -> Numbers | None:
         """The numbers of the examples of this forward: given, or those of this worker's part of the batch."""
         given = current()
+        if given is not None and given.streams != (0,):
+            raise UnsupportedError(
+                "address: workers have no parts of Monte Carlo passes. Leave `workers` out for them."
+            )
         return self._numbers if given is None else given
 
     def begin(self, inputs: Any, named: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dropkit.errors import UnsupportedError
 from dropkit.functional.address import signed
+from dropkit.functional.examples import numbers_of
 from dropkit.functional.noise import Noise
 from dropkit.functional.overrides import overridable
 from dropkit.kernels import fields
@@ -120,14 +121,14 @@ class Draw:
             return drawn(self.function, self.args, self.kwargs, *self.address)
         return self.function(*self.args, **self.kwargs)
 
-    def at(self, key: int | Tensor, stream: int = 0, offset: Any = None, full_shape: Any = None) -> Any:
+    def at(self, key: int | Tensor, stream: int | Tensor = 0, offset: Any = None, full_shape: Any = None) -> Any:
         """Draw the same at an address: no generator moves.
 
         Elements of Bernoulli variables are 1 where the definition of masks keeps; uniforms are those of its fields.
 
         Args:
-            key: The key, or an int64 tensor of one for each slice of axis 0.
-            stream: Number of the pass.
+            key: The key, which may number a pass; or an int64 tensor of one for each slice of axis 0.
+            stream: Number of the pass, or an int64 tensor of one for each slice of axis 0.
             offset: Where the result begins in the whole tensor that it is a shard of.
             full_shape: Shape of that whole tensor.
 
@@ -136,16 +137,32 @@ class Draw:
         """
         return drawn(self.function, self.args, self.kwargs, key, stream, offset, full_shape)
 
-    def slices(self, axis: int, first: int, length: int) -> "Draw":
-        """Return the same draw for some of the slices along an axis, which is brought to axis 0."""
+    @property
+    def has_one_law(self) -> bool:
+        """Whether all elements have the same law: only probabilities may be those of one each."""
+        return not self.operator.startswith("bernoulli") or constant(self.probability()) is not None
+
+    def slices(self, axis: int, first: int, length: int, passes: int = 1) -> "Draw":
+        """Return the same draw for some of the slices along an axis, which is brought to axis 0.
+
+        Args:
+            axis: The axis.
+            first: The first of the slices.
+            length: How many there are.
+            passes: How many equal parts that axis has; of several these slices are taken of each, and the parts lie
+                along an axis before all others.
+        """
         like = self.args[0] if self.operator.endswith("_") else _like(self)
         device = like.device if self.operator.endswith("_") else _device(self)
         shape = (length, *like.shape[:axis], *like.shape[axis + 1 :])
+        if passes > 1:
+            shape = (passes, *shape)
         tensor = torch.empty(shape, dtype=like.dtype, device=device)
         if self.operator.startswith("bernoulli"):
             chance = constant(self.probability())
             if chance is None:  # one for each element
-                chance = self.probability().expand(like.shape).movedim(axis, 0)[first : first + length]
+                chances = self.probability().expand(like.shape).movedim(axis, 0).unflatten(0, (passes, -1))
+                chance = chances[:, first : first + length].reshape(shape)
             return Draw(self.place, Tensor.bernoulli_, (tensor, chance), {})
         if self.operator.endswith("_"):
             return replace(self, args=(tensor, *self.args[1:]))
@@ -245,7 +262,7 @@ def drawn(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     key: int | Tensor,
-    stream: int = 0,
+    stream: int | Tensor = 0,
     offset: Any = None,
     full_shape: Any = None,
 ) -> Any:
@@ -257,11 +274,24 @@ def drawn(
     is_in_place = draw.operator.endswith("_")
     like = args[0] if is_in_place else _like(draw)
     device = like.device if is_in_place else _device(draw)
-    key = key if isinstance(key, Tensor) else torch.tensor(signed(key), device="cpu")
-    noise = Noise("dropkit.sites", key, torch.tensor(stream, device="cpu").reshape((1,) * key.dim()), device)
+    noise = _noise(key, stream, device)
     place = layout("dropkit.sites", like.shape, (), offset, full_shape, noise.key.dim())
     place = place._replace(row_strides=tuple(map(signed, place.row_strides)), first_row=signed(place.first_row))
     return draw.put(_FIELDS[draw.operator](draw, noise, place, like.dtype))
+
+
+def _noise(key: int | Tensor, stream: int | Tensor, device: torch.device) -> Noise:
+    """Return the noise of a draw for a whole tensor."""
+    numbers = numbers_of(key)
+    if numbers is not None:
+        if numbers.runs:
+            remedy = "Draw for the examples of each run at its place."
+            raise UnsupportedError(f"dropkit.sites: a draw by hand has no axis of examples. {remedy}")
+        stream = numbers.streams[0] or stream
+    key = key if isinstance(key, Tensor) else torch.tensor(signed(int(key)), device="cpu")
+    stream = stream if isinstance(stream, Tensor) else torch.tensor(stream, device="cpu")
+    slices = max(key.dim(), stream.dim())
+    return Noise("dropkit.sites", key.reshape((-1,) * slices), stream.reshape((-1,) * slices), device)
 
 
 def _like(draw: Draw) -> Tensor:
