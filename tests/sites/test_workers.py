@@ -19,6 +19,7 @@ import dropkit
 from dropkit.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from dropkit.random import call_key, keep_mask
 from dropkit.sites import Workers, address, record, samples
+from dropkit.sites.samples import Numbers, set_current
 from tests.helpers.processes import together
 
 SEED = 5
@@ -93,6 +94,15 @@ def test_one_worker_draws_as_one_process(mesh: DeviceMesh, dim: int) -> None:
     handle.close()
     handle = address(model, SEED, Workers(mesh, "data", dim))
     assert torch.equal(model(x), wanted)
+    handle.close()
+
+
+def test_workers_have_no_parts_of_passes(mesh: DeviceMesh) -> None:
+    model = nn.Sequential(nn.Dropout(0.5))
+    handle = address(model, SEED, Workers(mesh, "data"))
+    numbers = Numbers(((0, 4),), 0, streams=(1,))
+    with set_current(numbers), pytest.raises(UnsupportedError, match="no parts of Monte Carlo passes"):
+        model(torch.ones(4, 3))
     handle.close()
 
 

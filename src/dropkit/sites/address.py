@@ -272,7 +272,7 @@ class Addressing(Handler):
         self._check_recomputation()
         key = self._keys.key(place)
         numbers = current() if self._parts is None else self._parts.several(place)
-        if numbers is not None and examples.dim():
+        if numbers is not None:
             return numbered_key(place, examples, key, numbers)
         return torch.tensor(signed(key), device=examples.device)
 

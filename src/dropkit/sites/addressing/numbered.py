@@ -65,7 +65,9 @@ def _check_alone(place: Place, own: Call, numbers: Numbers) -> None:
 
 
 def numbered_key(place: Place, examples: Tensor, key: int, numbers: Numbers) -> NumberedKey:
-    """Return the key of several masks that a layer draws for examples along axis 0."""
+    """Return the key of several masks that a layer draws for examples along axis 0, or for all where there are none."""
+    if not examples.dim():
+        return NumberedKey(numbers.shared_key(key, f"{place.name}: that of its weights"), (), numbers.streams)
     if not isinstance(place.module, _BATCH_FIRST) and numbers.axis:
         raise _ambiguous(place, f"noise is drawn for axis 0 of a tensor of shape {tuple(examples.shape)}", numbers)
     _check_count(place, examples.size(0), f"axis 0 of a tensor of shape {tuple(examples.shape)}", numbers)
@@ -202,12 +204,17 @@ def _of_elements(place: Place, call: Call, own: Call, key: int, numbers: Numbers
 def _skipped(own: Call, key: int, numbers: Numbers) -> Any:
     """Run a branch on the examples that keep it, with their numbers."""
     mask = _drawn(own, key, own.input.shape, numbers, own.shared)
-    kept = [number for number, is_kept in zip(numbers, mask.flatten().tolist(), strict=True) if is_kept]
+    rows = mask.flatten().nonzero().squeeze(1)
 
     def branch(input: Tensor) -> Any:
-        is_part = len(input) == len(kept) < len(numbers)
-        with set_current(numbers.those(kept) if is_part else numbers):
-            return own.arguments["branch"](input)
+        run, is_part = own.arguments["branch"], len(input) == len(rows) < len(numbers)
+        if is_part and len(numbers.streams) > 1:  # which keep different examples: all are done, and the others left out
+            with set_current(numbers):
+                found = run(own.input)
+            return found.index_select(0, rows) if isinstance(found, Tensor) and len(found) == len(numbers) else found
+        every = list(numbers)
+        with set_current(numbers.those([every[i] for i in rows.tolist()]) if is_part else numbers):
+            return run(input)
 
     return replaced(own.changed(branch=branch), mask=mask)
 

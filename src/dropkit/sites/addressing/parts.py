@@ -50,8 +50,12 @@ class Parts:
 
     def begin(self, inputs: Any, named: Mapping[str, Any]) -> None:
         """Number the examples that a forward is given."""
-        workers, self._numbers = self._workers, None
-        shape = _batch(inputs, named, workers.dim) if workers.examples and current() is None else None
+        workers, given, self._numbers = self._workers, current(), None
+        if given is not None and given.streams != (0,):
+            raise UnsupportedError(
+                "address: workers have no parts of Monte Carlo passes. Leave `workers` out for them."
+            )
+        shape = _batch(inputs, named, workers.dim) if workers.examples and given is None else None
         if shape and shape[workers.dim]:
             length, origin = shape[workers.dim], f"axis {workers.dim} of the first input, of shape {tuple(shape)},"
             first = position(workers, workers.examples)[0] * length
