@@ -1,5 +1,15 @@
 """Uncertainty: what a model with dropout knows, and does not, from many passes at test time or from one."""
 
+from dropkit.uncertainty.acquisition import (
+    BatchSelection,
+    bald,
+    batch_bald,
+    entropy,
+    least_confidence,
+    margin,
+    select,
+    variation_ratio,
+)
 from dropkit.uncertainty.metrics import (
     BrierDecomposition,
     Detection,
@@ -17,17 +27,25 @@ from dropkit.uncertainty.metrics import (
 )
 
 __all__ = [
+    "BatchSelection",
     "BrierDecomposition",
     "Detection",
     "IntervalScores",
     "RiskCoverage",
+    "bald",
+    "batch_bald",
     "brier_decomposition",
     "brier_score",
     "calibration_error",
     "detection",
+    "entropy",
     "gaussian_negative_log_likelihood",
     "interval_scores",
+    "least_confidence",
+    "margin",
     "mixture_negative_log_likelihood",
     "negative_log_likelihood",
     "risk_coverage",
+    "select",
+    "variation_ratio",
 ]
