@@ -7,6 +7,7 @@ __all__ = [
     "DropkitError",
     "MissingDependencyError",
     "RunError",
+    "UnavailableError",
     "UnsupportedError",
 ]
 
@@ -29,6 +30,10 @@ class DataError(DropkitError, ValueError):
 
 class RunError(DropkitError, RuntimeError):
     """A study's run directory cannot be created, read or continued."""
+
+
+class UnavailableError(DropkitError, AttributeError):
+    """A result does not have what was asked of it."""
 
 
 class UnsupportedError(DropkitError, RuntimeError):

@@ -43,10 +43,12 @@ class Rebuild:
 
     Attributes:
         paths: For every leaf the names, keys and indices that lead to it; ``()`` where the output is the leaf.
+        kinds: The types that have been looked into.
     """
 
-    def __init__(self, container: _Container | None, children: list["Rebuild"]) -> None:
+    def __init__(self, kind: type, container: _Container | None, children: list["Rebuild"]) -> None:
         self._container, self._children = container, children
+        self.kinds: set[type] = set().union(*(child.kinds for child in children), () if container is None else (kind,))
         self.paths: list[tuple[Any, ...]] = [()]
         if container is not None:
             named = zip(container.parts, children, strict=True)
@@ -105,9 +107,10 @@ def flatten(output: Any) -> tuple[list[Any], Rebuild]:
     """
     container = _container(output)
     if container is None:
-        return [output], Rebuild(None, [])
+        return [output], Rebuild(type(output), None, [])
     found = [flatten(part) for part in container.parts.values()]
-    return [leaf for leaves, _ in found for leaf in leaves], Rebuild(container, [rebuild for _, rebuild in found])
+    children = [rebuild for _, rebuild in found]
+    return [leaf for leaves, _ in found for leaf in leaves], Rebuild(type(output), container, children)
 
 
 def _step(key: Any) -> str:

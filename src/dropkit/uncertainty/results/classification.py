@@ -1,0 +1,104 @@
+"""What passes of a classifier say: probabilities, and how the uncertainty of the label is made up."""
+
+import torch
+from torch import Tensor
+
+from dropkit.uncertainty.results.elements import Found, fitted
+from dropkit.uncertainty.results.moments import (
+    Moments,
+    Subsets,
+    by_rows,
+    group_numbers,
+    jackknife,
+    leave_out,
+    wide,
+)
+
+__all__ = ["Classes", "probabilities"]
+
+_OF_CLASSES = ("mean", "std")  # the others are statistics of an example
+
+
+def probabilities(logits: Tensor, class_dim: int) -> Tensor:
+    """Return the softmax in double precision; of a single logit, the probability of the second of two classes."""
+    logits = wide(logits)
+    return logits.sigmoid() if logits.shape[class_dim] == 1 else logits.softmax(class_dim)
+
+
+class Classes:
+    """Gathers what the passes of a classifier say.
+
+    Args:
+        like: Logits of one pass.
+        groups: Number of groups of passes.
+        class_dim: The axis of classes, not negative; one of length 1 holds the logits of the second of two classes.
+    """
+
+    def __init__(self, like: Tensor, groups: int, class_dim: int) -> None:
+        self.like, self.class_dim = like, class_dim
+        self.is_binary = like.shape[class_dim] == 1
+        self.classes = 2 if self.is_binary else like.shape[class_dim]
+        self.axes = like.shape[:class_dim] + like.shape[class_dim + 1 :]  # of statistics of an example
+        self.probabilities, self.entropy = Moments(groups), Moments(groups)
+        device = wide(like[:0] if like.dim() else like).device
+        self.votes = torch.zeros(groups, self.axes.numel(), self.classes, dtype=torch.int32, device=device)
+
+    def add(self, logits: Tensor) -> None:
+        """Take logits of passes in, along the first axis."""
+        passes, rows = len(logits), self.axes.numel()
+        logits = wide(logits).movedim(self.class_dim + 1, -1).reshape(passes, rows, -1)
+        if self.is_binary:
+            logits = torch.cat([torch.zeros_like(logits), logits], -1)
+        found = logits.softmax(-1)
+        which = group_numbers(self.probabilities.n, passes, self.probabilities.groups)
+        group = torch.tensor(which, device=logits.device).unsqueeze(1)
+        place = (group * rows + torch.arange(rows, device=logits.device)) * self.classes + found.argmax(-1)
+        self.votes.view(-1).scatter_add_(0, place.view(-1), self.votes.new_ones(place.numel()))
+        self.entropy.add(torch.special.entr(found).sum(-1))
+        self.probabilities.add(found)
+
+    def mean(self) -> tuple[Tensor, Tensor]:
+        """Return mean probabilities and their Monte Carlo errors, in double precision."""
+        whole = self.probabilities.whole()
+        return whole.mean[0], whole.error[0]
+
+    def found(self) -> Found:
+        """Return every statistic; the prediction is an index, and has no error."""
+        found = by_rows(self.axes.numel(), 2 * self.classes * self.probabilities.groups, self._rows)
+        shaped = {name: fitted(self._shaped(name, values), self.like) for name, values in found.items()}
+        results = {name: (values, shaped[f"{name} error"]) for name, values in shaped.items() if "error" not in name}
+        modal = self.probabilities.whole().mean[0].argmax(-1).view(self.axes).to(self.like.device)
+        return results | {"prediction": (modal, torch.full_like(modal, 0))}
+
+    def _shaped(self, name: str, values: Tensor) -> Tensor:
+        if name.split(maxsplit=1)[0] not in _OF_CLASSES:
+            return values.view(self.axes)
+        values = values[:, 1:] if self.is_binary else values
+        return values.view(*self.axes, -1 if values.numel() else values.shape[-1]).movedim(-1, self.class_dim)
+
+    def _rows(self, rows: slice) -> dict[str, Tensor]:
+        passes, entropy = self.probabilities.subsets(rows), self.entropy.subsets(rows)
+        sizes = self.probabilities.sizes
+        found = _statistics(passes, entropy, leave_out(self.votes[: len(sizes), rows]))
+        results = {name: values[0] for name, values in found.items()}
+        results |= {f"{name} error": jackknife(values, sizes) for name, values in found.items() if name != "mean"}
+        return results | {"mean error": passes.error[0], "expected_entropy error": entropy.error[0]}
+
+
+def _statistics(passes: Subsets, entropy: Subsets, votes: Tensor) -> dict[str, Tensor]:
+    """Return the statistics of several sets of passes, along the first axis."""
+    mean = passes.mean.clamp_min(0)  # rounding may leave less where a group is left out
+    predictive = torch.special.entr(mean).sum(-1)
+    # The entropy of a mean of n passes is too low by this much, to first order in 1 / n.
+    bias = torch.where(mean > 0, passes.variance / (2 * passes.n * mean), 0).sum(-1)
+    information = predictive - entropy.mean
+    modal = votes.amax(-1) / entropy.n
+    return {
+        "mean": passes.mean,
+        "std": passes.std,
+        "predictive_entropy": predictive,
+        "expected_entropy": entropy.mean,
+        "mutual_information": (information + bias).clamp_min(0),
+        "mutual_information_uncorrected": information.clamp_min(0),
+        "variation_ratio": torch.where(predictive.isnan(), torch.nan, 1 - modal),
+    }

@@ -1,0 +1,140 @@
+"""The main output: the leaf of a model's output that a task is about."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from dropkit._checks import argument_error
+from dropkit.errors import UnsupportedError
+from dropkit.uncertainty.results.outputs import Rebuild
+
+__all__ = ["Head", "class_axis", "classifier_head", "main_leaves", "regression_head"]
+
+_VARIANCES = {"variance": False, "var": False, "log_variance": True, "logvar": True, "log_var": True}  # in logarithms?
+
+
+@dataclass(frozen=True)
+class Head:
+    """Where a regression's prediction and its variance are.
+
+    Args:
+        mean: Which leaf holds the prediction; None where the output is a distribution.
+        variance: Which leaf holds the variance, if any.
+        is_log: Whether that is its logarithm.
+    """
+
+    mean: int | None
+    variance: int | None = None
+    is_log: bool = False
+
+    def read(self, leaves: Sequence[Any], rebuild: Rebuild) -> tuple[Tensor, Tensor | None]:
+        """Return prediction and variance."""
+        if self.mean is None:
+            output = rebuild(list(leaves))
+            try:
+                return output.mean, output.variance
+            except NotImplementedError:
+                return output.mean, None
+        if self.variance is None:
+            return leaves[self.mean], None
+        variance: Tensor = leaves[self.variance]
+        if self.is_log:
+            return leaves[self.mean], variance.exp()
+        if bool((variance < 0).any()):
+            remedy = "If it is the logarithm, let the model return a dictionary with `mean` and `log_variance`."
+            raise UnsupportedError(f"mc: {rebuild.names[self.variance]} is negative and cannot be a variance. {remedy}")
+        return leaves[self.mean], variance
+
+
+def _is_number(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+def _leaf(paths: list[tuple[Any, ...]], leaves: Sequence[Any], names: Sequence[str]) -> int | None:
+    """Return the first leaf of some names, or the only one of real numbers."""
+    for name in names:
+        if (name,) in paths and _is_number(leaves[paths.index((name,))]):
+            return paths.index((name,))
+    numbers = [i for i, leaf in enumerate(leaves) if _is_number(leaf)]
+    return numbers[0] if len(numbers) == 1 else None
+
+
+def main_leaves(rebuild: Rebuild, leaves: Sequence[Any]) -> list[int]:
+    """Return the leaf that an output is about, if that is clear; else all leaves of real or complex numbers."""
+    main = _leaf(rebuild.paths, leaves, ("logits",))
+    if main is not None:
+        return [main]
+    return [i for i, leaf in enumerate(leaves) if _is_number(leaf) or (isinstance(leaf, Tensor) and leaf.is_complex())]
+
+
+def classifier_head(rebuild: Rebuild, leaves: Sequence[Any]) -> int:
+    """Return the leaf of logits.
+
+    Raises:
+        UnsupportedError: If it is not clear which that is.
+    """
+    main = _leaf(rebuild.paths, leaves, ("logits",))
+    if main is not None:
+        return main
+    raise UnsupportedError(
+        f"mc: which part of the output holds the logits is not clear: {_shown(rebuild, leaves)}. Let the model return "
+        "them alone or under the name `logits`, or leave `task` out for the statistics of the outputs as they are."
+    )
+
+
+def class_axis(class_dim: int, like: Tensor) -> int:
+    """Return the axis of classes, counted from the first.
+
+    Raises:
+        ArgumentError: If the logits have no such axis, or no class along it.
+    """
+    if not -like.dim() <= class_dim < like.dim():
+        shape = f"The logits have shape {tuple(like.shape)}."
+        raise argument_error("mc", "class_dim", "an axis of the logits", class_dim, shape)
+    if not like.shape[class_dim]:
+        raise argument_error("mc", "class_dim", "an axis of one class or more", class_dim, f"{tuple(like.shape)}")
+    return class_dim % like.dim()
+
+
+def regression_head(output: Any, rebuild: Rebuild, leaves: Sequence[Any]) -> Head:
+    """Return where the prediction is, and its variance if there is one.
+
+    Raises:
+        UnsupportedError: If it is not clear where.
+    """
+    paths = rebuild.paths
+    if isinstance(output, Distribution) and paths != [()]:
+        return Head(None)
+    if ("mean",) in paths:
+        mean = paths.index(("mean",))
+        found = [(paths.index((name,)), is_log) for name, is_log in _VARIANCES.items() if (name,) in paths]
+        if found and _are_alike(leaves, mean, found[0][0]):
+            return Head(mean, *found[0])
+    if isinstance(output, tuple | list) and paths == [(0,), (1,)] and _are_alike(leaves, 0, 1):
+        return Head(0, 1)
+    main = _leaf(paths, leaves, ("mean", "logits"))
+    if main is not None:
+        return Head(main)
+    raise UnsupportedError(
+        f"mc: which part of the output is the prediction is not clear: {_shown(rebuild, leaves)}. Let the model return "
+        "it alone, with its variance as a tuple of two tensors of one shape, under the names `mean` and `variance` or "
+        "`log_variance`, or as a distribution; or leave `task` out for the statistics of the outputs as they are."
+    )
+
+
+def _are_alike(leaves: Sequence[Any], first: int, second: int) -> bool:
+    one, other = leaves[first], leaves[second]
+    return _is_number(one) and _is_number(other) and one.shape == other.shape
+
+
+def _shown(rebuild: Rebuild, leaves: Sequence[Any]) -> str:
+    tensors = [
+        f"{name} {str(leaf.dtype).removeprefix('torch.')} {tuple(leaf.shape)}"
+        for name, leaf in zip(rebuild.names, leaves, strict=True)
+        if isinstance(leaf, torch.Tensor)
+    ]
+    return ", ".join(tensors[:6]) + (f" and {len(tensors) - 6} more" if len(tensors) > 6 else "") or "it has no tensor"

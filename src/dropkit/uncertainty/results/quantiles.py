@@ -1,0 +1,204 @@
+"""Quantiles over passes: exact of few, and of many from a histogram of fixed size, with a bound on the error."""
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dropkit.uncertainty.results.elements import fitted
+from dropkit.uncertainty.results.moments import wide
+
+__all__ = ["JoinedQuantiles", "Quantiles", "Sketch"]
+
+EXACT = 50  # passes that are kept as they are
+_BINS = 64  # of equal width, between two that are open
+
+
+class Quantiles(Protocol):
+    """Quantiles of the elements of a tensor over passes.
+
+    Monte Carlo errors are half the distance between the quantiles a standard error of a share away on either side
+    (Woodruff 1952, Confidence intervals for medians and other position measures). Near 0 and 1 they are too small.
+    """
+
+    def at(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Return quantiles, with axes of `q` first, and a bound on how far each is from that of all passes."""
+
+    def error(self, q: Tensor) -> Tensor:
+        """Return the Monte Carlo errors of quantiles, with axes of `q` first."""
+
+    def to(self, device: torch.device) -> "Quantiles":
+        """Return the same on a device."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Histogram:
+    """How many passes fell in each bin, of elements along the last axis.
+
+    Args:
+        counts: Of shape ``(bins + 2, elements)``; the first and the last bin are open.
+        low: Where the first bin of equal width begins.
+        width: How wide those are.
+        least: The least of all passes.
+        most: The largest.
+        broken: Whether some pass was no finite number.
+    """
+
+    counts: Tensor
+    low: Tensor
+    width: Tensor
+    least: Tensor
+    most: Tensor
+    broken: Tensor
+
+    @property
+    def parts(self) -> list[Tensor]:
+        """Its tensors, in the order in which they are given."""
+        return [self.counts, self.low, self.width, self.least, self.most, self.broken]
+
+    @staticmethod
+    def of(values: Tensor) -> "_Histogram":
+        """Return the histogram of the first passes, with a quarter of their range to spare on either side."""
+        values = values.nan_to_num(0, 0, 0)
+        least, most = values.amin(0), values.amax(0)
+        spread = most - least
+        spread = torch.where(spread > 0, spread, most.abs().clamp_min(1) * 1e-3)
+        counts = torch.zeros(_BINS + 2, values.shape[1], dtype=torch.int32, device=values.device)
+        low, width = least - spread / 4, spread * 1.5 / _BINS
+        return _Histogram(counts, low, width, least, most, torch.zeros_like(least, dtype=torch.bool))
+
+    def with_passes(self, values: Tensor) -> "_Histogram":
+        """Return it with more passes; the counts are added in place."""
+        is_finite = values.isfinite()
+        values = torch.where(is_finite, values, self.low)
+        bins = ((values - self.low) / self.width).floor().clamp(-1, _BINS).long() + 1
+        self.counts.scatter_add_(0, bins, torch.ones_like(bins, dtype=torch.int32))
+        least, most = torch.minimum(self.least, values.amin(0)), torch.maximum(self.most, values.amax(0))
+        return replace(self, least=least, most=most, broken=self.broken | ~is_finite.all(0))
+
+    def ordered(self, rank: int) -> tuple[Tensor, Tensor]:
+        """Return about where the pass is that so many are below, and how far from there it can be at most."""
+        upto = self.counts.cumsum(0)
+        at = (upto <= rank).sum(0, keepdim=True).clamp_max(_BINS + 1)
+        count = self.counts.gather(0, at)[0]
+        before = upto.gather(0, at)[0] - count
+        left = torch.maximum(torch.where(at[0] == 0, self.least, self.low + (at[0] - 1) * self.width), self.least)
+        right = torch.minimum(torch.where(at[0] > _BINS, self.most, self.low + at[0] * self.width), self.most)
+        value = left + (right - left) * ((rank - before + 0.5) / count)
+        bound = torch.maximum(value - left, right - value)
+        return torch.where(self.broken, torch.nan, value), torch.where(self.broken, torch.nan, bound)
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """Quantiles of one batch.
+
+    Args:
+        n: Number of passes.
+        shape: Shape of a pass.
+        like: An empty tensor of the type and on the device that quantiles are to have.
+        held: The passes in ascending order along the first axis, or a histogram of them.
+    """
+
+    n: int
+    shape: torch.Size
+    like: Tensor
+    held: Tensor | _Histogram
+
+    def at(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        found = [self._one(float(each)) for each in q.reshape(-1)]
+        values = torch.stack([value for value, _ in found])
+        bounds = torch.stack([bound for _, bound in found])
+        shape = q.shape + self.shape
+        return fitted(values, self.like).view(shape), fitted(bounds, self.like).view(shape)
+
+    def error(self, q: Tensor) -> Tensor:
+        away = (q * (1 - q) / self.n).sqrt()
+        half = (self.at((q + away).clamp_max(1))[0] - self.at((q - away).clamp_min(0))[0]) / 2
+        return half if self.n > 1 else torch.full_like(half, torch.nan)
+
+    def to(self, device: torch.device) -> "_Found":
+        held = self.held
+        if isinstance(held, Tensor):
+            return replace(self, like=self.like.to(device), held=held.to(device))
+        return replace(self, like=self.like.to(device), held=_Histogram(*(each.to(device) for each in held.parts)))
+
+    def _one(self, q: float) -> tuple[Tensor, Tensor]:
+        """Return a quantile between the two passes next to it, as `torch.quantile` does, and its bound."""
+        rank = q * (self.n - 1)
+        below = min(int(rank), self.n - 1)
+        part = rank - below
+        left, bound = self._ordered(below)
+        if not part:
+            return left, bound
+        right, other = self._ordered(below + 1)
+        return left + (right - left) * part, bound + (other - bound) * part
+
+    def _ordered(self, rank: int) -> tuple[Tensor, Tensor]:
+        if isinstance(self.held, _Histogram):
+            return self.held.ordered(rank)
+        return self.held[rank], torch.zeros_like(self.held[rank])
+
+
+class Sketch:
+    """Gathers what quantiles take: the first passes as they are, and a histogram of all once there are more.
+
+    Args:
+        keeps_all: Whether to keep every pass instead, for exact quantiles.
+    """
+
+    def __init__(self, keeps_all: bool) -> None:
+        self.n = 0
+        self._keeps_all = keeps_all
+        self._kept: list[Tensor] = []
+        self._histogram: _Histogram | None = None
+
+    def add(self, values: Tensor) -> None:
+        """Take passes in, of shape ``(passes, elements)``."""
+        room = len(values) if self._keeps_all else max(EXACT - self.n, 0)
+        self.n += len(values)
+        if room:
+            first = values[:room]
+            self._kept.append(first if room >= len(values) else first.clone())
+        rest = wide(values[room:])
+        if not len(rest):
+            return
+        if self._histogram is None:
+            kept, self._kept = wide(torch.cat(self._kept)), []
+            self._histogram = _Histogram.of(kept).with_passes(kept)
+        self._histogram = self._histogram.with_passes(rest)
+
+    def quantiles(self, like: Tensor) -> Quantiles:
+        """Return the quantiles of the passes so far, each with the shape and type of a tensor."""
+        empty = like.new_empty(0)
+        if self._histogram is not None:
+            histogram = replace(self._histogram, counts=self._histogram.counts.clone())
+            return _Found(self.n, like.shape, empty, histogram)
+        passes = wide(torch.cat(self._kept)).sort(0).values
+        broken = passes[-1:].isnan()  # where it stands if there is any
+        return _Found(self.n, like.shape, empty, passes.masked_fill(broken, torch.nan))
+
+
+@dataclass(frozen=True, eq=False)
+class JoinedQuantiles:
+    """Quantiles of several batches, joined along an axis that is not negative, or a new one if each is one number."""
+
+    parts: tuple[Quantiles, ...]
+    dim: int | None
+
+    def at(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Return quantiles, with axes of `q` first, and bounds on their errors."""
+        found = [part.at(q) for part in self.parts]
+        return self._joined([value for value, _ in found], q), self._joined([bound for _, bound in found], q)
+
+    def error(self, q: Tensor) -> Tensor:
+        """Return the Monte Carlo errors of quantiles, with axes of `q` first."""
+        return self._joined([part.error(q) for part in self.parts], q)
+
+    def to(self, device: torch.device) -> "JoinedQuantiles":
+        """Return the same on a device."""
+        return JoinedQuantiles(tuple(part.to(device) for part in self.parts), self.dim)
+
+    def _joined(self, found: list[Tensor], q: Tensor) -> Tensor:
+        return torch.stack(found, q.dim()) if self.dim is None else torch.cat(found, self.dim + q.dim())

@@ -1,0 +1,239 @@
+"""Running results: statistics of passes that come chunk by chunk, in memory that does not grow with their number."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dropkit.errors import UnsupportedError
+from dropkit.uncertainty.results.classification import Classes, probabilities
+from dropkit.uncertainty.results.elements import Elements, Found, fitted
+from dropkit.uncertainty.results.joining import Parts
+from dropkit.uncertainty.results.main_output import (
+    Head,
+    class_axis,
+    classifier_head,
+    main_leaves,
+    regression_head,
+)
+from dropkit.uncertainty.results.moments import wide
+from dropkit.uncertainty.results.outputs import Rebuild, flatten
+from dropkit.uncertainty.results.quantiles import Sketch
+from dropkit.uncertainty.results.regression import Predictions
+from dropkit.uncertainty.results.result import Result
+
+__all__ = ["Running"]
+
+_PIECE = 2**22  # most numbers of a leaf that are taken to double precision at once
+
+
+class Running:
+    """Gathers the outputs of passes into a `Result`.
+
+    Args:
+        task: ``"classification"``, ``"regression"`` or None; see `Result`.
+        class_dim: Of a classification, the axis of classes.
+        keep_samples: Whether to keep every pass.
+        quantiles: Of a regression, whether to gather quantiles.
+        groups: Number of groups of passes for the jackknife.
+    """
+
+    def __init__(
+        self,
+        task: str | None,
+        *,
+        class_dim: int = -1,
+        keep_samples: bool = False,
+        quantiles: bool = False,
+        groups: int = 8,
+    ) -> None:
+        self.task, self.class_dim, self.groups = task, class_dim, groups
+        self.n = 0
+        self._quantiles = quantiles
+        self._samples: list[list[Tensor]] | None = [] if keep_samples else None
+        self._leaves: list[Any] = []  # of the first pass
+        self._rebuild: Rebuild | None = None
+        self._elements: dict[int, Elements] = {}
+        self._classes: Classes | None = None
+        self._predictions: Predictions | None = None
+        self._head = Head(None)
+        self._main: list[int] = []
+
+    def add(self, template: Any, leaves: Sequence[Tensor | None], passes: int | None = None) -> None:
+        """Take passes in.
+
+        Args:
+            template: The output of one pass. That of the first call is kept: what is no tensor is its.
+            leaves: For every leaf of it, in the order of `flatten`, the leaves of several passes along a new first
+                axis, or None for one that is the same in all.
+            passes: How many passes there are. Default: what the leaves tell.
+
+        Raises:
+            UnsupportedError: If a pass has leaves of other shapes than the first, or it is not clear which are those
+                that the task is about. Nothing has been taken in then.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            if self._rebuild is None:
+                self._begin(template)
+            passes = self._checked(leaves, passes)
+            if not passes:
+                return
+            whole = [self._whole(i, leaf, passes) for i, leaf in enumerate(leaves)]
+            predicted = self._head.read(whole, self._tree) if self._predictions else None
+            for i, leaf in enumerate(leaves):
+                self._add_elements(i, leaf, passes)
+            if self._classes:
+                for piece in _pieces(whole[self._main[0]]):
+                    self._classes.add(piece)
+            if self._predictions and predicted:
+                prediction, variance = predicted
+                given = [None] * passes if variance is None else _pieces(variance)
+                for piece, part in zip(_pieces(prediction), given, strict=False):
+                    self._predictions.add(piece, part)
+            if self._samples is not None:
+                self._keep(self._samples, leaves, whole)
+            self.n += passes
+
+    def _begin(self, template: Any) -> None:
+        leaves, rebuild = flatten(template)
+        if self.task == "classification":
+            main = classifier_head(rebuild, leaves)
+            self._classes = Classes(leaves[main], self.groups, class_axis(self.class_dim, leaves[main]))
+            self._main = [main]
+        elif self.task == "regression":
+            head = regression_head(template, rebuild, leaves)
+            prediction, variance = head.read(leaves, rebuild)
+            sketch = Sketch(self._samples is not None) if self._quantiles or self._samples is not None else None
+            self._predictions = Predictions(prediction.detach(), self.groups, variance is not None, sketch)
+            self._head, self._main = head, [] if head.mean is None else [head.mean]
+        else:
+            self._main = main_leaves(rebuild, leaves)
+        # A copy can be worked with also where the pass ran in inference mode.
+        self._leaves = [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        self._rebuild = rebuild
+
+    def _checked(self, leaves: Sequence[Tensor | None], passes: int | None) -> int:
+        """Return the number of passes that the leaves are of."""
+        names = self._tree.names
+        if len(leaves) != len(names):
+            raise UnsupportedError(f"mc: the output has {len(leaves)} parts in one pass and {len(names)} in another.")
+        for name, first, leaf in zip(names, self._leaves, leaves, strict=True):
+            if leaf is None:
+                continue
+            passes = len(leaf) if passes is None else passes
+            if not isinstance(first, Tensor):
+                raise UnsupportedError(f"mc: {name} is a tensor in one pass and a {type(first).__name__} in another.")
+            if leaf.shape != (passes, *first.shape):
+                raise UnsupportedError(
+                    f"mc: {name} has shape {tuple(leaf.shape[1:])} in one pass and {tuple(first.shape)} in another, so "
+                    "that there is no mean over passes. Let the model return outputs of one shape."
+                )
+        if passes is None:
+            raise ValueError("no leaf tells how many passes there are")
+        return passes
+
+    @property
+    def _tree(self) -> Rebuild:
+        if self._rebuild is None:
+            raise ValueError("there has been no pass yet")
+        return self._rebuild
+
+    def _whole(self, i: int, leaf: Tensor | None, passes: int) -> Any:
+        """Return a leaf of all passes, also where it is the same in all."""
+        first = self._leaves[i]
+        return first.expand(passes, *first.shape) if leaf is None and isinstance(first, Tensor) else leaf
+
+    def _add_elements(self, i: int, leaf: Tensor | None, passes: int) -> None:
+        """Take a leaf in, unless the task does so; one that has been the same in all passes takes no memory."""
+        if self.task is not None and i in self._main:
+            return
+        if leaf is not None and i not in self._elements:
+            self._elements[i] = Elements(self._leaves[i], self.groups)
+            if self.n:
+                self._add_elements(i, None, self.n)
+        if i in self._elements:
+            for piece in _pieces(self._whole(i, leaf, passes)):
+                self._elements[i].add(piece)
+
+    def _keep(self, samples: list[list[Tensor]], leaves: Sequence[Tensor | None], whole: list[Any]) -> None:
+        """Keep the passes themselves; what is the same in all of them is kept once."""
+        if not samples:
+            samples.extend([] for _ in leaves)
+        for i, leaf in enumerate(leaves):
+            if self._classes and i in self._main:
+                axis = self._classes.class_dim + 1
+                samples[i] += [fitted(probabilities(piece, axis), whole[i]) for piece in _pieces(whole[i])]
+            else:
+                samples[i].append(whole[i] if leaf is None else leaf.detach())
+
+    def error(self) -> float:
+        """Return the largest Monte Carlo error of the mean of the main output, NaN of fewer than two passes."""
+        errors = [error.max() for _, error in self._means() if error.numel()]
+        return max((float(error) for error in errors), key=lambda error: (math.isnan(error), error), default=0.0)
+
+    def scale(self) -> float:
+        """Return the root mean square of the mean of the main output."""
+        means = [mean for mean, _ in self._means()]
+        squares = sum(float(mean.abs().square().sum()) for mean in means)
+        return math.sqrt(squares / max(sum(mean.numel() for mean in means), 1))
+
+    def _means(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the means of the main output and their Monte Carlo errors."""
+        gatherer = self._classes or self._predictions
+        if gatherer:
+            yield gatherer.mean()
+            return
+        for i in self._main:
+            if i in self._elements:
+                yield self._elements[i].mean()
+            else:
+                mean = wide(self._leaves[i])
+                yield mean, torch.zeros_like(mean.real)
+
+    def result(self, **facts: Any) -> Result:
+        """Return the statistics of the passes so far.
+
+        Args:
+            facts: What else there is to tell of the passes: ``seed``, ``engine``, ``sites``, ``reached``.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            rebuild, gatherer = self._tree, self._classes or self._predictions
+            found = gatherer.found() if gatherer else {}
+            leaves = [self._of_leaf(i, found) for i in range(len(self._leaves))]
+            values = {name: value for name, (value, _) in found.items()}
+            errors = {name: error for name, (_, error) in found.items() if name != "prediction"}
+            if self._predictions:
+                values["prediction"] = values["mean"]
+            if not (self._predictions and self._head.mean is None):
+                values["mean"] = rebuild([leaf["mean"][0] for leaf in leaves])
+                values["std"] = rebuild.plain([leaf["std"][0] for leaf in leaves])
+                errors |= {name: rebuild.plain([leaf[name][1] for leaf in leaves]) for name in ("mean", "std")}
+            if self._samples is not None:
+                values["samples"] = rebuild([self._all(i) for i in range(len(self._leaves))])
+            quantiles = self._predictions.quantiles() if self._predictions else None
+            class_dim = self._classes.class_dim if self._classes else None
+            return Result(Parts(self.task, self.n, values, errors, quantiles, class_dim, facts))
+
+    def _of_leaf(self, i: int, found: Found) -> Found:
+        leaf = self._leaves[i]
+        if self.task is not None and i in self._main:
+            return found
+        if i in self._elements:
+            return self._elements[i].found()
+        is_number = isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
+        zero = torch.zeros_like(leaf.real) if is_number else leaf
+        return {"mean": (leaf, zero), "std": (zero, zero)}
+
+    def _all(self, i: int) -> Any:
+        """Return a leaf of every pass."""
+        if self._samples is None or not isinstance(self._leaves[i], Tensor):
+            return self._leaves[i]
+        varies = i in self._elements or (self.task is not None and i in self._main)
+        return torch.cat(self._samples[i]) if varies else self._whole(i, None, self.n)
+
+
+def _pieces(values: Tensor) -> tuple[Tensor, ...]:
+    """Cut passes into pieces that take bounded memory in double precision."""
+    return values.split(max(1, _PIECE // max(values[:1].numel(), 1)))
