@@ -25,12 +25,14 @@ from dropkit.uncertainty.metrics import (
     negative_log_likelihood,
     risk_coverage,
 )
+from dropkit.uncertainty.results.result import Result
 
 __all__ = [
     "BatchSelection",
     "BrierDecomposition",
     "Detection",
     "IntervalScores",
+    "Result",
     "RiskCoverage",
     "bald",
     "batch_bald",
