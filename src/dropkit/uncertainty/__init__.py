@@ -10,6 +10,13 @@ from dropkit.uncertainty.acquisition import (
     select,
     variation_ratio,
 )
+from dropkit.uncertainty.figures import (
+    draw_detection,
+    draw_entropies,
+    draw_intervals,
+    draw_reliability,
+    draw_risk_coverage,
+)
 from dropkit.uncertainty.metrics import (
     BrierDecomposition,
     Detection,
@@ -40,6 +47,11 @@ __all__ = [
     "brier_score",
     "calibration_error",
     "detection",
+    "draw_detection",
+    "draw_entropies",
+    "draw_intervals",
+    "draw_reliability",
+    "draw_risk_coverage",
     "entropy",
     "gaussian_negative_log_likelihood",
     "interval_scores",

@@ -54,7 +54,7 @@ def binned(confidence: Array, is_right: Array, bins: int, binning: str) -> Bins:
         ordered = np.sort(confidence)
         cuts = np.arange(1, bins) * len(ordered) // bins
         inner = (ordered[np.maximum(cuts - 1, 0)] + ordered[cuts]) / 2
-        edges = np.concatenate([[0.0], inner, [1.0]])
+        edges = np.concatenate([ordered[:1], inner, ordered[-1:]])
     place = np.searchsorted(edges[1:-1], confidence, side="left")
     counts = np.bincount(place, minlength=bins)
     with np.errstate(invalid="ignore"):  # empty bins have no mean

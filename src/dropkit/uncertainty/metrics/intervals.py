@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from dropkit._checks import Number, argument_error
-from dropkit.uncertainty.metrics.inputs import numbers, same_shape
+from dropkit.uncertainty.metrics.inputs import Array, numbers, same_shape
 
-__all__ = ["LEVEL", "IntervalScores", "interval_scores"]
+__all__ = ["LEVEL", "IntervalScores", "interval_scores", "intervals_of", "scores_of"]
 
 LEVEL = Number(0.0, 1.0, open_low=True, open_high=True)
 
@@ -59,12 +59,22 @@ def interval_scores(lower: Any, upper: Any, targets: Any, *, level: float) -> In
     """
     where = "interval_scores"
     level = LEVEL.check(where, "level", level)
+    return scores_of(*intervals_of(where, lower, upper, targets), level)
+
+
+def intervals_of(where: str, lower: Any, upper: Any, targets: Any) -> tuple[Array, Array, Array]:
+    """Return the ends of intervals and what came true, all of one shape."""
     low = numbers(where, "lower", lower)
     high = same_shape(where, "upper", upper, "lower", low.shape)
     found = same_shape(where, "targets", targets, "lower", low.shape)
-    width = high - low
-    if (width < 0).any():
-        raise argument_error(where, "upper", "nowhere below `lower`", float(high[width < 0][0]))
-    outside = np.maximum(low - found, 0) + np.maximum(found - high, 0)
+    if (high < low).any():
+        raise argument_error(where, "upper", "nowhere below `lower`", float(high[high < low][0]))
+    return low, high, found
+
+
+def scores_of(lower: Array, upper: Array, targets: Array, level: float) -> IntervalScores:
+    """Return the scores of intervals that have been checked."""
+    outside = np.maximum(lower - targets, 0) + np.maximum(targets - upper, 0)
+    width = upper - lower
     score = width + 2 / (1 - level) * outside
     return IntervalScores(level, float((outside == 0).mean()), float(width.mean()), float(score.mean()))

@@ -8,7 +8,7 @@ import numpy as np
 from dropkit._checks import argument_error
 from dropkit.uncertainty.metrics.inputs import Array, numbers, same_shape
 
-__all__ = ["RiskCoverage", "risk_coverage"]
+__all__ = ["RiskCoverage", "curve_of", "risk_coverage"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,11 @@ def risk_coverage(uncertainty: Any, losses: Any) -> RiskCoverage:
     References:
         Geifman, Uziel and El-Yaniv (2019), "Bias-reduced uncertainty estimation for deep neural classifiers".
     """
-    where = "risk_coverage"
+    return curve_of("risk_coverage", uncertainty, losses)
+
+
+def curve_of(where: str, uncertainty: Any, losses: Any) -> RiskCoverage:
+    """Do what `risk_coverage` does, for a function of another name."""
     scores = numbers(where, "uncertainty", uncertainty, rank=1)
     costs = same_shape(where, "losses", losses, "uncertainty", scores.shape)
     if (costs < 0).any():
