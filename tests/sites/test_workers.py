@@ -56,6 +56,8 @@ WRONG: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "a list": (ArgumentTypeError, r"`shards` must be a mapping", {"shards": ["a"]}),
     "no mapping of axes": (ArgumentTypeError, r"`shards` must be a mapping", {"shards": {"a": 1}}),
     "a pattern that is no text": (ArgumentTypeError, r"`shards` must be a mapping", {"shards": {1: {"tensor": 1}}}),
+    "a call that is no number": (ArgumentTypeError, r"`shards` must be a mapping", {"shards": {("a", "b"): {}}}),
+    "a call before the first": (ArgumentTypeError, r"`shards` must be a mapping", {"shards": {("a", -1): {}}}),
     "another name": (ArgumentError, r"among the mesh's names", {"shards": {"a": {"model": 1}}}),
     "no axis of a shard": (ArgumentTypeError, r"shards\['a'\]\['tensor'\]", {"shards": {"a": {"tensor": None}}}),
     "a name that is a number": (ArgumentError, r"among the mesh's names", {"shards": {"a": {0: 1}}}),
@@ -80,6 +82,8 @@ def test_what_address_refuses(mesh: DeviceMesh) -> None:
         address(model, SEED, mesh)  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(ArgumentError, match=r"each of its patterns matches"):
         address(model, SEED, Workers(mesh, "data", shards={"drop": {"tensor": 1}}))
+    with pytest.raises(ArgumentError, match=r"each of its patterns matches"):
+        address(model, SEED, Workers(mesh, "data", shards={("drop", 1): {"tensor": 1}}))
     handle = address(model, SEED, Workers(mesh, "data", shards={"0": {"tensor": 7}}))
     with pytest.raises(ArgumentError, match=r"axis 7 of a tensor of shape \(2, 3\)"):
         model(torch.ones(2, 3))

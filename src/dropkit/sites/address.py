@@ -105,10 +105,10 @@ class Addressing(Handler):
         _check_plain(model)
         if workers is not None:
             check_patterns(workers, module_names(model))
-        self._parts = None if workers is None else Parts(workers)
         self._has_warned = False
         modules = module_names(model)
         self._keys = Keys(model, len(modules), seed)
+        self._parts = None if workers is None else Parts(workers, self._keys)
         for name, module in modules.items():
             if is_dropout_layer(module):
                 self._keys.site(name)
@@ -232,7 +232,7 @@ class Addressing(Handler):
         self._check_recomputation()
         key, numbers = self._keys.key(place), current()
         if self._parts is not None:
-            return self._parts.dropout(place, call, key)
+            return self._parts.dropout(place, call, key, self._interceptor.is_resumed)
         if numbers is not None:
             return numbered(place, call, key, numbers)
         return replaced(call, key=key, order=place.order)
@@ -286,7 +286,7 @@ class Addressing(Handler):
             if module.training:
                 _warn_of_others()
         elif self._parts is not None:
-            self._parts.begin(inputs, named)
+            self._parts.begin(module, inputs, named)
         elif module.training and current() is None and not self._has_warned:
             self._has_warned = _warn_of_others()
 

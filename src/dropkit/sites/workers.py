@@ -24,7 +24,7 @@ class Workers:
     Workers along all other dimensions have the same examples: a ``DTensor`` says itself which part of it each of them
     has; a plain tensor is taken for the same on all of them, unless `shards` says that they have parts of it.
 
-    Which of both it is is looked at once for every site, at its first call, by comparing a few values, and an error
+    Which of both it is is looked at once for every call of a site in a forward, by comparing a few values, and an error
     tells all of them; so all have to make that call. Random numbers of which a model makes a mask by hand have nothing
     to compare, and are taken for the same. Nor are examples compared: a tensor that happens to be as long along `dim`
     as there are examples is taken for one of examples, unless it is a parameter or `shards` says otherwise.
@@ -38,7 +38,8 @@ class Workers:
             workers of a dimension have equal parts, such as ``{"layers.*.attention#0": {"tensor": 1}}``. Axes are those
             of the tensor that is dropped from; of attention, those of its weights, (batch, heads, queries, keys). For
             a dimension of `examples` it is the axis along which the workers' parts follow one another there, of any
-            length, None where there are no examples. The first pattern that matches holds. Default: none.
+            length, None where there are no examples. Where some calls of a site in a forward have parts and others have
+            not, ``(pattern, number)`` is for one of them, counted from 0. The first that matches holds. Default: none.
 
     Raises:
         ArgumentError: If the mesh has no names, this process has no place in it, a name is not among them, or an axis
@@ -58,7 +59,7 @@ class Workers:
     mesh: "DeviceMesh"
     examples: str | tuple[str, ...] = ()
     dim: int = 0
-    shards: Mapping[str, Mapping[str, int | None]] = field(default_factory=dict)
+    shards: Mapping[str | tuple[str, int], Mapping[str, int | None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         from torch.distributed.device_mesh import DeviceMesh
@@ -81,12 +82,12 @@ class Workers:
         object.__setattr__(self, "dim", _AXIS.check("Workers", "dim", self.dim))
         object.__setattr__(self, "shards", self._checked_shards())
 
-    def _checked_shards(self) -> Mapping[str, Mapping[str, int | None]]:
-        rule = "a mapping of patterns to mappings of the mesh's names to axes"
+    def _checked_shards(self) -> Mapping[str | tuple[str, int], Mapping[str, int | None]]:
+        rule = "a mapping of patterns, or (pattern, number of the call), to mappings of the mesh's names to axes"
         if not isinstance(self.shards, Mapping):
             raise argument_type_error("Workers", "shards", rule, self.shards)
         for pattern, axes in self.shards.items():
-            if not isinstance(pattern, str) or not isinstance(axes, Mapping):
+            if not _is_pattern(pattern) or not isinstance(axes, Mapping):
                 raise argument_type_error("Workers", "shards", rule, self.shards)
             for name, axis in axes.items():
                 where = f"shards[{pattern!r}]"
@@ -99,3 +100,8 @@ class Workers:
         known = self.mesh.mesh_dim_names or ()
         if name not in known:
             raise argument_error("Workers", argument, f"among the mesh's names {', '.join(known)}", name)
+
+
+def _is_pattern(key: object) -> bool:
+    pattern, call = key if isinstance(key, tuple) and len(key) == 2 else (key, 0)
+    return isinstance(pattern, str) and type(call) is int and call >= 0

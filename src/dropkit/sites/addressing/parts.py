@@ -6,12 +6,15 @@ from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
+from torch.nn import Module
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from dropkit.errors import ArgumentError, UnsupportedError
+from dropkit.sites.addressing.comparison import check_parts
 from dropkit.sites.addressing.distributed import is_distributed, local_arguments, placements_of, whole_of
-from dropkit.sites.addressing.mesh import check_parts, declared_axes, others, position
+from dropkit.sites.addressing.keys import Keys
+from dropkit.sites.addressing.mesh import declared_axes, others, position
 from dropkit.sites.addressing.numbered import is_weight, numbered, numbered_draw
 from dropkit.sites.calls.functions import Call
 from dropkit.sites.calls.replacement import replaced
@@ -31,43 +34,39 @@ class Parts:
 
     Args:
         workers: What each worker has.
+        keys: The model's keys, and what they depend on.
     """
 
-    def __init__(self, workers: Workers) -> None:
-        self._workers = workers
+    def __init__(self, workers: Workers, keys: Keys) -> None:
+        self._workers, self._keys = workers, keys
         self._numbers: Numbers | None = None
-        self._settled: set[str] = set()
+        self._entry = 0  # the module that is called from outside
+        self._settled: set[tuple[int, str, int]] = set()  # calls: that module, the site, and the number in a forward
 
     @property
     def numbers(self) -> Numbers | None:
         """The numbers of the examples of this forward: given, or those of this worker's part of the batch."""
-        given = current()
-        if given is not None and given.streams != (0,):
-            raise UnsupportedError(
-                "address: workers have no parts of Monte Carlo passes. Leave `workers` out for them."
-            )
+        given = _given()
         return self._numbers if given is None else given
 
-    def begin(self, inputs: Any, named: Mapping[str, Any]) -> None:
-        """Number the examples that a forward is given."""
-        workers, given, self._numbers = self._workers, current(), None
-        if given is not None and given.streams != (0,):
-            raise UnsupportedError(
-                "address: workers have no parts of Monte Carlo passes. Leave `workers` out for them."
-            )
+    def begin(self, module: Module, inputs: Any, named: Mapping[str, Any]) -> None:
+        """Number the examples that an outermost forward, of a module, is given."""
+        workers, given, self._numbers, self._entry = self._workers, _given(), None, id(module)
         shape = _batch(inputs, named, workers.dim) if workers.examples and given is None else None
         if shape and shape[workers.dim]:
             length, origin = shape[workers.dim], f"axis {workers.dim} of the first input, of shape {tuple(shape)},"
             first = position(workers, workers.examples)[0] * length
             self._numbers = Numbers(((first, length),), workers.dim, origin=origin)
 
-    def dropout(self, place: Place, call: Call, key: int) -> Any:
-        """Run an active call with a key, and the mask of this worker's part."""
+    def dropout(self, place: Place, call: Call, key: int, is_repeated: bool = False) -> Any:
+        """Run an active call with a key, and the mask of this worker's part; one that is repeated was compared."""
         if any(map(is_distributed, call.arguments.values())):
             return self._distributed(place, call, key)
-        declared = declared_axes(self._workers, place.name, place.path)
-        if place.name not in self._settled and check_parts(self._workers, place.name, call.input, declared):
-            self._settled.add(place.name)
+        declared = declared_axes(self._workers, place)
+        which = self._entry, place.name, place.frame.run
+        is_settled = is_repeated or which in self._settled
+        if not is_settled and check_parts(self._workers, place, self._keys, call.input, declared):
+            self._settled.add(which)
         return _run(place, call, key, self._numbers_of(place, call, declared))
 
     def draw(self, draw: Draw, key: int) -> Any:
@@ -76,7 +75,7 @@ class Parts:
             raise UnsupportedError(
                 f"address: {draw.place.name} draws a mask for a DTensor by hand. Use torch.nn.functional.dropout."
             )
-        shape, declared = draw.shape, declared_axes(self._workers, draw.place.name, draw.place.path)
+        shape, declared = draw.shape, declared_axes(self._workers, draw.place)
         if not shape:
             return draw.at(key)
         numbers = self._numbers_at(declared, shape, self._axis(declared))
@@ -84,7 +83,7 @@ class Parts:
 
     def several(self, place: Place) -> Numbers | None:
         """Return the numbers of examples for a layer that draws one key for several masks."""
-        declared = declared_axes(self._workers, place.name, place.path)
+        declared = declared_axes(self._workers, place)
         if any(name not in self._workers.examples for name in declared):
             raise UnsupportedError(
                 f"address: {place.name} draws one key for several masks: workers have no parts of them but of examples."
@@ -187,7 +186,7 @@ class Parts:
         is_own = any(name in self._workers.examples for name in mesh.mesh_dim_names or ())
         shards = {axis: (first[axis], whole.shape[axis]) for axis in axes}
         own = call.changed(**local_arguments(call, mesh, placements, shards, local))
-        known = declared_axes(self._workers, place.name, place.path)
+        known = declared_axes(self._workers, place)
         declared = {name: axis for name, axis in known.items() if name in self._workers.examples}
         axis, batch = None if is_own else self._axis(declared), 0 if _is_attention(call) else None
         numbers = self._numbers_at(declared, _shape(own), axis, batch, shards)
@@ -195,6 +194,14 @@ class Parts:
         if own.arguments.get("inplace") is not call.arguments.get("inplace"):
             return whole.copy_(whole_of(result, whole, mesh, placements, local))
         return tree_map_only(Tensor, lambda part: whole_of(part, whole, mesh, placements, local), result)
+
+
+def _given() -> Numbers | None:
+    """Return the numbers that examples are given by `samples`."""
+    given = current()
+    if given is not None and given.streams != (0,):
+        raise UnsupportedError("address: workers have no parts of Monte Carlo passes. Leave `workers` out for them.")
+    return given
 
 
 def _run(place: Place, call: Call, key: int, numbers: Numbers | None) -> Any:
