@@ -132,9 +132,14 @@ class Call:
 
     def run(self) -> Any:
         """Call the function."""
+        args, kwargs = self.parts()
+        return self.function.function(*args, **kwargs)
+
+    def parts(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments as the function takes them: by position, and by name."""
         names = list(self.arguments)
-        args = [self.arguments[name] for name in names[: self.positional]]
-        return self.function.function(*args, **{name: self.arguments[name] for name in names[self.positional :]})
+        args = tuple(self.arguments[name] for name in names[: self.positional])
+        return args, {name: self.arguments[name] for name in names[self.positional :]}
 
 
 _MAPS = {"dropout1d": 1, "dropout2d": 2, "dropout3d": 3}  # number of an element's axes

@@ -115,14 +115,18 @@ class Rewriting(Handler):
 
     def dropout(self, place: Place, call: Call) -> Any:
         """Run a call as it is wanted."""
+        return self.wanted(place, call).run()
+
+    def wanted(self, place: Place, call: Call) -> Call:
+        """Return a call as it is wanted."""
         name = renamed(place, self.plan.names)
         if self.decides(name):
-            return call.switched(self.mode == "on").run()
+            return call.switched(self.mode == "on")
         for flip in self._flips[-1][1] if self._flips else ():
             if flip.module is place.module and name in self.known:
                 site = self.known[name]  # it shall not notice that its module sees another mode
-                return call.switched(site.in_train if flip.before else site.in_eval).run()
-        return call.run()
+                return call.switched(site.in_train if flip.before else site.in_eval)
+        return call
 
     def other(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Let any other call run, and leave out masks that no module's mode turns off."""
