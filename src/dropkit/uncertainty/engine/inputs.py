@@ -1,0 +1,135 @@
+"""What a model takes and returns, one pass or many at a time."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dropkit.sites.interception.restoring import cloned
+from dropkit.uncertainty.engine.pending import Pending, repeated
+from dropkit.uncertainty.engine.tape import Player, Recorder
+from dropkit.uncertainty.results.outputs import flatten
+
+__all__ = ["Inputs", "Output", "signature"]
+
+
+class Inputs:
+    """What a model's forward takes.
+
+    Args:
+        args: By position.
+        kwargs: By name.
+    """
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._values = args, kwargs
+        self.leaves, self._rebuild = flatten((list(args), kwargs))
+        self.tensors = [leaf for leaf in self.leaves if _is_plain(leaf)]
+
+    def size(self, axis: int) -> int | None:
+        """Return the number of examples, if they lie along an axis; that of the first tensor which has it."""
+        return next((leaf.shape[axis] for leaf in self.tensors if leaf.dim() > axis), None)
+
+    def plain(self) -> Any:
+        """Return what one pass takes: copies, so that no pass writes into what the others take."""
+        return cloned(self._values)
+
+    def repeated(self, axis: int, copies: int) -> Any:
+        """Return what passes that run together take."""
+        return self._with(lambda leaf, along: leaf.clone() if along is None else repeated(leaf, along, copies), axis)
+
+    def recorded(self, recorder: Recorder) -> Any:
+        """Return what a pass takes that is recorded."""
+        return self._with(lambda leaf, _: recorder.input(leaf.clone()), None)
+
+    def recorded_together(self, recorder: Recorder, axis: int, copies: int) -> Any:
+        """Return what passes take that run together and are recorded."""
+        return self._with(
+            lambda leaf, along: recorder.input(leaf.clone() if along is None else repeated(leaf, along, copies)), axis
+        )
+
+    def played(self, player: Player, axis: int | None) -> Any:
+        """Return what passes take that run together, of which the tape of one is played."""
+        return self._with(player.input, axis)
+
+    def _with(self, change: Callable[[Tensor, int | None], Any], axis: int | None) -> Any:
+        size = None if axis is None else self.size(axis)
+        changed: dict[int, Any] = {}  # what is one tensor stays one
+        leaves = []
+        for leaf in self.leaves:
+            if _is_plain(leaf):
+                along = axis if axis is not None and leaf.dim() > axis and leaf.shape[axis] == size else None
+                leaf = changed.setdefault(id(leaf), change(leaf, along))
+            leaves.append(leaf)
+        args, kwargs = self._rebuild(leaves)
+        return tuple(args), kwargs
+
+
+def signature(inputs: Inputs) -> Any:
+    """Return what decides how passes over inputs can be run: their shapes and types, and values that are no tensors."""
+    return tuple(
+        (tuple(leaf.shape), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else _name(leaf)
+        for leaf in inputs.leaves
+    )
+
+
+def _name(leaf: Any) -> Any:
+    return leaf if isinstance(leaf, str | int | float | bool | None) else type(leaf)
+
+
+def _is_plain(leaf: Any) -> bool:
+    is_strided = isinstance(leaf, Tensor) and type(leaf) is not Pending and leaf.layout is torch.strided
+    return is_strided and not leaf.is_nested
+
+
+@dataclass
+class Output:
+    """What a model returned.
+
+    Args:
+        value: It.
+        leaves: What is in it; a tensor of which all passes share the value may be pending.
+    """
+
+    value: Any
+    leaves: list[Any]
+
+    @classmethod
+    def of(cls, value: Any) -> "Output":
+        """Look into what a model returned."""
+        leaves, rebuild = flatten(value)
+        if any(type(leaf) is Pending for leaf in leaves):
+            value = rebuild([leaf.base if type(leaf) is Pending else leaf for leaf in leaves])
+        return cls(value, leaves)
+
+    def passes(self, one: "Output", copies: int) -> list[Tensor | None]:
+        """Return every tensor with the passes that ran together along axis 0; None for what they share.
+
+        Args:
+            one: What a single pass returned.
+            copies: How many ran together.
+
+        Raises:
+            ValueError: If the output is not that of so many passes.
+        """
+        if len(self.leaves) != len(one.leaves):
+            raise ValueError("another structure is returned where passes run together")
+        return [_split(wide, single, copies) for wide, single in zip(self.leaves, one.leaves, strict=True)]
+
+
+def _split(wide: Any, single: Any, copies: int) -> Tensor | None:
+    if not isinstance(wide, Tensor) or not isinstance(single, Tensor) or type(wide) is Pending:
+        return None
+    if copies == 1 and wide.shape == single.shape:
+        return wide.unsqueeze(0)
+    if wide.shape == single.shape:
+        return None
+    if wide.dim() != single.dim():
+        raise ValueError("tensors have other axes where passes run together")
+    longer = [axis for axis in range(wide.dim()) if wide.shape[axis] != single.shape[axis]]
+    if len(longer) != 1 or single.shape[longer[0]] * copies != wide.shape[longer[0]]:
+        raise ValueError("tensors have other lengths where passes run together")
+    [axis] = longer
+    return wide.unflatten(axis, (copies, single.shape[axis])).movedim(axis, 0)

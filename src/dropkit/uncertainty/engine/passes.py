@@ -1,0 +1,173 @@
+"""The handler of Monte Carlo passes: it turns sites on, and gives each the masks of its pass and example."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from torch import Tensor
+
+from dropkit.functional.address import draw_key
+from dropkit.functional.examples import NumberedKey
+from dropkit.random import call_key
+from dropkit.sites.addressing.numbered import numbered, numbered_draw, numbered_key
+from dropkit.sites.calls.functions import INFERENCE, Call, find_call
+from dropkit.sites.calls.replacement import has_source, replaced
+from dropkit.sites.find import Site
+from dropkit.sites.handwritten.draws import Draw, find_draw
+from dropkit.sites.interception.interceptor import Interceptor
+from dropkit.sites.interception.places import Place
+from dropkit.sites.samples import Numbers
+from dropkit.sites.switching.probe import renamed
+from dropkit.sites.switching.rewriting import Plan, Rewriting
+from dropkit.uncertainty.engine.pending import has_pending, replaced_pending
+from dropkit.uncertainty.engine.tape import Reel
+
+__all__ = ["Drawing", "Passes"]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Which masks a forward draws.
+
+    Args:
+        step: The step that keys are made of, which numbers batches where examples cannot be.
+        streams: The passes that run together, as the mask definition numbers them; from 1 on.
+        numbers: The examples of these passes; None if masks belong to places alone.
+        reel: What answers calls before the first site; None to run them.
+    """
+
+    step: int
+    streams: tuple[int, ...]
+    numbers: Numbers | None
+    reel: Reel | None = None
+
+
+class Passes(Rewriting):
+    """Runs sites with masks of passes.
+
+    Args:
+        known: What is known of the model's sites, by name.
+        chosen: Names of those that drop.
+        plan: What makes the others that have to be on.
+        seed: The seed.
+    """
+
+    interceptor: Interceptor
+
+    def __init__(self, known: Mapping[str, Site], chosen: set[str], plan: Plan, seed: int) -> None:
+        super().__init__("on", known, chosen, plan)
+        self.seed = seed
+        self.drawing = Drawing(0, (1,), None)
+        self.fired: dict[str, int] = {}  # how often sites have dropped in the last forward
+        self.has_parted = False  # whether anything was drawn in it, so that passes differ
+        self.unknown: set[str] = set()  # sites that could drop, and that no probe has met
+        self.largest = 0  # bytes of the largest tensor that depends on a mask
+
+    def start(self, drawing: Drawing) -> None:
+        """Draw other masks from the next forward on."""
+        self.drawing, self.fired, self.largest, self.has_parted = drawing, {}, 0, False
+
+    def dropout(self, place: Place, call: Call) -> Any:
+        """Run a call with the masks of its passes, if it drops."""
+        if renamed(place, self.plan.names) not in self.known and call.switched(True).is_active:
+            self.unknown.add(place.name)
+        call = self.wanted(place, call)
+        if not call.is_active:
+            return self._through(call.function.function, *call.parts())
+        return self._measured(self._dropped(place, call), call)
+
+    def other(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run whatever draws anything with the masks of its passes, and let all else run."""
+        call = find_call(function, args, kwargs, INFERENCE)
+        if call is not None:
+            return self._dropped(self.interceptor.place(), call)
+        if function is draw_key:
+            return self._drawn_key(args)
+        draw = find_draw(function, args, kwargs, self.interceptor.random_place)
+        if draw is not None:
+            return self._drawn_by_hand(draw)
+        return self._through(function, args, kwargs)
+
+    def _through(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run a call that draws nothing, unless all passes share what it returns."""
+        reel = self.drawing.reel
+        if reel is not None and (has_pending(args) or has_pending(kwargs)):
+            return reel.call(function, args, kwargs)
+        return self._measured(function(*args, **kwargs))
+
+    def _measured(self, result: Any, call: Call | None = None) -> Any:
+        """Note how large a tensor is that depends on masks."""
+        if self.has_parted:
+            tensor = result[0] if isinstance(result, tuple) and result else result
+            if isinstance(tensor, Tensor) and not tensor.is_nested:
+                self.largest = max(self.largest, tensor.numel() * tensor.element_size())
+            if call is not None and "query" in call.arguments:
+                self.largest = max(self.largest, _weights(call))
+        return result
+
+    def _dropped(self, place: Place, call: Call) -> Any:
+        self._part(place)
+        call = call.changed(**self._real(dict(call.arguments), is_written=_is_in_place(call)))
+        if has_source(call):
+            return call.run()
+        key, drawing = self._key(place), self.drawing
+        if drawing.numbers is None:
+            return replaced(call, key=NumberedKey(key, (), drawing.streams), order=place.order)
+        return numbered(place, call, key, drawing.numbers)
+
+    def _drawn_key(self, args: tuple[Any, ...]) -> Any:
+        """Answer a layer that draws one key for several masks, for examples along axis 0 of a tensor."""
+        _, generator, examples, *_ = args
+        place = self.interceptor.place()
+        self._part(place)
+        if generator is not None:
+            return draw_key(*self._real(args))
+        key, drawing = self._key(place), self.drawing
+        if drawing.numbers is None or not examples.dim():
+            return NumberedKey(key, (), drawing.streams)
+        return numbered_key(place, examples, key, drawing.numbers)
+
+    def _drawn_by_hand(self, draw: Draw) -> Any:
+        self._part(draw.place)
+        args, kwargs = self._real((draw.args, dict(draw.kwargs)), is_written=True)
+        draw = Draw(draw.place, draw.function, args, kwargs)
+        if not draw.has_address or draw.kwargs.get("generator") is not None:
+            return draw.run()
+        key, drawing = self._key(draw.place), self.drawing
+        if drawing.numbers is None:
+            [stream] = drawing.streams
+            return draw.at(key, stream)
+        return numbered_draw(draw, key, drawing.numbers)
+
+    def _part(self, place: Place) -> None:
+        """Note that passes differ from here on, and, if a site of the model drops, which."""
+        name = renamed(place, self.plan.names)
+        self.has_parted = True
+        if name in self.chosen:
+            self.fired[name] = self.fired.get(name, 0) + 1
+        if self.drawing.reel is not None:
+            self.drawing.reel.end()
+
+    def _real(self, values: Any, is_written: bool = False) -> Any:
+        """Return arguments with the values of those that are pending."""
+        return replaced_pending(values, lambda pending: pending.real(is_written))
+
+    def _key(self, place: Place) -> int:
+        return call_key(self.seed, renamed(place, self.plan.names), self.drawing.step, place.run)
+
+
+def _is_in_place(call: Call) -> bool:
+    return bool(call.arguments.get("inplace")) or call.function.function.__name__.endswith("_")
+
+
+def _weights(call: Call) -> int:
+    """Return the bytes of the attention weights of a call."""
+    query, key = call.arguments["query"], call.arguments["key"]
+    heads = call.arguments.get("num_heads", 1)
+    if query.is_nested or query.dim() < 2:
+        return 0
+    length = key.shape[0] if "num_heads" in call.arguments else key.shape[-2]
+    return prod(query.shape[:-1]) * length * heads * query.element_size()
+
+

@@ -1,0 +1,320 @@
+"""Monte Carlo dropout: what a model with dropout predicts, and how sure it is, from many passes."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch.nn import Module
+
+from dropkit._checks import KEY, POSITIVE, Choice, Integer, argument_error, argument_type_error, require
+from dropkit.errors import UnsupportedError
+from dropkit.sites.find import Site, Sites
+from dropkit.sites.interception.attachment import attached
+from dropkit.sites.interception.checkpoints import uncompiled
+from dropkit.sites.interception.names import runnable
+from dropkit.sites.interception.restoring import restored, set_mode
+from dropkit.sites.interception.telling import warn
+from dropkit.sites.switching.selection import Selection
+from dropkit.uncertainty.engine.chunks import passes
+from dropkit.uncertainty.engine.inputs import Inputs, signature
+from dropkit.uncertainty.engine.learning import Learned, learn
+from dropkit.uncertainty.engine.passes import Passes
+from dropkit.uncertainty.engine.tape import MismatchError
+from dropkit.uncertainty.engine.ways import Batch, Way, found
+from dropkit.uncertainty.results.result import Result
+from dropkit.uncertainty.results.running import Running
+
+__all__ = ["MonteCarlo", "mc"]
+
+Where = str | Iterable[str] | Callable[[Site], bool] | None
+
+_TASK = Choice(("classification", "regression"))
+_MASKS = Choice(("per_example", "shared"))
+_ENGINE = Choice(("auto", "prefix", "batched", "loop"))
+_N = Integer(1, 2**30 - 1, "[1, 2**30)")
+_CHUNK = Integer(1, 2**30 - 1, "[1, 2**30)", 'Or "auto".')
+_CLASS_DIM = Integer(-64, 63, "the range of a tensor's axes")
+_MOST = 10_000  # passes of n="auto"
+_LEAST = 16  # of them, below which an error is not known well enough to stop
+
+
+def mc(
+    model: Module,
+    n: int | str = 50,
+    *,
+    task: str | None = None,
+    where: Where = None,
+    masks: str = "per_example",
+    seed: int | None = None,
+    chunk: int | str = "auto",
+    engine: str = "auto",
+    error: float | None = None,
+    class_dim: int = -1,
+    keep_samples: bool = False,
+) -> "MonteCarlo":
+    """Return a model's predictions as Monte Carlo dropout makes them: the mean of many passes, and how they differ.
+
+    Every kind of dropout is on in every pass, whatever draws it (`dropkit.sites.find` lists it), and everything else is
+    in evaluation mode. The model, its buffers and flags, the inputs and all random generators are left as they were,
+    also where a forward raises. No gradients are recorded. Compiled models run as they were written.
+
+    What comes before the first site is computed once, and the rest for many passes together, with the values that
+    single passes have under the same masks, but for rounding: that is verified on the first inputs of each shape, for
+    which the model runs about ten times more. A model for which it does not hold (a mean over the batch shows, say)
+    runs one pass after another, and the result says so.
+
+    The masks of pass t, counted from 0, are those of the mask definition at stream ``t + 1``: functions of the seed, the
+    site, the pass and the example's number in the batch, and of nothing else. The same object called again draws the
+    same masks, so its predictions are those of one set of networks.
+
+    Args:
+        model: The model, in either mode, wrapped or not.
+        n: Number of passes; or ``"auto"`` to stop when the Monte Carlo error of the mean is at most `error`, after
+            10,000 at the latest. Default: 50.
+        task: ``"classification"`` of outputs that are logits: their softmax is averaged. ``"regression"`` of outputs
+            that are predictions, or pairs of mean and variance. None for mean and standard deviation of outputs of any
+            kind. Default: None.
+        where: Which sites drop: a shell-style pattern, or several, of names or of their modules', or a function of a
+            `dropkit.sites.Site`. Default: all.
+        masks: ``"per_example"`` draws a mask for each example; with ``"shared"`` all examples of a pass see one network,
+            so that passes are functions of the input: for joint samples, plots of functions, BatchBALD. Default:
+            ``"per_example"``.
+        seed: The seed, in ``[0, 2**64)``. Default: drawn from PyTorch's generator, once.
+        chunk: How many passes run together at most, or ``"auto"`` for what fits in caches. Default: ``"auto"``.
+        engine: ``"prefix"`` shares what comes before the first site, ``"batched"`` only runs passes together, ``"loop"``
+            one after another. One that was asked for and would give other values raises. Default: ``"auto"``, the
+            first of these that is right.
+        error: Of ``n="auto"``, the Monte Carlo error of the mean, in its units, at which to stop: that of the entry
+            whose is largest. Default: 0.01 in classification, else 0.01 times the root mean square of the mean.
+        class_dim: The axis of classes, in classification; of length 1 it holds the logit of one class against another.
+            Default: -1.
+        keep_samples: Whether to keep the outputs of all passes. Default: False, for which memory does not grow with
+            their number.
+
+    Returns:
+        A callable that takes what the model's forward takes and returns a `Result`; its method `batches` takes a
+        ``DataLoader``.
+
+    Raises:
+        ArgumentError: If a value is out of range; on the first call, if nothing in the model drops or nothing is chosen.
+        ArgumentTypeError: If `model` is no module, or something else has a wrong type.
+        UnsupportedError: On a call, if the engine that was asked for is not right for the model, or a site cannot be
+            turned on.
+
+    Examples:
+        >>> import torch, dropkit
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 64), torch.nn.Dropout(0.5), torch.nn.Linear(64, 3))
+        >>> predict = dropkit.uncertainty.mc(model, n=100, task="classification", seed=0)
+        >>> result = predict(torch.randn(5, 4))
+        >>> result.mean.shape, bool((result.mutual_information >= 0).all())
+        (torch.Size([5, 3]), True)
+
+    References:
+        Gal and Ghahramani (2016), "Dropout as a Bayesian approximation: representing model uncertainty in deep
+        learning", equations 6 and 7.
+    """
+    if not isinstance(model, Module):
+        raise argument_type_error("mc", "model", "a torch.nn.Module", model)
+    if n != "auto":
+        n = _N.check("mc", "n", n) if not isinstance(n, str) else _refuse("n", 'an integer in [1, 2**30) or "auto"', n)
+    if chunk != "auto":
+        rule = 'an integer in [1, 2**30) or "auto"'
+        chunk = _CHUNK.check("mc", "chunk", chunk) if not isinstance(chunk, str) else _refuse("chunk", rule, chunk)
+    if error is not None:
+        error = POSITIVE.check("mc", "error", error)
+        if n != "auto":
+            raise argument_error("mc", "error", 'None unless n="auto"', error)
+    if not isinstance(keep_samples, bool):
+        raise argument_type_error("mc", "keep_samples", "True or False", keep_samples)
+    return MonteCarlo(
+        model,
+        n,
+        task=task if task is None else _TASK.check("mc", "task", task),
+        selection=Selection.of("mc", where, None),
+        masks=_MASKS.check("mc", "masks", masks),
+        seed=int(torch.randint(2**63 - 1, ())) if seed is None else KEY.check("mc", "seed", seed),
+        chunk=None if chunk == "auto" else int(chunk),
+        engine=_ENGINE.check("mc", "engine", engine),
+        error=error,
+        class_dim=_CLASS_DIM.check("mc", "class_dim", class_dim),
+        keep_samples=keep_samples,
+    )
+
+
+def _refuse(name: str, rule: str, value: object) -> Any:
+    raise argument_error("mc", name, rule, value)
+
+
+class MonteCarlo:
+    """A model that predicts by Monte Carlo dropout, as `mc` makes it.
+
+    It keeps what it has learned of the model: of one that is changed, in its modules or its rates, make another.
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        n: int | str,
+        *,
+        task: str | None,
+        selection: Selection,
+        masks: str,
+        seed: int,
+        chunk: int | None,
+        engine: str,
+        error: float | None,
+        class_dim: int,
+        keep_samples: bool,
+    ) -> None:
+        self.model, self.n, self.task, self.masks, self.seed = model, n, task, masks, seed
+        self._selection, self._chunk, self._engine, self._error = selection, chunk, engine, error
+        self._class_dim, self._keep_samples = class_dim, keep_samples
+        self._learned: Learned | None = None
+        self._ways: dict[Any, Way] = {}
+
+    @property
+    def sites(self) -> Sites:
+        """The sites that drop, as far as they are known: none before the first call."""
+        learned = self._learned
+        empty = "no site is known before the first call"
+        return Sites([] if learned is None else [learned.known[name] for name in learned.chosen], empty)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Result:
+        """Predict.
+
+        Args:
+            *args: What the model's forward takes.
+            **kwargs: The same, by name.
+
+        Returns:
+            What the passes tell.
+        """
+        return self._predict(args, kwargs, 0, 0)
+
+    def batches(self, loader: Iterable[Any], *, progress: bool = False) -> Result:
+        """Predict batch after batch, with masks that do not depend on how examples are batched.
+
+        Args:
+            loader: What yields batches, such as a ``DataLoader``: what the model's forward takes, as a mapping by name;
+                of a tuple or a list, as data sets yield with targets, the first entry.
+            progress: Whether to show a bar. Default: False.
+
+        Returns:
+            The results of all batches, one after another.
+
+        Raises:
+            ArgumentError: If there is no batch.
+            ArgumentTypeError: If `loader` cannot be iterated over.
+        """
+        if not isinstance(loader, Iterable) or isinstance(loader, torch.Tensor | str | Mapping):
+            raise argument_type_error("MonteCarlo.batches", "loader", "a DataLoader, or another iterable", loader)
+        results, first = [], 0
+        for number, batch in enumerate(_shown(loader) if progress else loader):
+            args, kwargs = _given(batch)
+            results.append(self._predict(args, kwargs, first, number))
+            first += Inputs(args, kwargs).size(0) or 0
+        if not results:
+            raise argument_error("MonteCarlo.batches", "loader", "one batch or more", "none")
+        return Result.concatenate(results)
+
+    def __repr__(self) -> str:
+        """Show the model's class, and what was asked for."""
+        return f"MonteCarlo({type(self.model).__name__}, n={self.n!r}, task={self.task!r}, seed={self.seed})"
+
+    def _predict(self, args: tuple[Any, ...], kwargs: dict[str, Any], first: int, step: int) -> Result:
+        learned = self._learned
+        if learned is None:
+            learned = self._learned = learn(self.model, self._selection, args, kwargs)
+        with self._attached(learned) as handler:
+            batch = Batch(runnable(self.model), handler, Inputs(args, kwargs), self.masks == "shared", first, step)
+            running, way = self._run(batch)
+        if handler.unknown:  # what is taken on these inputs alone, as a branch
+            before, self._learned = learned, None
+            learned = self._learned = learn(self.model, self._selection, args, kwargs)
+            self._learned = learned.joined(before)
+            return self._predict(args, kwargs, first, step)
+        if not handler.fired:
+            names = ", ".join(sorted(learned.chosen))
+            raise UnsupportedError(f"mc: none of the sites {names} drops on these inputs.")
+        fired = Sites(learned.known[name] for name in handler.fired if name in learned.known)
+        return running.result(seed=self.seed, engine=way.engine, sites=fired, reached=self._is_reached(running))
+
+    @contextmanager
+    def _attached(self, learned: Learned) -> Iterator[Passes]:
+        """Run the model, meanwhile, as passes want it, and leave all as it was."""
+        handler = Passes(learned.known, learned.chosen, learned.plan, self.seed)
+        model = runnable(self.model)
+        with ExitStack() as stack:
+            stack.enter_context(restored(model))
+            stack.enter_context(attached(model, handler, is_eager=True))
+            stack.enter_context(uncompiled())
+            stack.enter_context(torch.no_grad())
+            set_mode(model, False)
+            yield handler
+
+    def _run(self, batch: Batch) -> tuple[Running, Way]:
+        kind = signature(batch.inputs)
+        way = self._ways.get(kind)
+        if way is None:
+            way = self._ways[kind] = self._found(batch)
+        try:
+            return self._passes(batch, way), way
+        except MismatchError as error:  # values decide what is run before the first site
+            way = self._ways[kind] = Way("loop", way.axis, False, None, way.bytes, str(error))
+            self._tell(way)
+            return self._passes(batch, way), way
+
+    def _found(self, batch: Batch) -> Way:
+        way = found(batch, self._engine)
+        if self.masks == "shared" and way.axis is None:
+            raise UnsupportedError(
+                f"mc: examples cannot be told apart, so that they cannot share masks: {way.reason} Ask for "
+                'masks="per_example".'
+            )
+        self._tell(way)
+        return way
+
+    def _tell(self, way: Way) -> None:
+        """Say where passes have to run one after another."""
+        if self._engine not in ("auto", way.engine) or (self._engine == "prefix" and not way.is_batched):
+            remedy = 'Ask for engine="auto".'
+            raise UnsupportedError(f"mc: engine={self._engine!r} is not right for this model: {way.reason}. {remedy}")
+        if not way.is_batched and self._engine == "auto":
+            warn(f"mc: passes over this model run one after another, for {way.reason or 'nothing is common to them'}.")
+
+    def _passes(self, batch: Batch, way: Way) -> Running:
+        running = Running(
+            self.task, class_dim=self._class_dim, keep_samples=self._keep_samples, quantiles=self.task == "regression"
+        )
+        for first, leaves in passes(batch, way, _MOST if self.n == "auto" else int(self.n), self._chunk):
+            running.add(first.value, leaves)
+            if batch.handler.unknown or self._is_enough(running):
+                break
+        return running
+
+    def _is_enough(self, running: Running) -> bool:
+        return self.n == "auto" and running.n >= _LEAST and self._is_reached(running)
+
+    def _is_reached(self, running: Running) -> bool:
+        """Tell whether the error is small enough, if it was asked to be."""
+        if self.n != "auto":
+            return True
+        limit = self._error or (0.01 if self.task == "classification" else 0.01 * running.scale())
+        return running.error() <= limit
+
+
+def _given(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return what a model's forward takes of a batch."""
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    if isinstance(batch, tuple | list) and batch and not hasattr(batch, "_fields"):
+        return _given(batch[0]) if isinstance(batch[0], Mapping) else ((batch[0],), {})
+    return (batch,), {}
+
+
+def _shown(loader: Iterable[Any]) -> Iterable[Any]:
+    require("rich", "uncertainty", "A progress bar")
+    from rich.progress import track
+
+    return track(loader, description="Monte Carlo passes", total=len(loader) if hasattr(loader, "__len__") else None)
