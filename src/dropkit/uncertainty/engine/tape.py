@@ -42,6 +42,11 @@ class Tape:
         self.entries: list[Entry] = []
         self.axes: list[tuple[int | None, ...]] | None = None  # of results, along which passes would lie
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether passes have nothing in common that takes any time."""
+        return not any(map(_is_plain, (each for entry in self.entries for each in entry.results or ())))
+
     def compare(self, other: "Tape", copies: int) -> None:
         """Learn along which axes passes lie, from the tape of as many passes that ran at once.
 
@@ -201,7 +206,7 @@ def _shape_functions() -> Iterator[Function]:
                  "get_device", "__len__", "storage_offset", "is_contiguous", "stride", "type"):  # fmt: skip
         yield getattr(Tensor, name)
     for name in ("shape", "dtype", "device", "ndim", "layout", "is_cuda", "is_nested", "is_sparse", "is_quantized",
-                 "is_meta", "is_mkldnn", "is_mps", "is_xpu", "itemsize", "nbytes", "names", "requires_grad",
+                 "is_meta", "is_mkldnn", "is_mps", "is_xpu", "itemsize", "nbytes", "requires_grad",
                  "is_leaf", "grad_fn", "grad"):  # fmt: skip
         yield getattr(Tensor, name).__get__
     yield from (torch.is_floating_point, torch.is_complex, torch.is_tensor, torch.numel)

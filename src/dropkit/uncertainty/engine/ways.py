@@ -134,13 +134,13 @@ def found(batch: Batch, engine: str) -> Way:
             reason = reason or why
             continue
         tape, why = _tried_prefix(batch, axis, tapes[0], plain[axis]) if engine != "batched" else (None, "")
-        if tape is not None and tape.entries:
+        if tape is not None and not tape.is_empty:
             return Way("prefix", axis, True, tape.axes, size)
         return Way("batched", axis, True, None, size, why)
     axis = next(iter(plain))
     if engine in ("auto", "prefix"):
         tape, why = _tried_single(batch, axis, plain[axis])
-        if tape is not None and tape.entries:
+        if tape is not None and not tape.is_empty:
             return Way("prefix", axis, False, None, size, reason)
         reason = reason or why
     return Way("loop", axis, False, None, size, reason)
