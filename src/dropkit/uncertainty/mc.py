@@ -287,8 +287,8 @@ class MonteCarlo:
         running = Running(
             self.task, class_dim=self._class_dim, keep_samples=self._keep_samples, quantiles=self.task == "regression"
         )
-        for first, leaves in passes(batch, way, _MOST if self.n == "auto" else int(self.n), self._chunk):
-            running.add(first.value, leaves)
+        for first, leaves, count in passes(batch, way, _MOST if self.n == "auto" else int(self.n), self._chunk):
+            running.add(first.value, leaves, count)
             if batch.handler.unknown or self._is_enough(running):
                 break
         return running

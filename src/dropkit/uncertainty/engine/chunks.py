@@ -14,11 +14,11 @@ __all__ = ["BUDGET", "passes"]
 BUDGET = {"cpu": 2**24, "cuda": 2**28}
 """Bytes that the largest tensor of passes that run together may have, by the kind of device."""
 
-Passes = tuple[Output, list[Tensor | None]]
+Passes = tuple[Output, list[Tensor | None], int]
 
 
 def passes(batch: Batch, way: Way, n: int, chunk: int | None) -> Iterator[Passes]:
-    """Run passes, and yield what some of them have returned: that of the first, and tensors with passes along axis 0.
+    """Run passes, and yield what some have returned: the first, tensors with passes along axis 0, and how many.
 
     Args:
         batch: The model, and the inputs.
@@ -37,7 +37,7 @@ def passes(batch: Batch, way: Way, n: int, chunk: int | None) -> Iterator[Passes
         tape.axes = way.axes
     else:
         first = batch.plain(way.axis, 1)
-    yield first, first.passes(first, 1)
+    yield first, first.passes(first, 1), 1
     versions = None if tape is None else tape.versions()
     together = _together(batch, way, chunk)
     for begin in range(2, n + 1, together):
@@ -50,7 +50,7 @@ def passes(batch: Batch, way: Way, n: int, chunk: int | None) -> Iterator[Passes
             output = batch.together(_axis(way), streams)
         else:
             output = batch.plain(way.axis, streams[0])
-        yield first, output.passes(first, len(streams))
+        yield first, output.passes(first, len(streams)), len(streams)
 
 
 def _axis(way: Way) -> int:

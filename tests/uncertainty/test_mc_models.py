@@ -1,0 +1,211 @@
+"""Monte Carlo passes over the zoo: the values of single passes under the same masks, and models as they were."""
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dropkit.errors import UnsupportedError
+from dropkit.uncertainty import mc
+from tests.sites.zoo import MODELS, Model, tensors
+
+SLOW = {"bert", "gpt2", "vit", "convnext"}  # other libraries take seconds to load
+# What the zoo's models have before their first site, or why passes run one after another.
+ENGINES = {
+    **dict.fromkeys(("shifted", "lstm", "gru", "our_encoder", "listed", "ours", "scripted"), "batched"),
+    **dict.fromkeys(("lstm_packed", "gru_packed"), "loop"),
+}
+CASES = [
+    pytest.param(model, id=name, marks=[pytest.mark.slow] if name.split("_")[0] in SLOW else [])
+    for name, model in MODELS.items()
+    if name != "hand_written"
+]
+
+
+def kept(model: nn.Module) -> Any:
+    """Return all that passes must leave alone."""
+    is_script = isinstance(model, torch.jit.ScriptModule)
+    state = [] if is_script else [value.clone() for value in (*model.buffers(), *model.parameters())]
+    return state, [module.training for module in model.modules()], torch.get_rng_state()
+
+
+def same(before: Any, after: Any) -> bool:
+    return all(map(torch.equal, before[0], after[0])) and before[1] == after[1] and torch.equal(before[2], after[2])
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.filterwarnings("ignore:mc. (these sites|passes over)")
+def test_passes_together_are_single_passes_with_the_same_masks(case: Model) -> None:
+    model, inputs = case.build(), case.inputs()
+    before = kept(model)
+    found = {engine: mc(model, 6, seed=3, engine=engine, keep_samples=True)(*inputs) for engine in ("auto", "loop")}
+    assert same(before, kept(model))
+    assert found["auto"].facts["engine"] == ENGINES.get(case.name, "prefix")
+    assert found["loop"].facts["engine"] == "loop"
+    pairs = list(zip(*(tensors(result.samples) for result in found.values()), strict=True))
+    assert pairs
+    assert any(bool((values.std(0) > 0).any()) for _, values in pairs)
+    for together, single in pairs:
+        torch.testing.assert_close(together, single, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.filterwarnings("ignore:mc. (these sites|passes over)")
+def test_every_site_of_a_model_drops(case: Model) -> None:
+    result = mc(case.build(), 2, seed=0)(*case.inputs())
+    dropped = {site.name for site in result.facts["sites"]}
+    assert dropped == {site.name for site in (*case.sites, *case.masks) if site.is_rewritable}
+
+
+def test_a_model_that_cannot_be_turned_on_is_refused() -> None:
+    case = MODELS["hand_written"]  # it draws other noise in training mode alone, which would come back
+    with pytest.raises(UnsupportedError, match="cannot be turned on in evaluation: ~0"):
+        mc(case.build(), 2)(*case.inputs())
+
+
+class OfTheBatch(nn.Module):
+    """Has a mean over the batch behind its dropout, so that passes cannot run together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop, self.last = nn.Linear(8, 16), nn.Dropout(0.5), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.drop(self.first(x))
+        return self.last(x - x.mean(0))
+
+
+class InPlace(nn.Module):
+    """Writes, behind its dropout, into what comes before it, and into what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop, self.last = nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.relu(self.first(x), inplace=True)
+        before = hidden.clone()
+        hidden += self.drop(hidden)
+        x.zero_()
+        hidden[:, 0] = before[:, 1]
+        return self.last(hidden) + before[:, :3] + x[:, :3]
+
+
+class OfAView(nn.Module):
+    """Writes into a view of what comes before its dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop = nn.Linear(8, 8), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        view = hidden[:, :4]
+        view += self.drop(view)
+        return hidden
+
+
+class Captured(nn.Module):
+    """Notes lengths before its first site, as many attention layers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop = nn.Linear(8, 8), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+        rows = torch.arange(batch)
+        hidden = self.drop(self.first(x)).view(batch, length, 2, 4)
+        return hidden[rows, 0] + x.new_zeros(batch, 1, 4)
+
+
+class Filled(nn.Module):
+    """Makes a tensor, and writes what comes before its dropout into it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop = nn.Linear(8, 8), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = torch.zeros(len(x), 10)
+        padded[:, 1:9] = self.first(x)
+        return self.drop(padded)
+
+
+class Branching(nn.Module):
+    """Looks at values before its dropout, and goes on by them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop = nn.Linear(8, 8), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        if bool((hidden > 0).any()) and hidden.sum().item() < 1e6 and len(hidden.tolist()) == len(x):
+            hidden = hidden * 2
+        return self.drop(hidden)
+
+
+class Early(nn.Module):
+    """Returns, besides, what comes before its dropout, and what is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop = nn.Linear(8, 8), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor, name: str = "a") -> dict[str, Any]:
+        hidden = self.first(x)
+        return {"hidden": hidden, "dropped": self.drop(hidden), "name": name, "length": hidden.shape[0]}
+
+
+OWN = {
+    "of_the_batch": (OfTheBatch, (6, 8), "prefix"),
+    "in_place": (InPlace, (6, 8), "prefix"),
+    "of_a_view": (OfAView, (6, 8), "batched"),
+    "captured": (Captured, (6, 5, 8), "prefix"),
+    "filled": (Filled, (6, 8), "prefix"),
+    "branching": (Branching, (6, 8), "prefix"),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.filterwarnings("ignore:mc. passes over")
+def test_forwards_that_are_not_pure(name: str) -> None:
+    make, shape, engine = OWN[name]
+    model, x = make(), torch.randn(shape)
+    given = x.clone()
+    found = {each: mc(model, 5, seed=1, engine=each, keep_samples=True)(x) for each in ("auto", "loop")}
+    assert torch.equal(x, given)
+    torch.testing.assert_close(found["auto"].samples, found["loop"].samples)
+    assert found["auto"].facts["engine"] == engine
+
+
+def test_passes_that_cannot_run_together_say_so() -> None:
+    with pytest.warns(UserWarning, match="run one after another, for passes that run together give other values"):
+        mc(OfTheBatch(), 3, seed=0)(torch.randn(6, 8))
+    with pytest.raises(UnsupportedError, match="engine='batched' is not right for this model"):
+        mc(OfTheBatch(), 3, seed=0, engine="batched")(torch.randn(6, 8))
+
+
+def test_what_all_passes_share_comes_from_the_first() -> None:
+    result = mc(Early(), 4, seed=0)(torch.randn(6, 8), name="b")
+    assert set(result.mean) == {"hidden", "dropped", "name", "length"}
+    assert (result.mean["name"], result.mean["length"]) == ("b", 6)
+    assert type(result.mean["hidden"]) is Tensor
+    assert float(result.std["hidden"].max()) == 0.0 < float(result.std["dropped"].min())
+
+
+def test_the_first_call_alone_runs_the_model_to_learn_it() -> None:
+    calls = []
+    model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 2))
+    model[0].register_forward_hook(lambda *_: calls.append(1))
+    predict, x = mc(model, 20, seed=0), torch.randn(6, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        predict(x)
+    calls.clear()
+    predict(x)
+    assert len(calls) == 2  # the pass that is recorded, and all others together, which take the tape
