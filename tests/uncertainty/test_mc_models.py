@@ -37,7 +37,7 @@ def same(before: Any, after: Any) -> bool:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.filterwarnings("ignore:mc. (these sites|passes over)")
+@pytest.mark.filterwarnings("ignore:mc. (these sites|passes over)", "ignore:None of the inputs")
 def test_passes_together_are_single_passes_with_the_same_masks(case: Model) -> None:
     model, inputs = case.build(), case.inputs()
     before = kept(model)
@@ -53,7 +53,7 @@ def test_passes_together_are_single_passes_with_the_same_masks(case: Model) -> N
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.filterwarnings("ignore:mc. (these sites|passes over)")
+@pytest.mark.filterwarnings("ignore:mc. (these sites|passes over)", "ignore:None of the inputs")
 def test_every_site_of_a_model_drops(case: Model) -> None:
     result = mc(case.build(), 2, seed=0)(*case.inputs())
     dropped = {site.name for site in result.facts["sites"]}

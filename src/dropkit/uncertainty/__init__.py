@@ -17,6 +17,7 @@ from dropkit.uncertainty.figures import (
     draw_reliability,
     draw_risk_coverage,
 )
+from dropkit.uncertainty.mc import MonteCarlo, mc
 from dropkit.uncertainty.metrics import (
     BrierDecomposition,
     Detection,
@@ -39,6 +40,7 @@ __all__ = [
     "BrierDecomposition",
     "Detection",
     "IntervalScores",
+    "MonteCarlo",
     "Result",
     "RiskCoverage",
     "bald",
@@ -57,6 +59,7 @@ __all__ = [
     "interval_scores",
     "least_confidence",
     "margin",
+    "mc",
     "mixture_negative_log_likelihood",
     "negative_log_likelihood",
     "risk_coverage",

@@ -1,6 +1,6 @@
 """Monte Carlo dropout: what a model with dropout predicts, and how sure it is, from many passes."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -64,9 +64,9 @@ def mc(
     which the model runs about ten times more. A model for which it does not hold (a mean over the batch shows, say)
     runs one pass after another, and the result says so.
 
-    The masks of pass t, counted from 0, are those of the mask definition at stream ``t + 1``: functions of the seed, the
-    site, the pass and the example's number in the batch, and of nothing else. The same object called again draws the
-    same masks, so its predictions are those of one set of networks.
+    The masks of pass t, counted from 0, are those of the mask definition at stream ``t + 1``: functions of the seed,
+    the site, the pass and the example's number in the batch, and of nothing else. The same object called again draws
+    the same masks, so its predictions are those of one set of networks.
 
     Args:
         model: The model, in either mode, wrapped or not.
@@ -77,14 +77,14 @@ def mc(
             kind. Default: None.
         where: Which sites drop: a shell-style pattern, or several, of names or of their modules', or a function of a
             `dropkit.sites.Site`. Default: all.
-        masks: ``"per_example"`` draws a mask for each example; with ``"shared"`` all examples of a pass see one network,
-            so that passes are functions of the input: for joint samples, plots of functions, BatchBALD. Default:
-            ``"per_example"``.
+        masks: ``"per_example"`` draws a mask for each example; with ``"shared"`` all examples of a pass see one
+            network, so that passes are functions of the input: for joint samples, plots of functions, BatchBALD.
+            Default: ``"per_example"``.
         seed: The seed, in ``[0, 2**64)``. Default: drawn from PyTorch's generator, once.
         chunk: How many passes run together at most, or ``"auto"`` for what fits in caches. Default: ``"auto"``.
-        engine: ``"prefix"`` shares what comes before the first site, ``"batched"`` only runs passes together, ``"loop"``
-            one after another. One that was asked for and would give other values raises. Default: ``"auto"``, the
-            first of these that is right.
+        engine: ``"prefix"`` shares what comes before the first site, ``"batched"`` only runs passes together,
+            ``"loop"`` one after another. One that was asked for and would give other values raises. Default:
+            ``"auto"``, the first of these that is right.
         error: Of ``n="auto"``, the Monte Carlo error of the mean, in its units, at which to stop: that of the entry
             whose is largest. Default: 0.01 in classification, else 0.01 times the root mean square of the mean.
         class_dim: The axis of classes, in classification; of length 1 it holds the logit of one class against another.
@@ -97,7 +97,8 @@ def mc(
         ``DataLoader``.
 
     Raises:
-        ArgumentError: If a value is out of range; on the first call, if nothing in the model drops or nothing is chosen.
+        ArgumentError: If a value is out of range; on the first call, if nothing in the model drops or nothing is
+            chosen.
         ArgumentTypeError: If `model` is no module, or something else has a wrong type.
         UnsupportedError: On a call, if the engine that was asked for is not right for the model, or a site cannot be
             turned on.
@@ -317,4 +318,4 @@ def _shown(loader: Iterable[Any]) -> Iterable[Any]:
     require("rich", "uncertainty", "A progress bar")
     from rich.progress import track
 
-    return track(loader, description="Monte Carlo passes", total=len(loader) if hasattr(loader, "__len__") else None)
+    return track(loader, description="Monte Carlo passes", total=len(loader) if isinstance(loader, Sized) else None)

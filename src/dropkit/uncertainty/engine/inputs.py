@@ -59,10 +59,10 @@ class Inputs:
         changed: dict[int, Any] = {}  # what is one tensor stays one
         leaves = []
         for leaf in self.leaves:
-            if _is_plain(leaf):
+            if _is_plain(leaf) and id(leaf) not in changed:
                 along = axis if axis is not None and leaf.dim() > axis and leaf.shape[axis] == size else None
-                leaf = changed.setdefault(id(leaf), change(leaf, along))
-            leaves.append(leaf)
+                changed[id(leaf)] = change(leaf, along)
+            leaves.append(changed.get(id(leaf), leaf))
         args, kwargs = self._rebuild(leaves)
         return tuple(args), kwargs
 
@@ -103,6 +103,10 @@ class Output:
         if any(type(leaf) is Pending for leaf in leaves):
             value = rebuild([leaf.base if type(leaf) is Pending else leaf for leaf in leaves])
         return cls(value, leaves)
+
+    def filled(self) -> "Output":
+        """Return the same where pending tensors stand for those of passes that really ran together."""
+        return Output(self.value, [leaf.base if type(leaf) is Pending else leaf for leaf in self.leaves])
 
     def passes(self, one: "Output", copies: int) -> list[Tensor | None]:
         """Return every tensor with the passes that ran together along axis 0; None for what they share.

@@ -62,9 +62,10 @@ def learn(model: Module, selection: Selection, args: tuple[Any, ...], kwargs: Ma
 
 
 def _nothing(model: Module, uncertain: list[str]) -> str:
-    perhaps = f" What {', '.join(uncertain)} draws may be dropout, but cannot be told from other noise." if uncertain else ""
+    names = ", ".join(uncertain)
+    perhaps = f" What {names} draws may be dropout, but cannot be told from other noise." if uncertain else ""
     return (
-        f"mc: nothing in this {type(model).__name__} drops on these inputs, so that all passes would be equal.{perhaps} "
-        "Give its dropout a rate above 0, put some in and train with it (dropkit.sites.convert shows where), or look at "
-        "dropkit.sites.find(model, ...)."
+        f"mc: nothing in this {type(model).__name__} drops on these inputs, so that all passes would be equal."
+        f"{perhaps} Give its dropout a rate above 0; or put some in (dropkit.sites.convert shows where) and train with "
+        "it. dropkit.sites.find(model, ...) lists what drops."
     )

@@ -151,7 +151,7 @@ class Passes(Rewriting):
 
     def _real(self, values: Any, is_written: bool = False) -> Any:
         """Return arguments with the values of those that are pending."""
-        return replaced_pending(values, lambda pending: pending.real(is_written))
+        return replaced_pending(values, lambda pending: pending.filled(is_written))
 
     def _key(self, place: Place) -> int:
         return call_key(self.seed, renamed(place, self.plan.names), self.drawing.step, place.run)
@@ -169,5 +169,3 @@ def _weights(call: Call) -> int:
         return 0
     length = key.shape[0] if "num_heads" in call.arguments else key.shape[-2]
     return prod(query.shape[:-1]) * length * heads * query.element_size()
-
-

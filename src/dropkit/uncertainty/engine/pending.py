@@ -23,17 +23,17 @@ class Pending(Tensor):
     copies: int
     _real: Tensor | None
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # what it is told apart by are modes
+    __torch_function__: Any = torch._C._disabled_torch_function_impl  # what it is told apart by are modes
 
     @staticmethod
-    def __new__(cls, base: Tensor, axis: int | None = None, copies: int = 1) -> "Pending":
+    def __new__(cls: "type[Pending]", base: Tensor, axis: int | None = None, copies: int = 1) -> "Pending":
         """Make a tensor without values of its own."""
         shape = list(base.shape)
         strides: Sequence[int] | None = base.stride()
         if axis is not None and copies != 1:
             shape[axis] *= copies
             strides = None
-        pending: Pending = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]  # missing from its hints
+        pending: Pending = Tensor._make_wrapper_subclass(
             cls, shape, strides=strides, dtype=base.dtype, device=base.device
         )
         pending.base, pending.axis, pending.copies, pending._real = base, axis, copies, None
@@ -43,7 +43,7 @@ class Pending(Tensor):
         """Show what it stands for."""
         return f"Pending({self.base!r}, axis={self.axis}, copies={self.copies})"
 
-    def real(self, is_written: bool = False) -> Tensor:
+    def filled(self, is_written: bool = False) -> Tensor:
         """Return the values, a pass after another; what is written into them stays, and does not reach the base."""
         if self._real is None:
             is_shared = self.axis is None or self.copies == 1
@@ -53,9 +53,11 @@ class Pending(Tensor):
         return self._real
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]  # PyTorch calls it as a class method
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """Give an operator that nobody has seen before the values."""
-        args, kwargs = replaced_pending((args, kwargs or {}), lambda pending: pending.real(is_written=True))
+        args, kwargs = replaced_pending((args, kwargs or {}), lambda pending: pending.filled(is_written=True))
         return func(*args, **kwargs)
 
 

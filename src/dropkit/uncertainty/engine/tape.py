@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from dropkit.uncertainty.engine.pending import Pending, has_pending, replaced_pending
+from dropkit.uncertainty.engine.pending import Pending, replaced_pending
 
 __all__ = ["MismatchError", "Player", "Recorder", "Reel", "Tape"]
 
@@ -180,7 +180,7 @@ class Player(_Reel):
 def really(function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """Call a function with the values of pending tensors."""
     is_written = _writes(function, kwargs)
-    real_args, real_kwargs = replaced_pending((args, dict(kwargs)), lambda pending: pending.real(is_written))
+    real_args, real_kwargs = replaced_pending((args, dict(kwargs)), lambda pending: pending.filled(is_written))
     return function(*real_args, **real_kwargs)
 
 

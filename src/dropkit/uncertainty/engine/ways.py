@@ -1,6 +1,6 @@
 """Ways to run many passes, of which the fastest is taken that gives what single passes give."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from dropkit.errors import ArgumentError, UnsupportedError
 from dropkit.sites.samples import Numbers
 from dropkit.uncertainty.engine.inputs import Inputs, Output
 from dropkit.uncertainty.engine.passes import Drawing, Passes
-from dropkit.uncertainty.engine.tape import MismatchError, Player, Recorder, Reel, Tape
+from dropkit.uncertainty.engine.tape import Player, Recorder, Reel, Tape
 
 __all__ = ["Batch", "Way", "found"]
 
@@ -88,7 +88,7 @@ class Batch:
         tape = Tape()
         recorder = Recorder(tape)
         given = self.inputs.recorded_together(recorder, axis, len(streams))
-        return tape, self.run(self.drawing(axis, streams, recorder), given)
+        return tape, self.run(self.drawing(axis, streams, recorder), given).filled()
 
     def play(self, axis: int | None, streams: tuple[int, ...], tape: Tape) -> Output:
         """Run passes together, with what comes before the first site from a tape."""
@@ -129,11 +129,11 @@ def found(batch: Batch, engine: str) -> Way:
             break
         if not batch.handler.has_parted:  # nothing drops: whoever asked raises
             break
-        tapes, why = _tried(lambda axis=axis: batch.record_together(axis, _TRIAL), plain[axis])
+        wide, why = _tried_together(batch, axis, plain[axis])
         if why:
             reason = reason or why
             continue
-        tape, why = _tried_prefix(batch, axis, tapes[0], plain[axis]) if engine != "batched" else (None, "")
+        tape, why = (None, "") if wide is None or engine == "batched" else _tried_prefix(batch, axis, wide, plain[axis])
         if tape is not None and not tape.is_empty:
             return Way("prefix", axis, True, tape.axes, size)
         return Way("batched", axis, True, None, size, why)
@@ -152,12 +152,17 @@ def _axes(batch: Batch) -> Iterator[int | None]:
     yield None
 
 
-def _tried(run: Callable[[], tuple[Tape, Output]], plain: list[Output]) -> tuple[Any, str]:
-    """Return what passes that ran together give, and why it is not right; empty if it is."""
+def _tried_together(batch: Batch, axis: int, plain: list[Output]) -> tuple[Tape | None, str]:
+    """Return what passes record that run together, if they can, and why they cannot run together; empty if they can."""
     try:
-        tape, output = run()
-        return (tape, output), _difference(output, plain)
-    except Exception as error:  # noqa: BLE001  # whatever a model makes of inputs that are longer than they were
+        tape, output = batch.record_together(axis, _TRIAL)
+        if not _difference(output, plain):
+            return tape, ""
+    except Exception:  # noqa: BLE001, S110  # whatever a model makes of tensors that stand for others
+        pass
+    try:
+        return None, _difference(batch.together(axis, _TRIAL), plain)
+    except Exception as error:  # noqa: BLE001  # whatever it makes of inputs that are longer than they were
         return None, f"{type(error).__name__}: {error}"
 
 
