@@ -191,7 +191,7 @@ def test_passes_that_cannot_run_together_say_so() -> None:
 
 
 def test_what_all_passes_share_comes_from_the_first() -> None:
-    result = mc(Early(), 4, seed=0)(torch.randn(6, 8), name="b")
+    result = mc(Early(), 40, seed=0)(torch.randn(6, 8), name="b")
     assert set(result.mean) == {"hidden", "dropped", "name", "length"}
     assert (result.mean["name"], result.mean["length"]) == ("b", 6)
     assert type(result.mean["hidden"]) is Tensor

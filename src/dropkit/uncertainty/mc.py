@@ -288,7 +288,8 @@ class MonteCarlo:
         running = Running(
             self.task, class_dim=self._class_dim, keep_samples=self._keep_samples, quantiles=self.task == "regression"
         )
-        for first, leaves, count in passes(batch, way, _MOST if self.n == "auto" else int(self.n), self._chunk):
+        is_auto = self.n == "auto"
+        for first, leaves, count in passes(batch, way, _MOST if is_auto else int(self.n), self._chunk, is_auto):
             running.add(first.value, leaves, count)
             if batch.handler.unknown or self._is_enough(running):
                 break

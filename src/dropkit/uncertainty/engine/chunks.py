@@ -14,10 +14,11 @@ __all__ = ["BUDGET", "passes"]
 BUDGET = {"cpu": 2**24, "cuda": 2**28}
 """Bytes that the largest tensor of passes that run together may have, by the kind of device."""
 
+_FEW = 15  # passes, with the first before which nobody stops
 Passes = tuple[Output, list[Tensor | None], int]
 
 
-def passes(batch: Batch, way: Way, n: int, chunk: int | None) -> Iterator[Passes]:
+def passes(batch: Batch, way: Way, n: int, chunk: int | None, is_growing: bool = False) -> Iterator[Passes]:
     """Run passes, and yield what some have returned: the first, tensors with passes along axis 0, and how many.
 
     Args:
@@ -25,6 +26,7 @@ def passes(batch: Batch, way: Way, n: int, chunk: int | None) -> Iterator[Passes
         way: How they are run.
         n: How many.
         chunk: How many may run together; None for as many as the budget allows.
+        is_growing: Whether no more run together than ran before, for whoever may stop at any time.
 
     Raises:
         MismatchError: If a pass does something else before its first site than those did that the way was found by.
@@ -39,9 +41,11 @@ def passes(batch: Batch, way: Way, n: int, chunk: int | None) -> Iterator[Passes
         first = batch.plain(way.axis, 1)
     yield first, first.passes(first, 1), 1
     versions = None if tape is None else tape.versions()
-    together = _together(batch, way, chunk)
-    for begin in range(2, n + 1, together):
-        streams = tuple(range(begin, min(begin + together, n + 1)))
+    together, begin = _together(batch, way, chunk), 2
+    while begin <= n:
+        count = min(together, n + 1 - begin, max(begin, _FEW) if is_growing else n)
+        streams = tuple(range(begin, begin + count))
+        begin += count
         if tape is not None:
             output = batch.play(way.axis, streams, tape)
             if tape.versions() != versions:
@@ -50,7 +54,7 @@ def passes(batch: Batch, way: Way, n: int, chunk: int | None) -> Iterator[Passes
             output = batch.together(_axis(way), streams)
         else:
             output = batch.plain(way.axis, streams[0])
-        yield first, output.passes(first, len(streams)), len(streams)
+        yield first, output.passes(first, count), count
 
 
 def _axis(way: Way) -> int:
