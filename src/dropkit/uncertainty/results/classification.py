@@ -46,7 +46,7 @@ class Classes:
     def add(self, logits: Tensor) -> None:
         """Take logits of passes in, along the first axis."""
         passes, rows = len(logits), self.axes.numel()
-        logits = wide(logits).movedim(self.class_dim + 1, -1).reshape(passes, rows, -1)
+        logits = wide(logits).movedim(self.class_dim + 1, -1).reshape(passes, rows, self.like.shape[self.class_dim])
         if self.is_binary:
             logits = torch.cat([torch.zeros_like(logits), logits], -1)
         found = logits.softmax(-1)
@@ -74,7 +74,7 @@ class Classes:
         if name.split(maxsplit=1)[0] not in _OF_CLASSES:
             return values.view(self.axes)
         values = values[:, 1:] if self.is_binary else values
-        return values.view(*self.axes, -1 if values.numel() else values.shape[-1]).movedim(-1, self.class_dim)
+        return values.reshape(*self.axes, values.shape[-1]).movedim(-1, self.class_dim)
 
     def _rows(self, rows: slice) -> dict[str, Tensor]:
         passes, entropy = self.probabilities.subsets(rows), self.entropy.subsets(rows)

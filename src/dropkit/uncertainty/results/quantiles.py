@@ -12,7 +12,10 @@ from dropkit.uncertainty.results.moments import wide
 __all__ = ["JoinedQuantiles", "Quantiles", "Sketch"]
 
 EXACT = 50  # passes that are kept as they are
-_BINS = 64  # of equal width, between two that are open
+_INNER = 44  # bins of equal width over the range of those
+# Where wider and wider bins end on either side, in widths of an inner one.
+_BEYOND = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 40.0)
+_EDGES = [*(-edge for edge in reversed(_BEYOND)), *map(float, range(_INNER + 1)), *(_INNER + edge for edge in _BEYOND)]
 
 
 class Quantiles(Protocol):
@@ -37,9 +40,9 @@ class _Histogram:
     """How many passes fell in each bin, of elements along the last axis.
 
     Args:
-        counts: Of shape ``(bins + 2, elements)``; the first and the last bin are open.
-        low: Where the first bin of equal width begins.
-        width: How wide those are.
+        counts: Of shape ``(bins, elements)``; the first and the last bin are open.
+        low: Where the inner bins begin.
+        width: How wide they are.
         least: The least of all passes.
         most: The largest.
         broken: Whether some pass was no finite number.
@@ -57,22 +60,26 @@ class _Histogram:
         """Its tensors, in the order in which they are given."""
         return [self.counts, self.low, self.width, self.least, self.most, self.broken]
 
+    @property
+    def _edges(self) -> Tensor:
+        """Where bins begin, in widths of an inner one."""
+        return self.low.new_tensor(_EDGES)
+
     @staticmethod
     def of(values: Tensor) -> "_Histogram":
-        """Return the histogram of the first passes, with a quarter of their range to spare on either side."""
+        """Return an empty histogram for passes such as the first ones, over whose range are the inner bins."""
         values = values.nan_to_num(0, 0, 0)
         least, most = values.amin(0), values.amax(0)
         spread = most - least
         spread = torch.where(spread > 0, spread, most.abs().clamp_min(1) * 1e-3)
-        counts = torch.zeros(_BINS + 2, values.shape[1], dtype=torch.int32, device=values.device)
-        low, width = least - spread / 4, spread * 1.5 / _BINS
-        return _Histogram(counts, low, width, least, most, torch.zeros_like(least, dtype=torch.bool))
+        counts = torch.zeros(len(_EDGES) + 1, values.shape[1], dtype=torch.int32, device=values.device)
+        return _Histogram(counts, least, spread / _INNER, least, most, torch.zeros_like(least, dtype=torch.bool))
 
     def with_passes(self, values: Tensor) -> "_Histogram":
         """Return it with more passes; the counts are added in place."""
         is_finite = values.isfinite()
         values = torch.where(is_finite, values, self.low)
-        bins = ((values - self.low) / self.width).floor().clamp(-1, _BINS).long() + 1
+        bins = torch.bucketize((values - self.low) / self.width, self._edges, right=True)
         self.counts.scatter_add_(0, bins, torch.ones_like(bins, dtype=torch.int32))
         least, most = torch.minimum(self.least, values.amin(0)), torch.maximum(self.most, values.amax(0))
         return replace(self, least=least, most=most, broken=self.broken | ~is_finite.all(0))
@@ -80,11 +87,13 @@ class _Histogram:
     def ordered(self, rank: int) -> tuple[Tensor, Tensor]:
         """Return about where the pass is that so many are below, and how far from there it can be at most."""
         upto = self.counts.cumsum(0)
-        at = (upto <= rank).sum(0, keepdim=True).clamp_max(_BINS + 1)
-        count = self.counts.gather(0, at)[0]
-        before = upto.gather(0, at)[0] - count
-        left = torch.maximum(torch.where(at[0] == 0, self.least, self.low + (at[0] - 1) * self.width), self.least)
-        right = torch.minimum(torch.where(at[0] > _BINS, self.most, self.low + at[0] * self.width), self.most)
+        at = (upto <= rank).sum(0).clamp_max(len(_EDGES))
+        count = self.counts.gather(0, at.unsqueeze(0))[0]
+        before = upto.gather(0, at.unsqueeze(0))[0] - count
+        edges = self._edges
+        left = torch.where(at == 0, self.least, self.low + edges[(at - 1).clamp_min(0)] * self.width)
+        right = torch.where(at == len(edges), self.most, self.low + edges[at.clamp_max(len(edges) - 1)] * self.width)
+        left, right = torch.maximum(left, self.least), torch.minimum(right, self.most)
         value = left + (right - left) * ((rank - before + 0.5) / count)
         bound = torch.maximum(value - left, right - value)
         return torch.where(self.broken, torch.nan, value), torch.where(self.broken, torch.nan, bound)

@@ -1,6 +1,6 @@
 """What Monte Carlo dropout returns."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import NormalDist
 from typing import Any
@@ -85,8 +85,8 @@ class Result(Statistics):
         """Return quantiles of a regression's prediction over passes; of the mean, not of the noise of the data.
 
         They are those of `torch.quantile` if there are at most 50 passes or samples were kept. Otherwise they come from
-        a histogram for each number, as wide as one and a half times the range of the first 50 passes, with 64 bins and
-        two open ones; `quantile_error` bounds how far they can be from those.
+        a histogram for each number: 44 bins over the range of the first 50 passes, 10 of growing width on either
+        side, and two open ones; `quantile_error` bounds how far they can be from those.
 
         Args:
             q: One or more numbers in [0, 1].
@@ -154,7 +154,7 @@ class Result(Statistics):
         return self.prediction - half, self.prediction + half
 
     @staticmethod
-    def concatenate(results: Sequence["Result"], dim: int = 0) -> "Result":
+    def concatenate(results: Iterable["Result"], dim: int = 0) -> "Result":
         """Join the results of several batches to one, as if they had been one batch.
 
         Args:
@@ -169,9 +169,10 @@ class Result(Statistics):
             ArgumentError: If the results do not fit one another, or `dim` is the axis of classes.
             ArgumentTypeError: If one is no result.
         """
-        if isinstance(results, Result) or not all(isinstance(each, Result) for each in results):
+        given = list(results) if isinstance(results, Iterable) else [None]
+        if not all(isinstance(each, Result) for each in given):
             raise argument_type_error("Result.concatenate", "results", "a sequence of results", results)
-        return Result(joined([each._parts for each in results], dim))
+        return Result(joined([each._parts for each in given], dim))
 
     def to(self, device: torch.device | str) -> "Result":
         """Return the result with all its tensors on a device.

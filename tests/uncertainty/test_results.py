@@ -1,0 +1,441 @@
+"""Running results have the output's own type, bounded memory, and a result that can be joined, moved and printed."""
+
+import gc
+import math
+import pickle
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, distributions
+from torch.nn.utils.rnn import pack_sequence
+
+from dropkit.errors import ArgumentError, ArgumentTypeError, DropkitError, UnavailableError, UnsupportedError
+from dropkit.uncertainty import Result
+from dropkit.uncertainty.results.running import Running
+
+CLOSE = {"rtol": 1e-12, "atol": 1e-12}
+OF_CLASSES = ("predictive_entropy", "expected_entropy", "mutual_information", "variation_ratio")
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def classified(logits: Tensor, **options: Any) -> Result:
+    running = Running("classification", **options)
+    running.add(logits[0], [logits])
+    return running.result(seed=3, engine="loop", sites=("a", "b"), reached=None)
+
+
+@dataclass
+class Output:
+    logits: Tensor
+    hidden: tuple[Tensor, ...]
+    ids: Tensor
+    label: str = "first"
+
+
+VALUES, HIDDEN, IDS = random(20, 6, 3), random(20, 6, 4, seed=1), torch.arange(6)
+OUTPUT = Output(VALUES[0], (HIDDEN[0], HIDDEN[0, :, 0]), IDS)
+
+
+def of_output(task: str | None = None, **options: Any) -> Result:
+    running = Running(task, **options)
+    running.add(OUTPUT, [VALUES[:11], HIDDEN[:11], None, None, None])
+    running.add("what comes later is not looked at", [VALUES[11:], HIDDEN[11:], None, None, None])
+    return running.result()
+
+
+def test_statistics_have_the_type_of_the_output():
+    result = of_output(keep_samples=True)
+    for statistic in (result.mean, result.std, result.samples, result.error.mean, result.error.std):
+        assert type(statistic) is Output
+        assert statistic.label == "first"
+    torch.testing.assert_close(result.mean.logits, VALUES.mean(0), **CLOSE)
+    torch.testing.assert_close(result.std.hidden[0], HIDDEN.std(0), **CLOSE)
+    torch.testing.assert_close(result.error.mean.logits, VALUES.std(0) / math.sqrt(20), **CLOSE)
+    assert torch.equal(result.mean.ids, IDS)
+    assert torch.equal(result.std.ids, IDS)
+    assert torch.equal(result.samples.logits, VALUES)
+    assert torch.equal(result.samples.ids, IDS.expand(20, 6))
+
+
+def test_numbers_that_are_the_same_in_all_passes_have_no_spread():
+    result = of_output(keep_samples=True)
+    assert torch.equal(result.mean.hidden[1], HIDDEN[0, :, 0])
+    assert result.std.hidden[1].count_nonzero() == 0
+    assert result.error.std.hidden[1].count_nonzero() == 0
+    assert torch.equal(result.samples.hidden[1], HIDDEN[0, :, 0].expand(20, 6))
+
+
+def test_a_leaf_that_begins_to_vary_counts_the_passes_before():
+    running = Running(None)
+    running.add(OUTPUT, [VALUES[:5], None, None, None, None])
+    running.add(OUTPUT, [None, HIDDEN[5:8], None, None, None], 3)
+    result = running.result()
+    values = torch.cat([VALUES[:5], VALUES[:1].expand(3, -1, -1)])
+    torch.testing.assert_close(result.std.logits, values.std(0), **CLOSE)
+    hidden = torch.cat([HIDDEN[:1].expand(5, -1, -1), HIDDEN[5:8]])
+    torch.testing.assert_close(result.std.hidden[0], hidden.std(0), **CLOSE)
+    torch.testing.assert_close(result.mean.hidden[0], hidden.mean(0), **CLOSE)
+
+
+@pytest.mark.parametrize("task", [None, "classification", "regression"])
+def test_an_output_that_is_the_same_in_all_passes(task):
+    running = Running(task, keep_samples=True)
+    running.add(VALUES[0], [None], 4)
+    running.add(VALUES[0], [None], 6)
+    result = running.result()
+    assert result.n == 10
+    assert result.std.abs().max() < 1e-15
+    assert result.samples.shape == (10, 6, 3)
+    assert running.error() < 1e-15
+    expected = VALUES[0].softmax(-1) if task == "classification" else VALUES[0]
+    torch.testing.assert_close(result.mean, expected, **CLOSE)
+    with pytest.raises(ValueError, match="how many passes"):
+        running.add(VALUES[0], [None])
+
+
+def test_outputs_of_hugging_face():
+    outputs = pytest.importorskip("transformers.modeling_outputs")
+    values = VALUES.float()
+    running = Running("classification")
+    running.add(outputs.SequenceClassifierOutput(logits=values[0], hidden_states=(HIDDEN[0],)), [values, HIDDEN])
+    result = running.result()
+    assert type(result.mean) is type(result.std) is outputs.SequenceClassifierOutput
+    torch.testing.assert_close(result.mean.logits, values.double().softmax(-1).mean(0).float())
+    torch.testing.assert_close(result.mean.hidden_states[0], HIDDEN.mean(0))
+    assert result.mean.loss is None
+    assert type(result.error.mean) is outputs.SequenceClassifierOutput
+
+
+def test_packed_sequences_and_distributions():
+    packed = pack_sequence([random(3, 2), random(1, 2, seed=1)], enforce_sorted=False)
+    data, locations = random(20, 4, 2), random(20, 5)
+    running = Running(None, keep_samples=True)
+    running.add((packed, distributions.Normal(locations[0], 1.0)), [data, locations, None])
+    result = running.result()
+    assert type(result.mean[0]) is type(packed)
+    torch.testing.assert_close(result.std[0].data, data.std(0), **CLOSE)
+    assert type(result.mean[1]) is distributions.Normal
+    torch.testing.assert_close(result.mean[1].loc, locations.mean(0), **CLOSE)
+    torch.testing.assert_close(result.std[1].loc, locations.std(0), **CLOSE)
+    assert result.std[1].scale.count_nonzero() == 0
+    assert result.samples[1].batch_shape == (20, 5)
+
+
+def test_a_classification_has_probabilities_in_place_of_logits():
+    result = of_output("classification", keep_samples=True)
+    torch.testing.assert_close(result.samples.logits, VALUES.softmax(-1), **CLOSE)
+    torch.testing.assert_close(result.mean.logits, result.samples.logits.mean(0), **CLOSE)
+    torch.testing.assert_close(result.std.logits, result.samples.logits.std(0), **CLOSE)
+    torch.testing.assert_close(result.mean.hidden[0], HIDDEN.mean(0), **CLOSE)
+    assert not hasattr(result.error, "prediction")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_statistics_have_the_precision_of_the_output_but_single_at_least(dtype):
+    expected = torch.float64 if dtype == torch.float64 else torch.float32
+    result = classified(VALUES.to(dtype), keep_samples=True)
+    arrays = result.numpy()
+    assert {name: array.dtype for name, array in arrays.items() if name != "prediction"} == dict.fromkeys(
+        set(arrays) - {"prediction"}, np.dtype(str(expected).removeprefix("torch."))
+    )
+    assert result.samples.dtype == expected
+
+
+def test_one_pass_has_a_mean_and_nothing_that_takes_two():
+    result = classified(VALUES[:1])
+    torch.testing.assert_close(result.mean, VALUES[0].softmax(-1), **CLOSE)
+    for name in ("predictive_entropy", "expected_entropy", "mutual_information_uncorrected", "variation_ratio"):
+        assert getattr(result, name).isfinite().all()
+    assert result.std.isnan().all()
+    assert result.mutual_information.isnan().all()
+    assert all(np.isnan(error).all() for name, error in result.numpy().items() if name.startswith("error."))
+    two = classified(VALUES[:2])
+    assert two.error.mean.isfinite().all()
+    assert two.std.isfinite().all()
+    assert two.error.std.isnan().all()
+    assert "nan" in repr(result)
+
+
+def test_a_batch_without_examples():
+    for task in (None, "classification", "regression"):
+        running = Running(task, keep_samples=True)
+        running.add(VALUES[0, :0], [VALUES[:, :0]])
+        result = running.result()
+        assert result.mean.shape == (0, 3)
+        assert result.error.std.shape == (0, 3)
+        assert result.samples.shape == (20, 0, 3)
+        assert running.error() == running.scale() == 0
+        assert "20 passes" in repr(result)
+        if task == "classification":
+            assert result.mutual_information.shape == result.prediction.shape == (0,)
+        if task == "regression":
+            assert result.quantile([0.5]).shape == (1, 0, 3)
+
+
+@pytest.mark.parametrize("task", [None, "classification"])
+def test_missing_numbers_stay_where_they_are(task):
+    values = VALUES.clone()
+    values[4, 2] = math.nan
+    running = Running(task)
+    running.add(values[0], [values])
+    result = running.result()
+    assert result.mean.isnan().all(-1).tolist() == [False, False, True, False, False, False]
+    assert not result.mean[[0, 1, 3, 4, 5]].isnan().any()
+    assert math.isnan(running.error())
+
+
+def test_the_error_for_stopping_is_the_largest_of_the_main_output():
+    running = Running(None)
+    running.add(OUTPUT, [VALUES, 100 * HIDDEN, None, None, None])
+    assert running.error() == pytest.approx(float(VALUES.std(0).max()) / math.sqrt(20), rel=1e-12)
+    assert running.scale() == pytest.approx(float(VALUES.mean(0).square().mean().sqrt()), rel=1e-12)
+    running = Running(None)
+    running.add((VALUES[0], HIDDEN[0], IDS), [VALUES, 100 * HIDDEN, None])
+    assert running.error() == pytest.approx(100 * float(HIDDEN.std(0).max()) / math.sqrt(20), rel=1e-12)
+    both = torch.cat([VALUES.mean(0).flatten(), 100 * HIDDEN.mean(0).flatten()])
+    assert running.scale() == pytest.approx(float(both.square().mean().sqrt()), rel=1e-12)
+    running = Running("classification")
+    running.add(VALUES[0], [VALUES[:1]])
+    assert math.isnan(running.error())
+
+
+@pytest.mark.parametrize(
+    ("leaves", "message"),
+    [
+        ([VALUES[:, :5]], r"output has shape \(5, 3\) in one pass and \(6, 3\) in another.*outputs of one shape"),
+        ([VALUES, None], "2 parts in one pass and 1 in another"),
+        ([VALUES[0]], r"shape \(3,\) in one pass"),
+    ],
+)
+def test_passes_that_do_not_fit_are_refused_before_anything_is_taken_in(leaves, message):
+    running = Running(None)
+    running.add(VALUES[0], [VALUES])
+    before = running.result().numpy()
+    with pytest.raises(UnsupportedError, match=message):
+        running.add(VALUES[0], leaves)
+    assert running.n == 20
+    assert all((found == before[name]).all() for name, found in running.result().numpy().items())
+
+
+def test_leaves_that_differ_in_number_of_passes_or_kind():
+    running = Running(None)
+    with pytest.raises(UnsupportedError, match=r"output\.hidden\[0\] has shape"):
+        running.add(OUTPUT, [VALUES, HIDDEN[:7], None, None, None])
+    with pytest.raises(UnsupportedError, match=r"output\.label is a tensor in one pass and a str in another"):
+        running.add(OUTPUT, [VALUES, None, None, None, VALUES])
+
+
+def test_passes_in_inference_mode_and_with_gradients():
+    with torch.inference_mode():
+        inside = VALUES * 1
+    running = Running(None, keep_samples=True)
+    with torch.inference_mode():
+        running.add(inside[0], [inside[:9]])
+    running.add(inside[0], [VALUES[9:].clone().requires_grad_()])
+    result = running.result()
+    torch.testing.assert_close(result.mean, VALUES.mean(0), **CLOSE)
+    assert not result.samples.requires_grad
+    assert not result.mean.is_inference()
+    assert not result.mean.requires_grad
+
+
+def held(running: Running) -> int:
+    """Bytes of all tensors that an object leads to."""
+    seen, waiting, storages = set(), [running], {}
+    while waiting:
+        each = waiting.pop()
+        if id(each) in seen or isinstance(each, type):
+            continue
+        seen.add(id(each))
+        if isinstance(each, Tensor):
+            storages[each.untyped_storage().data_ptr()] = each.untyped_storage().nbytes()
+        elif isinstance(each, list | tuple | dict) or type(each).__module__.startswith("dropkit"):
+            waiting += gc.get_referents(each)
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("task", [None, "classification", "regression"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_memory_does_not_grow_with_the_number_of_passes(task, dtype):
+    values = random(1000, 40, 10).to(dtype)
+    sizes = {}
+    for keep_samples in (False, True):
+        running = Running(task, keep_samples=keep_samples, quantiles=task == "regression")
+        for chunk in values.split(25):
+            running.add(chunk[0].clone(), [chunk.clone()])
+            sizes[keep_samples, running.n] = held(running)
+    assert sizes[False, 1000] == sizes[False, 75]
+    assert sizes[False, 1000] <= 1.5 * sizes[False, 50], sizes
+    assert sizes[True, 1000] > 5 * sizes[True, 50], "samples were not seen"
+
+
+def test_batches_are_joined_as_if_they_had_been_one():
+    values = random(20, 10, 3)
+    parts = [classified(values[:, :4], keep_samples=True), classified(values[:, 4:], keep_samples=True)]
+    whole, joined = classified(values, keep_samples=True).numpy(), Result.concatenate(parts)
+    assert joined.n == 20
+    assert joined.facts == {"seed": 3, "engine": "loop", "sites": ("a", "b"), "reached": None}
+    assert sorted(joined.numpy()) == sorted(whole)
+    for name, found in joined.numpy().items():
+        np.testing.assert_allclose(found, whole[name], rtol=1e-12, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize(("dim", "class_dim"), [(1, 0), (-1, 1), (-2, -1), (0, 1), (-3, -1)])
+def test_batches_are_joined_along_any_axis_but_that_of_classes(dim, class_dim):
+    values = random(20, 3, 4, 5)
+    axis = dim % 3 + 1
+    one, other = values.narrow(axis, 0, 1), values.narrow(axis, 1, values.shape[axis] - 1)
+    joined = Result.concatenate([classified(one, class_dim=class_dim), classified(other, class_dim=class_dim)], dim)
+    whole = classified(values, class_dim=class_dim).numpy()
+    for name, found in joined.numpy().items():
+        np.testing.assert_allclose(found, whole[name], rtol=1e-12, atol=1e-12, err_msg=name)
+
+
+def test_outputs_with_several_tensors_are_joined_part_by_part():
+    joined = Result.concatenate([of_output(keep_samples=True), of_output(keep_samples=True)])
+    assert type(joined.mean) is Output
+    assert joined.mean.logits.shape == (12, 3)
+    assert joined.mean.hidden[1].shape == (12,)
+    assert joined.samples.logits.shape == (20, 12, 3)
+    assert joined.mean.ids.tolist() == [*range(6), *range(6)]
+    assert joined.mean.label == "first"
+    losses = random(20)
+    running = Running(None, keep_samples=True)
+    running.add({"loss": losses[0], "logits": VALUES[0]}, [losses, VALUES])
+    joined = Result.concatenate([running.result()] * 3)
+    torch.testing.assert_close(joined.mean["loss"], losses.mean().expand(3), **CLOSE)
+    assert joined.samples["loss"].shape == (20, 3)
+
+
+def test_quantiles_are_joined_too():
+    values = random(70, 10, 3)
+    results = []
+    for part in (values, values[:60, :4], values[:, 4:]):
+        running = Running("regression", quantiles=True)
+        running.add(part[0], [part])
+        results.append(running.result())
+    joined = Result.concatenate([Result.concatenate(results[1:2]), results[2]])
+    assert joined.n == 60
+    for q in (0.3, [0.3, 0.5]):
+        torch.testing.assert_close(joined.quantile(q)[..., 4:, :], results[0].quantile(q)[..., 4:, :], **CLOSE)
+        torch.testing.assert_close(joined.quantile(q)[..., :4, :], results[1].quantile(q), **CLOSE)
+        assert joined.quantile_error(q).shape == joined.error.quantile(q).shape == joined.quantile(q).shape
+    assert joined.interval()[0].shape == (10, 3)
+    single = Running("regression", quantiles=True)
+    single.add(values[0, 0, 0], [values[:, 0, 0]])
+    assert Result.concatenate([single.result()] * 2).quantile([0.1, 0.5, 0.9]).shape == (3, 2)
+
+
+def test_batches_with_other_numbers_of_passes():
+    joined = Result.concatenate([classified(VALUES), classified(VALUES[:7])])
+    assert joined.n == 7
+    torch.testing.assert_close(joined.error.mean[:6], classified(VALUES).error.mean, **CLOSE)
+    with pytest.raises(ArgumentError, match=r"as many passes.*use a fixed n"):
+        Result.concatenate([classified(VALUES, keep_samples=True), classified(VALUES[:7], keep_samples=True)])
+
+
+def test_facts_of_batches_that_differ():
+    running = Running(None)
+    running.add(VALUES[0], [VALUES])
+    one = running.result(engine="prefix", reached=True, seed=1)
+    other = running.result(engine="loop", reached=False, seed=1)
+    assert Result.concatenate([one, other, one]).facts == {"engine": ("prefix", "loop"), "reached": False, "seed": 1}
+
+
+PACKED = Running(None)
+PACKED.add(pack_sequence([random(3, 2)]), [random(20, 3, 2)])
+
+
+@pytest.mark.parametrize(
+    ("results", "dim", "message"),
+    [
+        ([], 0, "one result or more"),
+        ([classified(VALUES), of_output()], 0, "results of one task"),
+        ([classified(VALUES), classified(VALUES, class_dim=0)], 0, "results of one axis of classes"),
+        ([classified(VALUES), classified(VALUES, keep_samples=True)], 0, "results of one statistics"),
+        ([classified(VALUES)], 1, "another axis than that of classes"),
+        ([classified(VALUES)], 2, r"`dim` must be an integer in \[-2, 1\]"),
+        ([classified(VALUES), classified(VALUES[..., :2])], 0, "that differ in length along axis 0 alone"),
+        ([PACKED.result()], 0, "without packed sequences"),
+    ],
+    ids=range(8),
+)
+def test_results_that_cannot_be_joined(results, dim, message):
+    with pytest.raises(ArgumentError, match=message):
+        Result.concatenate(results, dim)
+
+
+@pytest.mark.parametrize("results", [classified(VALUES), [1], [None], "text", 3, None], ids=range(6))
+def test_what_is_no_sequence_of_results(results):
+    with pytest.raises(ArgumentTypeError, match="`results` must be a sequence of results"):
+        Result.concatenate(results)
+    with pytest.raises(ArgumentTypeError, match="`dim`"):
+        Result.concatenate([of_output()], "0")
+
+
+@pytest.mark.parametrize("task", [None, "classification", "regression"])
+def test_results_are_moved_copied_and_pickled(task):
+    values = random(70, 6, 3)
+    running = Running(task, quantiles=task == "regression")
+    running.add((values[0], IDS), [values, None])
+    result = running.result(seed=1)
+    expected = result.numpy()
+    for same in (pickle.loads(pickle.dumps(result)), result.to("cpu")):  # noqa: S301
+        assert {name: found.tolist() for name, found in same.numpy().items()} == {
+            name: found.tolist() for name, found in expected.items()
+        }
+        assert same.facts == {"seed": 1}
+        assert repr(same) == repr(result)
+        if task == "regression":
+            assert torch.equal(same.quantile(0.3), result.quantile(0.3))
+    moved = result.to("meta")
+    assert moved.mean[0].device.type == moved.error.std[0].device.type == "meta"
+
+
+def test_arrays_are_named_as_the_output_is():
+    names = {"logits", "hidden[0]", "hidden[1]", "ids"}
+    expected = {f"{key}.{name}" for key in ("mean", "std", "error.mean", "error.std") for name in names}
+    assert set(of_output().numpy()) == expected
+
+
+def test_what_a_result_does_not_have_says_how_to_get_it():
+    result = of_output()
+    with pytest.raises(UnavailableError, match="`keep_samples=True`"):
+        _ = result.samples
+    for name in OF_CLASSES:
+        assert not hasattr(result, name)
+        with pytest.raises(AttributeError, match=f"{name} needs task='classification'; this result has task=None"):
+            getattr(result, name)
+    with pytest.raises(DropkitError, match=r"Result\.prediction needs task='classification' or 'regression'"):
+        _ = result.prediction
+    with pytest.raises(UnavailableError, match=r"Errors\.variance needs task='regression'"):
+        _ = result.error.variance
+    assert not hasattr(classified(VALUES).error, "samples")
+
+
+def test_a_result_is_printed_as_a_table():
+    lines = repr(classified(VALUES, keep_samples=True)).splitlines()
+    assert lines[0] == "Result of 20 passes, classification, seed 3, engine loop, 2 sites, samples kept"
+    assert lines[1].split() == ["statistic", "shape", "average", "Monte", "Carlo", "error"]
+    assert [line.split()[0] for line in lines[2:]] == [
+        "mean",
+        "std",
+        "predictive_entropy",
+        "expected_entropy",
+        "mutual_information",
+        "mutual_information_uncorrected",
+        "variation_ratio",
+    ]
+    assert lines[2].split()[1:4] == ["(6,", "3)", "0.3333"]
+    expected = float(VALUES.softmax(-1).var(0).mean() / 20) ** 0.5
+    assert float(lines[2].split()[-1]) == pytest.approx(expected, rel=1e-3)
+    many = Running(None)
+    many.add([VALUES[0]] * 30, [VALUES] * 30)
+    assert repr(many.result()).splitlines()[-1] == "and 44 more"
+    assert len({len(line) for line in lines[1:]}) == 1
