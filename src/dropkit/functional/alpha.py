@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dropkit._checks import Number, argument_error
-from dropkit.functional import eager
+from dropkit.functional import eager, eager_numbered
 from dropkit.functional.address import check_source
 from dropkit.functional.affine import apply_affine
 from dropkit.functional.autograd import traced
@@ -169,11 +169,10 @@ def _alpha(
     if (
         inplace is return_mask is False
         and mask is None
-        and eager.is_one_key(input, p, training, generator, key, stream)
-        and (place := eager.shared_place(where, input, tuple(shared))) is not None
+        and (found := _at_once(where, input, p, training, tuple(shared), fixed_point, generator, key, stream))
+        is not None
     ):
-        source = eager.one_key(where, input, p, key)
-        return eager.move(input, *source, place, _numbers(source[1], *fixed_point))
+        return found
     check_dense(where, input, is_real=True)
     threshold, streams, keys = check_source(where, input, p, key, generator, stream)
     check_mask(where, mask, input, {"key": key, "generator": generator}, {"stream": stream})
@@ -187,16 +186,41 @@ def _alpha(
         output = move(input, keep, *coefficients, in_place=not traced())
     else:
         noise = noise_at(where, input, keys, streams, generator, numbers=numbers_of(key))
-        found = noise.at_once(input, tuple(shared))
-        keep = noise.keep_mask(input.shape, threshold, tuple(shared)) if return_mask or found is None else input
-        if found is None:
+        places = noise.at_once(input, tuple(shared))
+        keep = noise.keep_mask(input.shape, threshold, tuple(shared)) if return_mask or places is None else input
+        if places is None:
             output = move(input, keep, *coefficients, in_place=not traced())
         else:
             values = map(noise.rates, (threshold, *coefficients))
-            output = apply_affine(found[0], noise.key, noise.stream, *values, *found[1]).reshape(input.shape)
+            output = apply_affine(places[0], noise.key, noise.stream, *values, *places[1]).reshape(input.shape)
     if inplace:
         output = input.copy_(output)
     return (output, keep) if return_mask else output
+
+
+def _at_once(
+    where: str,
+    input: Tensor,
+    p: Any,
+    training: bool,
+    shared: tuple[int, ...],
+    fixed_point: tuple[float, float],
+    generator: Any,
+    key: Any,
+    stream: Any,
+) -> Tensor | None:
+    """Do so with a plain tensor by the kernels; return None if that is left to the long way."""
+    if eager.is_one_key(input, p, training, generator, key, stream):
+        place = eager.shared_place(where, input, shared)
+        if place is None:
+            return None
+        drawn, threshold = eager.one_key(where, input, p, key)
+        return eager.move(input, drawn, threshold, place, _numbers(threshold, *fixed_point))
+    numbers = eager_numbered.numbered(input, p, training, generator, key, stream)
+    if numbers is None:
+        return None
+    of_rate = _numbers(eager.plain_threshold(p), *fixed_point)
+    return eager_numbered.drop(where, input, p, numbers, shared, of_rate)
 
 
 @remembered

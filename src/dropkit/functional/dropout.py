@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from dropkit._checks import Choice
-from dropkit.functional import eager, nested
+from dropkit.functional import eager, eager_numbered, nested
 from dropkit.functional.address import check_source, drawn_address, signed
 from dropkit.functional.autograd import apply_dropout, traced
 from dropkit.functional.examples import numbers_of
@@ -155,10 +155,9 @@ def drop(
         and full_shape is None
         and scale_at == "train"
         and type(broadcast_dims) is tuple
-        and eager.is_one_key(input, p, training, generator, key, stream)
-        and (place := eager.shared_place(where, input, broadcast_dims)) is not None
+        and (dropped := _drop_at_once(where, input, p, training, broadcast_dims, generator, key, stream)) is not None
     ):
-        return eager.drop_shared(input, *eager.one_key(where, input, p, key), place)
+        return dropped
     check_input(where, input, training=training, inplace=inplace, return_mask=return_mask)
     scaled = _SCALE_AT.check(where, "scale_at", scale_at) == "train"
     threshold, streams, keys = check_source(where, input, p, key, generator, stream)
@@ -198,6 +197,17 @@ def drop(
     if not return_mask:
         return output
     return output, _all_kept(input, threshold, place, slices, keep) if identity or not training else keep
+
+
+def _drop_at_once(
+    where: str, input: Tensor, p: Any, training: bool, shared: tuple[int, ...], generator: Any, key: Any, stream: Any
+) -> Tensor | None:
+    """Drop out a plain tensor by the kernels; return None if that is left to the long way."""
+    if eager.is_one_key(input, p, training, generator, key, stream):
+        place = eager.shared_place(where, input, shared)
+        return None if place is None else eager.drop_shared(input, *eager.one_key(where, input, p, key), place)
+    numbers = eager_numbered.numbered(input, p, training, generator, key, stream)
+    return None if numbers is None else eager_numbered.drop(where, input, p, numbers, shared)
 
 
 def _drop_examples(

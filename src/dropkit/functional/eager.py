@@ -28,7 +28,17 @@ from dropkit.kernels.native.operations import (
 )
 from dropkit.random.layout import Layout, check_addressable, layout
 
-__all__ = ["drop", "drop_shared", "is_one_key", "is_plain", "is_plain_gradient", "move", "one_key", "shared_place"]
+__all__ = [
+    "drop",
+    "drop_shared",
+    "is_one_key",
+    "is_plain",
+    "is_plain_gradient",
+    "move",
+    "one_key",
+    "plain_threshold",
+    "shared_place",
+]
 
 _compiling = torch.compiler.is_compiling
 _is_special = torch._C._dispatch_isTensorSubclassLike  # wrapped, sparse or of a subclass, or a dispatch mode is on
@@ -60,7 +70,12 @@ def is_one_key(input: Tensor, p: object, training: bool, generator: object, key:
 def one_key(where: str, input: Tensor, p: Any, key: Any) -> tuple[int, int]:
     """Return the key of such a call, drawn if it has none, and the threshold of its rate."""
     drawn = int(draw_key(where, None, input)) % 2**64 if key is None else key
-    return drawn, math.floor(p * 2.0**32 + 0.5)
+    return drawn, plain_threshold(p)
+
+
+def plain_threshold(p: float) -> int:
+    """Return the threshold of a rate that is a float in ``[0, 1]``."""
+    return math.floor(p * 2.0**32 + 0.5)
 
 
 def is_plain_gradient(grad: Tensor) -> bool:

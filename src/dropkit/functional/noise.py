@@ -24,7 +24,7 @@ from dropkit.kernels import fields
 from dropkit.random import field
 from dropkit.random.layout import Layout, layout
 
-__all__ = ["Noise", "find_noise", "noise_at", "shared_by_passes"]
+__all__ = ["Noise", "find_noise", "noise_at", "numbered_noise"]
 
 _NAMES = Names()
 
@@ -164,10 +164,10 @@ class Noise(NamedTuple):
 
     def _check_one_pass(self) -> None:
         if self.passes:
-            raise shared_by_passes(self.where)
+            raise _shared_by_passes(self.where)
 
 
-def shared_by_passes(where: str) -> UnsupportedError:
+def _shared_by_passes(where: str) -> UnsupportedError:
     """Return the error of noise that all examples of a pass share, which cannot lie along their axis."""
     return UnsupportedError(
         f"{where}: all examples of a pass share this noise, so that several passes cannot lie along one axis. Run them "
@@ -227,11 +227,17 @@ def noise_at(
         numbers, keys = numbers_of(drawn), key_tensor(drawn)
         streams = pass_of(where, streams, numbers)
     key, stream = drawn_address(where, input, keys, streams, generator, names)
-    if numbers is None:
-        return Noise(where, key, stream, input.device)
-    if len(numbers.streams) > 1:
-        if not input.dim():
-            raise shared_by_passes(where)
-        passes = torch.tensor(numbers.streams, device="cpu")
-        return Noise(where, key.reshape(1), passes, input.device, numbers.runs, len(passes))
-    return Noise(where, key, stream, input.device, numbers.runs if input.dim() and not key.dim() else ())
+    if numbers is None or len(numbers.streams) == 1:
+        runs = numbers.runs if numbers is not None and input.dim() and not key.dim() else ()
+        return Noise(where, key, stream, input.device, runs)
+    if not input.dim():
+        raise _shared_by_passes(where)
+    return numbered_noise(where, numbers, input.device)
+
+
+def numbered_noise(where: str, numbers: NumberedKey, device: torch.device) -> Noise:
+    """Return the noise of a key, for tensors whose axis 0 has the examples."""
+    key, streams = key_tensor(numbers), torch.tensor(numbers.streams, device="cpu")
+    if len(streams) == 1:
+        return Noise(where, key, streams.squeeze(0), device, numbers.runs)
+    return Noise(where, key.reshape(1), streams, device, numbers.runs, len(streams))
