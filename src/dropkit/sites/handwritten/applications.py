@@ -11,7 +11,7 @@ from dropkit.errors import UnsupportedError
 from dropkit.sites.handwritten.operations import Operation, Rule
 from dropkit.sites.interception.places import Place
 
-__all__ = ["Application", "Mask", "restores_mean"]
+__all__ = ["Application", "Mask", "is_doubtful", "restores_mean"]
 
 
 @dataclass(eq=False)
@@ -22,25 +22,32 @@ class Mask:
         place: Where it was drawn; its name is that of the site.
         p: Probability of dropping; None where it is not known, or not the same for all elements.
         is_scaled: Whether survivors are scaled so that the mean stays.
-        is_switchable: Whether what it was applied to can be had as it would be without it.
+        is_known: Whether what it was applied to can be had as it would be without it, as far as that was seen.
         is_zero: Whether what is dropped becomes 0.
         is_whole: Whether it drops only whole examples.
         is_read: Whether it was counted or indexed with, and not only to scale survivors.
         is_combined: Whether it was combined with what is no draw, or put through what cannot be followed.
         is_pooled: Whether its dropped parts were grown to blocks.
         senses: Which of the two outcomes of the draw it was seen to drop.
+        scales: What stands for scales of what is kept that may be meant to make up for what is dropped, and do not.
     """
 
     place: Place
     p: float | None = None
     is_scaled: bool = False
-    is_switchable: bool = True
+    is_known: bool = True
     is_zero: bool = True
     is_whole: bool = False
     is_read: bool = False
     is_combined: bool = False
     is_pooled: bool = False
     senses: set[int] = field(default_factory=set)
+    scales: set[object] = field(default_factory=set)
+
+    @property
+    def is_switchable(self) -> bool:
+        """Whether what it was applied to can be had as it would be without it, neither dropped nor scaled."""
+        return self.is_known and not self.scales
 
     @property
     def is_dropout(self) -> bool:
@@ -65,6 +72,7 @@ class Application:
         input: The tensor.
         tensor: The mask as it is applied.
         survivor: Its value where the input is kept; NaN where it is not known.
+        p: Probability of dropping; None where it is not known.
         base: What stands for the input where nothing is dropped; None where that is not known.
         difference: If the input is a difference, weak references to its parts.
         is_skipped: Whether the handler asked for that.
@@ -75,6 +83,7 @@ class Application:
     input: Tensor
     tensor: Tensor
     survivor: float
+    p: float | None
     base: Tensor | None
     difference: tuple[Any, ...] = ()
     is_skipped: bool = False
@@ -117,7 +126,7 @@ class Application:
 
     def is_restored_by(self, factor: float) -> bool:
         """Tell whether a factor, after the mask, makes up for what it drops."""
-        return restores_mean(factor * (self.survivor or 1.0), self.mask.p)
+        return restores_mean(factor * (self.survivor or 1.0), self.p)
 
     def is_mixed_with(self, operation: Operation) -> bool:
         """Tell whether a sum with the result chooses between two tensors: ``a + (b - a) * mask``, ``a - a * mask``."""
@@ -167,6 +176,14 @@ class Application:
         return self.operation.substituted({id(self.tensor): other}).run()
 
 
+_CLOSE = 0.01  # how far a scale may be from the one that keeps the mean, for rates are rounded, and types are narrow
+
+
 def restores_mean(factor: float, p: float | None) -> bool:
-    """Tell whether a factor of survivors makes up for what is dropped."""
-    return p is not None and p < 1 and math.isclose(factor * (1 - p), 1, rel_tol=1e-6)
+    """Tell whether a factor of survivors makes up for what is dropped: almost, and rather that than nothing at all."""
+    return p is not None and p < 1 and abs(factor * (1 - p) - 1) <= min(_CLOSE, p / 2)
+
+
+def is_doubtful(factor: float, p: float | None) -> bool:
+    """Tell whether a factor that does not quite make up for what is dropped may be meant to."""
+    return p is not None and p < 1 and 1 < factor <= 1.25 / (1 - p)

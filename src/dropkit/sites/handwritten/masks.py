@@ -11,7 +11,7 @@ such as Gaussian or Concrete noise; and what goes through ``.item()``, ``out=`` 
 
 import math
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,11 +19,23 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from dropkit.sites.handwritten.applications import Application, Mask, restores_mean
+from dropkit.sites.handwritten.applications import Application, Mask, is_doubtful, restores_mean
 from dropkit.sites.handwritten.choices import Choice, find_choice
 from dropkit.sites.handwritten.draws import Draw, find_draw
+from dropkit.sites.handwritten.gradients import GRADIENT_HOOKS, has_own_gradient, held
 from dropkit.sites.handwritten.operations import Operation, Rule, find_rule
-from dropkit.sites.handwritten.tags import Applied, Count, Difference, Random, Scaled, Tag, follow, joined, note_read
+from dropkit.sites.handwritten.tags import (
+    Applied,
+    Count,
+    Difference,
+    Random,
+    Scaled,
+    Tag,
+    follow,
+    follow_applied,
+    joined,
+    note_read,
+)
 from dropkit.sites.handwritten.values import constant
 from dropkit.sites.interception.interceptor import Handler
 from dropkit.sites.interception.places import Place
@@ -87,10 +99,18 @@ class Masks:
             result = self._draw(draw)
             self._tag(result, Random(Mask(draw.place), draw.values, False, draw.is_centred, draw.is_data))
             return result
+        if function in GRADIENT_HOOKS:
+            self._note_held(args[1:] or kwargs.values())
         rule = find_rule(function)
         if rule is None or not (self._tags.data or rule in _TAGGING) or kwargs.get("out") is not None:
             return function(*args, **kwargs)
         return self._followed(Operation(function, rule, args, kwargs))
+
+    def _note_held(self, hooks: Iterable[Any]) -> None:
+        """Note of masks that a hook on a gradient holds them, and may drop from that as well."""
+        for tag in (self._tag_of(value) for hook in hooks for value in held(hook)):
+            if isinstance(tag, Random):
+                tag.mask.is_known = False
 
     def _tag(self, result: Any, tag: Tag | None) -> None:
         for tensor in result if isinstance(result, tuple | list) else (result,):
@@ -144,12 +164,19 @@ class Masks:
         tagged = [value for value in operation.operands if id(value) in tags]
         source = next((value for value in tagged if isinstance(tags[id(value)], Random)), tagged[0])
         tag = tags[id(source)]
+        if isinstance(tag, Applied):
+            applied = [tags[id(value)] for value in tagged if isinstance(tags[id(value)], Applied)]
+            for value in tagged:
+                tag.meet(tags[id(value)])
+            self._tag(result, follow_applied(operation, applied))
+            return result
         if operation.rule is Rule.INDEX and source is not operation.args[0]:
             note_read(tag)
         elif operation.rule is Rule.ASSIGN:
             self._tag(operation.args[0], joined(tags.get(id(operation.args[0]))))
         elif not (operation.rule is Rule.SAME and source is not operation.args[0]):
-            self._tag(result, follow(operation, source, tag, result))
+            is_relative = any(isinstance(tags[id(value)], Count) for value in tagged)
+            self._tag(result, follow(operation, source, tag, result, is_relative))
         return result
 
     def _note_halved(self, result: Any, mask: Mask, source: Tensor | None) -> None:
@@ -177,12 +204,13 @@ class Masks:
                 return self._rescaled(operation, factor, other, tag, tags.get(id(other)))
         result = operation.run()
         for factor, other in ((first, second), (second, first)):
-            if id(factor) in tags:
-                self._tag(result, follow(operation, factor, tags[id(factor)], result))
+            tag = tags.get(id(factor))
+            if tag is not None and not isinstance(tag, Scaled):
+                self._tag(result, follow(operation, factor, tag, result))
                 return result
             if isinstance(factor, Tensor) and factor.is_floating_point():
                 number = constant(other) if _is_number(other, factor) else None
-                self._tag(result, _scaled(operation, factor, number))
+                self._tag(result, _scaled(operation, factor, number, tag))
                 return result
         return result
 
@@ -195,7 +223,7 @@ class Masks:
             of_noise = tag.times(other.shape, result) if is_data else replace(tag, values=None)
             self._tag(result, of_noise)  # noise, as it is in a reparameterisation, or noisy data
             return result
-        if isinstance(of_other, Count) and of_other.mask is tag.mask:
+        if isinstance(of_other, Count) and of_other.is_share and of_other.mask is tag.mask:
             tag.mask.is_read = False
             result = operation.run()
             self._tag(result, replace(tag, is_counted=True))
@@ -227,9 +255,9 @@ class Masks:
         mask.is_combined |= choice.is_mixed
         base, is_scaled = _base(choice, p, of_input, tag.is_counted)
         mask.is_scaled |= is_scaled
-        mask.is_switchable &= base is not None
+        mask.is_known &= base is not None and not has_own_gradient()
         difference = of_input.parts if isinstance(of_input, Difference) else ()
-        application = Application(mask, operation, choice.input, choice.tensor, choice.survivor, base, difference)
+        application = Application(mask, operation, choice.input, choice.tensor, choice.survivor, p, base, difference)
         mask.is_whole |= application.is_whole
         result = self._apply(application)
         target = operation.target if operation.target is not None else result
@@ -238,36 +266,43 @@ class Masks:
         if isinstance(of_input, Random):  # a mask of masks
             self._tag(target, of_input if application.is_skipped else joined(of_input))
         else:
-            earlier = of_input.applications if isinstance(of_input, Applied) and of_input.factor == 1 else ()
-            self._tag(target, _pending(earlier if is_scaled else (*earlier, application)))
+            self._tag(target, _pending(of_input, None if is_scaled else application))
         return result
 
     def _rescaled(self, operation: Operation, value: Tensor, other: Any, tag: Applied, of_other: Any) -> Any:
         """Run a product of what a mask was applied to: the scale of survivors is left out where nothing is dropped."""
-        counted = of_other.mask if isinstance(of_other, Count) else None
-        number = None if counted or not _is_number(other, value) else constant(other)
-        if number is None and counted is None:
+        counted = of_other.mask if isinstance(of_other, Count) and of_other.is_share else None
+        number = None if isinstance(of_other, Applied | Count) else _factor(other, value)
+        if not number and counted is None:
+            tag.meet(of_other)
             return operation.run()
-        factor, target = tag.factor * _power(operation, number or 1.0), operation.target
-        restored = (one for one in tag.applications if one.mask is counted or (number and one.is_restored_by(factor)))
-        application = next(restored, None)
-        if application is None:
+        factor, target = _power(operation, number or 1.0), operation.target
+        if abs(factor) == 1 and counted is None:
             result = operation.run()
-            if target is None:
-                self._tag(result, replace(tag, base=value if tag.base is None else tag.base, factor=factor))
-            elif not any(one.is_skipped for one in tag.applications):
-                self._tag(result, replace(tag, factor=factor))
+            self._tag(result, follow_applied(operation, [tag]))
+            return result
+        application, base = _restored(tag, value, factor, counted)
+        if application is None or not tag.is_alone:
+            result = operation.run()
+            if application is not None:
+                tag.refuse()
+            elif not tag.is_far:
+                self._tag(result, tag.times(factor, None if target is not None else value))
             return result
         application.mask.is_scaled = True
         application.mask.is_read &= counted is None
-        base = value if tag.base is None else tag.base
         if not application.is_skipped:
             result = operation.run()
         elif target is None:
-            result = base.clone()
+            dtype = (
+                torch.promote_types(base.dtype, other.dtype)
+                if isinstance(other, Tensor) and other.dim()
+                else base.dtype
+            )
+            result = base.to(dtype, copy=True)
         else:
             result = target if base is target else target.copy_(base)
-        self._tag(result, _pending(tuple(one for one in tag.applications if one is not application)))
+        self._tag(result, tag.settled(application, base))
         self._note_halved(result, application.mask, application.base)
         return result
 
@@ -279,8 +314,25 @@ def _difference(operation: Operation) -> Difference | None:
     return Difference(tuple(map(weakref.ref, parts)))
 
 
-def _pending(applications: tuple[Application, ...]) -> Applied | None:
-    return Applied(applications) if applications else None
+def _pending(of_input: Any, application: Application | None) -> Applied | None:
+    """Return the tag of what a mask was applied to, after others perhaps; None for one that scales by itself."""
+    earlier = of_input if isinstance(of_input, Applied) and not of_input.is_far else Applied(())
+    applications = earlier.applications if application is None else (*earlier.applications, application)
+    return replace(earlier, applications=applications, base=None, factor=1.0) if applications else None
+
+
+def _restored(tag: Applied, value: Tensor, factor: float, counted: Mask | None) -> tuple[Application | None, Any]:
+    """Return the application that a factor makes up for, alone or with those before it, and what it would then be."""
+    is_product = tag.base is not None
+    for one in tag.applications:
+        if counted is not None and one.mask is counted and not tag.is_far:
+            return one, tag.base if is_product and tag.factor.is_integer() else value  # that many elements there are
+        if counted is None and one.is_restored_by(factor):
+            return one, value
+    for one in tag.applications if is_product and counted is None else ():
+        if one.is_restored_by(tag.factor * factor):
+            return one, tag.base
+    return None, None
 
 
 def _base(choice: Choice, p: float | None, of_input: Any, is_counted: bool) -> tuple[Tensor | None, bool]:
@@ -288,8 +340,12 @@ def _base(choice: Choice, p: float | None, of_input: Any, is_counted: bool) -> t
     factor = choice.survivor or 1.0
     if is_counted or restores_mean(factor, p):
         return choice.input, True
-    if isinstance(of_input, Scaled) and restores_mean(factor * of_input.factor, p):
-        return of_input.source, True
+    steps = [(source, factor * scale) for source, scale in of_input.steps] if isinstance(of_input, Scaled) else []
+    for source, scale in steps:
+        if restores_mean(scale, p):
+            return source, True
+    if any(is_doubtful(scale, p) for _, scale in steps):
+        return None, False
     return choice.input if factor == 1 and not choice.is_mixed else None, False
 
 
@@ -299,6 +355,14 @@ def _is_number(value: Any, beside: Tensor) -> bool:
     return not value.requires_grad and (value.dim() == 0 or value.numel() == 1 < beside.numel())
 
 
+def _factor(value: Any, beside: Tensor) -> float | None:
+    """Return the number that a tensor is multiplied with, or with a tensor of it alone; None where there is none."""
+    if isinstance(value, torch.nn.Parameter):
+        return None
+    is_wider = isinstance(value, Tensor) and torch.broadcast_shapes(value.shape, beside.shape) != beside.shape
+    return None if is_wider else constant(value)
+
+
 def _power(operation: Operation, number: float) -> float:
     """Return the factor that a product, or a quotient by a number, multiplies with."""
     if operation.rule is Rule.MULTIPLY:
@@ -306,11 +370,13 @@ def _power(operation: Operation, number: float) -> float:
     return 1 / number if number else math.inf
 
 
-def _scaled(operation: Operation, source: Tensor, number: float | None) -> Scaled | None:
+def _scaled(operation: Operation, source: Tensor, number: float | None, tag: Scaled | None) -> Scaled | None:
     if number is None or (source is not operation.operands[0] and operation.rule is Rule.DIVIDE):
         return None
     factor = _power(operation, number)
-    return Scaled(source if operation.target is None else None, factor) if 1 < factor < math.inf else None
+    if not 1 < factor < math.inf:
+        return None
+    return (tag or Scaled(())).times(source if operation.target is None else None, factor)
 
 
 def _nothing() -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Operation", "Rule", "find_rule", "is_odd"]
+__all__ = ["Operation", "Rule", "find_rule", "is_homogeneous", "is_odd"]
 
 
 class Rule(Enum):
@@ -30,8 +30,11 @@ class Rule(Enum):
     COPY = auto()
     POOL = auto()
     COUNT = auto()
+    SUMMARISE = auto()
     INDEX = auto()
     ASSIGN = auto()
+    JOIN = auto()  # tensors
+    THROUGH = auto()  # any other function that random numbers are not followed through, but scales are
     MIX = auto()  # with those of other tensors, in a way that is not followed
 
 
@@ -43,7 +46,8 @@ _NAMES: Mapping[Rule, str] = {
     Rule.ROUND: "ceil fix floor round trunc",
     Rule.COMPARE: "eq ge greater greater_equal gt le less less_equal lt ne not_equal",
     Rule.LOGIC: "and bitwise_and bitwise_not bitwise_or bitwise_xor invert logical_and logical_not logical_or or xor",
-    Rule.PLAIN: """abs add clamp clamp_max clamp_min exp log neg negative pow reciprocal relu sigmoid sqrt square""",
+    Rule.PLAIN: """abs add clamp clamp_max clamp_min exp leaky_relu log neg negative pow reciprocal relu sigmoid sqrt
+        square""",
     Rule.SUBTRACT: "rsub sub subtract",
     Rule.SIGN: "heaviside sign",
     Rule.MULTIPLY: "mul multiply",
@@ -53,13 +57,20 @@ _NAMES: Mapping[Rule, str] = {
     Rule.COPY: "copy_",
     Rule.POOL: "max_pool1d max_pool2d max_pool3d",
     Rule.COUNT: "count_nonzero mean sum",
+    Rule.SUMMARISE: """amax amin aminmax cummax cummin kthvalue max median min msort nanmedian nanquantile norm quantile
+        sort std topk var""",
     Rule.INDEX: "getitem",
     Rule.ASSIGN: "setitem",
+    Rule.JOIN: "cat column_stack concat concatenate hstack stack vstack",
+    Rule.THROUGH: """adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d avg_pool1d avg_pool2d avg_pool3d bmm
+        conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d cumsum elu gelu hardswish hardtanh
+        interpolate linear matmul mm mv pad selu silu softplus tanh""",
     Rule.MIX: "addcmul einsum lerp",
 }
 
 
 _ODD = ("clamp", "clamp_max", "clamp_min", "neg", "negative")
+_HOMOGENEOUS = ("abs", "leaky_relu", "neg", "negative", "relu")
 
 
 def _spellings(name: str) -> Iterable[Callable[..., Any]]:
@@ -88,6 +99,11 @@ def find_rule(function: Callable[..., Any]) -> Rule | None:
 def is_odd(operation: "Operation") -> bool:
     """Tell whether a function leaves noise around 0 there; of clamping it is assumed."""
     return getattr(operation.function, "__name__", "").strip("_") in _ODD
+
+
+def is_homogeneous(operation: "Operation") -> bool:
+    """Tell whether a function of each element makes of the multiple of a tensor the multiple of its result."""
+    return getattr(operation.function, "__name__", "").strip("_") in _HOMOGENEOUS
 
 
 class Operation:

@@ -1,6 +1,7 @@
 """What is known of tensors that random numbers went into: their tags, and the tags of what functions make of them."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,10 +9,21 @@ import torch
 from torch import Tensor
 
 from dropkit.sites.handwritten.applications import Application, Mask
-from dropkit.sites.handwritten.operations import Operation, Rule, is_odd
+from dropkit.sites.handwritten.operations import Operation, Rule, is_homogeneous, is_odd
 from dropkit.sites.handwritten.values import Discrete, Values, image_of
 
-__all__ = ["Applied", "Count", "Difference", "Random", "Scaled", "Tag", "follow", "joined", "note_read"]
+__all__ = [
+    "Applied",
+    "Count",
+    "Difference",
+    "Random",
+    "Scaled",
+    "Tag",
+    "follow",
+    "follow_applied",
+    "joined",
+    "note_read",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,26 +53,80 @@ class Random:
 
 @dataclass(frozen=True, eq=False)
 class Count:
-    """The tag of a count of what a mask keeps."""
+    """The tag of a count of what a mask keeps, or of another summary of a draw.
+
+    Args:
+        mask: What is known of the draw.
+        is_share: Whether it is a count, or the share that is kept.
+    """
 
     mask: Mask
+    is_share: bool = True
 
 
 @dataclass(frozen=True, eq=False)
 class Applied:
-    """The tag of what masks were applied to without scaling survivors, and of its products with numbers."""
+    """The tag of what masks were applied to without scaling survivors, and of what becomes of it.
+
+    Args:
+        applications: The applications, each of which may yet be followed by a scale.
+        base: What was multiplied with numbers since; None is the tensor itself.
+        factor: The product of those numbers.
+        scale: What stands for them in what is known of the masks, if there is any that makes up for no mask.
+        is_alone: Whether the masks were applied to all that is in the tensor.
+        is_far: Whether more than a scale has become of it, so that other numbers than the inverse of a keep
+            probability have nothing to do with the masks.
+    """
 
     applications: tuple[Application, ...]
-    base: Tensor | None = None  # what was multiplied with the numbers; None is the tensor itself
+    base: Tensor | None = None
     factor: float = 1.0
+    scale: object = None
+    is_alone: bool = True
+    is_far: bool = False
+
+    def times(self, factor: float, base: Tensor | None) -> "Applied":
+        """Return the tag of a product with a number that makes up for no mask; without a base, one in place."""
+        scale = self.scale or object()
+        for application in self.applications:
+            application.mask.scales.add(scale)
+        if base is None:
+            return replace(self, base=None, factor=1.0, scale=scale)
+        return replace(self, base=base if self.base is None else self.base, factor=self.factor * factor, scale=scale)
+
+    def refuse(self) -> None:
+        """Note that the masks cannot be left out, for then a scale of theirs would stay."""
+        for application in self.applications:
+            application.mask.is_known = False
+
+    def meet(self, other: Any) -> None:
+        """Note what a tensor is that this one is multiplied with: a scale may be hidden in it."""
+        scales = [scale for _, scale in other.steps] if isinstance(other, Scaled) else []
+        if any(application.is_restored_by(scale) for application in self.applications for scale in scales):
+            self.refuse()
+
+    def settled(self, application: Application, base: Tensor) -> "Applied | None":
+        """Return the tag of what one of the masks was made up for in, by a product with the base."""
+        others = tuple(one for one in self.applications if one is not application)
+        for one in self.applications if base is self.base else (application,):  # with all numbers since, or by one
+            one.mask.scales.discard(self.scale)
+        scale = None if base is self.base else self.scale
+        return replace(self, applications=others, base=None, factor=1.0, scale=scale) if others else None
 
 
 @dataclass(frozen=True, eq=False)
 class Scaled:
-    """The tag of a tensor's product with a number above 1, which may be the scale of survivors."""
+    """The tag of a tensor's product with numbers above 1, of which one may be the scale of survivors.
 
-    source: Tensor | None  # None where it was overwritten
-    factor: float
+    Args:
+        steps: What was multiplied, and the product of the numbers since; None where it cannot be had.
+    """
+
+    steps: tuple[tuple[Tensor | None, float], ...]
+
+    def times(self, source: Tensor | None, factor: float) -> "Scaled":
+        """Return the tag of the product with another number."""
+        return Scaled((*((one, before * factor) for one, before in self.steps), (source, factor)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,18 +153,52 @@ def joined(tag: Any, survivor: float | None = None) -> Any:
     return replace(tag, values=tag.values.unlike(survivor))
 
 
-def follow(operation: Operation, source: Tensor, tag: Any, result: Any) -> Any:
-    """Return the tag of what a function makes of a tagged tensor, or None."""
+def follow_applied(operation: Operation, tags: Sequence[Applied]) -> Applied | None:
+    """Return the tag of what a function, other than a product, makes of tensors that masks were applied to."""
     rule = operation.rule
-    if isinstance(tag, Applied):
-        for application in tag.applications:
-            if rule in (Rule.PLAIN, Rule.SUBTRACT):
-                application.mask.is_combined |= application.is_mixed_with(operation)
-        return Applied(tag.applications) if rule in (Rule.SAME, Rule.CAST) and tag.factor == 1 else None
+    for application in (one for tag in tags for one in tag.applications):
+        if rule in (Rule.PLAIN, Rule.SUBTRACT):
+            application.mask.is_combined |= application.is_mixed_with(operation)
+    tensors = [one for one in operation.operands if isinstance(one, Tensor) and one.dim()]
+    is_own = rule in (Rule.SAME, Rule.CAST, Rule.INDEX, Rule.JOIN, Rule.POOL)
+    is_own |= rule is Rule.PLAIN and is_homogeneous(operation)
+    is_joined = rule in (Rule.JOIN, Rule.THROUGH) or operation.function is torch.einsum
+    if not (is_own or is_joined or rule in (Rule.COUNT, Rule.SUMMARISE) or (rule is Rule.PLAIN and len(tensors) == 1)):
+        return None
+    masks = {id(one.mask) for tag in tags for one in tag.applications}
+    is_alone = all(tag.is_alone for tag in tags)
+    if rule is Rule.JOIN:  # of one mask that is applied to several tensors one application stands for all
+        is_alone &= len(tensors) == len(tags) and (len(tags) == 1 or len(masks) == 1)
+    elif is_joined:
+        is_alone &= not isinstance(operation.operand(2, "bias"), Tensor)
+    applications = tags[0].applications if len(masks) == 1 else tuple(one for tag in tags for one in tag.applications)
+    is_far = not is_own or any(tag.is_far for tag in tags)
+    return Applied(
+        applications, scale=next((tag.scale for tag in tags if tag.scale), None), is_alone=is_alone, is_far=is_far
+    )
+
+
+def follow(operation: Operation, source: Tensor, tag: Any, result: Any, is_relative: bool = False) -> Any:
+    """Return the tag of what a function makes of a tagged tensor, or None.
+
+    Args:
+        operation: The call.
+        source: The tensor.
+        tag: Its tag.
+        result: What the call has returned.
+        is_relative: Whether the tensor is compared with what was computed of a draw.
+    """
+    rule = operation.rule
     if isinstance(tag, Count):
         return tag if rule not in (Rule.COUNT, Rule.COMPARE, Rule.LOGIC) else None
-    if isinstance(tag, Scaled | Difference):
+    if isinstance(tag, Scaled):
+        moved = rule in (Rule.SAME, Rule.CAST, Rule.INDEX)
+        return Scaled(tuple((None, factor) for _, factor in tag.steps)) if moved else None
+    if isinstance(tag, Difference) or rule in (Rule.JOIN, Rule.THROUGH):
         return None
+    if rule is Rule.SUMMARISE:
+        note_read(tag)
+        return Count(tag.mask, is_share=False)
     if rule is Rule.COUNT:
         note_read(tag)
         return Count(tag.mask)
@@ -109,6 +209,8 @@ def follow(operation: Operation, source: Tensor, tag: Any, result: Any) -> Any:
     if tag.values is None:
         return _of_noise(operation, tag)
     values = image_of(operation, source, tag.values, result.dtype if isinstance(result, Tensor) else source.dtype)
+    if is_relative and isinstance(values, Discrete):
+        values = values.unlike()
     return None if values is None else replace(tag, values=values)
 
 
