@@ -345,7 +345,7 @@ def test_forwards_that_draw_nothing_are_not_counted() -> None:
                     with switch(model, "off"):
                         assert torch.equal(model(x), model.eval()(x))
                     model.train()
-            assert handle.state_dict()["runs"]["1"] == 2
+            assert dict(handle.state_dict()["runs"])["1"] == 2
             handle.step()
         handle.close()
         return found
@@ -369,7 +369,7 @@ def test_what_a_backward_pass_draws_again_does_not_count_the_next_forward(is_ree
     handle = address(model, SEED)
     model(x).sum().backward()
     model.eval()(x)
-    assert handle.state_dict()["runs"]["part.1"] == 1
+    assert dict(handle.state_dict()["runs"])["part.1"] == 1
     handle.close()
 
 

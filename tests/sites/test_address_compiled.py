@@ -245,7 +245,7 @@ def test_evaluation_is_not_counted() -> None:
     first = compiled(x)
     assert torch.equal(compiled.eval()(x), model(x))
     second = compiled.train()(x)
-    assert handle.state_dict()["runs"]["1"] == 2
+    assert dict(handle.state_dict()["runs"])["1"] == 2
     handle.load_state_dict({"mask_version": 1, "seed": SEED, "last_step": 0, "runs": {}})
     assert torch.equal(model(x), first)
     assert torch.equal(model(x), second)

@@ -80,7 +80,7 @@ def test_a_run_resumed_between_accumulated_batches() -> None:
     model(x)
     state = copy.deepcopy(handle.state_dict())
     wanted = model(x)
-    assert state["runs"] == {"": 1, "0": 1, "1": 1, "2": 1, "3": 1, "4": 1}
+    assert dict(state["runs"]) == {"": 1, "0": 1, "1": 1, "2": 1, "3": 1, "4": 1}
     handle.close()
     handle = address(model)
     handle.load_state_dict(state)
@@ -152,7 +152,7 @@ def test_exceptions_leave_the_model_as_it_was() -> None:
     for call in range(2):
         with pytest.raises(KeyError, match=r"on purpose"):
             model(x)
-        assert handle.state_dict()["runs"]["0"] == call + 1
+        assert dict(handle.state_dict()["runs"])["0"] == call + 1
     assert not torch.overrides._get_current_function_mode_stack()
     handle.step()
 
@@ -315,7 +315,12 @@ def test_inside_a_forward(method: str) -> None:
         ({"seed": 1.5}, ArgumentTypeError, r"seed"),
         ({"last_step": -1}, ArgumentError, r"last_step"),
         ({"last_step": True}, ArgumentTypeError, r"last_step"),
-        ({"runs": []}, ArgumentTypeError, r"runs"),
+        ({"runs": 3}, ArgumentTypeError, r"`state_dict\['runs'\]` must be pairs"),
+        ({"runs": ["1"]}, ArgumentTypeError, r"must be pairs"),
+        ({"runs": [("1", 2, 3)]}, ArgumentTypeError, r"must be pairs"),
+        ({"runs": [([], 2)]}, ArgumentTypeError, r"must be pairs"),
+        ({"runs": {1: 2}}, ArgumentTypeError, r"must be pairs"),
+        ({"runs": [("1", 1.5)]}, ArgumentTypeError, r"runs.*'1'"),
         ({"runs": {"nobody": 1}}, ArgumentError, r"nobody.*saved for another one"),
         ({"runs": {"1": -1}}, ArgumentError, r"runs.*'1'"),
     ],
@@ -328,6 +333,14 @@ def test_bad_states(state: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         handle.load_state_dict(given)
     assert handle.state_dict() == before
+
+
+@pytest.mark.parametrize("form", [dict, list, tuple])
+def test_forms_of_runs(form: Any) -> None:
+    """Pairs are saved, lists come out of JSON, and a mapping is what was saved before there were pairs."""
+    handle = address(network(), 1)
+    handle.load_state_dict({**handle.state_dict(), "runs": form([("", 3), ("1", 4)])})
+    assert handle.state_dict()["runs"] == (("", 3), ("1", 4))
 
 
 def test_bad_arguments() -> None:
@@ -363,7 +376,7 @@ def test_an_interrupted_forward_addresses_nothing_after_it() -> None:
         with pytest.raises(KeyboardInterrupt):
             model(x)
         assert all(torch.equal(own, other) for own, other in zip(draws(), plain, strict=True))
-    assert handle.state_dict()["runs"] == {"": 2, "0": 2, "1": 2}
+    assert dict(handle.state_dict()["runs"]) == {"": 2, "0": 2, "1": 2}
     assert ((model[0](x) != 0).numpy() == keep_mask(call_key(SEED, "0", 0, 2), (50,), 0.5)).all()
 
 

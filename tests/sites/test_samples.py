@@ -239,7 +239,7 @@ def test_calls_restart_in_each_block_and_go_on_after_it() -> None:
     for _ in range(2):
         with samples(range(8)):
             assert [call(), call(), call()] == [0, 1, 2]
-            assert handle.state_dict()["runs"]["0"] == 2
+            assert dict(handle.state_dict()["runs"])["0"] == 2
             with samples(range(8)):
                 assert call() == 0
             assert call() == 3

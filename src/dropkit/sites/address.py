@@ -1,7 +1,7 @@
 """Addressed models: masks that are a function of seed, place, step and call, and of nothing else."""
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -83,7 +83,7 @@ def address(model: Module, seed: int = 0, workers: Workers | None = None) -> "Ad
         >>> first.sum().backward()
         >>> optimizer.step()
         >>> handle.state_dict()
-        {'mask_version': 1, 'seed': 7, 'last_step': 1, 'runs': {}}
+        {'mask_version': 1, 'seed': 7, 'last_step': 1, 'runs': ()}
     """
     if not isinstance(model, Module):
         raise argument_type_error("address", "model", "a torch.nn.Module", model)
@@ -175,9 +175,13 @@ class Addressing(Handler):
 
     @_disable_dynamo
     def state_dict(self) -> dict[str, Any]:
-        """Return what has to be saved to go on: seed, step, the runs in it, and the version of the definition."""
+        """Return what has to be saved to go on: seed, step, the runs in it, and the version of the definition.
+
+        Runs are pairs of a module's name and their number. So there are always the same keys, of which
+        ``torch.distributed.checkpoint`` loads those alone that are there before.
+        """
         keys = self._keys
-        runs = dict(keys.outer[0] if keys.outer else keys.before)
+        runs = tuple((keys.outer[0] if keys.outer else keys.before).items())
         return {"mask_version": MASK_VERSION, "seed": keys.seed, "last_step": keys.step, "runs": runs}
 
     @_disable_dynamo
@@ -203,9 +207,7 @@ class Addressing(Handler):
             raise argument_error(
                 where, "state_dict['mask_version']", str(MASK_VERSION), state_dict["mask_version"], remedy
             )
-        runs, known = state_dict["runs"], set(self._interceptor.names.values())
-        if not isinstance(runs, Mapping):
-            raise argument_type_error(where, "state_dict['runs']", "a mapping", runs)
+        runs, known = _runs(where, state_dict["runs"]), set(self._interceptor.names.values())
         if not set(runs) <= known:
             rule, remedy = "names of modules of the model", "It was saved for another one."
             raise argument_error(where, "state_dict['runs']", rule, sorted(set(runs) - known), remedy)
@@ -333,6 +335,18 @@ class Addressing(Handler):
         self._interceptor.settle()
         if self._interceptor.frames:
             raise UnsupportedError(f"Addressing.{method}: the model's forward is running. Call it after the forward.")
+
+
+def _runs(where: str, runs: object) -> dict[str, Any]:
+    """Return runs by module: of pairs, or of a mapping."""
+    pairs = runs.items() if isinstance(runs, Mapping) else runs
+    if not isinstance(pairs, Iterable) or not all(map(_is_run, pairs := tuple(pairs))):
+        raise argument_type_error(where, "state_dict['runs']", "pairs of a module's name and a number", runs)
+    return dict(pairs)
+
+
+def _is_run(pair: object) -> bool:
+    return isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)
 
 
 @while_compiling

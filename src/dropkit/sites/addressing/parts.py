@@ -111,12 +111,15 @@ class Parts:
 
     def _numbers_of(self, place: Place, call: Call, declared: Mapping[str, int | None]) -> Numbers | None:
         """Return the numbers of the examples of a call on plain tensors, and where those begin along other axes."""
-        axis, kind, shape = self._axis(declared), call.function.kind, _shape(call)
+        axis, kind = self._axis(declared), call.function.kind
+        if call.input.is_nested:
+            return self._numbers_of_nested(place, axis, declared)
+        shape = _shape(call)
         if kind in _BATCHED:  # which know where their batch is
             return None if axis is None else replace(self._known(), shards=self._shards({}, declared, shape))
         if _is_attention(call):
             return self._numbers_at(declared, shape, axis, 0)
-        if axis is not None and not call.input.is_nested and is_weight(call.input, axis):
+        if axis is not None and is_weight(call.input, axis):
             axis = None
         is_first = axis is None or current() is not None or not shape or axis % len(shape) == 0
         if kind not in _ELEMENTWISE and not is_first:
@@ -125,6 +128,15 @@ class Parts:
                 "has no parts. Bring them to axis 0, or number them by dropkit.sites.samples."
             )
         return self._numbers_at(declared, shape, axis)
+
+    def _numbers_of_nested(self, place: Place, axis: int | None, declared: Mapping[str, int | None]) -> Numbers | None:
+        """Return the numbers of the examples of a nested tensor, whose other axes have no one length."""
+        if any(name not in self._workers.examples for name in declared):
+            raise UnsupportedError(
+                f"address: {place.name or 'the model'} drops from a nested tensor: workers have no parts of it but of "
+                "examples."
+            )
+        return None if axis is None else replace(self._known(), axis=axis)
 
     def _numbers_at(
         self,
