@@ -27,7 +27,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 def classified(logits: Tensor, **options: Any) -> Result:
     running = Running("classification", **options)
     running.add(logits[0], [logits])
-    return running.result(seed=3, engine="loop", sites=("a", "b"), reached=None)
+    return running.result(seed=3, engine="loop", sites=["a", "b"], reached=None)
 
 
 @dataclass
@@ -280,7 +280,7 @@ def test_batches_are_joined_as_if_they_had_been_one():
     parts = [classified(values[:, :4], keep_samples=True), classified(values[:, 4:], keep_samples=True)]
     whole, joined = classified(values, keep_samples=True).numpy(), Result.concatenate(parts)
     assert joined.n == 20
-    assert joined.facts == {"seed": 3, "engine": "loop", "sites": ("a", "b"), "reached": None}
+    assert joined.facts == {"seed": 3, "engine": "loop", "sites": ["a", "b"], "reached": None}
     assert sorted(joined.numpy()) == sorted(whole)
     for name, found in joined.numpy().items():
         np.testing.assert_allclose(found, whole[name], rtol=1e-12, atol=1e-12, err_msg=name)
@@ -343,9 +343,14 @@ def test_batches_with_other_numbers_of_passes():
 def test_facts_of_batches_that_differ():
     running = Running(None)
     running.add(VALUES[0], [VALUES])
-    one = running.result(engine="prefix", reached=True, seed=1)
-    other = running.result(engine="loop", reached=False, seed=1)
-    assert Result.concatenate([one, other, one]).facts == {"engine": ("prefix", "loop"), "reached": False, "seed": 1}
+    one = running.result(engine="prefix", reached=True, seed=1, sites=["a", "b"])
+    other = running.result(engine="loop", reached=False, seed=1, sites=["c", "b"])
+    joined = Result.concatenate([one, other, one])
+    expected = {"engine": ("prefix", "loop"), "reached": False, "seed": 1, "sites": ["a", "b", "c"]}
+    assert joined.facts == expected
+    assert one.facts["sites"] == ["a", "b"]
+    told = "Result of 20 passes, engine prefix and loop, error not reached, seed 1, 3 sites"
+    assert repr(joined).splitlines()[0] == told
 
 
 PACKED = Running(None)

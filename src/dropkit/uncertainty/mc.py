@@ -239,7 +239,8 @@ class MonteCarlo:
             names = ", ".join(sorted(learned.chosen))
             raise UnsupportedError(f"mc: none of the sites {names} drops on these inputs.")
         fired = Sites(learned.known[name] for name in handler.fired if name in learned.known)
-        return running.result(seed=self.seed, engine=way.engine, sites=fired, reached=self._is_reached(running))
+        reached = self._is_reached(running) if self.n == "auto" else None
+        return running.result(seed=self.seed, engine=way.engine, sites=fired, reached=reached)
 
     @contextmanager
     def _attached(self, learned: Learned) -> Iterator[Passes]:
@@ -299,9 +300,7 @@ class MonteCarlo:
         return self.n == "auto" and running.n >= _LEAST and self._is_reached(running)
 
     def _is_reached(self, running: Running) -> bool:
-        """Tell whether the error is small enough, if it was asked to be."""
-        if self.n != "auto":
-            return True
+        """Tell whether the error is as small as it was asked to be."""
         limit = self._error or (0.01 if self.task == "classification" else 0.01 * running.scale())
         return running.error() <= limit
 

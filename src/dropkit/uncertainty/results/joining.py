@@ -1,6 +1,7 @@
 """Results of several batches as one."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,13 +132,17 @@ def _quantiles(each: list[Quantiles], dim: int, rank: int) -> JoinedQuantiles:
 
 
 def _facts(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what is known of all batches: one value where they agree, else all different ones, in a tuple."""
+    """Return what is known of all batches: of lists, what is in any; else one value, or a tuple of all that differ."""
     found: dict[str, Any] = {}
     for name in each[0]:
-        values = [facts.get(name) for facts in each]
+        values: list[Any] = [facts.get(name) for facts in each]
         different = [value for i, value in enumerate(values) if value not in values[:i]]
         if name == "reached" and None not in values:
             found[name] = all(values)
+        elif all(isinstance(value, list) for value in values):
+            found[name] = copy(values[0])
+            for value in different[1:]:
+                found[name] += [part for part in value if part not in found[name]]
         else:
             found[name] = different[0] if len(different) == 1 else tuple(different)
     return found

@@ -51,7 +51,7 @@ def _title(parts: Parts) -> str:
         elif name == "sites" and isinstance(fact, Sized):
             told.append(f"{len(fact)} site" if len(fact) == 1 else f"{len(fact)} sites")
         elif fact is not None:
-            told.append(f"{name} {fact}")
+            told.append(f"{name} {' and '.join(map(str, fact)) if isinstance(fact, tuple) else fact}")
     return "Result of " + ", ".join(told + (["samples kept"] if "samples" in parts.values else []))
 
 
