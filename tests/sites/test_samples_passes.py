@@ -22,7 +22,8 @@ from dropkit.sites.handwritten.draws import Draw
 from dropkit.sites.interception.places import Frame, Place
 from dropkit.sites.samples import Numbers, set_current
 from tests.sites.test_replacement import CALLS
-from tests.sites.test_samples_functions import FUNCTIONS_OF_ROWS, SHARED, Forward, addressed, numbers, several
+from tests.sites.test_samples_functions import FUNCTIONS_OF_ROWS, Forward, addressed, numbers, several
+from tests.sites.test_samples_functions import SHARED as SHARED_BY_EXAMPLES
 from tests.sites.test_samples_variants import CASES, Weighed, of_row
 
 SEED, KEY, STREAMS, BATCH = 5, 0x5EED_0000_0000_0009, (2, 9, 1), 6
@@ -156,6 +157,15 @@ def test_masks_are_those_of_the_definition(axis: int) -> None:
     for found, own in ((dropped, key), (masked, by_hand)):
         whole = torch.from_numpy(keep_mask(own, (6, 3, 4), 0.5, stream=1))[[5, 2, 3]].movedim(0, axis)
         assert torch.equal(found != 0, whole if own == key else ~whole)
+
+
+def of_parameter() -> nn.Module:
+    """A linear map whose weights are dropped out by the function, as they are of no example."""
+    linear = nn.Linear(4, 2)
+    return Forward(lambda x: F.linear(x, F.dropout(linear.weight, 0.5)), linear)
+
+
+SHARED = {**SHARED_BY_EXAMPLES, "a parameter": of_parameter}
 
 
 @pytest.mark.parametrize("name", SHARED)

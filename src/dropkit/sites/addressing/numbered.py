@@ -107,7 +107,8 @@ def _drawn_examples(draw: Draw, key: int, axis: int, rest: Sequence[int], number
             parts[which] = draw.slices(axis, begin, run[1], passes).at(key, streams, **place)
         found.append(parts[which])
         begin += run[1]
-    return torch.cat(found) if passes == 1 else torch.cat(found, 1).flatten(0, 1)
+    whole = found[0] if len(found) == 1 else torch.cat(found, int(passes > 1))
+    return whole if passes == 1 else whole.flatten(0, 1)
 
 
 def _shared_draw(draw: Draw, key: int, numbers: Numbers) -> int:
