@@ -2,8 +2,8 @@
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -25,14 +25,14 @@ from dropkit.sites.calls.functions import INFERENCE, Call, find_call
 from dropkit.sites.calls.replacement import has_source, replaced
 from dropkit.sites.handwritten.draws import Draw, find_draw
 from dropkit.sites.interception.attachment import Attachment, attached_to
-from dropkit.sites.interception.checkpoints import uncompiled
+from dropkit.sites.interception.checkpoints import is_recomputing, uncompiled
 from dropkit.sites.interception.compiler import called, while_compiling
 from dropkit.sites.interception.interceptor import Handler
 from dropkit.sites.interception.names import is_dropout_layer, module_names
 from dropkit.sites.interception.places import Frame, Place
 from dropkit.sites.interception.telling import warn
 from dropkit.sites.interception.underneath import check_no_script
-from dropkit.sites.samples import Numbers, current, set_current
+from dropkit.sites.samples import current, is_numbering
 from dropkit.sites.workers import Workers
 
 __all__ = ["Addressing", "address"]
@@ -122,7 +122,7 @@ class Addressing(Handler):
     @property
     def is_uncompiled(self) -> bool:  # type: ignore[override]  # read alone
         """Whether its masks are those of examples, which compiled code would have to be told."""
-        return self._parts is not None or bool(self._keys.outer)
+        return self._parts is not None or is_numbering()
 
     @property
     def seed(self) -> int:
@@ -181,7 +181,7 @@ class Addressing(Handler):
         ``torch.distributed.checkpoint`` loads those alone that are there before.
         """
         keys = self._keys
-        runs = tuple((keys.outer[0] if keys.outer else keys.before).items())
+        runs = tuple(keys.lasting.items())
         return {"mask_version": MASK_VERSION, "seed": keys.seed, "last_step": keys.step, "runs": runs}
 
     @_disable_dynamo
@@ -223,6 +223,19 @@ class Addressing(Handler):
             self._attachment.remove()
         self._is_open = False
 
+    def __enter__(self) -> Self:
+        """Return the handle, which closes at the end of a ``with`` block."""
+        self._check_open("a with block")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
+    def __repr__(self) -> str:
+        """Show the seed, the step, and whether it is closed."""
+        return f"Addressing(seed={self.seed}, last_step={self.last_step}{'' if self._is_open else ', closed'})"
+
     def dropout(self, place: Place, call: Call) -> Any:
         """Run a call with the key of its place."""
         if not call.is_active:
@@ -234,7 +247,7 @@ class Addressing(Handler):
         self._check_recomputation()
         key, numbers = self._keys.key(place), current()
         if self._parts is not None:
-            return self._parts.dropout(place, call, key, self._interceptor.is_resumed)
+            return self._parts.dropout(place, call, key, is_recomputing())
         if numbers is not None:
             return numbered(place, call, key, numbers)
         return replaced(call, key=key, order=place.order)
@@ -254,7 +267,8 @@ class Addressing(Handler):
 
     def _drawn_by_hand(self, draw: Draw) -> Any:
         """Run a random operator, of which a mask may be made, with the key of its place."""
-        if not draw.has_address or draw.kwargs.get("generator") is not None or self._interceptor.is_over():
+        has_source = draw.address or draw.kwargs.get("generator") is not None
+        if not draw.has_address or has_source or self._interceptor.is_over():
             return draw.run()
         _check_batched(draw.place)
         if torch.compiler.is_compiling():
@@ -302,20 +316,19 @@ class Addressing(Handler):
         if self.is_uncompiled and not self._interceptor.frames:
             self._eager.close()
 
-    def snapshot(self) -> tuple[int, int, Numbers | None]:
-        """Return what masks depend on, but for what the interceptor counts."""
-        return self._keys.seed, self._keys.step, current() if self._parts is None else self._parts.numbers
+    def snapshot(self) -> Any:
+        """Return what this worker's part of the batch is."""
+        return None if self._parts is None else self._parts.snapshot()
 
     @contextmanager
     def resumed(self, state: Any) -> Iterator[None]:
         """Draw, meanwhile, the masks that were drawn at a snapshot."""
-        seed, step, numbers = state
-        with self._keys.moved(seed, step), set_current(numbers), uncompiled():
+        with self._keys.drawing_again(), nullcontext() if self._parts is None else self._parts.resumed(state):
             yield
 
     def _check_recomputation(self) -> None:
         """Raise where a forward is repeated by something that has not kept where it was."""
-        if torch._C._current_graph_task_id() != -1 and not self._interceptor.is_resumed:
+        if torch._C._current_graph_task_id() != -1 and not is_recomputing():
             raise UnsupportedError(
                 "address: dropout is drawn inside a backward pass that is no recomputation by torch.utils.checkpoint "
                 "of a forward of the addressed model, so its mask could not be that of the forward. Use "

@@ -247,7 +247,7 @@ class _Recorder(Handler):
 
     def underneath(self, operator: Operator) -> None:
         """Note a random operator that no known call has run."""
-        if self._depth or self.interceptor.is_muted or not self.interceptor.frames:
+        if self._depth or self.interceptor.is_muted() or not self.interceptor.frames:
             return
         place = self.interceptor.random_place()
         if operator.kind is not None and operator.input is not None:

@@ -1,5 +1,6 @@
 """Numbered examples: masks that belong to an example, wherever it stands in whatever batch."""
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -11,10 +12,11 @@ from torch import Tensor
 from dropkit._checks import Integer, argument_error, argument_type_error
 from dropkit.errors import UnsupportedError
 from dropkit.functional.examples import NumberedKey
-from dropkit.sites.interception.checkpoints import watched
+from dropkit.sites.interception.checkpoints import carry, watched
+from dropkit.sites.interception.counts import apart
 from dropkit.sites.interception.interceptor import Interceptor
 
-__all__ = ["Numbers", "current", "samples", "set_current"]
+__all__ = ["Numbers", "current", "is_numbering", "samples", "set_current"]
 
 _NUMBER = Integer(0, 2**63 - 1, "[0, 2**63)")
 _AXIS = Integer(-64, 63, "the range of a tensor's axes")
@@ -83,18 +85,44 @@ class Numbers:
 _current: ContextVar[Numbers | None] = ContextVar("samples", default=None)
 
 
+carry(_current)
+
+
+class _Open:
+    """Whether anybody numbers examples, which compiled code can ask for: not where this thread or task is."""
+
+    def __init__(self) -> None:
+        self.is_any, self._count, self._lock = False, 0, threading.Lock()
+
+    def add(self, count: int) -> None:
+        """Note that numbers are given, or no more."""
+        with self._lock:
+            self._count += count
+            self.is_any = self._count > 0
+
+
+_open = _Open()
+
+
 def current() -> Numbers | None:
     """Return the numbers of the examples that forwards have now, if they are numbered."""
     return _current.get()
 
 
+def is_numbering() -> bool:
+    """Tell whether examples are numbered now; while code is compiled, whether they are so anywhere."""
+    return _open.is_any if torch.compiler.is_compiling() else current() is not None
+
+
 @contextmanager
 def set_current(numbers: Numbers | None) -> Iterator[None]:
     """Let examples have numbers, or none, meanwhile."""
-    token = _current.set(numbers)
+    token, count = _current.set(numbers), int(numbers is not None)
+    _open.add(count)
     try:
         yield
     finally:
+        _open.add(-count)
         _current.reset(token)
 
 
@@ -105,7 +133,8 @@ def samples(ids: Sequence[int] | Tensor, dim: int = 0) -> Iterator[None]:
     Inside it, addressed models draw for an example what they would draw for it in one large batch in the order of the
     numbers: micro-batches, other splits and other orders of the same examples have the same masks, as long as the
     other axes keep their lengths; sequences that are packed or nested may be of any. The calls of a step are counted
-    from 0 in each such block, and go on after it as if it had not been.
+    from 0 in each such block, and go on after it as if it had not been. It holds for forwards of the thread, or the
+    task of asyncio, that has opened it, and for no others.
 
     Numbers are along axis `dim` of every tensor that noise is drawn for. Those of attention weights are along axis 0 of
     queries, and those of recurrent networks, attention and encoders where the module has its batch, whatever `dim` is.
@@ -136,19 +165,11 @@ def samples(ids: Sequence[int] | Tensor, dim: int = 0) -> Iterator[None]:
         True
     """
     numbers = Numbers(_runs(_checked(ids)), _AXIS.check("samples", "dim", dim))
-    counting = [(each, each.counts) for each in watched() if isinstance(each, Interceptor) and each.counts is not None]
-    for interceptor, _ in counting:
-        interceptor.settle()
-        if interceptor.frames:
+    for each in watched():
+        if isinstance(each, Interceptor) and each.counts is not None and each.is_running():
             raise UnsupportedError("samples: an addressed model's forward is running. Number its examples around it.")
-    for _, counts in counting:
-        counts.suspend()
-    try:
-        with set_current(numbers):
-            yield
-    finally:
-        for _, counts in counting:
-            counts.resume()
+    with apart(), set_current(numbers):
+        yield
 
 
 def _checked(ids: object) -> list[int]:

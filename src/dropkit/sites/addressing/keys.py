@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +20,21 @@ from dropkit.sites.interception.places import Place
 __all__ = ["Keys"]
 
 
+@dataclass(frozen=True)
+class _Step:
+    """A step of a run.
+
+    Args:
+        seed: The seed of the run.
+        number: How many updates there were.
+        first: What the keys of sites are in it, before runs are counted in, as far as they were asked for.
+    """
+
+    seed: int
+    number: int
+    first: dict[str, int] = field(default_factory=dict)
+
+
 class Keys(Counts):
     """The keys of all sites, and the counts of a step that they depend on.
 
@@ -29,11 +45,9 @@ class Keys(Counts):
     """
 
     def __init__(self, model: Module, modules: int, seed: int) -> None:
-        super().__init__()
-        self.seed, self.step = seed, 0
+        super().__init__(_Step(seed, 0))
         self._sites: dict[str, int] = {}
         self._names: dict[int, str] = {}
-        self._of_step: dict[str, int] = {}
         self._model, self._modules = weakref.ref(model), modules
         self._table: Any = None  # a Table, once something was compiled
         self._drawn: Tensor | None = None  # the keys of its rows, in the outermost forward
@@ -41,15 +55,27 @@ class Keys(Counts):
         self._is_behind = False  # whether compiled code has counted in the table alone
 
     @property
-    def before(self) -> Mapping[str, int]:
-        """The counts by name, of which another mapping takes the place when they change."""
-        if self._is_behind:
-            self._before, self._is_behind = {**self._before, **self._table.counts()}, False
-        return self._before
+    def seed(self) -> int:
+        """The seed of all masks."""
+        seed: int = self.own_step.seed
+        return seed
 
-    @before.setter
-    def before(self, counts: Mapping[str, int]) -> None:
-        self._before, self._is_behind = counts, False
+    @property
+    def step(self) -> int:
+        """How many updates there were."""
+        number: int = self.own_step.number
+        return number
+
+    @property
+    def lasting(self) -> Mapping[str, int]:
+        """The counts by name outside of all blocks, of which another mapping takes the place when they change."""
+        if self._is_behind:
+            self._lasting, self._is_behind = {**self._lasting, **self._table.counts()}, False
+        return self._lasting
+
+    @lasting.setter
+    def lasting(self, counts: Mapping[str, int]) -> None:
+        self._lasting, self._is_behind = counts, False
         if self._table is not None:
             self._table.set_counts(counts)
 
@@ -75,7 +101,7 @@ class Keys(Counts):
     def key(self, place: Place) -> int:
         """Return the key of a site in a run of its module."""
         self._has_drawn = True
-        return fold(self._first(place.name), place.run, 0)
+        return fold(self._first(place.name, self.step_here), place.run, 0)
 
     def compiled(self, place: Place, device: torch.device) -> Tensor:
         """Return the same in compiled code: on a device, or on the CPU."""
@@ -102,33 +128,27 @@ class Keys(Counts):
         return number
 
     def move(self, seed: int, step: int, runs: Mapping[str, int]) -> None:
-        """Go on with another step, or seed; with counts after all blocks that are open, in each from 0."""
-        self._set(seed, step)
-        all_runs = [runs, *({} for _ in self.outer)]
-        self.outer = all_runs[:-1]
+        """Go on with another step, or seed, and with counts outside of all blocks; in each from 0."""
         if self._table is not None:
             self._table.move(self._device())
-            self._table.set_step({name: self._first(name) for name in self._table.sites})
-        self.before = all_runs[-1]
+        self.begin(_Step(seed, step), runs)
+        if self._table is not None:
+            self._table.set_step({name: self._first(name, self.own_step) for name in self._table.sites})
 
     @contextmanager
-    def moved(self, seed: int, step: int) -> Iterator[None]:
-        """Let keys be those of another seed and step, meanwhile, where nothing runs compiled."""
-        own = self.seed, self.step, self._of_step, self._has_drawn
-        self._set(seed, step)
+    def drawing_again(self) -> Iterator[None]:
+        """Draw, meanwhile, what a forward has drawn before."""
+        own = self._has_drawn
         try:
             yield
         finally:
-            self.seed, self.step, self._of_step, self._has_drawn = own
+            self._has_drawn = own
 
-    def _set(self, seed: int, step: int) -> None:
-        self.seed, self.step, self._of_step = seed, step, {}
-
-    def _first(self, name: str) -> int:
-        """Return what the key of a site is in the step, before runs are counted in."""
-        first = self._of_step.get(name)
+    def _first(self, name: str, step: _Step) -> int:
+        """Return what the key of a site is in a step, before runs are counted in."""
+        first = step.first.get(name)
         if first is None:
-            first = self._of_step[name] = fold(self.seed, self.site(name), self.step)
+            first = step.first[name] = fold(step.seed, self.site(name), step.number)
         return first
 
     @while_compiling
@@ -137,7 +157,7 @@ class Keys(Counts):
         table = self._counting(path)
         row: int | None = table.rows.get((name, run))
         if row is None:
-            row = table.add_row(name, run, path, self._first(name))
+            row = table.add_row(name, run, path, self._first(name, self.own_step))
             if self._drawn is not None:
                 self._drawn = table.keys()
         return row
@@ -158,7 +178,7 @@ class Keys(Counts):
         if self._table is None:
             self._table = Table(self._modules, self._device())
         if path not in self._table.positions:
-            self._table.add_module(path, self.before.get(path, 0))
+            self._table.add_module(path, self.lasting.get(path, 0))
         table: Table = self._table
         return table
 

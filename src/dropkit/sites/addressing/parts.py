@@ -1,6 +1,7 @@
 """Parts: which part of a whole tensor this worker has at a site, and its calls with the mask of that part."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -48,6 +49,20 @@ class Parts:
         """The numbers of the examples of this forward: given, or those of this worker's part of the batch."""
         given = _given()
         return self._numbers if given is None else given
+
+    def snapshot(self) -> tuple[Numbers | None, int]:
+        """Return the numbers of this worker's part of the batch that the forward was given, and what it began with."""
+        return self._numbers, self._entry
+
+    @contextmanager
+    def resumed(self, state: tuple[Numbers | None, int]) -> Iterator[None]:
+        """Let a forward of before go on, meanwhile, with its part of the batch."""
+        before = self._numbers, self._entry
+        self._numbers, self._entry = state
+        try:
+            yield
+        finally:
+            self._numbers, self._entry = before
 
     def begin(self, module: Module, inputs: Any, named: Mapping[str, Any]) -> None:
         """Number the examples that an outermost forward, of a module, is given."""

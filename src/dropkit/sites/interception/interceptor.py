@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.utils.rnn import PackedSequence
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.overrides import TorchFunctionMode
 
 from dropkit.errors import UnsupportedError
 from dropkit.sites.calls.functions import Call, find_call
-from dropkit.sites.interception import compiler
-from dropkit.sites.interception.modes import enter_in_turn, leave
+from dropkit.sites.interception import checkpoints, compiler
+from dropkit.sites.interception.modes import enter_in_turn, is_entered, leave
 from dropkit.sites.interception.names import is_dropout_layer, module_names
 from dropkit.sites.interception.outside import check_forward, warn_of_methods
 from dropkit.sites.interception.places import Frame, Place, Shield
@@ -77,19 +77,20 @@ class Snapshot:
         interceptor: Whose it is.
         frames: Runs that have not ended, outermost first.
         runs: How often modules have run in the outermost forward, by name.
-        counted: How often they ran in forwards that had ended, where those matter.
         state: The handler's own.
-        entered: How many runs there had been in all.
         is_shielded: Whether it was kept from being compiled, under which operations may save other tensors.
     """
 
     interceptor: "Interceptor"
     frames: tuple[Frame, ...]
     runs: Mapping[str, int]
-    counted: Mapping[str, int] | None
     state: Any
-    entered: int
     is_shielded: bool = False
+
+    @property
+    def is_active(self) -> bool:
+        """Whether calls were seen."""
+        return bool(self.frames)
 
     def before(self, function: object) -> "Snapshot":
         """Return the snapshot of before a module's run, if that is the innermost, for it will be called again."""
@@ -120,9 +121,9 @@ class Interceptor(TorchFunctionMode):
         self.frames: list[Frame] = []
         self.runs: dict[str, int] = {}
         self.counts: Counts | None = None  # of the outermost forwards that have ended, where those matter
-        self.entered = 0
         self.is_compiled = False  # whether compiled code has called the model that should have left it alone
-        self.is_attached, self.is_resumed, self.is_muted = True, False, False
+        self.is_attached, self.is_resumed = True, False
+        self._muted: dict[int, int] = {}  # how many have muted it, by thread
         self._owner: dict[str, int] = {}
         self._outermost: set[str] = set()  # parts that were called from outside of the model's forward
         self._caller: FrameType | None = None  # which runs as long as the outermost forward does
@@ -131,7 +132,7 @@ class Interceptor(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Give a call to the handler."""
-        if self.is_muted or not self.frames or _is_lowering():
+        if self.is_muted() or not self.frames or _is_lowering():
             return func(*args, **(kwargs or {}))
         if self.counts is not None and torch.compiler.is_dynamo_compiling():
             compiler.trace(func)
@@ -141,6 +142,10 @@ class Interceptor(TorchFunctionMode):
         if not call.has_input or self.is_over():
             return func(*args, **(kwargs or {}))
         return self.handler.dropout(self.place(), self._seen_within(call))
+
+    def is_muted(self) -> bool:
+        """Whether everything runs as if nothing were attached; in compiled code, in any thread."""
+        return bool(self._muted) and (torch.compiler.is_compiling() or threading.get_ident() in self._muted)
 
     def _seen_within(self, call: Call) -> Call:
         """Let what a branch does that a call runs be seen, as all else is that the model does."""
@@ -174,12 +179,12 @@ class Interceptor(TorchFunctionMode):
     def enter(self, module: Module, inputs: Any = (), named: Any = MappingProxyType({})) -> None:
         """Note that a module's forward begins; with the outermost, calls begin to be seen."""
         name = self.names.get(id(module))
-        if name is None or self.is_muted:  # no name: a copy of a module of the model, which shares its hooks
+        if name is None or self.is_muted():  # no name: a copy of a module of the model, which shares its hooks
             return
         is_compiling = torch.compiler.is_compiling()
         if not is_compiling:
             self.settle()
-        if not (self.frames or is_compiling or self.is_resumed):
+        if not (self.frames or is_compiling or checkpoints.is_recomputing()):
             self._check_outermost(module, name)
         self._own()
         try:
@@ -192,6 +197,7 @@ class Interceptor(TorchFunctionMode):
                 self.__enter__()
             else:
                 enter_in_turn(self, self.turn)
+                checkpoints.joins(self)
             self._caller = None if is_compiling else _call()
             if is_compiling and self.counts is not None:
                 compiler.begin_tracing()
@@ -199,8 +205,6 @@ class Interceptor(TorchFunctionMode):
                 compiler.watch()
         run = self.runs.get(name, 0)
         self.runs[name] = run + 1
-        if not is_compiling:  # which would compile again for every number
-            self.entered += 1
         self.frames.append(Frame(module, name, run, _order_of(inputs)))
         self.handler.entered(self.frames[-1])
 
@@ -213,7 +217,7 @@ class Interceptor(TorchFunctionMode):
 
     def leave(self, module: Module, _inputs: Any = (), output: Any = None) -> None:
         """Note that a module's forward has ended, perhaps with an exception."""
-        if self.frames and self.frames[-1].module is module and not self.is_muted and self._is_owned():
+        if self.frames and self.frames[-1].module is module and not self.is_muted() and self._is_owned():
             frame = self.frames.pop()
             self.handler.left(frame, output)
             if frame.shield is not None:
@@ -229,9 +233,17 @@ class Interceptor(TorchFunctionMode):
                     compiler.end_tracing()
             self._disown()
 
+    def is_running(self) -> bool:
+        """Tell whether a forward runs in this thread."""
+        self.settle()
+        return self._is_here()
+
+    def _is_here(self) -> bool:
+        return bool(self.frames) and is_entered(self)
+
     def settle(self) -> None:
         """Forget the last forward if it was cut off by an interrupt, as in a notebook."""
-        if self.frames and self._caller is not None and not self.is_resumed and not is_running(self._caller):
+        if self.frames and self._caller is not None and not is_running(self._caller):
             self.abandon()
 
     def is_over(self) -> bool:
@@ -273,56 +285,45 @@ class Interceptor(TorchFunctionMode):
         return torch.compiler.is_compiling() or self._owner.get("thread") in (None, threading.get_ident())
 
     def _disown(self) -> None:
-        if not self.frames and not self.is_resumed and not torch.compiler.is_compiling():
+        if not (torch.compiler.is_compiling() or self.frames or self.is_resumed):
             self._owner.clear()
 
-    def snapshot(self) -> Snapshot:
-        """Return where the forward is now."""
+    def snapshot(self) -> Snapshot | None:
+        """Return where the forward is now; None where none runs in this thread."""
+        if not self._is_here():
+            return None
         frames = tuple(replace(frame, shield=None) for frame in self.frames)
         is_shielded = any(frame.shield for frame in self.frames)
-        counted = None if self.counts is None else self.counts.before
-        return Snapshot(self, frames, dict(self.runs), counted, self.handler.snapshot(), self.entered, is_shielded)
+        return Snapshot(self, frames, dict(self.runs), self.handler.snapshot(), is_shielded)
 
     @contextmanager
     def resumed(self, snapshot: Snapshot) -> Iterator[None]:
         """Go on, meanwhile, from where a forward was, in whatever thread; then leave no trace."""
-        if not self.is_attached:
-            if not snapshot.frames and self.entered == snapshot.entered:
-                yield  # the model took no part
-                return
-            raise UnsupportedError(
-                "dropkit.sites: a checkpointed forward is recomputed after what had changed its dropout was closed, so "
-                "its gradients would be wrong. Close it after the backward pass."
-            )
         self._own()
-        before = self.frames, self.runs, self.entered, self.is_resumed
-        self.frames, self.runs = [replace(frame) for frame in snapshot.frames], dict(snapshot.runs)
+        before = self.frames, self.runs, self._caller, self.is_resumed
+        self.frames, self.runs, self._caller = [replace(each) for each in snapshot.frames], dict(snapshot.runs), None
         self.is_resumed = True
-        is_seen = self in _get_current_function_mode_stack()
-        if self.frames and not is_seen:
-            self.__enter__()
         try:
             with ExitStack() as stack:
-                if self.counts is not None and snapshot.counted is not None:
-                    stack.enter_context(self.counts.replaced(snapshot.counted))
                 stack.enter_context(self.handler.resumed(snapshot.state))
                 if snapshot.is_shielded:
                     stack.enter_context(Shield())
                 yield
         finally:
-            if snapshot.frames and not is_seen:
-                self.__exit__(None, None, None)
-            self.frames, self.runs, self.entered, self.is_resumed = before
+            self.frames, self.runs, self._caller, self.is_resumed = before
             self._disown()
 
     @contextmanager
     def muted(self) -> Iterator[None]:
-        """Let everything run as if nothing were attached, meanwhile."""
-        before, self.is_muted = self.is_muted, True
+        """Let everything run in this thread as if nothing were attached, meanwhile."""
+        thread = threading.get_ident()
+        self._muted[thread] = self._muted.get(thread, 0) + 1
         try:
             yield
         finally:
-            self.is_muted = before
+            self._muted[thread] -= 1
+            if not self._muted[thread]:
+                del self._muted[thread]
 
 
 def _call() -> FrameType | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch.nn import Module
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.overrides import TorchFunctionMode
 
 import dropkit.functional as ours
 from dropkit.functional.eager import is_plain
@@ -18,7 +18,7 @@ from dropkit.sites.calls.functions import FUNCTIONS, find_call
 from dropkit.sites.calls.replacement import refusal, replaced
 from dropkit.sites.interception.attachment import Hook
 from dropkit.sites.interception.interceptor import is_running
-from dropkit.sites.interception.modes import enter_in_turn, leave
+from dropkit.sites.interception.modes import enter_in_turn, is_entered, leave
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -65,6 +65,8 @@ class ReplacingMode(TorchFunctionMode):
     """
 
     turn = 2
+    counts = None
+    is_attached = True  # for the gradients of forwards that it took part in, also when it is undone
 
     def __init__(self, names: Mapping[int, str], note: Callable[[str, str, Any, str], None]) -> None:
         super().__init__()
@@ -150,25 +152,21 @@ class ReplacingMode(TorchFunctionMode):
 
     def snapshot(self) -> Running:
         """Return where the forward is now."""
-        return Running(self, tuple(self.thread.paths), self._is_entered())
+        return Running(self, tuple(self.thread.paths), is_entered(self))
 
-    def _is_entered(self) -> bool:
-        return any(mode is self for mode in _get_current_function_mode_stack())
+    def is_muted(self) -> bool:
+        """Whether everything runs as it is in this thread."""
+        return self.thread.is_muted
 
     @contextmanager
     def resumed(self, snapshot: Running) -> Iterator[None]:
         """Go on, meanwhile, as where a forward was, in whatever thread."""
-        thread, is_new = self.thread, snapshot.is_active and not self._is_entered()
-        before = thread.paths, thread.is_muted
-        thread.paths, thread.is_muted = list(snapshot.paths), not snapshot.is_active
-        if is_new:
-            self.__enter__()
+        thread = self.thread
+        before, thread.paths = thread.paths, list(snapshot.paths)
         try:
             yield
         finally:
-            if is_new:
-                self.__exit__(None, None, None)
-            thread.paths, thread.is_muted = before
+            thread.paths = before
 
     @contextmanager
     def muted(self) -> Iterator[None]:
