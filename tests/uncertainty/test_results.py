@@ -444,3 +444,23 @@ def test_a_result_is_printed_as_a_table():
     many.add([VALUES[0]] * 30, [VALUES] * 30)
     assert repr(many.result()).splitlines()[-1] == "and 44 more"
     assert len({len(line) for line in lines[1:]}) == 1
+
+
+@pytest.mark.parametrize("task", [None, "classification", "regression"])
+def test_everything_is_computed_where_the_outputs_are(task):
+    """Whatever is made without a device would be on another one, where there are no numbers."""
+    values = random(70, 6, 3)
+    with torch.device("meta"):
+        running = Running(task, quantiles=task == "regression")
+        for chunk in values.split(9):
+            running.add((chunk[0], IDS), [chunk, None])
+        result = running.result()
+        joined = Result.concatenate([result, result])
+        assert math.isfinite(running.error() + running.scale())
+        assert joined.to("cpu").mean[0].device.type == "cpu"
+        assert "statistic" in repr(joined)
+        if task == "regression":
+            found = [joined.quantile([0.1, 0.5]), joined.quantile_error(0.3), joined.error.quantile(0.3)]
+            found += [*joined.interval(), *joined.gaussian_interval()]
+            assert {each.device.type for each in found} == {"cpu"}
+    assert {name for name, array in joined.numpy().items() if array.dtype == np.float64} >= {"mean[0]", "std[0]"}

@@ -59,16 +59,15 @@ class Classes:
 
     def mean(self) -> tuple[Tensor, Tensor]:
         """Return mean probabilities and their Monte Carlo errors, in double precision."""
-        whole = self.probabilities.whole()
-        return whole.mean[0], whole.error[0]
+        return self.probabilities.mean_and_error()
 
     def found(self) -> Found:
         """Return every statistic; the prediction is an index, and has no error."""
         found = by_rows(self.axes.numel(), 2 * self.classes * self.probabilities.groups, self._rows)
+        prediction = found.pop("prediction").view(self.axes).to(self.like.device)
         shaped = {name: fitted(self._shaped(name, values), self.like) for name, values in found.items()}
         results = {name: (values, shaped[f"{name} error"]) for name, values in shaped.items() if "error" not in name}
-        modal = self.probabilities.whole().mean[0].argmax(-1).view(self.axes).to(self.like.device)
-        return results | {"prediction": (modal, torch.full_like(modal, 0))}
+        return results | {"prediction": (prediction, torch.zeros_like(prediction))}
 
     def _shaped(self, name: str, values: Tensor) -> Tensor:
         if name.split(maxsplit=1)[0] not in _OF_CLASSES:
@@ -82,7 +81,8 @@ class Classes:
         found = _statistics(passes, entropy, leave_out(self.votes[: len(sizes), rows]))
         results = {name: values[0] for name, values in found.items()}
         results |= {f"{name} error": jackknife(values, sizes) for name, values in found.items() if name != "mean"}
-        return results | {"mean error": passes.error[0], "expected_entropy error": entropy.error[0]}
+        errors = {"mean error": passes.error[0], "expected_entropy error": entropy.error[0]}
+        return results | errors | {"prediction": passes.mean[0].argmax(-1)}
 
 
 def _statistics(passes: Subsets, entropy: Subsets, votes: Tensor) -> dict[str, Tensor]:

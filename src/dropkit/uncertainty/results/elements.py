@@ -39,8 +39,7 @@ class Elements:
 
     def mean(self) -> tuple[Tensor, Tensor]:
         """Return the mean and its Monte Carlo error, in double precision and without the tensor's axes."""
-        whole = self.moments.whole()
-        return whole.mean[0], whole.error[0]
+        return self.moments.mean_and_error()
 
     def found(self) -> Found:
         """Return mean and standard deviation."""

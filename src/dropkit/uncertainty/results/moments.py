@@ -104,12 +104,18 @@ class Moments:
         self.squares[at] += _squared(values - mean).sum(0) + _squared(step) * (before * share)
         self.n += rounds * groups
 
-    def whole(self, rows: slice = slice(None)) -> Subsets:
-        """Return the moments of all passes, of some rows (the axis after the groups)."""
-        return self._subsets(rows, is_whole=True)
+    def mean_and_error(self) -> tuple[Tensor, Tensor]:
+        """Return the mean over all passes and its standard error."""
+
+        def compute(rows: slice) -> dict[str, Tensor]:
+            whole = self._subsets(rows, is_whole=True)
+            return {"mean": whole.mean[0], "error": whole.error[0]}
+
+        found = by_rows(self.mean.shape[1], self.mean[:, :1].numel(), compute)
+        return found["mean"], found["error"]
 
     def subsets(self, rows: slice = slice(None)) -> Subsets:
-        """Return the moments of all passes, and of all but each group, of some rows."""
+        """Return the moments of all passes, and of all but each group, of some rows (the axis after the groups)."""
         return self._subsets(rows, is_whole=len(self.sizes) == 1)
 
     def _subsets(self, rows: slice, is_whole: bool) -> Subsets:

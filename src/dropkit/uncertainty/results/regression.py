@@ -35,8 +35,7 @@ class Predictions:
 
     def mean(self) -> tuple[Tensor, Tensor]:
         """Return the mean prediction and its Monte Carlo error, in double precision and without the axes."""
-        whole = self.predictions.whole()
-        return whole.mean[0], whole.error[0]
+        return self.predictions.mean_and_error()
 
     def found(self) -> Found:
         """Return every statistic but quantiles."""

@@ -141,7 +141,9 @@ def levels(where: str, q: Any) -> Tensor:
     if isinstance(q, Tensor):
         q = q.tolist()
     if not isinstance(q, Sequence) or isinstance(q, str | bytes):
-        return torch.tensor(_SHARE.check(where, "q", q), dtype=torch.float64)
+        return torch.tensor(_SHARE.check(where, "q", q), dtype=torch.float64, device="cpu")
     if not q:
         raise argument_error(where, "q", "one number or more", q)
-    return torch.tensor([_SHARE.check(where, f"q[{i}]", each) for i, each in enumerate(q)], dtype=torch.float64)
+    return torch.tensor(
+        [_SHARE.check(where, f"q[{i}]", each) for i, each in enumerate(q)], dtype=torch.float64, device="cpu"
+    )
