@@ -82,6 +82,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "embedding_dropout": embedded,
     "drop_connect": lambda x, **how: ours.drop_connect(x, WEIGHT, BIAS, **how),
     "drop_connect, masks": lambda x, **how: ours.drop_connect(x, WEIGHT, BIAS, return_mask=True, **how),
+    "drop_connect, rows": lambda x, **how: ours.drop_connect(x[:, 0], WEIGHT, BIAS, **how),
+    "drop_connect, rows without a bias": lambda x, **how: ours.drop_connect(x[:, 0], WEIGHT, **how),
     "drop_connect_inference": lambda x, **how: ours.drop_connect_inference(
         x, WEIGHT, BIAS, activation=torch.tanh, samples=9, **how
     ),
@@ -175,7 +177,9 @@ def test_rates_of_every_row(order: str) -> None:
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("name", ["attention", "drop_connect", "gaussian_dropout, alone", "alpha_dropout"])
+@pytest.mark.parametrize(
+    "name", ["attention", "drop_connect", "drop_connect, rows", "gaussian_dropout, alone", "alpha_dropout"]
+)
 def test_gradients_are_those_of_the_passes(name: str, order: str) -> None:
     function, runs, x = FUNCTIONS[name], ORDERS[order], numbers(12, 5, 3).requires_grad_()
     found = several(function(x, key=NumberedKey(KEY, runs, STREAMS)))[0]

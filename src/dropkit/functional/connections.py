@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from dropkit.functional.address import signed
-from dropkit.functional.autograd import is_batched, traced
+from dropkit.functional.autograd import apply_dropout, is_batched, traced
 from dropkit.functional.examples import check_examples
 from dropkit.functional.noise import Noise
 from dropkit.kernels import fields, operators
@@ -40,6 +40,9 @@ def connect(linear: Linear, threshold: Tensor, noise: Noise) -> Tensor:
     rows, weight, bias = linear
     if noise.runs:
         check_examples(noise.where, noise.runs, (*rows.shape[:-1], *weight.shape), max(noise.passes, 1))
+    is_alike = len(noise.runs) > 1 and noise.runs[0][1] == 1 and len(set(noise.runs)) == 1
+    if is_alike and rows.dim() == 2 and not threshold.dim():
+        return _connect_alike(linear, threshold, noise)
     if noise.passes and (threshold.dim() or len(noise.runs) > 1):
         parts = _split(rows, threshold, [rows.size(0) // noise.passes] * noise.passes)
         passes = [connect((x, weight, bias), rate, noise.one_pass(i)) for i, (x, rate) in enumerate(parts)]
@@ -56,6 +59,24 @@ def connect(linear: Linear, threshold: Tensor, noise: Noise) -> Tensor:
     address = (value.expand(slices) if value.dim() else value for value in (noise.key, noise.stream, threshold))
     output = _Connect.apply(rows.reshape(slices, examples, weight.size(1)), weight, bias, *address, first)
     return output.reshape(*rows.shape[:-1], weight.size(0))
+
+
+def _connect_alike(linear: Linear, threshold: Tensor, noise: Noise) -> Tensor:
+    """Apply the linear map under one mask for all examples of a pass: one product of matrices each."""
+    rows, weight, bias = linear
+    place, *_ = noise.places((len(rows), *weight.shape))
+    passes, address = max(noise.passes, 1), (noise.key, noise.stream, threshold)
+
+    def dropped(values: Tensor, first_column: int) -> Tensor:
+        lengths = (1, *values.shape)
+        laid = values.expand(*noise.stream.shape, *lengths)
+        columns = place._replace(shape=lengths, first_column=first_column)
+        return apply_dropout(laid, *address, *columns, scaled=False).reshape(passes, *values.shape)
+
+    output = rows.unflatten(0, (passes, -1)) @ dropped(weight, 0).transpose(1, 2)
+    if bias is not None:
+        output = output + dropped(bias.unsqueeze(1), weight.size(1)).transpose(1, 2)
+    return output.flatten(0, 1)
 
 
 def _split(rows: Tensor, threshold: Tensor, lengths: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
