@@ -1,0 +1,167 @@
+"""Mean and covariance of a model's outputs under its dropout, in one pass."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from torch.nn import Module
+from torch.utils._pytree import tree_map
+
+from dropkit._checks import Integer, argument_type_error
+from dropkit.errors import UnsupportedError
+from dropkit.sites.find import Sites
+from dropkit.sites.interception.names import runnable
+from dropkit.sites.interception.restoring import cloned
+from dropkit.uncertainty.dropping import active_sites, dropping
+from dropkit.uncertainty.propagation.noise import NOISE
+from dropkit.uncertainty.propagation.propagate import REMEDY, Handle, Propagation
+from dropkit.uncertainty.propagation.variables import Variable
+
+__all__ = ["MomentPropagation", "Moments", "moments"]
+
+_RANK = Integer(1, 2**31 - 1, "[1, 2**31)")
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and covariance of a model's output, over its masks.
+
+    Args:
+        mean: The means, of the output's shape (B, ...).
+        variance: The variances, of the same shape.
+        neglected: Of each module where covariances had to be neglected, by name, the share of its output's variance
+            whose covariances those were; empty where none were, as in dense networks.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    neglected: Mapping[str, float]
+    _variable: Variable = field(repr=False)
+
+    @property
+    def std(self) -> Tensor:
+        """The standard deviations, of the output's shape."""
+        return self.variance.sqrt()
+
+    @property
+    def covariance(self) -> Tensor:
+        """The covariances between the n elements of an example's output, of shape (B, n, n)."""
+        return self._variable.covariance()
+
+    @property
+    def error(self) -> float:
+        """The largest share that was neglected in any module; 0.0 where nothing was."""
+        return max(self.neglected.values(), default=0.0)
+
+
+def moments(model: Module, *, rank: int | None = None) -> "MomentPropagation":
+    """Return a callable that gives mean and covariance of a model's outputs under its dropout, in one pass.
+
+    Nothing is drawn. Linear maps and dropout keep second moments exact. At an activation its input is taken for
+    Gaussian: means and variances are then exact, and of covariances it is the term linear in the input's (``C_ij
+    phi_i phi_j`` for a ReLU that is open with probabilities phi). The same is done with max pooling. Everything is
+    kept as factors of uncorrelated sources, so residual connections know how their two sides are correlated. For
+    vectors the covariance is full; ignoring it would understate the standard deviation, by half for three layers.
+
+    On feature maps, which are tensors of three axes or more, at most `rank` sources are kept, by subspace iteration;
+    noise beyond them keeps its variance and loses its covariances, and the result tells the share.
+
+    Rules are there for linear layers, convolutions, batch normalisation in evaluation mode, average and max pooling,
+    elementwise activations, sums, and functions that move elements; and for all dropout that draws a number for each
+    unit, channel, path, time or weight. What runs before the first site may be anything. An operation without a rule is
+    an error that names it. The first call runs the model twice more, to find its sites.
+
+    Args:
+        model: The model, in either mode; it is left as it was. Axis 0 of its inputs counts examples.
+        rank: Most sources that a tensor of more elements has. Default: 32 for feature maps, no limit for vectors.
+
+    Returns:
+        A callable that takes what the model takes, and returns `Moments` of its output, in its structure.
+
+    Raises:
+        ArgumentError: If `rank` is out of range; by a call, if no dropout is active in the model.
+        ArgumentTypeError: If `model` is no module or `rank` no integer.
+        UnsupportedError: By a call, if an operation or a site has no rule.
+
+    Examples:
+        >>> import torch, dropkit
+        >>> model = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(2, 1, bias=False))
+        >>> _ = torch.nn.init.ones_(model[1].weight)
+        >>> found = dropkit.uncertainty.moments(model)(torch.tensor([[3.0, 4.0]]))
+        >>> found.mean, found.std, found.covariance
+        (tensor([[7.]]), tensor([[5.]]), tensor([[[25.]]]))
+
+    References:
+        Wang and Manning (2013), "Fast dropout training"; Postels, Ferroni, Coskun, Navab and Tombari (2019),
+        "Sampling-free epistemic uncertainty estimation using approximated variance propagation", whose covariances
+        are full too where they can be; Frey and Hinton (1999), "Variational learning in nonlinear Gaussian belief
+        networks", for rectified Gaussians; Clark (1961), "The greatest of a finite set of random variables".
+    """
+    return MomentPropagation(model, rank=rank)
+
+
+class MomentPropagation:
+    """What `moments` returns.
+
+    Args:
+        model: As for `moments`.
+        rank: As for `moments`.
+    """
+
+    def __init__(self, model: Module, *, rank: int | None = None) -> None:
+        if not isinstance(model, Module):
+            raise argument_type_error("moments", "model", "a torch.nn.Module", model)
+        self.model = model
+        self.rank = None if rank is None else _RANK.check("moments", "rank", rank)
+        self._sites: Sites | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the moments of the model's output.
+
+        Args:
+            *args: What its forward takes.
+            **kwargs: The same, by name.
+
+        Returns:
+            `Moments`; for an output of several tensors its structure, with `Moments` for each.
+        """
+        if self._sites is not None:
+            found, propagation = self._run(self._sites, args, kwargs)
+            if propagation.calls == _calls(self._sites) and not propagation.has_inactive:
+                return found
+        self._sites = self._checked(active_sites("moments", self.model, args, kwargs))
+        found, propagation = self._run(self._sites, args, kwargs)
+        if propagation.calls != _calls(self._sites):
+            names = ", ".join(site.name for site in self._sites)
+            raise UnsupportedError(
+                f"moments: not all of these sites were met as they are in training: {names}. {REMEDY}"
+            )
+        return found
+
+    def _checked(self, sites: Sites) -> Sites:
+        for site in sites:
+            if site.kind not in NOISE:
+                raise UnsupportedError(f"moments: the site {site.name!r}, {site.kind}, has no rule. {REMEDY}")
+        return sites
+
+    def _run(self, sites: Sites, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Propagation]:
+        """Return the moments, and the pass that gave them."""
+        model = runnable(self.model)
+        propagation = Propagation(model, self.rank)
+        with dropping(model, sites):
+            given, named = propagation.wrapped(cloned((args, kwargs)))
+            with propagation:
+                output = model(*given, **named)
+        neglected = propagation.sources.neglected
+        found = tree_map(lambda leaf: _moments(leaf, neglected) if isinstance(leaf, Tensor) else leaf, output)
+        return found, propagation
+
+
+def _calls(sites: Sites) -> int:
+    return sum(site.calls for site in sites)
+
+
+def _moments(leaf: Tensor, neglected: Mapping[str, float]) -> Moments:
+    variable = leaf.variable if isinstance(leaf, Handle) else Variable(leaf)
+    return Moments(variable.mean, variable.variance, dict(neglected), variable)

@@ -1,0 +1,170 @@
+"""The rule of every function that random tensors may be given to."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dropkit.errors import UnsupportedError
+from dropkit.uncertainty.propagation import linear
+from dropkit.uncertainty.propagation.gaussian import Response, exponential, piecewise_linear, quadrature
+from dropkit.uncertainty.propagation.pooling import max_pooled
+from dropkit.uncertainty.propagation.variables import Sources, Variable
+
+__all__ = ["ELEMENTWISE", "METADATA", "RULES"]
+
+_Rule = Callable[..., Any]
+
+
+def _named(*names: str) -> Iterator[Callable[..., Any]]:
+    """Yield the functions and methods of these names, in place ones included."""
+    for name in names:
+        for place in (F, torch, Tensor):
+            yield from (getattr(place, each) for each in (name, f"{name}_") if hasattr(place, each))
+
+
+def _elementwise(response: Callable[..., Response]) -> _Rule:
+    def rule(sources: Sources, input: Variable, *rest: Any, inplace: bool = False, **named: Any) -> Variable:
+        return sources.transformed(input, response(*rest, **named))
+
+    return rule
+
+
+def _relu() -> Response:
+    return piecewise_linear([0.0], [0.0, 1.0], 0.0)
+
+
+def _leaky_relu(negative_slope: float = 0.01) -> Response:
+    return piecewise_linear([0.0], [negative_slope, 1.0], 0.0)
+
+
+def _hardtanh(min_val: float = -1.0, max_val: float = 1.0) -> Response:
+    return piecewise_linear([min_val, max_val], [0.0, 1.0, 0.0], min_val)
+
+
+def _relu6() -> Response:
+    return _hardtanh(0.0, 6.0)
+
+
+def _clamp(min: float | None = None, max: float | None = None) -> Response:
+    if isinstance(min, Tensor) or isinstance(max, Tensor):
+        raise UnsupportedError("with bounds that are tensors")
+    if min is not None and max is not None:
+        return _hardtanh(min, max)
+    if min is not None:
+        return piecewise_linear([min], [0.0, 1.0], min)
+    return piecewise_linear([max or 0.0], [1.0, 0.0], max or 0.0)
+
+
+def _absolute() -> Response:
+    return piecewise_linear([0.0], [-1.0, 1.0], 0.0)
+
+
+def _hardsigmoid() -> Response:
+    return piecewise_linear([-3.0, 3.0], [0.0, 1 / 6, 0.0], 0.0)
+
+
+def _elu(alpha: float = 1.0) -> Response:
+    return exponential(alpha, 1.0, 1.0)
+
+
+def _celu(alpha: float = 1.0) -> Response:
+    return exponential(alpha, 1.0, 1 / alpha)
+
+
+def _selu() -> Response:
+    return exponential(1.6732632423543772, 1.0507009873554805, 1.0)
+
+
+_CLOSED: Mapping[str, Callable[..., Response]] = {
+    "relu": _relu,
+    "leaky_relu": _leaky_relu,
+    "hardtanh": _hardtanh,
+    "relu6": _relu6,
+    "clamp": _clamp,
+    "abs": _absolute,
+    "hardsigmoid": _hardsigmoid,
+    "elu": _elu,
+    "celu": _celu,
+    "selu": _selu,
+}
+_INTEGRATED = (
+    "gelu", "tanh", "sigmoid", "silu", "softplus", "mish", "hardswish", "logsigmoid", "softsign", "tanhshrink",
+    "exp", "square", "sin", "cos",
+)  # fmt: skip
+_MOVED = (
+    "flatten", "unflatten", "reshape", "view", "permute", "transpose", "swapaxes", "movedim", "squeeze", "unsqueeze",
+    "contiguous", "clone", "chunk", "split", "unbind", "select", "narrow", "flip", "expand", "repeat",
+    "pixel_shuffle", "channel_shuffle", "__getitem__",
+)  # fmt: skip
+_CONVERTED = ("to", "float", "double", "type_as", "detach", "cpu", "cuda")
+
+
+def _integrated(function: Callable[..., Tensor]) -> _Rule:
+    """Return the rule of an elementwise function without a closed form; with the options of the call."""
+
+    def response(*rest: Any, **named: Any) -> Response:
+        return quadrature(lambda x: function(x, *rest, **named))
+
+    return _elementwise(response)
+
+
+def _table() -> Iterator[tuple[Callable[..., Any], _Rule]]:
+    for name, response in _CLOSED.items():
+        yield from ((function, _elementwise(response)) for function in _named(name))
+    for name in _INTEGRATED:
+        plain = getattr(F, name, None) or getattr(torch, name)
+        yield from ((function, _integrated(plain)) for function in _named(name))
+    for name in _MOVED:
+        yield from ((function, linear.rearranged(function)) for function in _named(name))
+    for name in _CONVERTED:
+        yield from ((function, linear.converted(function)) for function in _named(name))
+    for name in ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"):
+        yield getattr(F, name), linear.weighted(getattr(F, name))
+    for names, rule in _ARITHMETIC.items():
+        yield from ((function, rule) for function in _named(*names))
+    for name, method in (("sum", torch.sum), ("mean", torch.mean)):
+        yield from ((function, linear.reduced(method)) for function in _named(name))
+    for axes in (1, 2, 3):
+        yield from ((f, linear.averaged(f, axes)) for f in _named(f"avg_pool{axes}d"))
+        yield from ((f, linear.adaptively_averaged(f, axes)) for f in _named(f"adaptive_avg_pool{axes}d"))
+        yield from ((f, max_pooled(axes)) for f in _named(f"max_pool{axes}d"))
+    yield F.batch_norm, linear.batch_normalised
+
+
+_ARITHMETIC: Mapping[tuple[str, ...], _Rule] = {
+    ("add", "__add__", "__radd__", "__iadd__"): linear.added,
+    ("sub", "subtract", "__sub__", "__isub__"): linear.subtracted,
+    ("rsub", "__rsub__"): linear.subtracted_from,
+    ("mul", "multiply", "__mul__", "__rmul__", "__imul__"): linear.multiplied,
+    ("div", "divide", "true_divide", "__truediv__", "__itruediv__"): linear.divided,
+    ("neg", "negative", "__neg__"): linear.negated,
+    ("matmul", "mm", "__matmul__"): linear.projected,
+    ("addmm",): linear.biased_projection,
+    ("cat", "concat", "concatenate"): linear.concatenated,
+    ("stack",): linear.stacked,
+}
+
+RULES: Mapping[Callable[..., Any], _Rule] = dict(_table())
+"""Rules by function: they take the sources, and the call's arguments with variables for random tensors."""
+
+ELEMENTWISE = frozenset(_named(*_CLOSED, *_INTEGRATED))
+"""Those of the functions that leave fresh noise fresh."""
+
+_PROPERTIES = ("shape", "ndim", "dtype", "device", "layout", "is_nested", "requires_grad", "is_sparse", "is_cuda",
+               "is_quantized", "is_mkldnn")  # fmt: skip
+_METHODS = ("size", "dim", "ndimension", "numel", "nelement", "__len__", "is_floating_point", "is_complex",
+            "is_contiguous", "stride", "element_size", "get_device")  # fmt: skip
+METADATA = frozenset(
+    [getattr(Tensor, name).__get__ for name in _PROPERTIES]
+    + [
+        function
+        for name in _METHODS
+        for place in (Tensor, torch)
+        for function in [getattr(place, name, None)]
+        if function
+    ]
+)
+"""Functions that ask for no value."""

@@ -1,0 +1,263 @@
+"""Random tensors: a mean, and where the deviations from it come from."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+
+from dropkit.uncertainty.propagation.gaussian import Response
+
+__all__ = ["FEATURE_MAP_RANK", "Sources", "Variable", "columns"]
+
+FEATURE_MAP_RANK = 32
+_SWEEPS = 2  # of subspace iteration
+_Linear = Callable[[Tensor], Tensor]
+
+
+@dataclass(eq=False)
+class Noise:
+    """Uncorrelated numbers of mean 0 and variance 1, one for each element of an example.
+
+    Args:
+        users: The variables that depend on it by `Variable.fresh`.
+        first: The number of its first source, if it has sources.
+    """
+
+    users: "WeakSet[Variable]" = field(default_factory=WeakSet)
+    first: int | None = None
+
+
+class Variable:
+    """A random tensor ``mean + sum_k factors[k] z[k] + sum_n fresh[n] n + e``, for every example of the batch.
+
+    The z are uncorrelated, of mean 0 and variance 1, and shared by all variables of one pass: from them follows how
+    two variables are correlated, such as the two sides of a residual connection. The e are uncorrelated with one
+    another and with all else. Noise that so far went through elementwise functions alone is fresh: it takes sources
+    when it meets another function, and one for each element if no other variable depends on it.
+
+    Args:
+        mean: Tensor of shape (B, ...).
+        factors: Tensor of shape (K, B, ...): the first K sources; later ones have factors of 0.
+        private: The variances of the e, of shape (B, ...); None where there is none.
+        fresh: Factors of noise of the elements, of shape (B, ...).
+    """
+
+    __slots__ = ("__weakref__", "factors", "fresh", "mean", "private")
+
+    def __init__(
+        self,
+        mean: Tensor,
+        factors: Tensor | None = None,
+        private: Tensor | None = None,
+        fresh: Mapping[Noise, Tensor] = MappingProxyType({}),
+    ) -> None:
+        self.mean = mean
+        self.factors = mean.new_zeros((0, *mean.shape)) if factors is None else factors
+        self.private = private
+        self.fresh = dict(fresh)
+        for noise in self.fresh:
+            noise.users.add(self)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether anything of it is."""
+        return len(self.factors) > 0 or bool(self.fresh) or self.private is not None
+
+    @property
+    def event(self) -> torch.Size:
+        """The shape of one example."""
+        return self.mean.shape[1:]
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance of every element."""
+        uncorrelated = [] if self.private is None else [self.private]
+        return sum((*uncorrelated, *(factor.square() for factor in self.fresh.values())), self.factors.square().sum(0))
+
+    def covariance(self) -> Tensor:
+        """Return the covariance of an example's n elements, of shape (B, n, n)."""
+        flat = self.factors.reshape(*self.factors.shape[:2], math.prod(self.event))
+        shared = torch.einsum("kbi,kbj->bij", flat, flat)
+        rest = self.variance - self.factors.square().sum(0)
+        return shared + torch.diag_embed(rest.reshape(len(rest), -1))
+
+    def scaled(self, factor: Any) -> tuple[Tensor, Tensor | None, dict[Noise, Tensor]]:
+        """Return all but the mean, for each element multiplied with a factor."""
+        if isinstance(factor, float) and factor == 1:
+            return self.factors, self.private, self.fresh
+        private = None if self.private is None else factor**2 * self.private
+        return factor * self.factors, private, {noise: factor * own for noise, own in self.fresh.items()}
+
+    def padded(self, count: int) -> Tensor:
+        """Return the factors of so many sources."""
+        found = self.factors.new_zeros((count, *self.mean.shape))
+        found[: len(self.factors)] = self.factors
+        return found
+
+
+@dataclass
+class Sources:
+    """What all variables of one pass share: how many sources there are, and how many there may be.
+
+    Args:
+        rank: Most sources that a variable of more elements than that has; None for no limit on vectors, and
+            `FEATURE_MAP_RANK` on feature maps, which are tensors of three axes or more.
+        where: Tells which module runs.
+    """
+
+    rank: int | None
+    where: Callable[[], str]
+    count: int = 0
+    neglected: dict[str, float] = field(default_factory=dict)
+    _live: WeakSet[Variable] = field(default_factory=WeakSet)
+
+    def limit(self, event: torch.Size) -> float:
+        """Return how many sources a variable of this shape may have, if it has more elements than that."""
+        if self.rank is not None:
+            return self.rank
+        return math.inf if len(event) < 2 else FEATURE_MAP_RANK
+
+    def variable(
+        self,
+        mean: Tensor,
+        factors: Tensor | None = None,
+        private: Tensor | None = None,
+        fresh: Mapping[Noise, Tensor] = MappingProxyType({}),
+    ) -> Variable:
+        """Return a variable that is kept in step with the sources."""
+        made = Variable(mean, factors, private, fresh)
+        self._live.add(made)
+        return made
+
+    def add(self, variable: Variable, columns: Tensor) -> None:
+        """Add noise of new sources, as factors of shape (new, B, ...)."""
+        variable.factors = torch.cat([variable.padded(self.count), columns])
+        self.count += len(columns)
+
+    def add_uncorrelated(self, variable: Variable, variance: Tensor) -> None:
+        """Add noise that is uncorrelated between elements; private where they are too many to have sources."""
+        if math.prod(variable.event) > self.limit(variable.event):
+            variable.private = variance if variable.private is None else variable.private + variance
+        else:
+            noise = Noise()
+            variable.fresh[noise] = variance.sqrt()
+            noise.users.add(variable)
+
+    def settle(self, variable: Variable) -> None:
+        """Give sources to the fresh noise of a variable; to that which no other depends on, as if it were one."""
+        own = [noise for noise in variable.fresh if noise.first is None and len(noise.users) == 1]
+        if len(own) > 1:
+            merged = sum((variable.fresh.pop(noise).square() for noise in own), variable.mean.new_zeros(()))
+            variable.fresh[Noise()] = merged.sqrt()
+        size = math.prod(variable.event)
+        for noise in variable.fresh:
+            if noise.first is None:
+                noise.first, self.count = self.count, self.count + size
+        if variable.fresh:
+            variable.factors = variable.padded(self.count)
+        for noise, factor in variable.fresh.items():
+            first = noise.first or 0
+            block = variable.factors[first : first + size].reshape(size, len(factor), size)
+            block.diagonal(dim1=0, dim2=2).copy_(factor.reshape(len(factor), size))
+        variable.fresh = {}
+
+    def transformed(self, variable: Variable, response: Response) -> Variable:
+        """Return an elementwise function of a variable, taken for Gaussian; moments are computed in float64."""
+        dtype, variance = variable.mean.dtype, variable.variance.double()
+        mean, gain, after = response(variable.mean.double(), variance)
+        rest = (after - gain**2 * variance).clamp_min(0).to(dtype)
+        gain = gain.to(dtype)
+        made = self.variable(mean.to(dtype), *variable.scaled(gain))
+        self.add_uncorrelated(made, rest)
+        return made
+
+    def mapped(self, variable: Variable, mean: Tensor, linear: _Linear, squared: _Linear) -> Variable:
+        """Return a linear map of a variable, each of whose outputs may depend on any inputs.
+
+        Args:
+            variable: What is mapped.
+            mean: The mean of the result.
+            linear: The map, without an offset.
+            squared: The map with the squares of its weights, which maps variances of uncorrelated inputs.
+        """
+        noise = variable.private
+        if noise is None:
+            return self.variable(mean, columns(linear, variable.factors, mean))
+        if math.prod(mean.shape[1:]) <= self.limit(mean.shape[1:]):
+            made = self.variable(mean, columns(linear, variable.factors, mean))
+            self.add(made, _root(noise.sqrt(), linear, mean))
+            return made
+        first = self.count
+        self._share(variable, noise, linear)
+        factors = columns(linear, variable.factors, mean)
+        rest = (squared(noise) - factors[first:].square().sum(0)).clamp_min(0)
+        made = self.variable(mean, factors, rest)
+        self._compress(made)
+        self.neglect(made.variance - made.factors.square().sum(0), made.variance)
+        return made
+
+    def neglect(self, part: Tensor, whole: Tensor) -> None:
+        """Note that covariances are neglected among noise of this variance, of so much in all."""
+        share = float(part.sum() / whole.sum().clamp_min(torch.finfo(whole.dtype).tiny))
+        where = self.where()
+        self.neglected[where] = max(share, self.neglected.get(where, 0.0))
+
+    def _share(self, variable: Variable, noise: Tensor, linear: _Linear) -> None:
+        """Turn that part of the private noise into sources which the map makes most of, by subspace iteration."""
+        deviation, size = noise.sqrt(), math.prod(variable.event)
+        rank = int(min(self.limit(variable.event), self.limit(torch.Size((1, 1))), size))
+        generator = torch.Generator().manual_seed(0)  # the user's generators are left alone
+        probes = torch.randn((rank, *deviation.shape), generator=generator, dtype=torch.float32).to(deviation)
+        transposed = _transposed(linear, deviation)
+        for _ in range(_SWEEPS):
+            images = torch.func.vmap(lambda x: transposed(linear(deviation * x)))(probes)
+            basis = torch.linalg.qr(images.reshape(rank, len(deviation), size).permute(1, 2, 0)).Q
+            probes = basis.permute(2, 0, 1).reshape(rank, *deviation.shape)
+        shared = deviation * probes
+        variable.private = (noise - shared.square().sum(0)).clamp_min(0)
+        self.add(variable, shared)
+
+    def _compress(self, variable: Variable) -> None:
+        """Keep the main directions of the sources where there are too many; the rest becomes private."""
+        limit = self.limit(variable.event)
+        if self.count <= limit:
+            return
+        for each in self._live:
+            self.settle(each)  # as long as sources have their numbers
+        rank, live = int(limit), list(self._live)
+        flat = [each.padded(self.count).reshape(self.count, len(each.mean), -1) for each in live]
+        gram = torch.stack([torch.einsum("kbi,lbi->bkl", each, each) for each in flat]).sum(0)
+        basis = torch.linalg.eigh(gram).eigenvectors[..., -rank:]
+        for each in live:
+            factors = torch.einsum("kb...,bkr->rb...", each.padded(self.count), basis)
+            lost = (each.factors.square().sum(0) - factors.square().sum(0)).clamp_min(0)
+            each.factors = factors
+            each.private = lost if each.private is None else each.private + lost
+        self.count = rank
+
+
+def columns(linear: _Linear, factors: Tensor, like: Tensor) -> Tensor:
+    """Return a linear map of each of some factors, whose results have the shape of `like`."""
+    return torch.func.vmap(linear)(factors) if len(factors) else factors.new_zeros((0, *like.shape))
+
+
+def _root(deviation: Tensor, linear: _Linear, like: Tensor) -> Tensor:
+    """Return factors of a linear map of uncorrelated noise: as many as the result has elements, and exact."""
+    size = math.prod(like.shape[1:])
+    transposed = _transposed(linear, deviation)
+    units = torch.eye(size, dtype=like.dtype, device=like.device).reshape(size, 1, *like.shape[1:])
+    rows = torch.func.vmap(lambda unit: transposed(unit.expand(like.shape)))(units).flatten(2)
+    values, vectors = torch.linalg.eigh(torch.einsum("ibn,jbn->bij", rows, rows))
+    root = vectors * values.clamp_min(0).sqrt().unsqueeze(1)
+    return root.permute(2, 0, 1).reshape(size, *like.shape)
+
+
+def _transposed(linear: _Linear, deviation: Tensor) -> _Linear:
+    """Return the transpose of a linear map of noise with standard deviations."""
+    pulled = torch.func.vjp(lambda x: linear(deviation * x), torch.zeros_like(deviation))[1]
+    return lambda x: pulled(x)[0]
