@@ -10,6 +10,7 @@ from dropkit.uncertainty.acquisition import (
     select,
     variation_ratio,
 )
+from dropkit.uncertainty.exact import Difference, Subnetworks, exact
 from dropkit.uncertainty.figures import (
     draw_detection,
     draw_entropies,
@@ -33,16 +34,21 @@ from dropkit.uncertainty.metrics import (
     negative_log_likelihood,
     risk_coverage,
 )
+from dropkit.uncertainty.moments import MomentPropagation, Moments, moments
 from dropkit.uncertainty.results.result import Result
 
 __all__ = [
     "BatchSelection",
     "BrierDecomposition",
     "Detection",
+    "Difference",
     "IntervalScores",
+    "MomentPropagation",
+    "Moments",
     "MonteCarlo",
     "Result",
     "RiskCoverage",
+    "Subnetworks",
     "bald",
     "batch_bald",
     "brier_decomposition",
@@ -55,12 +61,14 @@ __all__ = [
     "draw_reliability",
     "draw_risk_coverage",
     "entropy",
+    "exact",
     "gaussian_negative_log_likelihood",
     "interval_scores",
     "least_confidence",
     "margin",
     "mc",
     "mixture_negative_log_likelihood",
+    "moments",
     "negative_log_likelihood",
     "risk_coverage",
     "select",
