@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
     from torch.distributed.tensor.placement_types import Placement
 
-__all__ = ["is_distributed", "local_arguments", "placements_of", "whole_of"]
+__all__ = ["is_distributed", "local_arguments", "offset_of", "placements_of", "whole_of"]
 
 
 def is_distributed(value: object) -> bool:
@@ -28,6 +28,14 @@ def placements_of(whole: "DTensor", axes: int) -> "tuple[Placement, ...]":
 
     placements = whole.placements
     return tuple(each if any(each.is_shard(axis) for axis in range(axes)) else Replicate() for each in placements)
+
+
+def offset_of(whole: "DTensor", placements: "Sequence[Placement]") -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shape of this worker's part of a DTensor that lies so, and where it begins."""
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    shape, first = compute_local_shape_and_global_offset(whole.shape, whole.device_mesh, placements)
+    return shape, first
 
 
 def local_arguments(

@@ -1,13 +1,17 @@
 """Workers of a mesh: where this one is among them, and what was said of them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 from dropkit._checks import argument_error
 from dropkit.sites.interception.places import Place
 from dropkit.sites.workers import Workers
 
-__all__ = ["check_patterns", "declared_axes", "others", "position"]
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+__all__ = ["check_patterns", "declared_axes", "others", "position", "ranks"]
 
 
 def others(workers: Workers) -> tuple[str, ...]:
@@ -23,6 +27,15 @@ def position(workers: Workers, names: Iterable[str]) -> tuple[int, int]:
         size = workers.mesh.size(names_of_mesh.index(name))
         number, count = number * size + coordinate[names_of_mesh.index(name)], count * size
     return number, count
+
+
+def ranks(mesh: "DeviceMesh", dimensions: Sequence[int | str]) -> list[int]:
+    """Return the ranks of the workers of a mesh along some of its dimensions, in their order, this one among them."""
+    names, place = mesh.mesh_dim_names or (), mesh.get_coordinate() or ()
+    numbers = [names.index(each) if isinstance(each, str) else each for each in dimensions]
+    rest = [number for number in range(mesh.ndim) if number not in numbers]
+    at: list[int] = mesh.mesh.permute(*rest, *numbers)[tuple(place[number] for number in rest)].flatten().tolist()
+    return at
 
 
 def declared_axes(workers: Workers, place: Place) -> Mapping[str, int | None]:

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn import Module
-from torch.nn.utils.rnn import PackedSequence
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from dropkit.errors import ArgumentError, UnsupportedError
+from dropkit.sites.addressing.batches import has_all_examples, numbers_given
 from dropkit.sites.addressing.comparison import check_parts
-from dropkit.sites.addressing.distributed import is_distributed, local_arguments, placements_of, whole_of
+from dropkit.sites.addressing.distributed import is_distributed, local_arguments, offset_of, placements_of, whole_of
 from dropkit.sites.addressing.keys import Keys
 from dropkit.sites.addressing.mesh import declared_axes, others, position
 from dropkit.sites.addressing.numbered import is_weight, numbered, numbered_draw
@@ -66,12 +66,9 @@ class Parts:
 
     def begin(self, module: Module, inputs: Any, named: Mapping[str, Any]) -> None:
         """Number the examples that an outermost forward, of a module, is given."""
-        workers, given, self._numbers, self._entry = self._workers, _given(), None, id(module)
-        shape = _batch(inputs, named, workers.dim) if workers.examples and given is None else None
-        if shape and shape[workers.dim]:
-            length, origin = shape[workers.dim], f"axis {workers.dim} of the first input, of shape {tuple(shape)},"
-            first = position(workers, workers.examples)[0] * length
-            self._numbers = Numbers(((first, length),), workers.dim, origin=origin)
+        self._numbers, self._entry = None, id(module)
+        if _given() is None:
+            self._numbers = numbers_given(self._workers, inputs, named)
 
     def dropout(self, place: Place, call: Call, key: int, is_repeated: bool = False) -> Any:
         """Run an active call with a key, and the mask of this worker's part; one that is repeated was compared."""
@@ -198,8 +195,6 @@ class Parts:
 
     def _distributed(self, place: Place, call: Call, key: int) -> Any:
         """Run a call on a DTensor, or several, by what this worker has of them."""
-        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
         whole: Any = call.input
         if not is_distributed(whole) or not (_is_attention(call) or call.function.kind in _ELEMENTWISE):
             raise UnsupportedError(
@@ -208,9 +203,9 @@ class Parts:
             )
         inner = 2 if _is_attention(call) else 0  # it takes whole sequences
         mesh, placements = whole.device_mesh, placements_of(whole, whole.dim() - inner)
-        local, first = compute_local_shape_and_global_offset(whole.shape, mesh, placements)
+        local, first = offset_of(whole, placements)
         axes = {axis for axis in range(whole.dim()) if any(each.is_shard(axis) for each in placements)}
-        is_own = any(name in self._workers.examples for name in mesh.mesh_dim_names or ())
+        is_own = has_all_examples(self._workers, whole) and _given() is None
         shards = {axis: (first[axis], whole.shape[axis]) for axis in axes}
         own = call.changed(**local_arguments(call, mesh, placements, shards, local))
         known = declared_axes(self._workers, place)
@@ -235,20 +230,6 @@ def _run(place: Place, call: Call, key: int, numbers: Numbers | None) -> Any:
     if numbers is None:
         return replaced(call, key=key, order=place.order)
     return numbered(place, call, key, numbers)
-
-
-def _batch(inputs: Any, named: Mapping[str, Any], axis: int) -> Sequence[int] | None:
-    """Return the shape of the first tensor that a forward is given and that can tell how many examples there are."""
-    for value in (*inputs, *named.values()):
-        if isinstance(value, PackedSequence):
-            shape = [int(value.batch_sizes[0])]
-            return shape * (axis + 1) if axis >= 0 else shape * -axis
-    for leaf in tree_leaves((inputs, dict(named))):
-        if isinstance(leaf, Tensor) and -leaf.dim() <= axis < leaf.dim():
-            if leaf.is_nested:
-                return [leaf.size(0)] * leaf.dim()
-            return (leaf.to_local() if is_distributed(leaf) else leaf).shape  # type: ignore[attr-defined]  # a DTensor
-    return None
 
 
 def _is_attention(call: Call) -> bool:
@@ -293,6 +274,13 @@ def _sharded(
         return Numbers(((first, shape[0]),), 0, shards)
     axis = numbers.axis % len(shape) if batch is None else batch
     if axis in shards:
-        first, _ = shards.pop(axis)
+        first, whole = shards.pop(axis)
+        if whole != len(numbers):
+            known = f"{numbers.origin} has {len(numbers)}" if numbers.origin else f"there are {len(numbers)} numbers"
+            raise ArgumentError(
+                f"address: workers that have the same examples have parts of {whole} in all at a site, and {known}. "
+                "Give the forward, or `samples`, all examples of these workers; or if they are given different ones, "
+                "say so: Workers(mesh, examples=...)."
+            )
         numbers = numbers.part(first, shape[axis])
     return replace(numbers, shards=shards)
