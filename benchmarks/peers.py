@@ -64,6 +64,18 @@ def transformers_library() -> ModuleType | None:
 
 
 @cache
+def baal_dropout() -> ModuleType | None:
+    """Return baal's module of Monte Carlo dropout, or None where baal is not installed."""
+    return _beside_torchvision("baal.bayesian.dropout", "baal")
+
+
+@cache
+def torch_uncertainty_methods() -> ModuleType | None:
+    """Return the methods of torch-uncertainty, or None where that is not installed."""
+    return _beside_torchvision("torch_uncertainty.methods", "torch_uncertainty")
+
+
+@cache
 def keras_layers() -> ModuleType | None:
     """Return the layers of Keras on PyTorch, or None where Keras is not installed."""
     if importlib.util.find_spec("keras") is None:

@@ -1,0 +1,231 @@
+"""What Monte Carlo dropout costs: against one forward, plain loops, and whoever else offers it.
+
+    python benchmarks/uncertainty.py [--rounds 9] [cnn residual bert memory]
+
+All sides of a row run in one process and take turns, on inputs that are new each time, for some keep what they have
+computed. Times are medians over rounds, of what the process computed on all its threads. baal and torch-uncertainty
+take part where they are installed; baal by each of its three ways: the batch repeated, a loop, and a loop with its
+caches. Other bars: ``benchmarks/moments.py`` and ``benchmarks/uci.py``.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peers import baal_dropout, torch_uncertainty_methods, transformers_library
+from torch import Tensor, nn
+
+from dropkit import kernels
+from dropkit.sites import accelerate
+from dropkit.uncertainty import mc
+
+warnings.simplefilter("ignore")
+Predict = Callable[[Any], Any]
+PASSES = 50
+
+
+class Residual(nn.Module):
+    """A residual network with dropout behind every block."""
+
+    def __init__(self, width: int = 32, depth: int = 6) -> None:
+        super().__init__()
+        self.first, self.drop, self.last = nn.Conv2d(3, width, 3, padding=1), nn.Dropout(0.1), nn.Linear(width, 10)
+        self.blocks = nn.ModuleList(self.block(width) for _ in range(depth))
+
+    @staticmethod
+    def block(width: int) -> nn.Module:
+        layers = (nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+        return nn.Sequential(*layers, nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x))
+        for block in self.blocks:
+            x = self.drop(F.relu(x + block(x)))
+        return self.last(x.mean((2, 3)))
+
+
+def convolutional() -> nn.Module:
+    """Three convolutions, and dropout in the head alone."""
+    return nn.Sequential(
+        *(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten()),
+        *(nn.Dropout(0.5), nn.Linear(1024, 10)),
+    )
+
+
+def bert() -> nn.Module | None:
+    """A small BERT of Hugging Face, with dropout wherever it has any."""
+    library = transformers_library()
+    if library is None:
+        return None
+    sizes = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
+    return library.BertForSequenceClassification(library.BertConfig(vocab_size=1000, num_labels=10, **sizes))
+
+
+def images() -> Tensor:
+    return torch.randn(32, 3, 32, 32)
+
+
+def words() -> Tensor:
+    return torch.randint(1000, (8, 128))
+
+
+def loop(model: nn.Module) -> Predict:
+    """A plain loop, in which norms are in evaluation mode."""
+
+    def predict(x: Tensor) -> Tensor:
+        model.train()
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._NormBase):
+                module.eval()
+        with torch.no_grad():
+            outputs = [model(x) for _ in range(PASSES)]
+        model.eval()
+        return torch.stack([getattr(output, "logits", output) for output in outputs])
+
+    return predict
+
+
+def peers(make: Callable[[], nn.Module]) -> dict[str, Predict]:
+    """The ways of those that are installed."""
+    found: dict[str, Predict] = {}
+    if baal_dropout() is not None:
+        from baal.bayesian.caching_utils import MCCachingModule
+        from baal.bayesian.dropout import MCDropoutModule
+        from baal.modelwrapper import ModelWrapper, TrainingArgs
+
+        ways = {"baal, repeated": (False, True), "baal, loop": (False, False), "baal, loop and caches": (True, False)}
+        for name, (is_cached, is_repeated) in ways.items():
+            model = make().eval()
+            model = MCDropoutModule(MCCachingModule(model) if is_cached else model).eval()
+            wrapped = ModelWrapper(model, TrainingArgs(use_cuda=False, replicate_in_memory=is_repeated))
+            found[name] = lambda x, wrapped=wrapped: wrapped.predict_on_batch(x, iterations=PASSES)
+    methods = torch_uncertainty_methods()
+    if methods is not None:
+        for name, is_repeated in (("torch-uncertainty, repeated", True), ("torch-uncertainty, loop", False)):
+            wrapper = methods.mc_dropout(make(), num_estimators=PASSES, on_batch=is_repeated).eval()
+            found[name] = lambda x, wrapper=wrapper: without_gradients(wrapper, x)
+    return found
+
+
+def without_gradients(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(x)
+
+
+def medians(sides: dict[str, Predict], inputs: Callable[[], Tensor], rounds: int) -> dict[str, float]:
+    """Return milliseconds of each side, which take turns."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds + 1):
+        for name, predict in sides.items():
+            x = inputs()
+            start = time.process_time()
+            predict(x)
+            if number:  # the first finds memory, and ours learns the model
+                times[name].append(1e3 * (time.process_time() - start))
+    return {name: sorted(values)[rounds // 2] for name, values in times.items()}
+
+
+def show(found: dict[str, float]) -> None:
+    for name, milliseconds in found.items():
+        print(f"  {name:34} {milliseconds:10.1f} ms   {milliseconds / found['one forward']:7.2f} forwards")
+
+
+def verdict(name: str, value: float, rule: str, bar: float) -> None:
+    is_met = value <= bar if rule == "<=" else value >= bar
+    print(f"  {name:52} {value:7.2f}   bar {rule} {bar:<5} {'met' if is_met else 'MISSED'}", flush=True)
+
+
+def against_peers(title: str, make: Callable[[], nn.Module], rounds: int) -> tuple[dict[str, float], float]:
+    """Measure ours, a forward, a loop, and peers; return the times, and that of the fastest peer."""
+    torch.manual_seed(0)
+    forward = make().eval()
+    others = peers(make)
+    ours = {"one forward": lambda x: without_gradients(forward, x), "dropkit": mc(make(), PASSES, seed=0)}
+    found = medians({**ours, "loop on PyTorch's dropout": loop(make()), **others}, images, rounds)
+    print(f"\n{title}, {PASSES} passes")
+    show(found)
+    return found, min((found[name] for name in others), default=float("nan"))
+
+
+def cnn(rounds: int) -> None:
+    found, peer = against_peers("CNN with dropout in its head, 32 images", convolutional, rounds)
+    verdict("x faster than the fastest peer", peer / found["dropkit"], ">=", 15)
+    verdict("forwards", found["dropkit"] / found["one forward"], "<=", 2)
+
+
+def residual(rounds: int) -> None:
+    found, peer = against_peers("residual CNN with dropout behind each block, 32 images", Residual, max(rounds // 3, 3))
+    verdict("x faster than the fastest peer", peer / found["dropkit"], ">=", 1)
+
+
+def transformer(rounds: int) -> None:
+    model = bert()
+    if model is None:
+        print("\nBERT: transformers is not installed")
+        return
+    fast = bert()
+    accelerate(fast)
+    ours = {"one forward": lambda x: without_gradients(model.eval(), x), "dropkit": mc(bert(), PASSES, seed=0)}
+    loops = {"loop on PyTorch's dropout": loop(model), "loop on dropkit's kernels": loop(fast)}
+    print(f"\nBERT, 4 layers of 256, 8 sequences of 128, {PASSES} passes")
+    found = medians({**ours, **loops}, words, max(rounds // 3, 3))
+    show(found)
+    verdict(
+        "x faster than the loop on PyTorch's dropout", found["loop on PyTorch's dropout"] / found["dropkit"], ">=", 1.5
+    )
+
+
+def memory(_: int) -> None:
+    """Compare the most memory that processes have, which differ in nothing but the number of passes."""
+    print("\nmemory of the CNN: the most that a process had, and without what it has for one forward")
+    most = {passes: peak(passes) for passes in (0, 50, 1000)}
+    for passes, size in most.items():
+        print(f"  {passes or 'no':>5} passes {size:10.1f} MiB {size - most[0]:10.1f} MiB")
+    verdict("of a process with 50 passes, one with 1,000", most[1000] / most[50], "<=", 1.5)
+
+
+def peak(passes: int) -> float:
+    """Return the most memory, in MiB, of a process that runs so many passes."""
+    code = f"import uncertainty; uncertainty.one_process({passes})"
+    folder = Path(__file__).parent
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=folder)
+    return float(found.stdout.split()[-1])
+
+
+def one_process(passes: int) -> None:
+    """Run passes of the CNN, and print the most memory that this process had."""
+    model, x = convolutional().eval(), images()
+    without_gradients(model, x)
+    if passes:
+        mc(model, passes, task="classification", seed=0)(x)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
+
+
+ROWS = {"cnn": cnn, "residual": residual, "bert": transformer, "memory": memory}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}")
+    parser.add_argument("--rounds", type=int, default=9)
+    arguments = parser.parse_args()
+    unknown = set(arguments.rows) - ROWS.keys()
+    if unknown:
+        parser.error(f"unknown rows {', '.join(sorted(unknown))}; known are {', '.join(ROWS)}")
+    torch.set_num_threads(1)
+    print(f"torch {torch.__version__}, one thread\n{kernels.info()}")
+    for name in arguments.rows or ROWS:
+        ROWS[name](arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()
