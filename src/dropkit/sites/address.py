@@ -17,8 +17,8 @@ from dropkit.errors import UnsupportedError
 from dropkit.functional.address import draw_key, signed
 from dropkit.functional.examples import NumberedKey
 from dropkit.random import MASK_VERSION
+from dropkit.sites.addressing.declared import check_patterns
 from dropkit.sites.addressing.keys import Keys
-from dropkit.sites.addressing.mesh import check_patterns
 from dropkit.sites.addressing.numbered import numbered, numbered_draw, numbered_key
 from dropkit.sites.addressing.parts import Parts
 from dropkit.sites.calls.functions import INFERENCE, Call, find_call

@@ -30,7 +30,7 @@ class Workers:
     as there are examples is taken for one of examples, unless it is a parameter or `shards` says otherwise.
 
     Args:
-        mesh: The mesh of all workers, with names for its dimensions.
+        mesh: The mesh of all workers of the model, with names for its dimensions; of two dimensions not one alone.
         examples: The dimension whose workers have different examples, or several, the one that splits a batch first
             before the others. Default: none.
         dim: The axis of tensors along which examples lie. Default: 0.

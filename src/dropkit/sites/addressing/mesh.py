@@ -1,17 +1,14 @@
-"""Workers of a mesh: where this one is among them, and what was said of them."""
+"""Workers of a mesh: where this one is among them."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from dropkit._checks import argument_error
-from dropkit.sites.interception.places import Place
 from dropkit.sites.workers import Workers
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-__all__ = ["check_patterns", "declared_axes", "others", "position", "ranks"]
+__all__ = ["others", "position", "ranks"]
 
 
 def others(workers: Workers) -> tuple[str, ...]:
@@ -36,24 +33,3 @@ def ranks(mesh: "DeviceMesh", dimensions: Sequence[int | str]) -> list[int]:
     rest = [number for number in range(mesh.ndim) if number not in numbers]
     at: list[int] = mesh.mesh.permute(*rest, *numbers)[tuple(place[number] for number in rest)].flatten().tolist()
     return at
-
-
-def declared_axes(workers: Workers, place: Place) -> Mapping[str, int | None]:
-    """Return the axes that workers have parts of at a call, as far as they are declared for it."""
-    for key, axes in workers.shards.items():
-        pattern, call = key if isinstance(key, tuple) else (key, place.frame.run)
-        if call == place.frame.run and (fnmatchcase(place.name, pattern) or fnmatchcase(place.path, pattern)):
-            return axes
-    return {}
-
-
-def check_patterns(workers: Workers, names: Iterable[str]) -> None:
-    """Raise unless every pattern could be that of a site of a model whose modules have these names."""
-    known = list(names)
-    for key in workers.shards:
-        pattern = key[0] if isinstance(key, tuple) else key
-        module = pattern.partition("#")[0].partition("~")[0]
-        if not any(fnmatchcase(name, module) for name in known):
-            rule = "such that each of its patterns matches a module or a site in it"
-            remedy = "`dropkit.sites.find` prints the names of sites."
-            raise argument_error("Workers", "shards", rule, pattern, remedy)

@@ -13,9 +13,10 @@ from torch.utils._pytree import tree_map_only
 from dropkit.errors import ArgumentError, UnsupportedError
 from dropkit.sites.addressing.batches import has_all_examples, numbers_given
 from dropkit.sites.addressing.comparison import check_parts
+from dropkit.sites.addressing.declared import Declared
 from dropkit.sites.addressing.distributed import is_distributed, local_arguments, offset_of, placements_of, whole_of
 from dropkit.sites.addressing.keys import Keys
-from dropkit.sites.addressing.mesh import declared_axes, others, position
+from dropkit.sites.addressing.mesh import others, position
 from dropkit.sites.addressing.numbered import is_weight, numbered, numbered_draw
 from dropkit.sites.calls.functions import Call
 from dropkit.sites.calls.replacement import replaced
@@ -39,7 +40,7 @@ class Parts:
     """
 
     def __init__(self, workers: Workers, keys: Keys) -> None:
-        self._workers, self._keys = workers, keys
+        self._workers, self._declared, self._keys = workers, Declared(workers), keys
         self._numbers: Numbers | None = None
         self._entry = 0  # the module that is called from outside
         self._settled: set[tuple[int, str, int]] = set()  # calls: that module, the site, and the number in a forward
@@ -66,6 +67,7 @@ class Parts:
 
     def begin(self, module: Module, inputs: Any, named: Mapping[str, Any]) -> None:
         """Number the examples that an outermost forward, of a module, is given."""
+        self._declared.look(module)
         self._numbers, self._entry = None, id(module)
         if _given() is None:
             self._numbers = numbers_given(self._workers, inputs, named)
@@ -74,7 +76,7 @@ class Parts:
         """Run an active call with a key, and the mask of this worker's part; one that is repeated was compared."""
         if any(map(is_distributed, call.arguments.values())):
             return self._distributed(place, call, key)
-        declared = declared_axes(self._workers, place)
+        declared = self._declared.axes(place)
         which = self._entry, place.name, place.frame.run
         is_settled = is_repeated or which in self._settled
         if not is_settled and check_parts(self._workers, place, self._keys, call.input, declared):
@@ -87,7 +89,7 @@ class Parts:
             raise UnsupportedError(
                 f"address: {draw.place.name} draws a mask for a DTensor by hand. Use torch.nn.functional.dropout."
             )
-        shape, declared = draw.shape, declared_axes(self._workers, draw.place)
+        shape, declared = draw.shape, self._declared.axes(draw.place)
         if not shape:
             return draw.at(key)
         numbers = self._numbers_at(declared, shape, self._axis(declared))
@@ -95,7 +97,7 @@ class Parts:
 
     def several(self, place: Place) -> Numbers | None:
         """Return the numbers of examples for a layer that draws one key for several masks."""
-        declared = declared_axes(self._workers, place)
+        declared = self._declared.axes(place)
         if any(name not in self._workers.examples for name in declared):
             raise UnsupportedError(
                 f"address: {place.name} draws one key for several masks: workers have no parts of them but of examples."
@@ -208,7 +210,7 @@ class Parts:
         is_own = has_all_examples(self._workers, whole) and _given() is None
         shards = {axis: (first[axis], whole.shape[axis]) for axis in axes}
         own = call.changed(**local_arguments(call, mesh, placements, shards, local))
-        known = declared_axes(self._workers, place)
+        known = self._declared.axes(place)
         declared = {name: axis for name, axis in known.items() if name in self._workers.examples}
         axis, batch = None if is_own else self._axis(declared), 0 if _is_attention(call) else None
         numbers = self._numbers_at(declared, _shape(own), axis, batch, shards)
