@@ -161,6 +161,18 @@ class Early(nn.Module):
         return {"hidden": hidden, "dropped": self.drop(hidden), "name": name, "length": hidden.shape[0]}
 
 
+class Windowed(nn.Module):
+    """Brings windows of an example to the axis of examples, as windowed attention does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop = nn.Linear(8, 8), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        windows = self.first(x).unflatten(1, (3, 2)).flatten(0, 1)
+        return self.drop(windows).unflatten(0, (-1, 3)).flatten(1, 2)
+
+
 OWN = {
     "of_the_batch": (OfTheBatch, (6, 8), "prefix"),
     "in_place": (InPlace, (6, 8), "prefix"),
@@ -168,6 +180,7 @@ OWN = {
     "captured": (Captured, (6, 5, 8), "prefix"),
     "filled": (Filled, (6, 8), "prefix"),
     "branching": (Branching, (6, 8), "prefix"),
+    "windowed": (Windowed, (5, 6, 8), "prefix"),
 }
 
 
@@ -183,8 +196,21 @@ def test_forwards_that_are_not_pure(name: str) -> None:
     assert found["auto"].facts["engine"] == engine
 
 
+@pytest.mark.parametrize("masks", ["per_example", "shared"])
+def test_windows_have_masks_of_their_example(masks: str) -> None:
+    model, x = Windowed(), torch.randn(5, 6, 8)
+    predict = mc(model, 4, seed=1, masks=masks, keep_samples=True)
+    whole, parts = predict(x).samples, predict.batches(x.split([2, 3])).samples
+    torch.testing.assert_close(whole, parts)
+    dropped = whole[:, :, :2] == 0
+    assert torch.equal(dropped[:, 0], dropped[:, 1]) == (masks == "shared")
+    assert not torch.equal(dropped, whole[:, :, 2:4] == 0)
+
+
 def test_passes_that_cannot_run_together_say_so() -> None:
-    with pytest.warns(UserWarning, match="run one after another, for passes that run together give other values"):
+    with pytest.warns(
+        UserWarning, match="run one after another, for output has other values where passes run together"
+    ):
         mc(OfTheBatch(), 3, seed=0)(torch.randn(6, 8))
     with pytest.raises(UnsupportedError, match="engine='batched' is not right for this model"):
         mc(OfTheBatch(), 3, seed=0, engine="batched")(torch.randn(6, 8))

@@ -91,10 +91,12 @@ class Output:
     Args:
         value: It.
         leaves: What is in it; a tensor of which all passes share the value may be pending.
+        names: What the leaves are called.
     """
 
     value: Any
     leaves: list[Any]
+    names: list[str]
 
     @classmethod
     def of(cls, value: Any) -> "Output":
@@ -102,11 +104,12 @@ class Output:
         leaves, rebuild = flatten(value)
         if any(type(leaf) is Pending for leaf in leaves):
             value = rebuild([leaf.base if type(leaf) is Pending else leaf for leaf in leaves])
-        return cls(value, leaves)
+        return cls(value, leaves, rebuild.names)
 
     def filled(self) -> "Output":
         """Return the same where pending tensors stand for those of passes that really ran together."""
-        return Output(self.value, [leaf.base if type(leaf) is Pending else leaf for leaf in self.leaves])
+        leaves = [leaf.base if type(leaf) is Pending else leaf for leaf in self.leaves]
+        return Output(self.value, leaves, self.names)
 
     def passes(self, one: "Output", copies: int) -> list[Tensor | None]:
         """Return every tensor with the passes that ran together along axis 0; None for what they share.
@@ -120,10 +123,11 @@ class Output:
         """
         if len(self.leaves) != len(one.leaves):
             raise ValueError("another structure is returned where passes run together")
-        return [_split(wide, single, copies) for wide, single in zip(self.leaves, one.leaves, strict=True)]
+        named = zip(self.names, self.leaves, one.leaves, strict=True)
+        return [_split(name, wide, single, copies) for name, wide, single in named]
 
 
-def _split(wide: Any, single: Any, copies: int) -> Tensor | None:
+def _split(name: str, wide: Any, single: Any, copies: int) -> Tensor | None:
     if not isinstance(wide, Tensor) or not isinstance(single, Tensor) or type(wide) is Pending:
         return None
     if copies == 1 and wide.shape == single.shape:
@@ -131,9 +135,9 @@ def _split(wide: Any, single: Any, copies: int) -> Tensor | None:
     if wide.shape == single.shape:
         return None
     if wide.dim() != single.dim():
-        raise ValueError("tensors have other axes where passes run together")
+        raise ValueError(f"{name} has other axes where passes run together")
     longer = [axis for axis in range(wide.dim()) if wide.shape[axis] != single.shape[axis]]
     if len(longer) != 1 or single.shape[longer[0]] * copies != wide.shape[longer[0]]:
-        raise ValueError("tensors have other lengths where passes run together")
+        raise ValueError(f"{name} has other lengths where passes run together")
     [axis] = longer
     return wide.unflatten(axis, (copies, single.shape[axis])).movedim(axis, 0)

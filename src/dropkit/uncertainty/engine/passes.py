@@ -1,7 +1,7 @@
 """The handler of Monte Carlo passes: it turns sites on, and gives each the masks of its pass and example."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -114,7 +114,7 @@ class Passes(Rewriting):
         key, drawing = self._key(place), self.drawing
         if drawing.numbers is None:
             return replaced(call, key=NumberedKey(key, (), drawing.streams), order=place.order)
-        return numbered(place, call, key, drawing.numbers)
+        return numbered(place, call, key, _numbers_of_rows(call, drawing.numbers))
 
     def _drawn_key(self, args: tuple[Any, ...]) -> Any:
         """Answer a layer that draws one key for several masks, for examples along axis 0 of a tensor."""
@@ -155,6 +155,16 @@ class Passes(Rewriting):
 
     def _key(self, place: Place) -> int:
         return call_key(self.seed, renamed(place, self.plan.names), self.drawing.step, place.run)
+
+
+def _numbers_of_rows(call: Call, numbers: Numbers) -> Numbers:
+    """Return the numbers of what an example has several of along its axis, such as the windows of an image."""
+    axis = 1 if call.function.kind == "multi_head_attention" else numbers.axis
+    shape = () if call.input.is_nested else call.input.shape
+    if not -len(shape) <= axis < len(shape) or not len(numbers) or shape[axis] % len(numbers):
+        return numbers
+    each = shape[axis] // len(numbers)
+    return numbers if each < 2 else replace(numbers, runs=tuple((first * each, n * each) for first, n in numbers.runs))
 
 
 def _is_in_place(call: Call) -> bool:

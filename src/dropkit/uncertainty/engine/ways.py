@@ -202,7 +202,7 @@ def _difference(output: Output, plain: list[Output]) -> str:
         shared = output.leaves[position]
         found = [getattr(shared, "base", shared)] * len(plain) if values is None else list(values)
         if not _are_close(found, expected):
-            return "passes that run together give other values than single ones"
+            return f"{plain[0].names[position]} has other values where passes run together"
     return ""
 
 
