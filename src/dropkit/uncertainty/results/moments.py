@@ -6,12 +6,14 @@ gathered does not depend on how the passes were cut into chunks.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 __all__ = ["Moments", "Subsets", "by_rows", "group_numbers", "jackknife", "leave_out", "wide"]
 
+_CACHED = 2**17  # most numbers that are taken in at once: a megabyte, which stays in caches
 _BLOCK = 2**20  # most numbers that a statistic is computed of at once
 
 
@@ -78,31 +80,38 @@ class Moments:
         return [len(range(group, self.n, self.groups)) for group in range(min(self.n, self.groups))]
 
     def add(self, values: Tensor) -> None:
-        """Take passes in, along the first axis, in double precision."""
+        """Take passes in, of shape ``(passes, rows, ...)``."""
         if not self.n:
-            self.mean = values.new_zeros(self.groups, *values.shape[1:])
+            first = wide(values[:1])
+            self.mean = first.new_zeros(self.groups, *values.shape[1:])
             self.squares = torch.zeros_like(self.mean.real)
         rounds = len(values) // self.groups
-        whole, rest = values.split([rounds * self.groups, len(values) - rounds * self.groups])
-        if rounds:
-            self._merge(whole.unflatten(0, (rounds, self.groups)))
-        if len(rest):
-            self._merge(rest.unsqueeze(0))
+        length = max(1, _CACHED // max(values[:, :1].numel(), 1))
+        for start in range(0, values.shape[1], length):
+            rows = slice(start, start + length)
+            block = wide(values[:, rows])
+            whole, rest = block[: rounds * self.groups], block[rounds * self.groups :]
+            if rounds:
+                self._merge(whole.unflatten(0, (rounds, self.groups)), rows, self.n)
+            if len(rest):
+                self._merge(rest.unsqueeze(0), rows, self.n + len(whole))
+        self.n += len(values)
 
-    def _merge(self, values: Tensor) -> None:
-        """Take in rounds of passes that stand for as many groups, all with as many passes each."""
+    def _merge(self, values: Tensor, rows: slice, n: int) -> None:
+        """Take in rounds of passes that stand for as many groups, after n others, all with as many passes each."""
         rounds, groups = values.shape[:2]
-        which = group_numbers(self.n, groups, self.groups)
-        at = slice(which[0], which[-1] + 1) if which == sorted(which) else which
-        axes = (1,) * (values.dim() - 2)
-        before = self.mean.real.new_tensor([len(range(group, self.n, self.groups)) for group in which]).view(-1, *axes)
-        old, mean = self.mean[at], values.mean(0)
+        which = group_numbers(n, groups, self.groups)
+        at: Any = (slice(which[0], which[-1] + 1) if which == sorted(which) else which, rows)
+        old, old_squares = self.mean[at], self.squares[at]
+        mean = values.mean(0)
+        squares = _squared(values - mean).sum(0) if rounds > 1 else torch.zeros_like(old_squares)
+        before = old_squares.new_tensor([len(range(group, n, self.groups)) for group in which])
+        before = before.view(-1, *(1,) * (values.dim() - 2))
         step = mean - old
         share = rounds / (before + rounds)
         # Where one is infinite, so is the mean, and its deviations are no numbers.
         self.mean[at] = torch.where(step.isfinite(), old + step * share, old + mean)
-        self.squares[at] += _squared(values - mean).sum(0) + _squared(step) * (before * share)
-        self.n += rounds * groups
+        self.squares[at] = old_squares + squares + _squared(step) * (before * share)
 
     def mean_and_error(self) -> tuple[Tensor, Tensor]:
         """Return the mean over all passes and its standard error."""
