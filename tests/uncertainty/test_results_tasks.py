@@ -142,6 +142,51 @@ def test_logits_are_found_by_name_or_as_the_only_numbers():
         result_of(ids, [ids.expand(50, 3)], "classification")
 
 
+@pytest.mark.parametrize("given", ["logits", "probs", "one-hot"])
+def test_a_categorical_distribution_has_logits_whatever_it_was_made_of(given):
+    logits = random(50, 6, 4) * 2
+    values = logits if given == "logits" else logits.softmax(-1)
+    kind = distributions.OneHotCategorical if given == "one-hot" else distributions.Categorical
+    output = kind(**{"logits" if given == "logits" else "probs": values[0]})
+    result = result_of(output, [values], "classification", keep_samples=True, class_dim=0)
+    expected = result_of(logits[0], [logits], "classification")
+    for name, found in result.numpy().items():
+        if not name.startswith("samples"):
+            torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(expected.numpy()[name]), **CLOSE)
+    torch.testing.assert_close(result.samples.probs, logits.softmax(-1), **CLOSE)
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_a_parameter_of_a_distribution_is_no_output(task):
+    """A distribution within an output, of which nothing else is a tensor, is not taken for a prediction."""
+    for output in (
+        {"policy": distributions.Poisson(MEANS[0].exp())},
+        {"policy": distributions.Bernoulli(logits=MEANS[0])},
+    ):
+        with pytest.raises(UnsupportedError, match="is not clear"):
+            result_of(output, [MEANS.exp()], task)
+    with pytest.raises(UnsupportedError, match="or a categorical distribution"):
+        result_of(distributions.Bernoulli(logits=MEANS[0]), [MEANS], "classification")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_probabilities_are_not_taken_for_logits(dtype):
+    values = random(50, 6, 4).softmax(-1).to(dtype)
+    with pytest.raises(UnsupportedError, match=r"the outputs are probabilities.*Let the model return logits"):
+        result_of(values[0], [values], "classification")
+    result = result_of(values[0].log(), [values.log()], "classification")
+    torch.testing.assert_close(result.mean.double(), values.double().mean(0), rtol=0, atol=0.02)
+
+
+def test_one_axis_may_be_that_of_examples():
+    logits = random(50, 6)
+    with pytest.raises(ArgumentError, match=r"`class_dim` must be 0 where.*logits.unsqueeze\(-1\)"):
+        result_of(logits[0], [logits], "classification")
+    result = result_of(logits[0], [logits], "classification", class_dim=0)
+    torch.testing.assert_close(result.mean, logits.softmax(-1).mean(0), **CLOSE)
+    assert result.prediction.shape == ()
+
+
 @pytest.mark.parametrize("class_dim", [2, -3])
 def test_an_axis_that_logits_do_not_have(class_dim):
     logits = random(50, 3, 4)
@@ -178,6 +223,10 @@ HEADS = {
     "logvar": ({"mean": MEANS[0], "logvar": VARIANCES[0].log()}, [MEANS, VARIANCES.log()]),
     "log_var": ({"mean": MEANS[0], "log_var": VARIANCES[0].log()}, [MEANS, VARIANCES.log()]),
     "distribution": (distributions.Normal(MEANS[0], VARIANCES[0].sqrt()), [MEANS, VARIANCES.sqrt()]),
+    "independent": (
+        distributions.Independent(distributions.Normal(MEANS[0], VARIANCES[0].sqrt()), 1),
+        [MEANS, VARIANCES.sqrt(), None],
+    ),
 }
 
 
@@ -191,7 +240,7 @@ def test_a_variance_that_the_model_gives_is_the_aleatoric_part(head):
     torch.testing.assert_close(result.error.aleatoric, VARIANCES.std(0) / math.sqrt(50), **CLOSE)
     torch.testing.assert_close(result.prediction, MEANS.mean(0), **CLOSE)
     total = (MEANS.var(0) + VARIANCES.mean(0)).sqrt()
-    if head == "distribution":
+    if isinstance(output, distributions.Distribution):
         torch.testing.assert_close(result.mean, MEANS.mean(0), **CLOSE)
         torch.testing.assert_close(result.std, total, **CLOSE)
     else:
@@ -219,6 +268,29 @@ def test_predictions_that_are_not_clear():
         result_of((MEANS[0], MEANS[0, 0]), [MEANS, MEANS[:, 0]], "regression")
     result = result_of({"logits": MEANS[0], "hidden": VARIANCES[0]}, [MEANS, VARIANCES], "regression")
     torch.testing.assert_close(result.prediction, MEANS.mean(0), **CLOSE)
+
+
+def test_a_mixture_has_the_variance_between_its_parts_too():
+    weights, parts = random(50, 6, 2).softmax(-1), random(50, 6, 2, seed=1)
+    output = distributions.MixtureSameFamily(
+        distributions.Categorical(weights[0]), distributions.Normal(parts[0], 0.5 * torch.ones_like(parts[0]))
+    )
+    result = result_of(output, [weights, parts, None], "regression")
+    mean = (weights * parts).sum(-1)
+    torch.testing.assert_close(result.prediction, mean.mean(0), **CLOSE)
+    variance = 0.25 + (weights * parts.square()).sum(-1) - mean.square()
+    torch.testing.assert_close(result.aleatoric, variance.mean(0), **CLOSE)
+
+
+def test_a_distribution_without_a_variance_of_its_own():
+    class Located(distributions.Normal):
+        @property
+        def variance(self):
+            raise NotImplementedError
+
+    result = result_of(Located(MEANS[0], 1.0), [MEANS, None], "regression")
+    torch.testing.assert_close(result.variance, MEANS.var(0), **CLOSE)
+    assert not hasattr(result, "aleatoric")
 
 
 def test_a_distribution_whose_scale_no_dropout_touches():

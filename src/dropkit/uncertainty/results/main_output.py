@@ -6,83 +6,104 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Categorical, Distribution, OneHotCategorical
 
 from dropkit._checks import argument_error
 from dropkit.errors import UnsupportedError
+from dropkit.uncertainty.results.moments import wide
 from dropkit.uncertainty.results.outputs import Rebuild
 
-__all__ = ["Head", "class_axis", "classifier_head", "main_leaves", "regression_head"]
+__all__ = ["ClassifierHead", "RegressionHead", "class_axis", "classifier_head", "main_leaves", "regression_head"]
 
 _VARIANCES = {"variance": False, "var": False, "log_variance": True, "logvar": True, "log_var": True}  # in logarithms?
 
 
 @dataclass(frozen=True)
-class Head:
+class ClassifierHead:
+    """Where a classifier's logits are.
+
+    Args:
+        main: Which leaf holds them; None where the output is a distribution.
+    """
+
+    main: int | None
+
+    def read(self, leaves: Sequence[Any], rebuild: Rebuild) -> Tensor:
+        """Return the logits."""
+        return rebuild(list(leaves)).logits if self.main is None else leaves[self.main]
+
+
+@dataclass(frozen=True)
+class RegressionHead:
     """Where a regression's prediction and its variance are.
 
     Args:
-        mean: Which leaf holds the prediction; None where the output is a distribution.
+        main: Which leaf holds the prediction; None where the output is a distribution.
         variance: Which leaf holds the variance, if any.
         is_log: Whether that is its logarithm.
     """
 
-    mean: int | None
+    main: int | None
     variance: int | None = None
     is_log: bool = False
 
     def read(self, leaves: Sequence[Any], rebuild: Rebuild) -> tuple[Tensor, Tensor | None]:
         """Return prediction and variance."""
-        if self.mean is None:
+        if self.main is None:
             output = rebuild(list(leaves))
             try:
                 return output.mean, output.variance
             except NotImplementedError:
                 return output.mean, None
         if self.variance is None:
-            return leaves[self.mean], None
+            return leaves[self.main], None
         variance: Tensor = leaves[self.variance]
         if self.is_log:
-            return leaves[self.mean], variance.exp()
+            return leaves[self.main], wide(variance).exp()
         if bool((variance < 0).any()):
             remedy = "If it is the logarithm, let the model return a dictionary with `mean` and `log_variance`."
             raise UnsupportedError(f"mc: {rebuild.names[self.variance]} is negative and cannot be a variance. {remedy}")
-        return leaves[self.mean], variance
+        return leaves[self.main], variance
 
 
 def _is_number(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.is_floating_point()
 
 
-def _leaf(paths: list[tuple[Any, ...]], leaves: Sequence[Any], names: Sequence[str]) -> int | None:
-    """Return the first leaf of some names, or the only one of real numbers."""
+def _leaf(rebuild: Rebuild, leaves: Sequence[Any], names: Sequence[str]) -> int | None:
+    """Return the first leaf of some names, or the only one of real numbers, unless it describes a distribution."""
+    paths = rebuild.paths
     for name in names:
         if (name,) in paths and _is_number(leaves[paths.index((name,))]):
             return paths.index((name,))
     numbers = [i for i, leaf in enumerate(leaves) if _is_number(leaf)]
-    return numbers[0] if len(numbers) == 1 else None
+    is_plain = not any(issubclass(kind, Distribution) for kind in rebuild.kinds)
+    return numbers[0] if len(numbers) == 1 and is_plain else None
 
 
 def main_leaves(rebuild: Rebuild, leaves: Sequence[Any]) -> list[int]:
     """Return the leaf that an output is about, if that is clear; else all leaves of real or complex numbers."""
-    main = _leaf(rebuild.paths, leaves, ("logits",))
+    main = _leaf(rebuild, leaves, ("logits",))
     if main is not None:
         return [main]
     return [i for i, leaf in enumerate(leaves) if _is_number(leaf) or (isinstance(leaf, Tensor) and leaf.is_complex())]
 
 
-def classifier_head(rebuild: Rebuild, leaves: Sequence[Any]) -> int:
-    """Return the leaf of logits.
+def classifier_head(output: Any, rebuild: Rebuild, leaves: Sequence[Any]) -> ClassifierHead:
+    """Return where the logits are.
 
     Raises:
-        UnsupportedError: If it is not clear which that is.
+        UnsupportedError: If it is not clear where.
     """
-    main = _leaf(rebuild.paths, leaves, ("logits",))
+    if isinstance(output, Categorical | OneHotCategorical):
+        return ClassifierHead(None)
+    main = None if isinstance(output, Distribution) else _leaf(rebuild, leaves, ("logits",))
     if main is not None:
-        return main
+        return ClassifierHead(main)
     raise UnsupportedError(
         f"mc: which part of the output holds the logits is not clear: {_shown(rebuild, leaves)}. Let the model return "
-        "them alone or under the name `logits`, or leave `task` out for the statistics of the outputs as they are."
+        "them alone or under the name `logits`, or a categorical distribution; or leave `task` out for the statistics "
+        "of the outputs as they are."
     )
 
 
@@ -90,17 +111,34 @@ def class_axis(class_dim: int, like: Tensor) -> int:
     """Return the axis of classes, counted from the first.
 
     Raises:
-        ArgumentError: If the logits have no such axis, or no class along it.
+        ArgumentError: If the logits have no such axis, no class along it, or no other but it is not asked for as 0.
+        UnsupportedError: If what lies along it are probabilities.
     """
     if not -like.dim() <= class_dim < like.dim():
         shape = f"The logits have shape {tuple(like.shape)}."
         raise argument_error("mc", "class_dim", "an axis of the logits", class_dim, shape)
     if not like.shape[class_dim]:
         raise argument_error("mc", "class_dim", "an axis of one class or more", class_dim, f"{tuple(like.shape)}")
+    if like.dim() == 1 and class_dim:
+        rule = "0 where one axis is that of the classes of one example"
+        remedy = "If it is the axis of examples, let the model return `logits.unsqueeze(-1)`: one logit for each."
+        raise argument_error("mc", "class_dim", rule, class_dim, remedy)
+    if _are_probabilities(like, class_dim):
+        raise UnsupportedError(
+            "mc: the outputs are probabilities: they are in [0, 1] and sum to 1 over the classes. Let the model return "
+            "logits, or the logarithms of probabilities, for their softmax is taken."
+        )
     return class_dim % like.dim()
 
 
-def regression_head(output: Any, rebuild: Rebuild, leaves: Sequence[Any]) -> Head:
+def _are_probabilities(like: Tensor, class_dim: int) -> bool:
+    if like.shape[class_dim] == 1 or not like.numel():
+        return False
+    sums, tolerance = wide(like).sum(class_dim), 1e-2 if like.dtype.itemsize < 4 else 1e-5
+    return bool(((like >= 0) & (like <= 1)).all() and ((sums - 1).abs() < tolerance).all())
+
+
+def regression_head(output: Any, rebuild: Rebuild, leaves: Sequence[Any]) -> RegressionHead:
     """Return where the prediction is, and its variance if there is one.
 
     Raises:
@@ -108,17 +146,17 @@ def regression_head(output: Any, rebuild: Rebuild, leaves: Sequence[Any]) -> Hea
     """
     paths = rebuild.paths
     if isinstance(output, Distribution) and paths != [()]:
-        return Head(None)
+        return RegressionHead(None)
     if ("mean",) in paths:
         mean = paths.index(("mean",))
         found = [(paths.index((name,)), is_log) for name, is_log in _VARIANCES.items() if (name,) in paths]
         if found and _are_alike(leaves, mean, found[0][0]):
-            return Head(mean, *found[0])
+            return RegressionHead(mean, *found[0])
     if isinstance(output, tuple | list) and paths == [(0,), (1,)] and _are_alike(leaves, 0, 1):
-        return Head(0, 1)
-    main = _leaf(paths, leaves, ("mean", "logits"))
+        return RegressionHead(0, 1)
+    main = _leaf(rebuild, leaves, ("mean", "logits"))
     if main is not None:
-        return Head(main)
+        return RegressionHead(main)
     raise UnsupportedError(
         f"mc: which part of the output is the prediction is not clear: {_shown(rebuild, leaves)}. Let the model return "
         "it alone, with its variance as a tuple of two tensors of one shape, under the names `mean` and `variance` or "

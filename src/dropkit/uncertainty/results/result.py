@@ -33,7 +33,7 @@ class Result(Statistics):
     Of ``task="classification"``, `mean`, `std` and `samples` are of probabilities in the place of the logits: softmax
     is averaged, not logits. An axis of one class holds the logit of the second of two classes, and then the probability
     of it. Of ``task="regression"``, the standard deviation of the prediction is the total one, with the variance that
-    the model gives; of an output that is a distribution, `mean` and `std` are those of what it describes, as tensors.
+    the model gives. Of an output that is a distribution, both tasks have tensors, of what it describes.
 
     What takes two passes is NaN after one, and its error after two.
 

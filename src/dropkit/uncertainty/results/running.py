@@ -12,7 +12,8 @@ from dropkit.uncertainty.results.classification import Classes, probabilities
 from dropkit.uncertainty.results.elements import Elements, Found, fitted
 from dropkit.uncertainty.results.joining import Parts
 from dropkit.uncertainty.results.main_output import (
-    Head,
+    ClassifierHead,
+    RegressionHead,
     class_axis,
     classifier_head,
     main_leaves,
@@ -58,7 +59,7 @@ class Running:
         self._elements: dict[int, Elements] = {}
         self._classes: Classes | None = None
         self._predictions: Predictions | None = None
-        self._head = Head(None)
+        self._head: ClassifierHead | RegressionHead | None = None
         self._main: list[int] = []
 
     def add(self, template: Any, leaves: Sequence[Tensor | None], passes: int | None = None) -> None:
@@ -81,17 +82,14 @@ class Running:
             if not passes:
                 return
             whole = [self._whole(i, leaf, passes) for i, leaf in enumerate(leaves)]
-            predicted = self._head.read(whole, self._tree) if self._predictions else None
+            read = self._head.read(whole, self._tree) if self._head else None
             for i, leaf in enumerate(leaves):
                 self._add_elements(i, leaf, passes)
-            if self._classes:
-                for piece in _pieces(whole[self._main[0]]):
+            if self._classes and isinstance(read, Tensor):
+                for piece in _pieces(read):
                     self._classes.add(piece)
-            if self._predictions and predicted:
-                prediction, variance = predicted
-                given = [None] * passes if variance is None else _pieces(variance)
-                for piece, part in zip(_pieces(prediction), given, strict=False):
-                    self._predictions.add(piece, part)
+            if self._predictions and isinstance(read, tuple):
+                self._add_predictions(self._predictions, *read)
             if self._samples is not None:
                 self._keep(self._samples, leaves, whole)
             self.n += passes
@@ -99,17 +97,19 @@ class Running:
     def _begin(self, template: Any) -> None:
         leaves, rebuild = flatten(template)
         if self.task == "classification":
-            main = classifier_head(rebuild, leaves)
-            self._classes = Classes(leaves[main], self.groups, class_axis(self.class_dim, leaves[main]))
-            self._main = [main]
+            self._head = classifier_head(template, rebuild, leaves)
+            logits = self._head.read(leaves, rebuild)
+            axis = logits.dim() - 1 if self._head.main is None else class_axis(self.class_dim, logits)
+            self._classes = Classes(logits.detach(), self.groups, axis)
         elif self.task == "regression":
-            head = regression_head(template, rebuild, leaves)
-            prediction, variance = head.read(leaves, rebuild)
+            self._head = regression_head(template, rebuild, leaves)
+            prediction, variance = self._head.read(leaves, rebuild)
             sketch = Sketch(self._samples is not None) if self._quantiles or self._samples is not None else None
             self._predictions = Predictions(prediction.detach(), self.groups, variance is not None, sketch)
-            self._head, self._main = head, [] if head.mean is None else [head.mean]
-        else:
+        if self._head is None:
             self._main = main_leaves(rebuild, leaves)
+        elif self._head.main is not None:
+            self._main = [self._head.main]
         # A copy can be worked with also where the pass ran in inference mode.
         self._leaves = [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self._rebuild = rebuild
@@ -141,9 +141,19 @@ class Running:
         return self._rebuild
 
     def _whole(self, i: int, leaf: Tensor | None, passes: int) -> Any:
-        """Return a leaf of all passes, also where it is the same in all."""
+        """Return a leaf of all passes, also where it is the same in all, or no tensor."""
         first = self._leaves[i]
-        return first.expand(passes, *first.shape) if leaf is None and isinstance(first, Tensor) else leaf
+        if leaf is not None or not isinstance(first, Tensor):
+            return first if leaf is None else leaf
+        return first.expand(passes, *first.shape)
+
+    def _add_predictions(self, predictions: Predictions, mean: Tensor, variance: Tensor | None) -> None:
+        if variance is None:
+            for piece in _pieces(mean):
+                predictions.add(piece, None)
+        else:
+            for piece, part in zip(_pieces(mean), _pieces(variance), strict=True):
+                predictions.add(piece, part)
 
     def _add_elements(self, i: int, leaf: Tensor | None, passes: int) -> None:
         """Take a leaf in, unless the task does so; one that has been the same in all passes takes no memory."""
@@ -206,7 +216,7 @@ class Running:
             errors = {name: error for name, (_, error) in found.items() if name != "prediction"}
             if self._predictions:
                 values["prediction"] = values["mean"]
-            if not (self._predictions and self._head.mean is None):
+            if not gatherer or self._main:
                 values["mean"] = rebuild([leaf["mean"][0] for leaf in leaves])
                 values["std"] = rebuild.plain([leaf["std"][0] for leaf in leaves])
                 errors |= {name: rebuild.plain([leaf[name][1] for leaf in leaves]) for name in ("mean", "std")}
