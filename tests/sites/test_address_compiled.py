@@ -119,10 +119,32 @@ def test_models_that_ran_before_they_were_addressed(is_first: bool) -> None:
 def test_transforms_that_ask_for_masks_of_examples() -> None:
     model = nn.Sequential(nn.Dropout(0.5))
     address(model, SEED)
-    transformed = torch.vmap(model, randomness="different")
-    compiled = torch.compile(transformed, backend="aot_eager", fullgraph=True)
-    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"one key is for all examples"):
-        compiled(torch.ones(3, 4))
+    for randomness in ("different", "error"):
+        transformed = torch.vmap(model, randomness=randomness)
+        compiled = torch.compile(transformed, backend="aot_eager", fullgraph=True)
+        with pytest.raises(torch._dynamo.exc.Unsupported, match=r"one key is for all examples"):
+            compiled(torch.ones(3, 4))
+
+
+def test_a_forward_that_takes_a_derivative() -> None:
+    class Derivative(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.drop = nn.Linear(6, 6), nn.Dropout(0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.func.grad(lambda x: self.drop(self.linear(self.drop(x))).square().sum())(x)
+            return self.drop(x)
+
+    model, x = Derivative(), torch.ones(9, 6)
+    compiled = torch.compile(model, backend="aot_eager")
+    handle = address(model, SEED)
+    for _ in range(2):
+        wanted = [model(x), model(x)]
+        handle.load_state_dict({**handle.state_dict(), "runs": ()})
+        for each in wanted:
+            torch.testing.assert_close(compiled(x), each)
+        handle.step()
 
 
 def test_draws_outside_of_the_model_are_left_to_pytorch() -> None:

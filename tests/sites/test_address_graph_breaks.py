@@ -155,6 +155,42 @@ def test_rates_that_come_and_go() -> None:
         handle.load_state_dict(START)
 
 
+def test_a_block_that_was_open_when_the_model_was_addressed() -> None:
+    model, x = nn.Sequential(nn.Identity(), nn.Dropout(0.5)), torch.ones(3, 40)
+    compiled = torch.compile(model, backend="aot_eager")
+    wanted = keep_mask(call_key(SEED, "1", 0), (3, 40), 0.5)
+    with samples([2, 1, 0]):
+        address(model, SEED)
+        with pytest.warns(UserWarning, match=r"runs as it was written"):
+            found = compiled(x)
+    assert ((found != 0).numpy() == wanted[::-1]).all()
+    assert ((compiled(x) != 0).numpy() == wanted).all()
+
+
+def test_one_graph_has_no_checkpoint_of_a_model() -> None:
+    model, x = nn.Sequential(nn.Dropout(0.5)), torch.ones(50)
+    compiled = torch.compile(lambda x: checkpoint(model, x, use_reentrant=False), backend="aot_eager", fullgraph=True)
+    address(model, SEED)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"checkpointing of an addressed model.*without fullgraph"):
+        compiled(x)
+
+
+def test_branches_that_call_parts_raise() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cond(x.sum() > 0, self.drop, torch.clone, (x,))
+
+    model = Branching()
+    address(model, SEED)
+    for call in (model, torch.compile(model, backend="aot_eager", fullgraph=True)):
+        with pytest.raises(torch._dynamo.exc.Unsupported, match=r"torch.cond calls a part of an addressed model"):
+            call(torch.ones(3))
+
+
 def test_one_graph_has_no_numbered_examples() -> None:
     model, x = nn.Sequential(nn.Dropout(0.5)), torch.ones(50)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)

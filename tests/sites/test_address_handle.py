@@ -3,6 +3,7 @@
 import copy
 import gc
 import itertools
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -231,6 +232,50 @@ def test_copies() -> None:
     assert own.state_dict() == handle.state_dict()
 
 
+def pickled(one: Any) -> Any:
+    return pickle.loads(pickle.dumps(one))  # noqa: S301  # its own
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickled])
+def test_a_copy_of_a_handle_is_closed(copied: Any) -> None:
+    """Also of one that a model keeps, or an object that has both and an optimizer."""
+    model, x = network(), torch.ones(8, 4)
+    model.handle = handle = address(model, 3)
+    optimizer = adam(model)
+    handle.follow(optimizer)
+    model(x)
+    before = handle.state_dict()
+    own = copied({"model": model, "handle": handle, "optimizer": optimizer})
+    copies = [own["handle"], own["model"].handle] if own["model"] is not model else [copied(handle)]
+    for each in copies:
+        assert repr(each) == "Addressing(seed=3, last_step=0, closed)"
+        assert each.state_dict() == before
+        acts = (each.step, lambda: each.follow(optimizer), lambda: each.load_state_dict(before), each.__enter__)  # noqa: B023
+        for act in acts:
+            with pytest.raises(UnsupportedError, match=r"was closed"):
+                act()
+        each.close()
+    own["optimizer"].step()
+    assert handle.state_dict() == (
+        before if own["optimizer"] is not optimizer else {**before, "last_step": 1, "runs": ()}
+    )
+    if own["model"] is not model:
+        own["model"](x)
+        address(own["model"])
+
+
+def test_a_handle_closes_at_the_end_of_a_block() -> None:
+    model, x = nn.Dropout(0.5), torch.ones(50)
+    with address(model, 5) as handle:
+        assert repr(handle) == "Addressing(seed=5, last_step=0)"
+        assert ((model(x) != 0).numpy() == keep_mask(call_key(5, "", 0), (50,), 0.5)).all()
+        handle.step()
+    assert repr(handle) == "Addressing(seed=5, last_step=1, closed)"
+    assert not model._forward_pre_hooks
+    with pytest.raises(UnsupportedError, match=r"was closed"), handle:
+        pass
+
+
 def test_a_model_that_is_gone_leaves_nothing() -> None:
     def use() -> None:
         model = network()
@@ -263,25 +308,6 @@ def test_names_that_collide() -> None:
     handle = address(late)
     with pytest.raises(ArgumentError, match=rf"'{first}' and '{second}' have the same number"):
         handle._keys.site(second)
-
-
-def test_inside_a_backward_pass_that_recomputes_by_itself() -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
-
-    class Own(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            ctx.save_for_backward(x)
-            return model(x)
-
-        @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> Tensor:
-            return model(ctx.saved_tensors[0]) * grad
-
-    address(model)
-    loss = Own.apply(torch.ones(3, 4, requires_grad=True)).sum()
-    with pytest.raises(UnsupportedError, match=r"no recomputation by torch.utils.checkpoint"):
-        loss.backward()
 
 
 def in_forward(handle_of: list[Addressing], method: str, *args: Any) -> Iterator[nn.Module]:
@@ -378,37 +404,3 @@ def test_an_interrupted_forward_addresses_nothing_after_it() -> None:
         assert all(torch.equal(own, other) for own, other in zip(draws(), plain, strict=True))
     assert dict(handle.state_dict()["runs"]) == {"": 2, "0": 2, "1": 2}
     assert ((model[0](x) != 0).numpy() == keep_mask(call_key(SEED, "0", 0, 2), (50,), 0.5)).all()
-
-
-@pytest.mark.parametrize(
-    "draw",
-    [F.dropout, lambda x: x * torch.rand_like(x), dropkit.nn.TransformerEncoderLayer(4, 1)],
-    ids=["function", "by hand", "several masks"],
-)
-def test_transforms_that_ask_for_masks_of_examples(draw: Any) -> None:
-    class Drawing(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.draw = draw
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.draw(x)
-
-    model, x = Drawing(), torch.ones(3, 5, 4)
-    address(model, SEED)
-    with pytest.raises(UnsupportedError, match=r"one key is for all examples"):
-        torch.vmap(model, randomness="different")(x)
-    same = torch.vmap(model, randomness="same")(x)
-    torch.testing.assert_close(same[0], same[1])
-
-
-def test_transforms_of_calls_with_keys_of_their_own() -> None:
-    class Keyed(nn.Module):
-        def forward(self, x: Tensor, key: Tensor) -> Tensor:
-            return dropkit.functional.dropout(x, 0.5, key=key)
-
-    model, x, keys = Keyed(), torch.ones(3, 50), torch.tensor([4, 5, 6])
-    plain = torch.vmap(model, randomness="different")(x, keys)
-    address(model, SEED)
-    assert torch.equal(torch.vmap(model, randomness="different")(x, keys), plain)
-    assert not torch.equal(plain[0], plain[1])

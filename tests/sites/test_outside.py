@@ -1,5 +1,6 @@
 """Code that runs outside of a model's forward: what is seen there, what is told, and what helps."""
 
+import asyncio
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
@@ -132,3 +133,26 @@ def test_a_generator_inside_a_forward_that_takes_all_of_it_is_seen() -> None:
     assert [(site.name, site.calls) for site in find(model, X)] == [("steps.drop", 2), ("#0", 1), ("#1", 1)]
     with switch(model, "off"):
         assert torch.equal(model(X), X)
+
+
+class Awaiting(nn.Module):
+    """Its body runs when it is awaited."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+
+    async def forward(self, x: Tensor) -> Tensor:
+        await asyncio.sleep(0)
+        return F.dropout(self.drop(x), 0.5, self.training)
+
+
+@pytest.mark.parametrize("opened", OPENED)
+def test_a_forward_that_is_a_coroutine_is_refused(opened: str) -> None:
+    model = Awaiting()
+    with (
+        OPENED[opened](model),
+        pytest.raises(UnsupportedError, match="the forward of Awaiting is a coroutine function"),
+    ):
+        model(X)
+    assert asyncio.run(model(X)).shape == X.shape

@@ -313,6 +313,11 @@ def test_ambiguous_layouts(forward: Any, shape: tuple[int, ...], dim: int, why: 
         ([True], ArgumentTypeError, r"`ids\[0\]`"),
         ("01", ArgumentTypeError, r"`ids` must be a range"),
         (3, ArgumentTypeError, r"`ids` must be a range"),
+        ({100, 9, 50}, ArgumentTypeError, r"`ids` must be a range, a sequence.*got \{.*\(set\)"),
+        ({0: 1}, ArgumentTypeError, r"`ids` must be a range.*\(dict\)"),
+        (iter([0, 1]), ArgumentTypeError, r"`ids` must be a range"),
+        (np.ones(3), ArgumentTypeError, r"`ids` must be of one axis and of an integer type, got 'float64 of shape"),
+        (np.ones((3, 1), dtype=int), ArgumentTypeError, r"`ids` must be of one axis"),
         (torch.ones(3), ArgumentTypeError, r"`ids` must be of one axis and of an integer type"),
         (torch.ones(3, 1).long(), ArgumentTypeError, r"`ids` must be of one axis"),
     ],
@@ -322,13 +327,14 @@ def test_bad_numbers(ids: Any, error: type[Exception], message: str) -> None:
         pass
 
 
-def test_numbers_may_be_tensors() -> None:
+def test_numbers_may_be_tensors_and_arrays() -> None:
     model, x = nn.Sequential(nn.Dropout(0.5)), torch.ones(3, 50)
     address(model)
-    with samples(torch.tensor([2, 0, 5])):
-        found = model(x)
     with samples([2, 0, 5]):
-        assert torch.equal(model(x), found)
+        wanted = model(x)
+    for ids in (torch.tensor([2, 0, 5]), np.array([2, 0, 5]), np.array([2, 0, 5], dtype=np.uint8), (2, 0, 5)):
+        with samples(ids):
+            assert torch.equal(model(x), wanted)
 
 
 def test_inside_a_forward() -> None:

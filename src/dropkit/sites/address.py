@@ -8,7 +8,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
-from torch._functorch.pyfunctorch import VmapInterpreter, retrieve_all_functorch_interpreters
 from torch.nn import Module
 from torch.utils.hooks import RemovableHandle
 
@@ -18,6 +17,7 @@ from dropkit.functional.address import draw_key, signed
 from dropkit.functional.examples import NumberedKey
 from dropkit.random import MASK_VERSION
 from dropkit.sites.addressing.declared import check_patterns
+from dropkit.sites.addressing.drawing import check_batched, check_drawing
 from dropkit.sites.addressing.keys import Keys
 from dropkit.sites.addressing.numbered import numbered, numbered_draw, numbered_key
 from dropkit.sites.addressing.parts import Parts
@@ -198,6 +198,7 @@ class Addressing(Handler):
             UnsupportedError: After `close`, or inside the model's forward.
         """
         where, rule = "Addressing.load_state_dict", "what Addressing.state_dict returned"
+        self._check_open("load_state_dict")
         if not isinstance(state_dict, Mapping):
             raise argument_type_error(where, "state_dict", rule, state_dict)
         if set(state_dict) != set(self.state_dict()):
@@ -232,6 +233,10 @@ class Addressing(Handler):
         """Close it."""
         self.close()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let a copy, or one that is loaded again, be a closed handle: it belongs to no model."""
+        return _closed, (self.seed, self.last_step, dict(self._keys.lasting))
+
     def __repr__(self) -> str:
         """Show the seed, the step, and whether it is closed."""
         return f"Addressing(seed={self.seed}, last_step={self.last_step}{'' if self._is_open else ', closed'})"
@@ -241,10 +246,10 @@ class Addressing(Handler):
         if not call.is_active:
             return call.run()
         if not has_source(call):
-            _check_batched(place)
+            check_batched(place)
         if torch.compiler.is_compiling():
             return replaced(call, key=self._keys.compiled(place, call.input.device), order=place.order)
-        self._check_recomputation()
+        check_drawing()
         key, numbers = self._keys.key(place), current()
         if self._parts is not None:
             return self._parts.dropout(place, call, key, is_recomputing())
@@ -270,10 +275,10 @@ class Addressing(Handler):
         has_source = draw.address or draw.kwargs.get("generator") is not None
         if not draw.has_address or has_source or self._interceptor.is_over():
             return draw.run()
-        _check_batched(draw.place)
+        check_batched(draw.place)
         if torch.compiler.is_compiling():
             return draw.at(self._keys.compiled(draw.place, draw.device))
-        self._check_recomputation()
+        check_drawing()
         key, numbers = self._keys.key(draw.place), current()
         if self._parts is not None:
             return self._parts.draw(draw, key)
@@ -282,10 +287,10 @@ class Addressing(Handler):
     def _drawn_key(self, examples: Tensor) -> Tensor | NumberedKey:
         """Return the key of a layer's masks, whose examples are along axis 0 of a tensor."""
         place = self._interceptor.place()
-        _check_batched(place)
+        check_batched(place)
         if torch.compiler.is_compiling():
             return self._keys.compiled(place, examples.device).to(examples.device)
-        self._check_recomputation()
+        check_drawing()
         key = self._keys.key(place)
         numbers = current() if self._parts is None else self._parts.several(place)
         if numbers is not None:
@@ -326,15 +331,6 @@ class Addressing(Handler):
         with self._keys.drawing_again(), nullcontext() if self._parts is None else self._parts.resumed(state):
             yield
 
-    def _check_recomputation(self) -> None:
-        """Raise where a forward is repeated by something that has not kept where it was."""
-        if torch._C._current_graph_task_id() != -1 and not is_recomputing():
-            raise UnsupportedError(
-                "address: dropout is drawn inside a backward pass that is no recomputation by torch.utils.checkpoint "
-                "of a forward of the addressed model, so its mask could not be that of the forward. Use "
-                "torch.utils.checkpoint, and address the model before the forward."
-            )
-
     def _move(self, method: str, seed: int, step: int, runs: dict[str, int]) -> None:
         self._check_open(method)
         self._check_idle(method)
@@ -362,6 +358,14 @@ def _is_run(pair: object) -> bool:
     return isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)
 
 
+def _closed(seed: int, step: int, runs: dict[str, int]) -> Addressing:
+    """Return a handle that was closed in a step."""
+    handle = Addressing.__new__(Addressing)
+    handle._keys, handle._is_open = Keys(None, 0, seed), False
+    handle._keys.move(seed, step, runs)
+    return handle
+
+
 @while_compiling
 def _warn_of_others() -> bool:
     """Warn if this is one of many processes, whose masks nobody has told apart."""
@@ -374,22 +378,6 @@ def _warn_of_others() -> bool:
             "dropkit.sites.samples(ids)."
         )
     return count > 1
-
-
-def _check_batched(place: Place) -> None:
-    """Raise inside of a `vmap` that asks for masks of examples, for there is one key for all of them."""
-    if torch._C._are_functorch_transforms_active() and _asks_for_different():
-        what = place.name or "the model"
-        raise UnsupportedError(
-            f'address: {what} draws inside torch.vmap(randomness="different"), where one key is for all examples. Ask '
-            'for randomness="same", give the call one key for each example, or call the model on the whole batch.'
-        )
-
-
-@while_compiling
-def _asks_for_different() -> bool:
-    levels = retrieve_all_functorch_interpreters()
-    return any(isinstance(each, VmapInterpreter) and each.randomness() == "different" for each in levels)
 
 
 def _check_plain(model: Module) -> None:

@@ -1,11 +1,12 @@
 """Numbered examples: masks that belong to an example, wherever it stands in whatever batch."""
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -143,8 +144,8 @@ def samples(ids: Sequence[int] | Tensor, dim: int = 0) -> Iterator[None]:
     model that brings the batch's axis elsewhere has no noise of examples, and is refused where the lengths tell.
 
     Args:
-        ids: The examples' numbers, in ``[0, 2**63)``: a range, a sequence or a tensor of integers. Runs of consecutive
-            numbers take one draw each.
+        ids: The examples' numbers, in ``[0, 2**63)``: a range, a sequence, an array or a tensor of integers. Runs of
+            consecutive numbers take one draw each.
         dim: The axis along which the examples lie. Default: 0.
 
     Raises:
@@ -178,7 +179,13 @@ def _checked(ids: object) -> list[int]:
             rule = "of one axis and of an integer type"
             raise argument_type_error("samples", "ids", rule, f"{ids.dtype} of shape {tuple(ids.shape)}")
         ids = ids.tolist()
-    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
+    elif hasattr(ids, "__array__"):
+        ids = np.asarray(ids)
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            rule = "of one axis and of an integer type"
+            raise argument_type_error("samples", "ids", rule, f"{ids.dtype} of shape {ids.shape}")
+        ids = ids.tolist()
+    if isinstance(ids, str | bytes) or not isinstance(ids, Sequence):  # a set or a dict has another order than a batch
         raise argument_type_error("samples", "ids", "a range, a sequence or a tensor of integers", ids)
     numbers = [_NUMBER.check("samples", f"ids[{i}]", number) for i, number in enumerate(ids)]
     if not numbers:

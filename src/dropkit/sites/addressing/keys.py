@@ -39,16 +39,16 @@ class Keys(Counts):
     """The keys of all sites, and the counts of a step that they depend on.
 
     Args:
-        model: The model.
+        model: The model; None where none has them.
         modules: How many modules it has.
         seed: The seed.
     """
 
-    def __init__(self, model: Module, modules: int, seed: int) -> None:
+    def __init__(self, model: Module | None, modules: int, seed: int) -> None:
         super().__init__(_Step(seed, 0))
         self._sites: dict[str, int] = {}
         self._names: dict[int, str] = {}
-        self._model, self._modules = weakref.ref(model), modules
+        self._model, self._modules = (lambda: None) if model is None else weakref.ref(model), modules
         self._table: Any = None  # a Table, once something was compiled
         self._drawn: Tensor | None = None  # the keys of its rows, in the outermost forward
         self._has_drawn = False  # in the outermost forward
@@ -107,9 +107,12 @@ class Keys(Counts):
         """Return the same in compiled code: on a device, or on the CPU."""
         self._has_drawn = True
         row = self._row(place.name, place.path, place.run)
-        if self._drawn is None:
-            self._drawn = self._table.keys()
-        key: Tensor = self._drawn[row]
+        drawn: Any = self._drawn
+        if drawn is None:
+            drawn = self._table.keys()
+            if not torch._C._are_functorch_transforms_active():  # no graph may give out what it made inside of one
+                self._drawn = drawn
+        key: Tensor = drawn[row]
         return key if key.device.type == "cpu" else key.to(device)
 
     def site(self, name: str) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
 from torch.nn import Module
 
+from dropkit.errors import UnsupportedError
 from dropkit.sites.interception import checkpoints
 from dropkit.sites.interception.compiler import while_compiling
 from dropkit.sites.interception.interceptor import Handler, Interceptor
@@ -30,6 +31,8 @@ __all__ = ["Attachment", "Hook", "attached", "attached_to", "keep_turns"]
 class Hook:
     """A hook that belongs to one model: a copy of the model, or one that is loaded again, does without."""
 
+    __name__ = "dropkit"
+
     def __init__(self, act: Callable[..., None], turn: int = 1) -> None:
         self.act = act
         self.turn = turn
@@ -37,6 +40,14 @@ class Hook:
     def __call__(self, module: Module, inputs: Any, *rest: Any) -> None:
         """Act."""
         self.act(module, inputs, *rest)
+
+    @property
+    def __globals__(self) -> dict[str, Any]:
+        """Raise: the compiler of TorchScript asks for it, and has no room for what is done to the model."""
+        raise UnsupportedError(
+            "torch.jit.script: dropkit.sites changes this model, or the one that it is a copy of. Close the handle "
+            "first."
+        )
 
     def __deepcopy__(self, memo: Any) -> "Hook":
         return Hook(_nothing)

@@ -17,7 +17,16 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 from dropkit.sites.interception.telling import warn
 
-__all__ = ["begin_tracing", "called", "end_tracing", "trace", "unwatch", "watch", "while_compiling"]
+__all__ = [
+    "begin_tracing",
+    "called",
+    "check_place",
+    "end_tracing",
+    "trace",
+    "unwatch",
+    "watch",
+    "while_compiling",
+]
 
 # Functions that a mode is told of when they run, but not when they are compiled.
 _UNSEEN = (
@@ -32,6 +41,11 @@ _CHECKPOINT = (
     "dropkit.sites: compiled activation checkpointing of an addressed model would not recompute its masks. Compile the "
     "model without fullgraph=True, and what is checkpointed runs as it was written."
 )
+_BRANCH = (
+    "dropkit.sites: torch.{name} calls a part of an addressed model, and always compiles its functions, where nothing "
+    "can be counted. Call that part before it, or close the handle."
+)
+_BRANCHES = ("cond", "while_loop", "map")
 _plain: list[Callable[..., Any]] = []  # PyTorch's own, while ours is in its place
 _added: list[Callable[..., Any]] = []
 
@@ -82,6 +96,24 @@ def trace(function: Callable[..., Any]) -> None:
     _watch_tracing()
     if function is tag_activation_checkpoint:
         torch._dynamo.graph_break(msg=_CHECKPOINT)
+
+
+def check_place() -> None:
+    """Leave the graph where a forward begins inside of an operator that takes functions, and could not be counted."""
+    name = _operator()
+    if name == tag_activation_checkpoint._name:
+        torch._dynamo.graph_break(msg=_CHECKPOINT)
+    elif name in _BRANCHES:
+        torch._dynamo.graph_break(msg=_BRANCH.format(name=name))
+
+
+@while_compiling
+def _operator() -> str:
+    """Return the name of the innermost operator that takes the function which is being compiled, if one does."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    operator = getattr(InstructionTranslator.current_tx().output.current_tracer, "source_target", None)
+    return getattr(operator, "_name", "")
 
 
 @while_compiling

@@ -184,6 +184,8 @@ class Interceptor(TorchFunctionMode):
         is_compiling = torch.compiler.is_compiling()
         if not is_compiling:
             self.settle()
+        elif self.counts is not None:
+            compiler.check_place()
         if not (self.frames or is_compiling or checkpoints.is_recomputing()):
             self._check_outermost(module, name)
         self._own()

@@ -1,9 +1,9 @@
-"""Code of a model that runs outside of its forward, where nothing is seen: methods, and bodies of generators."""
+"""Code of a model that runs outside of its forward, where nothing is seen: methods, and bodies that run later."""
 
 import sys
 from collections.abc import Mapping
 from dis import get_instructions
-from inspect import isasyncgenfunction, isgeneratorfunction
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
@@ -20,11 +20,18 @@ _MODULE_FILE = Module.__call__.__code__.co_filename
 
 def check_forward(module: Module) -> None:
     """Raise if a module that is called from outside has a forward whose body runs only after it has returned."""
-    if isgeneratorfunction(module.forward) or isasyncgenfunction(module.forward):
+    name, forward = type(module).__name__, module.forward
+    if isgeneratorfunction(forward) or isasyncgenfunction(forward):
         raise UnsupportedError(
-            f"dropkit.sites: the forward of {type(module).__name__} is a generator function, whose body runs after the "
-            "forward has returned, where its dropout is not seen. Make it a part of a module whose forward takes all "
-            "that it yields."
+            f"dropkit.sites: the forward of {name} is a generator function, whose body runs after the forward has "
+            "returned, where its dropout is not seen. Make it a part of a module whose forward takes all that it "
+            "yields."
+        )
+    if iscoroutinefunction(forward):
+        raise UnsupportedError(
+            f"dropkit.sites: the forward of {name} is a coroutine function, whose body runs after the forward has "
+            "returned, where its dropout is not seen. Have it await what it waits for before it calls a module whose "
+            "forward is a plain function."
         )
 
 
