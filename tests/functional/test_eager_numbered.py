@@ -13,7 +13,10 @@ from dropkit.errors import ArgumentError
 from dropkit.functional.eager_numbered import drop, numbered
 from dropkit.functional.examples import NumberedKey
 
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+pytestmark = [
+    pytest.mark.native,
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
+]
 
 Call = Callable[..., Any]
 KEY = 17726000833912956920
