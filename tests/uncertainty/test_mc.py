@@ -143,6 +143,28 @@ def test_nothing_is_changed(training: bool) -> None:
     torch.testing.assert_close(result.mean, mc(model.eval(), 5, seed=0)(x).mean)
 
 
+class Averaging(nn.Module):
+    """Has a parameter that follows what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean, self.layers = nn.Parameter(torch.zeros(4, dtype=torch.float64)), net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.mean.lerp_(x.mean(0), 0.1)
+        return self.layers(x - self.mean)
+
+
+@pytest.mark.filterwarnings("ignore:mc. passes over")  # for each finds what the one before left
+def test_a_parameter_that_a_forward_writes_is_put_back() -> None:
+    model, x = Averaging(), rows()
+    predict = mc(model, 3, seed=0)
+    for _ in range(2):
+        predict(x)
+        assert torch.equal(model.mean, torch.zeros(4, dtype=torch.float64))
+
+
 class Raising(nn.Module):
     def __init__(self) -> None:
         super().__init__()

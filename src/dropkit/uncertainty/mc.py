@@ -15,6 +15,7 @@ from dropkit.sites.interception.checkpoints import uncompiled
 from dropkit.sites.interception.names import runnable
 from dropkit.sites.interception.restoring import restored, set_mode
 from dropkit.sites.interception.telling import warn
+from dropkit.sites.interception.values import version_of
 from dropkit.sites.switching.selection import Selection
 from dropkit.uncertainty.engine.chunks import passes
 from dropkit.uncertainty.engine.inputs import Inputs, signature
@@ -173,6 +174,7 @@ class MonteCarlo:
         self._class_dim, self._keep_samples = class_dim, keep_samples
         self._learned: Learned | None = None
         self._ways: dict[Any, Way] = {}
+        self._copies_parameters = True  # until it is known that forwards leave them alone
 
     @property
     def sites(self) -> Sites:
@@ -229,7 +231,9 @@ class MonteCarlo:
             learned = self._learned = learn(self.model, self._selection, args, kwargs)
         with self._attached(learned) as handler:
             batch = Batch(runnable(self.model), handler, Inputs(args, kwargs), self.masks == "shared", first, step)
+            versions = [version_of(parameter) for parameter in self.model.parameters()]
             running, way = self._run(batch)
+            self._copies_parameters = versions != [version_of(parameter) for parameter in self.model.parameters()]
         if handler.unknown:  # what is taken on these inputs alone, as a branch
             before, self._learned = learned, None
             learned = self._learned = learn(self.model, self._selection, args, kwargs)
@@ -248,7 +252,7 @@ class MonteCarlo:
         handler = Passes(learned.known, learned.chosen, learned.plan, self.seed)
         model = runnable(self.model)
         with ExitStack() as stack:
-            stack.enter_context(restored(model))
+            stack.enter_context(restored(model, self._copies_parameters))
             stack.enter_context(attached(model, handler, is_eager=True))
             stack.enter_context(uncompiled())
             stack.enter_context(torch.no_grad())

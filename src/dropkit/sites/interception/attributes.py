@@ -23,20 +23,25 @@ _HOOKS = frozenset(name for name in vars(Module()) if "hook" in name)
 _LIBRARIES = (sys.stdlib_module_names | {"torch", "numpy", "dropkit"}) - {"types", "collections", "argparse"}
 
 
-def kept_attributes(model: Module) -> Callable[[], None]:
+def kept_attributes(model: Module, copies_parameters: bool = True) -> Callable[[], None]:
     """Note what the modules of a model keep, and return what puts it back.
 
     Names are bound to what they were bound to, so that what a forward first makes is gone again, also a module; lists,
     dicts, sets and deques have their contents, at any depth, and so have tensors, arrays of NumPy, and objects that a
     module keeps; but not objects that those keep. Parameters hold what they held, and where, and are what they were,
     unless they are sharded. Buffers of the model are none of this.
+
+    Args:
+        model: The model.
+        copies_parameters: Whether parameters get their values back; else it is told if one has changed.
     """
-    attributes = _Attributes(model)
+    attributes = _Attributes(model, copies_parameters)
     return attributes.put_back
 
 
 class _Attributes:
-    def __init__(self, model: Module) -> None:
+    def __init__(self, model: Module, copies_parameters: bool) -> None:
+        self._most_of_parameters = _MOST_BYTES if copies_parameters else -1
         self._seen: dict[int, tuple[int, Any]] = {}  # by ids, which must not be used again: 2 as a module's own, else 1
         self._restores: list[Callable[[], None]] = []
         self._bytes = self._parameter_bytes = 0
@@ -128,7 +133,7 @@ class _Attributes:
         if self._is_sharded or not is_plain(parameter):
             return
         size = parameter.numel() * parameter.element_size()
-        if self._parameter_bytes + size > _MOST_BYTES:
+        if self._parameter_bytes + size > self._most_of_parameters:
             self._restores.append(seen_parameter(parameter, lambda: _warn(label, "parameter")))
         else:
             self._parameter_bytes += size

@@ -2,6 +2,7 @@
 
 import random
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
 from copy import copy
@@ -22,14 +23,19 @@ __all__ = ["cloned", "restored", "set_mode"]
 
 
 @contextmanager
-def restored(model: Module) -> Iterator[None]:
+def restored(model: Module, copies_parameters: bool = True) -> Iterator[None]:
     """Put everything back that a forward may change: flags, state of any kind, gradients, generators, counts of runs.
 
     Meanwhile there are no gradients, so that a forward that has a backward pass in it adds to none of the user's.
+
+    Args:
+        model: The model.
+        copies_parameters: Whether parameters get their values back too, which takes a copy of all; else it is told if
+            one has changed.
     """
     with ExitStack() as stack:
         stack.callback(_keep_runs(model))
-        stack.callback(kept_attributes(model))
+        stack.callback(kept_attributes(model, copies_parameters))
         stack.callback(_keep_modules(model))
         stack.callback(_keep_gradients(model))
         for put_back in _keep_generators(model):
@@ -87,6 +93,8 @@ def _keep_generators(model: Module) -> Iterator[Callable[[], None]]:
         yield _kept(numpy.random.get_state, numpy.random.set_state)
     for module in model.modules():
         for value in vars(module).values():
+            if type(value) in _WITHOUT_GENERATORS:
+                continue
             own = getattr_static(value, "generator", value)  # dropkit's layers keep theirs in a box
             if isinstance(own, torch.Generator):
                 yield _kept(own.get_state, own.set_state)
@@ -96,6 +104,10 @@ def _keep_generators(model: Module) -> Iterator[Callable[[], None]]:
                 yield _kept(own.get_state, own.set_state)
             elif numpy is not None and isinstance(own, numpy.random.Generator):
                 yield _kept_bits(own.bit_generator)
+
+
+# What modules have most of, passed by before a look that takes microseconds each.
+_WITHOUT_GENERATORS = frozenset((bool, int, float, str, tuple, list, dict, set, OrderedDict, Tensor, type(None)))
 
 
 def _kept(get: Callable[[], Any], put: Callable[[Any], object]) -> Callable[[], None]:
