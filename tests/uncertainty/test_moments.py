@@ -50,6 +50,18 @@ def in_place(self: Written, x: Tensor) -> Tensor:
     return branch + h
 
 
+def narrowed(self: Written, x: Tensor) -> Tensor:
+    h = drop(self, x, 0.25)
+    first, second = self.layers[2](h), self.layers[2](2 * h)
+    return torch.cat([first, second + h[:, :2], self.layers[2](h), self.layers[1](h)], 1)
+
+
+def narrowed_again(self: Written, x: Tensor) -> Tensor:
+    h = drop(self, x, 0.25)
+    narrow = self.layers[2](h)
+    return torch.cat([narrow, drop(self, h, 0.5)[:, 1:], self.layers[1](h)], 1)
+
+
 def chain(self: Written, x: Tensor) -> Tensor:
     first = drop(self, x, 0.25)
     second = drop(self, first, 0.5)
@@ -67,6 +79,8 @@ WRITTEN = {
     "both_sides": (both_sides, {"#0": (4,), "#1": (4,)}, {"#0": 0.25, "#1": 0.5}),
     "chain": (chain, {"#0": (4,), "#1": (4,)}, {"#0": 0.25, "#1": 0.5}),
     "in_place": (in_place, {"#0": (4,)}, {"#0": 0.25}),
+    "narrowed": (narrowed, {"#0": (4,)}, {"#0": 0.25}),
+    "narrowed_again": (narrowed_again, {"#0": (4,), "#1": (4,)}, {"#0": 0.25, "#1": 0.5}),
     "reshaped": (reshaped, {"#0": (4,)}, {"#0": 0.25}),
 }
 
@@ -171,7 +185,7 @@ def test_linear_networks_are_exact(name: str) -> None:
 def test_both_sides_of_a_connection_are_correlated(name: str) -> None:
     torch.manual_seed(0)
     run, shapes, rates = WRITTEN[name]
-    model = Written(run, nn.Linear(4, 4), nn.Linear(4, 4)).double()
+    model = Written(run, nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)).double()
     assert_exact(model, torch.randn(2, 4).double(), shapes, rates)
 
 

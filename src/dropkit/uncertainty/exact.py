@@ -193,11 +193,13 @@ class _Draw:
         name: Name of its site, and the number of the call.
         shape: Shape of the mask of one example.
         rate: The realised rate.
+        device: Where it is drawn.
     """
 
     name: tuple[str, int]
     shape: tuple[int, ...]
     rate: float
+    device: torch.device
 
     @property
     def units(self) -> int:
@@ -242,7 +244,7 @@ def _draw(name: tuple[str, int], mask: Any, rate: float | None) -> _Draw:
             f"exact: the noise of site {name[0]!r} is no mask with an axis of examples and one rate. "
             "Sample instead: dropkit.uncertainty.mc."
         )
-    return _Draw(name, tuple(mask.shape[1:]), threshold(rate) / 2**32)
+    return _Draw(name, tuple(mask.shape[1:]), threshold(rate) / 2**32, mask.device)
 
 
 def _evaluated(model: Module, sites: Sites, inputs: tuple[Any, ...]) -> Tensor:
@@ -268,7 +270,7 @@ def _chunks(draws: list[_Draw], examples: int) -> Iterator[tuple[Tensor, dict[tu
                 place += draw.units
                 of_units = torch.tensor([draw.rate, 1 - draw.rate], dtype=torch.float64)
                 probabilities *= of_units[kept.long()].prod(1)
-            masks[draw.name] = kept.repeat_interleave(examples, 0).reshape(-1, *draw.shape)
+            masks[draw.name] = kept.to(draw.device).repeat_interleave(examples, 0).reshape(-1, *draw.shape)
         yield probabilities, masks
 
 

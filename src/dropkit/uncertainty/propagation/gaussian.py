@@ -121,7 +121,7 @@ def maximum(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], covariance: Tens
         covariance: Their covariance.
 
     References:
-        Clark (1961), "The greatest of a finite set of random variables", equations 2 to 4.
+        Clark (1961), "The greatest of a finite set of random variables".
     """
     (mean_a, variance_a), (mean_b, variance_b) = a, b
     difference = mean_a - mean_b

@@ -16,7 +16,7 @@ from dropkit.errors import UnsupportedError
 from dropkit.sites.calls.functions import Call, find_call
 from dropkit.sites.interception.names import module_names
 from dropkit.uncertainty.propagation.noise import NOISE
-from dropkit.uncertainty.propagation.rules import ELEMENTWISE, METADATA, RULES
+from dropkit.uncertainty.propagation.rules import LEAVES_FRESH, METADATA, RULES
 from dropkit.uncertainty.propagation.variables import Sources, Variable
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class Propagation(TorchFunctionMode):
         if rule is None:
             raise self._refusal(_name(function), "has no rule for random tensors")
         given, by_name = tree_map(_variable, (args, dict(named)))
-        if function not in ELEMENTWISE:
+        if function not in LEAVES_FRESH:
             for each in handles:
                 self.sources.settle(each.variable)
         try:

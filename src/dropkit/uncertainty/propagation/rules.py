@@ -13,7 +13,7 @@ from dropkit.uncertainty.propagation.gaussian import Response, exponential, piec
 from dropkit.uncertainty.propagation.pooling import max_pooled
 from dropkit.uncertainty.propagation.variables import Sources, Variable
 
-__all__ = ["ELEMENTWISE", "METADATA", "RULES"]
+__all__ = ["LEAVES_FRESH", "METADATA", "RULES"]
 
 _Rule = Callable[..., Any]
 
@@ -99,6 +99,9 @@ _MOVED = (
     "contiguous", "clone", "chunk", "split", "unbind", "select", "narrow", "flip", "expand", "repeat",
     "pixel_shuffle", "channel_shuffle", "__getitem__",
 )  # fmt: skip
+_WEIGHTED = (
+    "linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+)  # fmt: skip
 _CONVERTED = ("to", "float", "double", "type_as", "detach", "cpu", "cuda")
 
 
@@ -121,7 +124,7 @@ def _table() -> Iterator[tuple[Callable[..., Any], _Rule]]:
         yield from ((function, linear.rearranged(function)) for function in _named(name))
     for name in _CONVERTED:
         yield from ((function, linear.converted(function)) for function in _named(name))
-    for name in ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"):
+    for name in _WEIGHTED:
         yield getattr(F, name), linear.weighted(getattr(F, name))
     for names, rule in _ARITHMETIC.items():
         yield from ((function, rule) for function in _named(*names))
@@ -150,8 +153,8 @@ _ARITHMETIC: Mapping[tuple[str, ...], _Rule] = {
 RULES: Mapping[Callable[..., Any], _Rule] = dict(_table())
 """Rules by function: they take the sources, and the call's arguments with variables for random tensors."""
 
-ELEMENTWISE = frozenset(_named(*_CLOSED, *_INTEGRATED))
-"""Those of the functions that leave fresh noise fresh."""
+LEAVES_FRESH = frozenset([*_named(*_CLOSED, *_INTEGRATED), *(getattr(F, name) for name in _WEIGHTED)])
+"""Those of the functions whose rules know what to do with fresh noise."""
 
 _PROPERTIES = ("shape", "ndim", "dtype", "device", "layout", "is_nested", "requires_grad", "is_sparse", "is_cuda",
                "is_quantized", "is_mkldnn")  # fmt: skip

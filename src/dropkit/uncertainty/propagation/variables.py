@@ -25,11 +25,19 @@ class Noise:
 
     Args:
         users: The variables that depend on it by `Variable.fresh`.
-        first: The number of its first source, if it has sources.
+        first: The number of its first source, if each number has one.
+        basis: Directions of the numbers of every example that have sources of their own, as a tensor of shape
+            (B, n, directions) with orthonormal columns, and the number of the first of these; None if there are none.
     """
 
     users: "WeakSet[Variable]" = field(default_factory=WeakSet)
     first: int | None = None
+    basis: tuple[Tensor, int] | None = None
+
+    @property
+    def has_sources(self) -> bool:
+        """Whether some of it has."""
+        return self.first is not None or self.basis is not None
 
 
 class Variable:
@@ -37,8 +45,9 @@ class Variable:
 
     The z are uncorrelated, of mean 0 and variance 1, and shared by all variables of one pass: from them follows how
     two variables are correlated, such as the two sides of a residual connection. The e are uncorrelated with one
-    another and with all else. Noise that so far went through elementwise functions alone is fresh: it takes sources
-    when it meets another function, and one for each element if no other variable depends on it.
+    another and with all else. Noise that so far went through elementwise functions alone is fresh. It takes sources
+    when it meets another function: one for each element if no other variable depends on it, or fewer if what a linear
+    map makes of it has fewer elements.
 
     Args:
         mean: Tensor of shape (B, ...).
@@ -95,6 +104,8 @@ class Variable:
 
     def padded(self, count: int) -> Tensor:
         """Return the factors of so many sources."""
+        if len(self.factors) == count:
+            return self.factors
         found = self.factors.new_zeros((count, *self.mean.shape))
         found[: len(self.factors)] = self.factors
         return found
@@ -149,22 +160,38 @@ class Sources:
             noise.users.add(variable)
 
     def settle(self, variable: Variable) -> None:
-        """Give sources to the fresh noise of a variable; to that which no other depends on, as if it were one."""
-        own = [noise for noise in variable.fresh if noise.first is None and len(noise.users) == 1]
+        """Give sources to the fresh noise of a variable."""
+        self._merge(variable)
+        self._settle(variable, list(variable.fresh))
+
+    def _merge(self, variable: Variable) -> None:
+        """Take fresh noise that no other variable depends on as if it were one."""
+        own = [noise for noise in variable.fresh if not noise.has_sources and len(noise.users) == 1]
         if len(own) > 1:
             merged = sum((variable.fresh.pop(noise).square() for noise in own), variable.mean.new_zeros(()))
-            variable.fresh[Noise()] = merged.sqrt()
+            noise = Noise()
+            variable.fresh[noise] = merged.sqrt()
+            noise.users.add(variable)
+
+    def _settle(self, variable: Variable, noises: list[Noise]) -> None:
+        """Turn factors of noise into factors of sources."""
         size = math.prod(variable.event)
-        for noise in variable.fresh:
+        for noise in noises:
             if noise.first is None:
                 noise.first, self.count = self.count, self.count + size
-        if variable.fresh:
-            variable.factors = variable.padded(self.count)
-        for noise, factor in variable.fresh.items():
-            first = noise.first or 0
-            block = variable.factors[first : first + size].reshape(size, len(factor), size)
-            block.diagonal(dim1=0, dim2=2).copy_(factor.reshape(len(factor), size))
-        variable.fresh = {}
+        if noises:
+            variable.factors = variable.padded(self.count).clone()  # which other variables may have, too
+        for noise in noises:
+            factor = variable.fresh.pop(noise).reshape(-1, 1, size)
+            noise.users.discard(variable)
+            rest = torch.eye(size, dtype=factor.dtype, device=factor.device)
+            if noise.basis is not None:
+                basis, first = noise.basis
+                columns = (basis.mT * factor).movedim(1, 0)
+                variable.factors[first : first + len(columns)] = columns.reshape(-1, *variable.mean.shape)
+                rest = rest - basis @ basis.mT
+            block = slice(noise.first, (noise.first or 0) + size)
+            variable.factors[block] = (rest * factor).movedim(1, 0).reshape(size, *variable.mean.shape)
 
     def transformed(self, variable: Variable, response: Response) -> Variable:
         """Return an elementwise function of a variable, taken for Gaussian; moments are computed in float64."""
@@ -185,12 +212,28 @@ class Sources:
             linear: The map, without an offset.
             squared: The map with the squares of its weights, which maps variances of uncorrelated inputs.
         """
+        self._merge(variable)
+        size, limit = math.prod(mean.shape[1:]), self.limit(mean.shape[1:])
+        narrowed = [
+            noise for noise in variable.fresh
+            if not noise.has_sources and size < math.prod(variable.event) and size <= limit
+        ]  # fmt: skip
+        self._settle(variable, [noise for noise in variable.fresh if noise not in narrowed])
+        made = self._mapped(variable, mean, linear, squared)
+        for noise in narrowed:
+            basis, root = _root(variable.fresh[noise], linear, mean)
+            noise.basis = basis, self.count
+            self.add(made, root)
+        return made
+
+    def _mapped(self, variable: Variable, mean: Tensor, linear: _Linear, squared: _Linear) -> Variable:
+        """Return a linear map of all but the fresh noise."""
         noise = variable.private
         if noise is None:
             return self.variable(mean, columns(linear, variable.factors, mean))
         if math.prod(mean.shape[1:]) <= self.limit(mean.shape[1:]):
             made = self.variable(mean, columns(linear, variable.factors, mean))
-            self.add(made, _root(noise.sqrt(), linear, mean))
+            self.add(made, _root(noise.sqrt(), linear, mean)[1])
             return made
         first = self.count
         self._share(variable, noise, linear)
@@ -246,15 +289,17 @@ def columns(linear: _Linear, factors: Tensor, like: Tensor) -> Tensor:
     return torch.func.vmap(linear)(factors) if len(factors) else factors.new_zeros((0, *like.shape))
 
 
-def _root(deviation: Tensor, linear: _Linear, like: Tensor) -> Tensor:
-    """Return factors of a linear map of uncorrelated noise: as many as the result has elements, and exact."""
+def _root(deviation: Tensor, linear: _Linear, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which directions of uncorrelated noise a linear map depends on, and its factors by them.
+
+    There are as many as its result has elements, at most; all of its covariance is kept.
+    """
     size = math.prod(like.shape[1:])
     transposed = _transposed(linear, deviation)
     units = torch.eye(size, dtype=like.dtype, device=like.device).reshape(size, 1, *like.shape[1:])
-    rows = torch.func.vmap(lambda unit: transposed(unit.expand(like.shape)))(units).flatten(2)
-    values, vectors = torch.linalg.eigh(torch.einsum("ibn,jbn->bij", rows, rows))
-    root = vectors * values.clamp_min(0).sqrt().unsqueeze(1)
-    return root.permute(2, 0, 1).reshape(size, *like.shape)
+    rows = torch.func.vmap(lambda unit: transposed(unit.expand(like.shape)))(units).reshape(size, len(like), -1)
+    basis, root = torch.linalg.qr(rows.permute(1, 2, 0))
+    return basis, root.movedim(1, 0).reshape(-1, *like.shape)
 
 
 def _transposed(linear: _Linear, deviation: Tensor) -> _Linear:
