@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dropkit
-from dropkit.errors import ArgumentTypeError, UnsupportedError
-from dropkit.sites import find
+from dropkit.errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from dropkit.sites import Sites, address, find, record, switch
 from tests.helpers.ids import by_name
 from tests.sites import networks
 from tests.sites.zoo import MODELS
@@ -24,6 +24,65 @@ def test_the_table() -> None:
     assert first.split()[-1].startswith(f"{Path(networks.__file__).name}:")
     assert second.split()[:-1] == ["2", "dropout2d", "0.25", "on", "off", "1", "5x8x1x1", "2,3"]
     assert str(find(nn.Linear(2, 2), torch.ones(2))) == "no site: nothing in this model draws dropout"
+
+
+def test_some_of_the_sites_are_a_table_too() -> None:
+    model = nn.Sequential(nn.Dropout(0.1), nn.Dropout(0.2), nn.Dropout(0.3))
+    found = find(model, torch.ones(5, 8))
+    assert [line.split()[0] for line in str(found[1:]).splitlines()] == ["site", "1", "2"]
+    assert isinstance(found[:0], Sites)
+    assert str(found[:0]) == "no site: nothing in this model draws dropout"
+    assert found[-1].p == 0.3
+
+
+def test_native_dropout_without_a_mode_drops() -> None:
+    """As PyTorch reads it."""
+
+    class Native(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.native_dropout(x, 0.5, None)[0]
+
+    model, x = Native(), torch.ones(20, 20)
+    [site] = find(model, x)
+    assert (site.kind, site.p, site.in_train, site.in_eval) == ("dropout", 0.5, True, True)
+    assert (model(x) == 0).any()
+    with switch(model, "off"):
+        assert torch.equal(model(x), x)
+
+
+class Call(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.5, self.training)
+
+
+class Draw(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (torch.rand_like(x) > 0.5) * 2
+
+
+@pytest.mark.parametrize(("sign", "other"), [("#", Call), ("~", Draw)])
+def test_two_sites_of_one_name_are_refused(sign: str, other: type[nn.Module]) -> None:
+    name = f"x{sign}0"
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleDict({name: nn.Dropout(0.5), "x": other()})
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.parts[name](x) + self.parts["x"](x)
+
+    model, x, message = Both(), torch.ones(3, 4), f"the dropout layer 'parts.{name}' and a call in the module 'parts.x'"
+    with pytest.raises(ArgumentError, match=message):
+        find(model, x)
+    with pytest.raises(ArgumentError, match=message), record(model):
+        model(x)
+    handle = address(model)
+    with pytest.raises(ArgumentError, match=message):
+        model(x)
+    handle.close()
+    with pytest.raises(ArgumentError, match=message), switch(model, "off"):
+        model(x)
 
 
 def test_what_only_looks_like_dropout_and_what_cannot_be_rewritten_is_marked() -> None:
@@ -79,6 +138,16 @@ def test_wrong_calls_raise_what_the_function_raises() -> None:
 
     with pytest.raises(TypeError, match=r"must be Tensor, not str"):
         find(Wrong(), "x")
+
+
+@pytest.mark.parametrize("error", [StopIteration, SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_what_a_forward_raises_goes_on_as_it_is(error: type[BaseException]) -> None:
+    class Raising(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise error
+
+    with pytest.raises(error):
+        find(Raising(), torch.ones(2))
 
 
 def test_wrong_inputs_raise_what_the_model_raises() -> None:

@@ -201,6 +201,10 @@ def test_wrong_masks() -> None:
         ({**fits, "drop": torch.ones(5, 9).bool()}, ArgumentError, r"the mask of 'drop', call 0: .*of shape \(5, 8\)"),
         ({**fits, "drop": torch.ones(5, 8)}, ArgumentTypeError, "the mask of 'drop', call 0: .*a bool tensor"),
         ({**fits, "drop": 7}, ArgumentTypeError, "the mask of 'drop', call 0: .*a tensor"),
+        ({**fits, "drop": None}, ArgumentTypeError, r"`masks\['drop'\]` must be a dense tensor.* got None"),
+        ({**fits, "drop": (None, fits["drop"])}, ArgumentTypeError, r"`masks\['drop'\]` must be a dense .* got None"),
+        ({**fits, "drop": True}, ArgumentTypeError, r"`masks\['drop'\]` must be a dense tensor.* got True"),
+        ({**fits, "drop": fits["drop"].to_sparse()}, ArgumentError, r"must be a dense tensor.*sparse_coo.*to_dense"),
         ({"drop": fits["drop"]}, ArgumentError, "a mask for '#0', call 0"),
         ({**fits, ("drop", 1): fits["drop"]}, ArgumentError, r"all used, got \"?'?no use of 'drop' \(call 1\)"),
         ({**fits, "dropped": fits["drop"]}, ArgumentError, "for sites of the model, got 'dropped'"),
@@ -238,6 +242,19 @@ def test_an_error_of_the_model_is_its_own() -> None:
     with pytest.raises(RuntimeError, match="shapes"), inject(model, {"drop": torch.ones(5, 8).bool()}):
         model(torch.ones(5, 7))
     assert not model._forward_pre_hooks
+
+
+def test_nothing_is_exported_meanwhile() -> None:
+    model, x = Plain(), torch.ones(5, 6)
+    with record(model) as masks:
+        model(x)
+        with pytest.raises(UnsupportedError, match="no program is exported"):
+            torch.export.export(model, (x,))
+    with inject(model, masks):
+        model(x)
+        with pytest.raises(UnsupportedError, match="no program is exported"):
+            torch.export.export(model, (x,))
+    assert not _get_current_function_mode_stack()
 
 
 def test_wrong_arguments() -> None:

@@ -144,3 +144,30 @@ def test_two_threads_at_once() -> None:
     assert results == [True]
     assert not any(module.training for module in model.modules())
     assert not is_on(model)
+
+
+def test_a_forward_in_another_thread_while_the_first_is_learned_raises() -> None:
+    """It would not be switched."""
+    outcomes: list[str] = []  # which, unlike an attribute, the probe does not put back
+
+    class Slow(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if threading.current_thread() is threading.main_thread():
+                other = threading.Thread(target=attempt, args=(self, x))
+                other.start()
+                other.join(10)
+            return F.dropout(x, 0.5, self.training)
+
+    def attempt(model: nn.Module, x: Tensor) -> None:
+        try:
+            model(x)
+        except UnsupportedError as error:
+            outcomes.append(str(error))
+        else:
+            outcomes.append("ran")
+
+    model = Slow().eval()
+    with switch(model, "on"):
+        assert (model(torch.ones(50, 50)) == 0).any()
+    assert len(outcomes) >= 3
+    assert all("two threads" in outcome for outcome in outcomes)

@@ -83,6 +83,11 @@ class Sites(list[Site]):
         super().__init__(sites)
         self.empty = empty
 
+    def __getitem__(self, index: Any) -> Any:
+        """Return a site, or those of a slice, which print as a table too."""
+        found = super().__getitem__(index)
+        return Sites(found, self.empty) if isinstance(index, slice) else found
+
     def __str__(self) -> str:
         heads = ("site", "kind", "p", "train", "eval", "calls", "shape", "shared", "where")
         rows = [heads, *map(_cells, self)]
@@ -146,7 +151,8 @@ def find(model: Module, *args: Any, **kwargs: Any) -> Sites:
         raise argument_type_error("find", "model", "a torch.nn.Module", model)
     model = runnable(model)
     _check_initialised(model)
-    return _merged(*(_recorded(model, training, args, kwargs) for training in (True, False)))
+    runs = [_recorded(model, training, args, kwargs) for training in (True, False)]  # what it raises goes on as it is
+    return _merged(*runs)
 
 
 def _check_initialised(model: Module) -> None:

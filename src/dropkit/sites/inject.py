@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from dropkit._checks import argument_error, argument_type_error
-from dropkit.errors import ArgumentError, ArgumentTypeError
+from dropkit.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from dropkit.functional.address import draw_key, signed
 from dropkit.functional.examples import NumberedKey
 from dropkit.sites.calls.functions import Call
@@ -144,8 +144,19 @@ def _checked(model: Module, masks: Mapping[Any, Any]) -> Masks:
             raise argument_error("inject", "masks", "for sites of the model", name, remedy)
         if (name, call) in found:
             raise argument_error("inject", "masks", "one for each call", (name, call))
+        _check_mask(key, mask)
         found[name, call] = mask
     return found
+
+
+def _check_mask(key: Any, mask: Any) -> None:
+    """Raise where something is neither a mask, nor several, nor a key."""
+    where, rule = f"masks[{key!r}]", "a dense tensor, a tuple of them for a recurrent network, or a key"
+    for part in mask if isinstance(mask, tuple | list) else (mask,):
+        if not isinstance(part, Tensor | NumberedKey) and type(mask) is not int:
+            raise argument_type_error("inject", where, rule, part)
+        if isinstance(part, Tensor) and part.layout not in (torch.strided, torch.jagged):
+            raise argument_error("inject", where, rule, f"one of layout {part.layout}", "Convert it by `to_dense()`.")
 
 
 class _Recorder(Handler):
@@ -181,6 +192,11 @@ class _Recorder(Handler):
             return self.key(self.attachment.interceptor.place(), *args)
         draw = find_draw(function, args, kwargs, self.attachment.interceptor.random_place)
         return function(*args, **kwargs) if draw is None else self.draw(draw)
+
+    def begin(self, module: Module, inputs: Any, named: Any) -> None:
+        """Raise in an export, whose program would have these masks for ever."""
+        if torch.compiler.is_exporting():
+            raise UnsupportedError("dropkit.sites: no program is exported while masks are recorded or injected.")
 
     def key(self, place: Place, *args: Any) -> Tensor | NumberedKey:
         """Note the key that a layer draws."""

@@ -81,6 +81,10 @@ class Call:
     def training(self) -> bool:
         """Whether it is asked to drop."""
         switch = self.function.switch
+        if (
+            self.function.function is torch.native_dropout and self.arguments.get("train") is None
+        ):  # as it is read there
+            return True
         return switch is None or bool(self.arguments.get(switch))
 
     @property

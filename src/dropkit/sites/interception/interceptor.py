@@ -14,8 +14,9 @@ from torch.nn import Module
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
-from dropkit.errors import UnsupportedError
+from dropkit.errors import ArgumentError, UnsupportedError
 from dropkit.sites.calls.functions import Call, find_call
+from dropkit.sites.calls.pools import with_samples
 from dropkit.sites.interception import checkpoints, compiler
 from dropkit.sites.interception.modes import enter_in_turn, is_entered, leave
 from dropkit.sites.interception.names import is_dropout_layer, module_names
@@ -138,7 +139,7 @@ class Interceptor(TorchFunctionMode):
             compiler.trace(func)
         call = find_call(func, args, kwargs or {})
         if call is None:
-            return self.handler.other(func, args, kwargs or {})
+            return self.handler.other(func, args, with_samples(func, args, kwargs or {}, self))
         if not call.has_input or self.is_over():
             return func(*args, **(kwargs or {}))
         return self.handler.dropout(self.place(), self._seen_within(call))
@@ -164,13 +165,20 @@ class Interceptor(TorchFunctionMode):
         frame = self.frames[-1]
         number, frame.functions = frame.functions, frame.functions + 1
         is_plain = number == 0 and frame.name in self._layers  # what compiled code is told, which must not know modules
-        return Place(frame.name if is_plain else f"{frame.name}#{number}", frame, self._number(frame))
+        return self._place(frame.name if is_plain else f"{frame.name}#{number}", frame)
 
     def random_place(self) -> Place:
         """Return the place of the random operator that is being called, and count it."""
         frame = self.frames[-1]
         number, frame.randoms = frame.randoms, frame.randoms + 1
-        return Place(f"{frame.name}~{number}", frame, self._number(frame))
+        return self._place(f"{frame.name}~{number}", frame)
+
+    def _place(self, name: str, frame: Frame) -> Place:
+        if name in self._layers and name != frame.name:
+            what = f"the dropout layer {name!r} and a call in the module {frame.name!r} have one name"
+            remedy = "Rename one of the modules."
+            raise ArgumentError(f"dropkit.sites: {what}, so that nothing can tell them apart. {remedy}")
+        return Place(name, frame, self._number(frame))
 
     def _number(self, frame: Frame) -> int:
         """Return the number of a run since runs were last counted anew."""

@@ -10,18 +10,27 @@ from dropkit.errors import UnsupportedError
 from dropkit.functional import linear_rates
 from dropkit.nn import Dropout, Dropout1d, Dropout2d, Dropout3d, DropPath, LockedDropout
 from dropkit.nn.recurrent_base import RecurrentBase
+from dropkit.sites.placing.branches import correction, find_branches
 from dropkit.sites.placing.flow import Flow, Step, Value
+from dropkit.sites.placing.walks import (
+    depths_of,
+    is_before_batch_norm,
+    is_on_output,
+    mixes,
+    sources,
+    steps_after,
+    steps_before,
+    upstream,
+)
 
 __all__ = [
-    "BATCH_NORM", "CURVED", "PATHS", "RECIPES", "Rates", "Recipe", "Want", "downstream", "is_before_batch_norm",
-    "is_on_output", "upstream",
+    "BATCH_NORM", "CURVED", "PATHS", "RECIPES", "Rates", "Recipe", "Want",
 ]  # fmt: skip
 
 ELEMENTWISE = ("dropout", "alpha_dropout", "mask")
 CHANNELS = ("dropout1d", "dropout2d", "dropout3d", "feature_dropout", "feature_alpha_dropout", "channel_mask")
 PATHS = ("drop_path", "skip_path")
 CURVED = ("tanh", "sigmoid", "gelu", "silu", "elu", "selu", "softplus", "softmax", "mish", "hardswish", "exp", "log")
-_SUMS = ("add", "iadd", "radd", "matmul", "rmatmul", "bmm", "einsum")
 _NOUNS = {"recurrent": "recurrent network", "dense": "dense layer"}
 _ATTENTION = ("scaled_dot_product_attention", "multi_head_attention")
 
@@ -105,75 +114,6 @@ class Recipe:
             )
 
 
-def upstream(value: Value) -> Iterator[Step]:
-    """Yield the steps before a value, as long as each has but one input and has no weights: dropout, too."""
-    step = value.step
-    while step is not None and step.kind in ("other", "dropout", "softmax") and len(step.inputs) == 1:
-        yield step
-        step = step.inputs[0].step
-
-
-def sources(value: Value) -> set[Step]:
-    """Return the last layers before a value on all ways that lead to it."""
-    return {step for step in _before(value, through_layers=False) if step.is_layer}
-
-
-def _before(value: Value, *, through_layers: bool) -> set[Step]:
-    found: set[Step] = set()
-    waiting = [value]
-    while waiting:
-        step = waiting.pop().step
-        if step is not None and step not in found:
-            found.add(step)
-            if through_layers or not step.is_layer:
-                waiting += step.inputs
-    return found
-
-
-def _after(
-    value: Value, is_end: Callable[[Step], bool], *, is_by_numbers: bool = False
-) -> tuple[list[Step], set[Value]]:
-    """Return the steps and values behind a value, up to such as are an end; perhaps not by lengths and indices."""
-    steps: dict[Step, None] = {}  # in order
-    values: set[Value] = set()
-    waiting = [value]
-    while waiting:
-        current = waiting.pop()
-        values.add(current)
-        for step in current.readers:
-            if step not in steps:
-                steps[step] = None
-                made = [output for output in step.outputs if output.is_floating or not is_by_numbers]
-                waiting += [] if is_end(step) else made
-    return list(steps), values
-
-
-def downstream(value: Value) -> list[Step]:
-    """Return what drops behind a value, before anything else mixes it."""
-    return [step for step in _after(value, _mixes)[0] if step.kind == "dropout"]
-
-
-def is_before_batch_norm(value: Value) -> bool:
-    """Tell whether a BatchNorm stores statistics of what is made of a value."""
-    steps, _ = _after(value, lambda step: False)
-    return any(step.kind == "batch_norm" for step in steps)
-
-
-def is_on_output(value: Value, flow: Flow) -> bool:
-    """Tell whether a value is what the model returns, up to its shape and pointwise functions."""
-    steps, values = _after(value, _makes_up)
-    return not any(map(_makes_up, steps)) and any(output in values for output in flow.outputs)
-
-
-def _makes_up(step: Step) -> bool:
-    """Tell whether a step adds something to what it reads, weighs it or normalises it."""
-    return step.is_layer or step.kind in ("norm", "batch_norm") or (len(step.inputs) > 1 and step.name in _SUMS)
-
-
-def _mixes(step: Step) -> bool:
-    return step.is_layer or step.kind in ("sum", "norm", "batch_norm") or len(step.inputs) > 1
-
-
 def _mixes_numbers(step: Step) -> bool:
     """Tell whether a step mixes more than lengths and indices with what it reads, as packing does."""
     numbers = [value for value in step.inputs if value.is_floating]
@@ -195,7 +135,9 @@ def _srivastava(flow: Flow, rates: Rates) -> Iterator[Want]:
 def _last_dense(flow: Flow) -> list[Step]:
     """Return the dense layers behind which there is no other layer."""
     ends = [step for step in flow.kind("dense") if step.inputs and sources(step.inputs[0])]
-    return [step for step in ends if not any(after.is_layer for after in _after(step.outputs[0], lambda s: False)[0])]
+    return [
+        step for step in ends if not any(after.is_layer for after in steps_after(step.outputs[0], lambda s: False)[0])
+    ]
 
 
 def _cnn(flow: Flow, rates: Rates) -> Iterator[Want]:
@@ -208,9 +150,11 @@ def _cnn(flow: Flow, rates: Rates) -> Iterator[Want]:
             found = dropped or ([] if step in last else _map_before(step.inputs[0]))
             maps += [(value, None) for value in found[:1]]
     kept = [pair for pair in maps if not is_before_batch_norm(pair[0])]
-    for number, (value, reader) in enumerate(kept):
-        low, high = rates["channels"]
-        p = low + (high - low) * number / max(len(kept) - 1, 1) if len(kept) > 1 else high
+    depths = depths_of(flow)
+    ranks = sorted({depths.get(value, 0) for value, _ in kept})
+    low, high = rates["channels"]
+    for value, reader in kept:
+        p = low + (high - low) * ranks.index(depths.get(value, 0)) / (len(ranks) - 1) if len(ranks) > 1 else high
         convolution = reader if reader is not None else next(iter(sources(value)))
         layer = _LAYERS[convolution.name[-2:]]
         yield Want("channels", p, value, reader, layer, CHANNELS, ELEMENTWISE, "channels of a map, more with depth")
@@ -258,7 +202,7 @@ def _rnn(flow: Flow, rates: Rates) -> Iterator[Want]:
             why = "one mask for all steps, between layers"
             yield Want("between", rates["between"][1], step.outputs[0], None, locked, kinds, wrong, why, module)
         value = next((v for v in [step.outputs[0], *_views(step.outputs[0])] if _leaves(v, module)), step.outputs[0])
-        readers = _after(value, _mixes_numbers, is_by_numbers=True)[0]
+        readers = steps_after(value, _mixes_numbers, is_by_numbers=True)[0]
         ends = [reader for reader in readers if _mixes_numbers(reader)]
         if not ends and not is_on_output(value, flow):
             why = "nothing reads them, and states stay whole"
@@ -287,12 +231,13 @@ def _transformer(flow: Flow, rates: Rates) -> Iterator[Want]:
             yield Want("attention", p, step.outputs[0], None, Dropout, (), (), "attention weights", site=step)
         else:
             yield Want("attention", p, step.outputs[0], None, Dropout, ELEMENTWISE, (), "attention weights")
-    for _, branch in _branches(flow):
+    for _, branch in find_branches(flow):
         yield Want("sublayer", rates["sublayer"][1], branch, None, Dropout, ELEMENTWISE, (), "output of a sub-layer")
-    sums = {step for step, _ in _branches(flow)}
-    ends = {source for _, branch in _branches(flow) for source in sources(branch)}
-    for step in (step for step in flow.kind("dense") if step in ends):
-        between = _before(step.inputs[0], through_layers=False)
+    sums = {step for step, _ in find_branches(flow)}
+    ends = {source for _, branch in find_branches(flow) for source in sources(branch)}
+    corrections = {layer for joint in flow.kind("sum") for layer in correction(joint)}
+    for step in (step for step in flow.kind("dense") if step in ends - corrections):
+        between = steps_before(step.inputs[0], through_layers=False)
         before = {source.kind for source in between if source.is_layer}
         if before == {"dense"} and not any(joint in sums or _joins(joint) for joint in between):
             yield _elementwise("feed_forward", rates["feed_forward"][1], step, "inside the feed-forward")
@@ -308,50 +253,15 @@ def _attention_weights(flow: Flow) -> list[Step]:
     written = [
         step
         for step in flow.kind("softmax")
-        if any(after.name in ("matmul", "bmm", "einsum") for after in _after(step.outputs[0], _mixes_or_multiplies)[0])
+        if any(
+            after.name in ("matmul", "bmm", "einsum") for after in steps_after(step.outputs[0], _mixes_or_multiplies)[0]
+        )
     ]
     return [step for step in flow.steps if step in written or step.draws in _ATTENTION]
 
 
 def _mixes_or_multiplies(step: Step) -> bool:
-    return _mixes(step) or step.name in ("matmul", "bmm", "einsum")
-
-
-def _depths(flow: Flow) -> dict[Value, int]:
-    """Return how many layers there are before each value, on the longest way."""
-    depths = dict.fromkeys(flow.inputs, 0)
-    for step in flow.steps:
-        deepest = max((depths.get(value, 0) for value in step.inputs), default=0)
-        depths |= dict.fromkeys(step.outputs, deepest + step.is_layer)
-    return depths
-
-
-def _branches(flow: Flow) -> list[tuple[Step, Value]]:
-    """Return every sum of a shortcut and a branch, and the branch: what has more layers behind it."""
-    depths, found = _depths(flow), []
-    for step in flow.kind("sum"):
-        if len(step.inputs) != 2 or step.inputs[0].shape != step.inputs[1].shape:
-            continue
-        short, branch = sorted(step.inputs, key=lambda value: depths.get(value, 0))
-        is_deeper = depths.get(short, 0) < depths.get(branch, 0)
-        is_score = any(after.kind == "softmax" for after in step.outputs[0].readers)
-        if is_deeper and not is_score and short.is_floating and _meet(short, branch):
-            found.append((step, branch))
-    return found
-
-
-def _meet(short: Value, branch: Value) -> bool:
-    """Tell whether a branch begins where its shortcut does: there, or behind one layer of the shortcut's own."""
-    before = _before(branch, through_layers=True)
-    starts = {short, *_chain(short)}
-    for source in _before(short, through_layers=False):
-        if source.is_layer:
-            starts |= {start for value in source.inputs for start in (value, *_chain(value))}
-    return any(reader in before for start in starts for reader in start.readers)
-
-
-def _chain(value: Value) -> list[Value]:
-    return [step.inputs[0] for step in upstream(value)]
+    return mixes(step) or step.name in ("matmul", "bmm", "einsum")
 
 
 def _block(path: str) -> str:
@@ -362,7 +272,7 @@ def _block(path: str) -> str:
 
 
 def _vit(flow: Flow, rates: Rates) -> Iterator[Want]:
-    branches = _branches(flow)
+    branches = find_branches(flow)
     blocks = list(dict.fromkeys(_block(step.path) for step, _ in branches))
     if not blocks:
         raise UnsupportedError(

@@ -9,16 +9,8 @@ from torch.nn import Module
 from dropkit.nn import Dropout, LockedDropout
 from dropkit.sites.placing.flow import Flow, Knob, Port, Step, Value
 from dropkit.sites.placing.places import BetweenLayers, Change, Placement, RateChange
-from dropkit.sites.placing.recipes import (
-    BATCH_NORM,
-    CURVED,
-    PATHS,
-    Want,
-    downstream,
-    is_before_batch_norm,
-    is_on_output,
-    upstream,
-)  # fmt: skip
+from dropkit.sites.placing.recipes import BATCH_NORM, CURVED, PATHS, Want
+from dropkit.sites.placing.walks import downstream, is_before_batch_norm, is_on_output, upstream
 
 __all__ = ["Planned", "Resolution"]
 
@@ -160,6 +152,11 @@ class Resolution:
         why = "it shares its layer with places of other rates, and gets one of its own"
         for step in steps:
             is_used = self._users.pop(step, None) is not None
+            if not step.inputs and step.p and step not in self._targets:
+                self._row(
+                    step, 0.0, "it shares its layer with places of other rates, and no module makes what it drops from"
+                )
+                continue
             if step not in self._targets and step.p and step.draws == "dropout":
                 want = Want("kept", step.p, step.inputs[0], None, Dropout, (), (), "as it was, in a layer of its own")
                 self._ports |= self._all_ports([want])
