@@ -74,7 +74,9 @@ def test_all_sites_of_all_models_run_on_the_kernels(model: Model) -> None:
     rewritable = [site for site in rewritable if site.p is not None]  # not dropkit's own networks
     if rewritable:
         assert watch.own >= len(rewritable)
-        assert all(not one.reason for one in handle.report() if one.calls)  # none is known of TorchScript
+        kinds = {site.kind for site in model.sites}
+        # None is known of TorchScript, and random numbers are not replaced.
+        assert all(not one.reason for one in handle.report() if one.calls and one.kind in kinds)
     assert watch.stock == 0 or not rewritable
     assert plain.stock + plain.own >= watch.own
     assert keys == list(network.state_dict())
@@ -332,3 +334,24 @@ def test_wrong_arguments() -> None:
         accelerate("model")  # type: ignore[arg-type]
     with pytest.raises(ArgumentTypeError, match="accelerate: `verbose`"):
         accelerate(Plain(), verbose=1)  # type: ignore[arg-type]
+
+
+def test_masks_by_hand_are_left_alone_and_told() -> None:
+    class DropPath(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * x.new_empty(len(x), 1).bernoulli_(0.5) / 0.5 if self.training else x
+
+    model, x = nn.Sequential(nn.Dropout(0.1), DropPath()), torch.ones(20, 4)
+    with accelerate(model) as handle:
+        model(x)
+        model.eval()(x)
+        torch.rand(3)
+    reason = "random numbers, of which the model may make a mask by hand"
+    assert [(row.path, row.kind, row.p, row.calls, row.reason) for row in handle.report()] == [
+        ("0", "dropout", 0.1, 1, ""),
+        ("1", "bernoulli_", None, 1, reason),
+    ]
+    assert str(handle.report()).splitlines()[2].endswith(f"?    1      PyTorch: {reason}")
+    with accelerate() as handle:
+        torch.rand(3)
+    assert not handle.report()

@@ -337,3 +337,24 @@ def test_a_parameter_that_does_not_change_is_nothing_to_tell(most: int, monkeypa
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         find(Moving(lambda owner: void(owner.held + 1)), X)
+
+
+class Dropped(nn.Module):
+    """Drops from a weight."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return F.dropout(weight, 0.5, self.training)
+
+
+def test_a_cache_of_parametrized_weights_neither_hides_a_site_nor_keeps_what_is_dropped() -> None:
+    layer, x = nn.Linear(8, 8), torch.ones(3, 8)
+    nn.utils.parametrize.register_parametrization(layer, "weight", Dropped())
+    model = nn.Sequential(layer).eval()
+    expected = model(x)
+    for is_cached in (False, True):
+        with nn.utils.parametrize.cached():
+            if is_cached:
+                model(x)
+            assert [site.p for site in find(model, x)] == [0.5]
+            assert torch.equal(model(x), expected)
+    assert not nn.utils.parametrize._cache

@@ -171,3 +171,13 @@ def test_a_forward_in_another_thread_while_the_first_is_learned_raises() -> None
         assert (model(torch.ones(50, 50)) == 0).any()
     assert len(outcomes) >= 3
     assert all("two threads" in outcome for outcome in outcomes)
+
+
+def test_where_nothing_surely_is_dropout_what_may_be_is_told() -> None:
+    class Labels(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * (torch.rand(len(x), 1) > 0.1)
+
+    model = nn.Sequential(Labels())
+    with switch(model, "off"), pytest.warns(UserWarning, match="nothing in this model surely is dropout.* alone: 0~0"):
+        model(X)

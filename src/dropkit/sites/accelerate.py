@@ -20,11 +20,11 @@ __all__ = ["Acceleration", "Replaced", "Report", "accelerate"]
 
 @dataclass
 class Replaced:
-    """Calls of one kind in one module that draw dropout; of one rate, where no model is known.
+    """Calls of one kind in one module that draw dropout, or what may be a mask; of one rate, where no model is known.
 
     Args:
         path: Name of the module whose forward draws; empty where no model is known.
-        kind: What draws, as in lists of sites.
+        kind: What draws, as in lists of sites; or a random operator.
         p: Probability of dropping, at the last call; None where it is not known.
         calls: How often it was called.
         reason: Why it runs on PyTorch's own operations; empty if it runs on dropkit's kernels.
@@ -72,7 +72,8 @@ def accelerate(model: Module | None = None, *, verbose: bool = False) -> "Accele
     Layers, functions, attention and recurrent networks draw from the same distribution as before, by PyTorch's
     generator, so that `torch.manual_seed` repeats a run; the masks are others. The model's code, its `state_dict` and
     the classes of its modules stay as they are, and so does what runs in evaluation mode or is compiled, and whatever
-    dropkit's kernels do not take: tensors on other devices, nested and sparse ones.
+    dropkit's kernels do not take: tensors on other devices, nested and sparse ones. Masks that the model makes by hand,
+    such as those of other libraries' DropPath, are left alone; the report lists the random numbers of a model.
 
     Args:
         model: The model, wrapped or not. Default: whatever runs within the ``with`` statement.

@@ -267,6 +267,9 @@ class Switch(Rewriting):
                 raise self._selection.mismatch("switch", sites.values())
             if self.mode == "on":
                 warn("switch: nothing in this model drops, so there is nothing to switch on.")
+            elif self.mode == "off" and probe.sites:
+                names = ", ".join(probe.sites)
+                warn(f"switch: nothing in this model surely is dropout; what only may be is left alone: {names}.")
         plan = planned(probe, self.mode, chosen) if chosen and self.mode != "auto" else Plan(names=probe.names)
         if plan.stuck:
             names = ", ".join(f"{name} ({sites[name].kind})" for name in sites if name in plan.stuck)

@@ -19,7 +19,7 @@ from dropkit.random.layout import layout
 from dropkit.sites.handwritten.values import Discrete, Uniform, Values, constant
 from dropkit.sites.interception.places import Frame, Place
 
-__all__ = ["RANDOM", "Draw", "drawn", "find_draw", "is_random"]
+__all__ = ["MASKING", "RANDOM", "Draw", "drawn", "find_draw", "is_random"]
 
 _OPERATORS = {
     torch: (
@@ -254,6 +254,10 @@ _VALUES: Mapping[str, Callable[[Draw], Values | None]] = MappingProxyType(
         **dict.fromkeys(("randint", "randint_like", "random_"), _integer_values),
     }
 )
+
+
+MASKING: Mapping[Callable[..., Any], str] = {function: name for function, name in RANDOM.items() if name in _VALUES}
+"""Those random operators that masks are made of, with their names."""
 
 
 @overridable

@@ -16,6 +16,7 @@ import dropkit.functional as ours
 from dropkit.functional.eager import is_plain
 from dropkit.sites.calls.functions import FUNCTIONS, find_call
 from dropkit.sites.calls.replacement import refusal, replaced
+from dropkit.sites.handwritten.draws import MASKING
 from dropkit.sites.interception.attachment import Hook
 from dropkit.sites.interception.interceptor import is_running
 from dropkit.sites.interception.modes import enter_in_turn, is_entered, leave
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["ReplacingMode", "Running"]
 
 _STOCK = frozenset(function for function, row in FUNCTIONS.items() if row.key is None)
+_SEEN = _STOCK | MASKING.keys()
+_BY_HAND = "random numbers, of which the model may make a mask by hand"
 
 
 class _Thread(threading.local):
@@ -78,15 +81,19 @@ class ReplacingMode(TorchFunctionMode):
     ) -> Any:
         """Run a call of PyTorch, on dropkit's kernels if it draws dropout."""
         try:
-            is_dropout = func in _STOCK and not self.thread.is_muted
+            is_seen = func in _SEEN and not self.thread.is_muted
         except TypeError:  # it has no hash
-            is_dropout = False
-        if is_dropout:
+            is_seen = False
+        if is_seen:
             return self._run(func, args, kwargs or {})
         return func(*args, **kwargs) if kwargs else func(*args)
 
     def _run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if torch.compiler.is_compiling():  # whose kernels have dropout in them
+            return function(*args, **kwargs)
+        if function in MASKING:
+            if self.thread.paths:
+                self._note(MASKING[function], None, _BY_HAND)
             return function(*args, **kwargs)
         if function is F.dropout and len(args) == 1:
             p, training = kwargs.get("p", 0.5), kwargs.get("training", True)

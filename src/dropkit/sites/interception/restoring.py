@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn import Module
+from torch.nn.utils import parametrize
 
 from dropkit.sites.interception.attachment import attached_to
 from dropkit.sites.interception.attributes import kept_attributes
@@ -40,6 +41,7 @@ def restored(model: Module, copies_parameters: bool = True) -> Iterator[None]:
         stack.callback(_keep_gradients(model))
         for put_back in _keep_generators(model):
             stack.callback(put_back)
+        stack.callback(_keep_cache())
         devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
         stack.enter_context(torch.random.fork_rng(devices))
         yield
@@ -81,6 +83,16 @@ def _keep_gradients(model: Module) -> Callable[[], None]:
             parameter.grad = gradient
             if parameter.requires_grad != requires_grad:  # else not, for transforms of torch.func forbid it
                 parameter.requires_grad_(requires_grad)
+
+    return put_back
+
+
+def _keep_cache() -> Callable[[], None]:
+    """Let nothing be read from PyTorch's cache of parametrized tensors meanwhile, and nothing stay there."""
+    before, parametrize._cache = parametrize._cache, {}
+
+    def put_back() -> None:
+        parametrize._cache = before
 
     return put_back
 
