@@ -192,7 +192,7 @@ class Interceptor(TorchFunctionMode):
         is_compiling = torch.compiler.is_compiling()
         if not is_compiling:
             self.settle()
-        elif self.counts is not None:
+        elif self.counts is not None and not torch.compiler.is_exporting():  # which handlers refuse
             compiler.check_place()
         if not (self.frames or is_compiling or checkpoints.is_recomputing()):
             self._check_outermost(module, name)
