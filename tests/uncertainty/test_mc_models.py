@@ -224,6 +224,64 @@ def test_what_all_passes_share_comes_from_the_first() -> None:
     assert float(result.std["hidden"].max()) == 0.0 < float(result.std["dropped"].min())
 
 
+class Longer(nn.Module):
+    """Drops more where it is given more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.one, self.other = nn.Linear(8, 8), nn.Dropout(0.5), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(self.first(x))
+        return self.other(x) if x.shape[1] > 3 else x
+
+
+def test_a_site_that_later_inputs_come_to_is_learned_then() -> None:
+    predict = mc(Longer(), 4, seed=0)
+    for length, names in ((2, ["one"]), (5, ["one", "other"]), (2, ["one"])):
+        assert [site.name for site in predict(torch.randn(3, length, 8)).facts["sites"]] == names
+    assert sorted(site.name for site in predict.sites) == ["one", "other"]
+
+
+class Filtered(nn.Module):
+    """Returns as many rows as its dropout leaves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.drop(x)
+        return x[x[:, 0] != 0]
+
+
+@pytest.mark.filterwarnings("ignore:mc. passes over")
+def test_outputs_of_many_shapes_have_no_mean() -> None:
+    with pytest.raises(UnsupportedError, match="that there is no mean over passes"):
+        mc(Filtered(), 20, seed=0)(torch.randn(6, 8))
+
+
+@pytest.mark.parametrize("context", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_whatever_the_mode_of_gradients(context: Any) -> None:
+    model, x = Captured(), torch.randn(6, 5, 8, requires_grad=True)
+    predict = mc(model, 5, seed=0)
+    want = predict(x).mean
+    with context():
+        found = predict(x)
+        again = mc(model, 5, seed=0)(torch.randn(6, 5, 8))
+    assert not found.mean.requires_grad
+    torch.testing.assert_close(found.mean, want)
+    assert (found.facts["engine"], again.facts["engine"]) == ("prefix", "prefix")
+
+
+def test_under_autocast() -> None:
+    model, x = MODELS["encoder"].build(), MODELS["encoder"].inputs()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = mc(model, 5, seed=0)(*x)
+    want = mc(model, 5, seed=0)(*x)
+    torch.testing.assert_close(result.mean.float(), want.mean, rtol=0.1, atol=0.1)
+
+
 def test_the_first_call_alone_runs_the_model_to_learn_it() -> None:
     calls = []
     model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 2))

@@ -174,6 +174,7 @@ class MonteCarlo:
         self._class_dim, self._keep_samples = class_dim, keep_samples
         self._learned: Learned | None = None
         self._ways: dict[Any, Way] = {}
+        self._asked: set[str] = set()  # names of sites that were met, and learned of, later
         self._copies_parameters = True  # until it is known that forwards leave them alone
 
     @property
@@ -193,7 +194,7 @@ class MonteCarlo:
         Returns:
             What the passes tell.
         """
-        return self._predict(args, kwargs, 0, 0)
+        return self._predict(args, kwargs, 0, 0)[0]
 
     def batches(self, loader: Iterable[Any], *, progress: bool = False) -> Result:
         """Predict batch after batch, with masks that do not depend on how examples are batched.
@@ -212,20 +213,22 @@ class MonteCarlo:
         """
         if not isinstance(loader, Iterable) or isinstance(loader, torch.Tensor | str | Mapping):
             raise argument_type_error("MonteCarlo.batches", "loader", "a DataLoader, or another iterable", loader)
-        results, first = [], 0
+        results, first, axis = [], 0, 0
         for number, batch in enumerate(_shown(loader) if progress else loader):
             args, kwargs = _given(batch)
-            results.append(self._predict(args, kwargs, first, number))
-            first += Inputs(args, kwargs).size(0) or 0
+            result, way = self._predict(args, kwargs, first, number)
+            results.append(result)
+            axis = way.axis or 0
+            first += Inputs(args, kwargs).size(axis) or 0
         if not results:
             raise argument_error("MonteCarlo.batches", "loader", "one batch or more", "none")
-        return Result.concatenate(results)
+        return Result.concatenate(results, axis)
 
     def __repr__(self) -> str:
         """Show the model's class, and what was asked for."""
         return f"MonteCarlo({type(self.model).__name__}, n={self.n!r}, task={self.task!r}, seed={self.seed})"
 
-    def _predict(self, args: tuple[Any, ...], kwargs: dict[str, Any], first: int, step: int) -> Result:
+    def _predict(self, args: tuple[Any, ...], kwargs: dict[str, Any], first: int, step: int) -> tuple[Result, Way]:
         learned = self._learned
         if learned is None:
             learned = self._learned = learn(self.model, self._selection, args, kwargs)
@@ -234,22 +237,21 @@ class MonteCarlo:
             versions = [version_of(parameter) for parameter in self.model.parameters()]
             running, way = self._run(batch)
             self._copies_parameters = versions != [version_of(parameter) for parameter in self.model.parameters()]
-        if handler.unknown:  # what is taken on these inputs alone, as a branch
-            before, self._learned = learned, None
-            learned = self._learned = learn(self.model, self._selection, args, kwargs)
-            self._learned = learned.joined(before)
+        if handler.unknown:  # a branch that no inputs before have taken
+            self._asked |= handler.unknown
+            self._learned = learn(self.model, self._selection, args, kwargs).joined(learned)
             return self._predict(args, kwargs, first, step)
         if not handler.fired:
             names = ", ".join(sorted(learned.chosen))
             raise UnsupportedError(f"mc: none of the sites {names} drops on these inputs.")
         fired = Sites(learned.known[name] for name in handler.fired if name in learned.known)
         reached = self._is_reached(running) if self.n == "auto" else None
-        return running.result(seed=self.seed, engine=way.engine, sites=fired, reached=reached)
+        return running.result(seed=self.seed, engine=way.engine, sites=fired, reached=reached), way
 
     @contextmanager
     def _attached(self, learned: Learned) -> Iterator[Passes]:
         """Run the model, meanwhile, as passes want it, and leave all as it was."""
-        handler = Passes(learned.known, learned.chosen, learned.plan, self.seed)
+        handler = Passes(learned.known, learned.chosen, learned.plan, self.seed, self._asked)
         model = runnable(self.model)
         with ExitStack() as stack:
             stack.enter_context(restored(model, self._copies_parameters))

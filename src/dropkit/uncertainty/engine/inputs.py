@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dropkit.sites.interception.restoring import cloned
 from dropkit.uncertainty.engine.pending import Pending, repeated
-from dropkit.uncertainty.engine.tape import Player, Recorder
+from dropkit.uncertainty.engine.tape import MismatchError, Player, Recorder
 from dropkit.uncertainty.results.outputs import flatten
 
 __all__ = ["Inputs", "Output", "signature"]
@@ -119,10 +119,10 @@ class Output:
             copies: How many ran together.
 
         Raises:
-            ValueError: If the output is not that of so many passes.
+            MismatchError: If the output is not that of so many passes.
         """
         if len(self.leaves) != len(one.leaves):
-            raise ValueError("another structure is returned where passes run together")
+            raise MismatchError("another structure is returned where passes run together")
         named = zip(self.names, self.leaves, one.leaves, strict=True)
         return [_split(name, wide, single, copies) for name, wide, single in named]
 
@@ -130,14 +130,14 @@ class Output:
 def _split(name: str, wide: Any, single: Any, copies: int) -> Tensor | None:
     if not isinstance(wide, Tensor) or not isinstance(single, Tensor) or type(wide) is Pending:
         return None
-    if copies == 1 and wide.shape == single.shape:
+    if copies == 1:
         return wide.unsqueeze(0)
     if wide.shape == single.shape:
         return None
     if wide.dim() != single.dim():
-        raise ValueError(f"{name} has other axes where passes run together")
+        raise MismatchError(f"{name} has other axes where passes run together")
     longer = [axis for axis in range(wide.dim()) if wide.shape[axis] != single.shape[axis]]
     if len(longer) != 1 or single.shape[longer[0]] * copies != wide.shape[longer[0]]:
-        raise ValueError(f"{name} has other lengths where passes run together")
+        raise MismatchError(f"{name} has other lengths where passes run together")
     [axis] = longer
     return wide.unflatten(axis, (copies, single.shape[axis])).movedim(axis, 0)

@@ -51,13 +51,16 @@ class Passes(Rewriting):
         chosen: Names of those that drop.
         plan: What makes the others that have to be on.
         seed: The seed.
+        asked: Names of sites that are known as well as they can be, if not among those.
     """
 
     interceptor: Interceptor
 
-    def __init__(self, known: Mapping[str, Site], chosen: set[str], plan: Plan, seed: int) -> None:
+    def __init__(
+        self, known: Mapping[str, Site], chosen: set[str], plan: Plan, seed: int, asked: frozenset[str] | set[str]
+    ) -> None:
         super().__init__("on", known, chosen, plan)
-        self.seed = seed
+        self.seed, self._asked = seed, asked
         self.drawing = Drawing(0, (1,), None)
         self.fired: dict[str, int] = {}  # how often sites have dropped in the last forward
         self.has_parted = False  # whether anything was drawn in it, so that passes differ
@@ -70,8 +73,9 @@ class Passes(Rewriting):
 
     def dropout(self, place: Place, call: Call) -> Any:
         """Run a call with the masks of its passes, if it drops."""
-        if renamed(place, self.plan.names) not in self.known and call.switched(True).is_active:
-            self.unknown.add(place.name)
+        name = renamed(place, self.plan.names)
+        if name not in self.known and name not in self._asked and call.switched(True).is_active:
+            self.unknown.add(name)
         call = self.wanted(place, call)
         if not call.is_active:
             return self._through(call.function.function, *call.parts())

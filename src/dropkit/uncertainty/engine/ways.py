@@ -12,7 +12,7 @@ from dropkit.errors import ArgumentError, UnsupportedError
 from dropkit.sites.samples import Numbers
 from dropkit.uncertainty.engine.inputs import Inputs, Output
 from dropkit.uncertainty.engine.passes import Drawing, Passes
-from dropkit.uncertainty.engine.tape import Player, Recorder, Reel, Tape
+from dropkit.uncertainty.engine.tape import MismatchError, Player, Recorder, Reel, Tape
 
 __all__ = ["Batch", "Way", "found"]
 
@@ -193,7 +193,7 @@ def _difference(output: Output, plain: list[Output]) -> str:
     """Return in what passes that ran together differ from single ones; empty if in nothing but rounding."""
     try:
         passes = output.passes(plain[0], len(plain))
-    except ValueError as error:
+    except MismatchError as error:
         return str(error)
     for position, values in enumerate(passes):
         expected = [single.leaves[position] for single in plain]
