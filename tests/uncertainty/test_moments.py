@@ -239,7 +239,7 @@ def test_a_trained_network_is_near_sampling(hidden: tuple[int, ...], p: float) -
 @pytest.mark.parametrize("hidden", [(50,), (50, 50)], ids=["one_layer", "two_layers"])
 def test_standard_deviations_are_within_fifteen_percent(hidden: tuple[int, ...], p: float) -> None:
     inputs, targets, test = diabetes()
-    row = compare("", trained(p, hidden, inputs, targets, epochs=200), test, passes=10_000)
+    row = compare("", trained(p, hidden, inputs, targets, epochs=100), test, passes=10_000)
     assert row.error < 0.15
     assert row.median < 0.15
     assert row.error < row.sampled_error  # that of 50 passes
@@ -275,6 +275,30 @@ def test_a_rank_keeps_variances_of_a_convolution() -> None:
     assert errors[-1] == (0.0, 0.0)
     assert [share for share, _ in errors] == sorted((share for share, _ in errors), reverse=True)
     assert errors[2][1] < errors[0][1]
+
+
+def test_wide_vectors_are_like_feature_maps() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Dropout(0.25), nn.Linear(2500, 2100), nn.Linear(2100, 2)).double()
+    x = torch.randn(1, 2500).double()
+    found = moments(model)(x)
+    weight = model[2].weight @ model[1].weight
+    expected = ((x**2 / 3) @ (weight**2).T).detach()
+    assert 0 < found.error < 1
+    assert float((found.variance / expected - 1).abs().max()) < 0.25
+    torch.testing.assert_close(moments(model, rank=4000)(x).variance, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_narrow_types_are_near_wide_ones(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(1, 4, 3), nn.Dropout(0.25), nn.Conv2d(4, 4, 3), nn.GELU(), nn.Flatten(), nn.Linear(64, 2)
+    model = nn.Sequential(*layers).double()
+    x = torch.randn(3, 1, 8, 8).double()
+    expected, found = moments(model)(x), moments(copy.deepcopy(model).to(dtype))(x.to(dtype))
+    assert found.std.dtype == dtype
+    tolerance = torch.finfo(dtype).eps * 8
+    torch.testing.assert_close(found.std.double(), expected.std, rtol=tolerance, atol=tolerance)
 
 
 def test_sources_beyond_the_rank_are_compressed() -> None:

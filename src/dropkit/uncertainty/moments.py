@@ -77,7 +77,8 @@ def moments(model: Module, *, rank: int | None = None) -> "MomentPropagation":
 
     Args:
         model: The model, in either mode; it is left as it was. Axis 0 of its inputs counts examples.
-        rank: Most sources that a tensor of more elements has. Default: 32 for feature maps, no limit for vectors.
+        rank: Most sources that a tensor of more elements has. Default: 32 for feature maps, and for vectors of more
+            than 2048 elements; up to that their covariance is full, and takes memory for its square.
 
     Returns:
         A callable that takes what the model takes, and returns `Moments` of its output, in its structure.

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from dropkit.uncertainty.propagation.gaussian import Response
 
-__all__ = ["FEATURE_MAP_RANK", "Sources", "Variable", "columns"]
+__all__ = ["FEATURE_MAP_RANK", "VECTOR_RANK", "Noise", "Sources", "Variable", "columns"]
 
-FEATURE_MAP_RANK = 32
+FEATURE_MAP_RANK, VECTOR_RANK = 32, 2048
 _SWEEPS = 2  # of subspace iteration
 _Linear = Callable[[Tensor], Tensor]
 
@@ -116,8 +116,8 @@ class Sources:
     """What all variables of one pass share: how many sources there are, and how many there may be.
 
     Args:
-        rank: Most sources that a variable of more elements than that has; None for no limit on vectors, and
-            `FEATURE_MAP_RANK` on feature maps, which are tensors of three axes or more.
+        rank: Most sources that a variable of more elements than that has; None for `FEATURE_MAP_RANK` on feature maps,
+            which are tensors of three axes or more, and for `VECTOR_RANK` elements that vectors may have.
         where: Tells which module runs.
     """
 
@@ -127,11 +127,11 @@ class Sources:
     neglected: dict[str, float] = field(default_factory=dict)
     _live: WeakSet[Variable] = field(default_factory=WeakSet)
 
-    def limit(self, event: torch.Size) -> float:
-        """Return how many sources a variable of this shape may have, if it has more elements than that."""
+    def limit(self, event: torch.Size) -> int:
+        """Return how many elements a variable of this shape may have whose noise takes sources for each."""
         if self.rank is not None:
             return self.rank
-        return math.inf if len(event) < 2 else FEATURE_MAP_RANK
+        return VECTOR_RANK if len(event) < 2 else FEATURE_MAP_RANK
 
     def variable(
         self,
@@ -253,13 +253,13 @@ class Sources:
     def _share(self, variable: Variable, noise: Tensor, linear: _Linear) -> None:
         """Turn that part of the private noise into sources which the map makes most of, by subspace iteration."""
         deviation, size = noise.sqrt(), math.prod(variable.event)
-        rank = int(min(self.limit(variable.event), self.limit(torch.Size((1, 1))), size))
+        rank = min(self.rank or FEATURE_MAP_RANK, size)
         generator = torch.Generator().manual_seed(0)  # the user's generators are left alone
         probes = torch.randn((rank, *deviation.shape), generator=generator, dtype=torch.float32).to(deviation)
         transposed = _transposed(linear, deviation)
         for _ in range(_SWEEPS):
             images = torch.func.vmap(lambda x: transposed(linear(deviation * x)))(probes)
-            basis = torch.linalg.qr(images.reshape(rank, len(deviation), size).permute(1, 2, 0)).Q
+            basis, _ = _orthonormal(images.reshape(rank, len(deviation), size).permute(1, 2, 0))
             probes = basis.permute(2, 0, 1).reshape(rank, *deviation.shape)
         shared = deviation * probes
         variable.private = (noise - shared.square().sum(0)).clamp_min(0)
@@ -272,16 +272,16 @@ class Sources:
             return
         for each in self._live:
             self.settle(each)  # as long as sources have their numbers
-        rank, live = int(limit), list(self._live)
+        live = list(self._live)
         flat = [each.padded(self.count).reshape(self.count, len(each.mean), -1) for each in live]
         gram = torch.stack([torch.einsum("kbi,lbi->bkl", each, each) for each in flat]).sum(0)
-        basis = torch.linalg.eigh(gram).eigenvectors[..., -rank:]
+        basis = torch.linalg.eigh(_widened(gram)).eigenvectors[..., -limit:].to(gram)
         for each in live:
             factors = torch.einsum("kb...,bkr->rb...", each.padded(self.count), basis)
             lost = (each.factors.square().sum(0) - factors.square().sum(0)).clamp_min(0)
             each.factors = factors
             each.private = lost if each.private is None else each.private + lost
-        self.count = rank
+        self.count = limit
 
 
 def columns(linear: _Linear, factors: Tensor, like: Tensor) -> Tensor:
@@ -298,7 +298,7 @@ def _root(deviation: Tensor, linear: _Linear, like: Tensor) -> tuple[Tensor, Ten
     transposed = _transposed(linear, deviation)
     units = torch.eye(size, dtype=like.dtype, device=like.device).reshape(size, 1, *like.shape[1:])
     rows = torch.func.vmap(lambda unit: transposed(unit.expand(like.shape)))(units).reshape(size, len(like), -1)
-    basis, root = torch.linalg.qr(rows.permute(1, 2, 0))
+    basis, root = _orthonormal(rows.permute(1, 2, 0))
     return basis, root.movedim(1, 0).reshape(-1, *like.shape)
 
 
@@ -306,3 +306,14 @@ def _transposed(linear: _Linear, deviation: Tensor) -> _Linear:
     """Return the transpose of a linear map of noise with standard deviations."""
     pulled = torch.func.vjp(lambda x: linear(deviation * x), torch.zeros_like(deviation))[1]
     return lambda x: pulled(x)[0]
+
+
+def _orthonormal(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return orthonormal columns that span those of a tensor, and the triangle that makes them these again."""
+    basis, root = torch.linalg.qr(_widened(x))
+    return basis.to(x), root.to(x)
+
+
+def _widened(x: Tensor) -> Tensor:
+    """Return a tensor in a type that decompositions know."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
