@@ -75,3 +75,20 @@ def test_compiled_models_run_as_they_were_written(mesh: DeviceMesh, backend: str
     with pytest.warns(UserWarning, match=r"runs as it was written"):
         kept = torch.compile(model, backend=backend)(x) != 0
     assert (kept.numpy() == keep_mask(call_key(SEED, "0", 0), (4, 40), 0.5)[2:]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["in place", "fullgraph", "wrapped"])
+def test_compiled_parts_run_as_they_were_written(mesh: DeviceMesh, way: str) -> None:
+    torch.compiler.reset()
+    model, x = nn.Sequential(nn.Sequential(nn.Dropout(0.5))), torch.ones(2, 40)
+    if way == "wrapped":
+        model[0] = torch.compile(model[0], backend="eager")
+    else:
+        model[0].compile(backend="eager", fullgraph=way == "fullgraph")
+    address(model, SEED, Workers(mesh, "data"))
+    with pytest.warns(UserWarning, match=r"runs as it was written") as told:
+        kept = model(x) != 0
+    model(x)
+    assert [each.filename for each in told] == [__file__]
+    assert (kept.numpy() == keep_mask(call_key(SEED, "0.0", 0), (4, 40), 0.5)[2:]).all()

@@ -306,7 +306,9 @@ class Addressing(Handler):
         if torch.compiler.is_compiling():
             if module.training:
                 _warn_of_others()
-        elif self._parts is not None:
+            return
+        self._attachment.tell_of_parts(module)
+        if self._parts is not None:
             self._parts.begin(module, inputs, named)
         elif module.training and current() is None and not self._has_warned:
             self._has_warned = _warn_of_others()

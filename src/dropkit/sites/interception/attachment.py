@@ -24,6 +24,7 @@ _UNCOMPILED = (
     "dropkit.sites: where masks are those of numbered examples, or of workers, a model runs as it was written. "
     "Compile it without fullgraph=True."
 )
+_AS_WRITTEN = "dropkit.sites: a compiled model whose masks are those of examples runs as it was written."
 
 __all__ = ["Attachment", "Hook", "attached", "attached_to", "keep_turns"]
 
@@ -80,8 +81,7 @@ class _InterceptorHook(Hook):
         ):
             frames[-1].shield = Shield()
             frames[-1].shield.__enter__()
-            message = "dropkit.sites: a compiled model whose masks are those of examples runs as it was written."
-            warn(message)
+            warn(_AS_WRITTEN)
 
 
 for _function in (_InterceptorHook.__call__, Interceptor.__torch_function__):
@@ -109,7 +109,7 @@ class Attachment:
     """
 
     def __init__(self, model: Module, handler: Handler, is_eager: bool = False) -> None:
-        self._is_eager = is_eager
+        self._is_eager, self._has_told = is_eager, False
         self.interceptor = Interceptor(model, handler)
         enter = _InterceptorHook(self.interceptor.enter, self.interceptor, handler.turn)
         leave = _InterceptorHook(self.interceptor.leave, self.interceptor)
@@ -132,6 +132,15 @@ class Attachment:
         self._hooks = []
         self.interceptor.abandon()
         self._recompile()
+
+    def tell_of_parts(self, module: Module) -> None:
+        """Warn once of parts that were compiled, before an outermost forward that runs as it was written."""
+        interceptor = self.interceptor
+        if self._has_told or interceptor.is_compiled or not interceptor.handler.is_uncompiled:
+            return
+        self._has_told = True
+        if checkpoints.has_compiled_parts(module):
+            warn(_AS_WRITTEN)
 
     def _recompile(self) -> None:
         if not self._is_eager and "torch._dynamo" in sys.modules:

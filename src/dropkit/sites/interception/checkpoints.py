@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn import Module
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils import checkpoint
 
@@ -205,6 +206,18 @@ def _resuming(function: Callable[..., Any], point: _Point) -> Callable[..., Any]
             return function(*args, **kwargs)
 
     return run
+
+
+def has_compiled_parts(module: Module) -> bool:
+    """Tell whether a module that runs as it was written has parts that were compiled for themselves."""
+    if "torch._dynamo" not in sys.modules:
+        return False
+    from torch._dynamo import OptimizedModule
+
+    return any(
+        part is not module and (isinstance(part, OptimizedModule) or part._compiled_call_impl is not None)
+        for part in module.modules()
+    )
 
 
 def _closed_over(function: Callable[..., Any]) -> dict[str, Any]:
