@@ -80,6 +80,8 @@ def test_what_address_refuses(mesh: DeviceMesh) -> None:
     model = nn.Sequential(nn.Dropout(0.5))
     with pytest.raises(ArgumentTypeError, match=r"`workers` must be dropkit.sites.Workers"):
         address(model, SEED, mesh)  # type: ignore[arg-type]  # wrong on purpose
+    with pytest.raises(ArgumentTypeError, match=r"`seed` must be an integer; workers go by their name"):
+        address(model, Workers(mesh))  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(ArgumentError, match=r"each of its patterns matches"):
         address(model, SEED, Workers(mesh, "data", shards={"drop": {"tensor": 1}}))
     with pytest.raises(ArgumentError, match=r"each of its patterns matches"):

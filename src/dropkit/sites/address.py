@@ -1,7 +1,7 @@
 """Addressed models: masks that are a function of seed, place, step and call, and of nothing else."""
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Self
 
@@ -11,16 +11,16 @@ from torch._compile import _disable_dynamo
 from torch.nn import Module
 from torch.utils.hooks import RemovableHandle
 
-from dropkit._checks import KEY, Integer, argument_error, argument_type_error
+from dropkit._checks import KEY, argument_error, argument_type_error
 from dropkit.errors import UnsupportedError
 from dropkit.functional.address import draw_key, signed
 from dropkit.functional.examples import NumberedKey
-from dropkit.random import MASK_VERSION
 from dropkit.sites.addressing.declared import check_patterns
 from dropkit.sites.addressing.drawing import check_batched, check_drawing
 from dropkit.sites.addressing.keys import Keys
 from dropkit.sites.addressing.numbered import numbered, numbered_draw, numbered_key
 from dropkit.sites.addressing.parts import Parts
+from dropkit.sites.addressing.state import STEP, checked_state, state_of
 from dropkit.sites.calls.functions import INFERENCE, Call, find_call
 from dropkit.sites.calls.replacement import has_source, replaced
 from dropkit.sites.handwritten.draws import Draw, find_draw
@@ -36,9 +36,6 @@ from dropkit.sites.samples import current, is_numbering
 from dropkit.sites.workers import Workers
 
 __all__ = ["Addressing", "address"]
-
-_STEP = Integer(0, 2**64 - 1, "[0, 2**64)")
-_COUNT = Integer(0, 2**32, "[0, 2**32]")
 
 
 def address(model: Module, seed: int = 0, workers: Workers | None = None) -> "Addressing":
@@ -89,6 +86,9 @@ def address(model: Module, seed: int = 0, workers: Workers | None = None) -> "Ad
         raise argument_type_error("address", "model", "a torch.nn.Module", model)
     if workers is not None and not isinstance(workers, Workers):
         raise argument_type_error("address", "workers", "dropkit.sites.Workers or None", workers)
+    if isinstance(seed, Workers):
+        rule = "an integer; workers go by their name, address(model, seed=..., workers=...)"
+        raise argument_type_error("address", "seed", rule, seed)
     return Addressing(model, KEY.check("address", "seed", seed), workers)
 
 
@@ -177,12 +177,10 @@ class Addressing(Handler):
     def state_dict(self) -> dict[str, Any]:
         """Return what has to be saved to go on: seed, step, the runs in it, and the version of the definition.
 
-        Runs are pairs of a module's name and their number. So there are always the same keys, of which
-        ``torch.distributed.checkpoint`` loads those alone that are there before.
+        It has the same keys at any time, and its runs are pairs of a module's name and their number.
         """
         keys = self._keys
-        runs = tuple(keys.lasting.items())
-        return {"mask_version": MASK_VERSION, "seed": keys.seed, "last_step": keys.step, "runs": runs}
+        return state_of(keys.seed, keys.step, keys.lasting)
 
     @_disable_dynamo
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -197,25 +195,9 @@ class Addressing(Handler):
             ArgumentTypeError: If it is no mapping, or a number is no integer.
             UnsupportedError: After `close`, or inside the model's forward.
         """
-        where, rule = "Addressing.load_state_dict", "what Addressing.state_dict returned"
         self._check_open("load_state_dict")
-        if not isinstance(state_dict, Mapping):
-            raise argument_type_error(where, "state_dict", rule, state_dict)
-        if set(state_dict) != set(self.state_dict()):
-            raise argument_error(where, "state_dict", rule, sorted(map(str, state_dict)))
-        if state_dict["mask_version"] != MASK_VERSION:
-            remedy = "Other versions of dropkit draw other masks for it: go on with the one that saved it."
-            raise argument_error(
-                where, "state_dict['mask_version']", str(MASK_VERSION), state_dict["mask_version"], remedy
-            )
-        runs, known = _runs(where, state_dict["runs"]), set(self._interceptor.names.values())
-        if not set(runs) <= known:
-            rule, remedy = "names of modules of the model", "It was saved for another one."
-            raise argument_error(where, "state_dict['runs']", rule, sorted(set(runs) - known), remedy)
-        counts = {name: _COUNT.check(where, f"state_dict['runs'][{name!r}]", count) for name, count in runs.items()}
-        seed = KEY.check(where, "state_dict['seed']", state_dict["seed"])
-        step = _STEP.check(where, "state_dict['last_step']", state_dict["last_step"])
-        self._move("load_state_dict", seed, step, counts)
+        state = checked_state("Addressing.load_state_dict", state_dict, self._interceptor.names.values())
+        self._move("load_state_dict", *state)
 
     def close(self) -> None:
         """Let the model draw from PyTorch's generator again; after the backward passes of checkpointed forwards."""
@@ -336,7 +318,7 @@ class Addressing(Handler):
     def _move(self, method: str, seed: int, step: int, runs: dict[str, int]) -> None:
         self._check_open(method)
         self._check_idle(method)
-        self._keys.move(seed, _STEP.check(f"Addressing.{method}", "step", step), runs)
+        self._keys.move(seed, STEP.check(f"Addressing.{method}", "step", step), runs)
 
     def _check_open(self, method: str) -> None:
         if not self._is_open:
@@ -346,18 +328,6 @@ class Addressing(Handler):
         self._interceptor.settle()
         if self._interceptor.frames:
             raise UnsupportedError(f"Addressing.{method}: the model's forward is running. Call it after the forward.")
-
-
-def _runs(where: str, runs: object) -> dict[str, Any]:
-    """Return runs by module: of pairs, or of a mapping."""
-    pairs = runs.items() if isinstance(runs, Mapping) else runs
-    if not isinstance(pairs, Iterable) or not all(map(_is_run, pairs := tuple(pairs))):
-        raise argument_type_error(where, "state_dict['runs']", "pairs of a module's name and a number", runs)
-    return dict(pairs)
-
-
-def _is_run(pair: object) -> bool:
-    return isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)
 
 
 def _closed(seed: int, step: int, runs: dict[str, int]) -> Addressing:
