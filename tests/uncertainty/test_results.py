@@ -275,6 +275,22 @@ def test_memory_does_not_grow_with_the_number_of_passes(task, dtype):
     assert sizes[True, 1000] > 5 * sizes[True, 50], "samples were not seen"
 
 
+@pytest.mark.parametrize("task", [None, "classification", "regression"])
+@pytest.mark.parametrize("rows", [40, 20_000])
+def test_a_result_holds_no_more_than_its_numbers(task, rows):
+    values = random(9, rows, 10)
+    running = Running(task, keep_samples=task == "regression", quantiles=task == "regression")
+    running.add((values[0], values[0]) if task is None else values[0], [values] * (2 if task is None else 1))
+    result = running.result()
+    tensors = [leaf for tree in (result.mean, result.std) for leaf in (tree if task is None else [tree])]
+    tensors += [] if task is None else [result.prediction, result.error.std]
+    tensors += [getattr(result, name) for name in OF_CLASSES] if task == "classification" else []
+    assert all(each.untyped_storage().nbytes() == each.numel() * each.itemsize for each in tensors)
+    if task == "regression":
+        torch.testing.assert_close(result.quantile(0.3), values.quantile(0.3, 0), **CLOSE)
+        assert result._quantiles.held.data_ptr() == result.samples.data_ptr(), "passes are held twice"
+
+
 def test_batches_are_joined_as_if_they_had_been_one():
     values = random(20, 10, 3)
     parts = [classified(values[:, :4], keep_samples=True), classified(values[:, 4:], keep_samples=True)]

@@ -186,5 +186,8 @@ def by_rows(rows: int, width: int, compute: Callable[[slice], dict[str, Tensor]]
         compute: Returns statistics of a slice of rows, with an axis of rows first.
     """
     length = max(1, _BLOCK // max(width, 1))
-    found = [compute(slice(first, first + length)) for first in range(0, max(rows, 1), length)]
+    found = []
+    for first in range(0, max(rows, 1), length):
+        part = compute(slice(first, first + length))
+        found.append({name: values.clone() for name, values in part.items()})  # views would keep what they are of
     return found[0] if len(found) == 1 else {name: torch.cat([each[name] for each in found]) for name in found[0]}

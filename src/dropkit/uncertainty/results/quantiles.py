@@ -9,7 +9,7 @@ from torch import Tensor
 from dropkit.uncertainty.results.elements import fitted
 from dropkit.uncertainty.results.moments import wide
 
-__all__ = ["JoinedQuantiles", "Quantiles", "Sketch"]
+__all__ = ["JoinedQuantiles", "Quantiles", "Sketch", "exact"]
 
 EXACT = 50  # passes that are kept as they are
 _INNER = 44  # bins of equal width over the range of those
@@ -107,7 +107,7 @@ class _Found:
         n: Number of passes.
         shape: Shape of a pass.
         like: An empty tensor of the type and on the device that quantiles are to have.
-        held: The passes in ascending order along the first axis, or a histogram of them.
+        held: The passes, of shape ``(n, elements)``, or a histogram of them.
     """
 
     n: int
@@ -116,7 +116,11 @@ class _Found:
     held: Tensor | _Histogram
 
     def at(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        found = [self._one(float(each)) for each in q.reshape(-1)]
+        held = self.held
+        if isinstance(held, Tensor):
+            passes = wide(held).sort(0).values
+            held = passes.masked_fill(passes[-1:].isnan(), torch.nan)  # they are last, where there are any
+        found = [self._one(held, float(each)) for each in q.reshape(-1)]
         values = torch.stack([value for value, _ in found])
         bounds = torch.stack([bound for _, bound in found])
         shape = q.shape + self.shape
@@ -133,21 +137,27 @@ class _Found:
             return replace(self, like=self.like.to(device), held=held.to(device))
         return replace(self, like=self.like.to(device), held=_Histogram(*(each.to(device) for each in held.parts)))
 
-    def _one(self, q: float) -> tuple[Tensor, Tensor]:
+    def _one(self, held: Tensor | _Histogram, q: float) -> tuple[Tensor, Tensor]:
         """Return a quantile between the two passes next to it, as `torch.quantile` does, and its bound."""
         rank = q * (self.n - 1)
         below = min(int(rank), self.n - 1)
         part = rank - below
-        left, bound = self._ordered(below)
+        left, bound = _ordered(held, below)
         if not part:
             return left, bound
-        right, other = self._ordered(below + 1)
+        right, other = _ordered(held, below + 1)
         return left + (right - left) * part, bound + (other - bound) * part
 
-    def _ordered(self, rank: int) -> tuple[Tensor, Tensor]:
-        if isinstance(self.held, _Histogram):
-            return self.held.ordered(rank)
-        return self.held[rank], torch.zeros_like(self.held[rank])
+
+def _ordered(held: Tensor | _Histogram, rank: int) -> tuple[Tensor, Tensor]:
+    """Return the pass that so many are below, and a bound on how far it is from there."""
+    return held.ordered(rank) if isinstance(held, _Histogram) else (held[rank], torch.zeros_like(held[rank]))
+
+
+def exact(passes: Tensor) -> Quantiles:
+    """Return the quantiles of passes along the first axis, which are kept as they are."""
+    flat = passes.reshape(len(passes), passes.shape[1:].numel())
+    return _Found(len(passes), passes.shape[1:], passes.new_empty(0), flat)
 
 
 class Sketch:
@@ -180,13 +190,10 @@ class Sketch:
 
     def quantiles(self, like: Tensor) -> Quantiles:
         """Return the quantiles of the passes so far, each with the shape and type of a tensor."""
-        empty = like.new_empty(0)
-        if self._histogram is not None:
-            histogram = replace(self._histogram, counts=self._histogram.counts.clone())
-            return _Found(self.n, like.shape, empty, histogram)
-        passes = wide(torch.cat(self._kept)).sort(0).values
-        broken = passes[-1:].isnan()  # where it stands if there is any
-        return _Found(self.n, like.shape, empty, passes.masked_fill(broken, torch.nan))
+        if self._histogram is None:
+            return exact(torch.cat(self._kept).view(self.n, *like.shape))
+        histogram = replace(self._histogram, counts=self._histogram.counts.clone())
+        return _Found(self.n, like.shape, like.new_empty(0), histogram)
 
 
 @dataclass(frozen=True, eq=False)

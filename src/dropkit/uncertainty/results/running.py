@@ -21,7 +21,7 @@ from dropkit.uncertainty.results.main_output import (
 )
 from dropkit.uncertainty.results.moments import wide
 from dropkit.uncertainty.results.outputs import Rebuild, flatten
-from dropkit.uncertainty.results.quantiles import Sketch
+from dropkit.uncertainty.results.quantiles import Sketch, exact
 from dropkit.uncertainty.results.regression import Predictions
 from dropkit.uncertainty.results.result import Result
 
@@ -104,7 +104,9 @@ class Running:
         elif self.task == "regression":
             self._head = regression_head(template, rebuild, leaves)
             prediction, variance = self._head.read(leaves, rebuild)
-            sketch = Sketch(self._samples is not None) if self._quantiles or self._samples is not None else None
+            keeps_all = self._samples is not None
+            is_kept = keeps_all and self._head.main is not None  # by itself
+            sketch = Sketch(keeps_all) if (self._quantiles or keeps_all) and not is_kept else None
             self._predictions = Predictions(prediction.detach(), self.groups, variance is not None, sketch)
         if self._head is None:
             self._main = main_leaves(rebuild, leaves)
@@ -220,9 +222,12 @@ class Running:
                 values["mean"] = rebuild([leaf["mean"][0] for leaf in leaves])
                 values["std"] = rebuild.plain([leaf["std"][0] for leaf in leaves])
                 errors |= {name: rebuild.plain([leaf[name][1] for leaf in leaves]) for name in ("mean", "std")}
-            if self._samples is not None:
-                values["samples"] = rebuild([self._all(i) for i in range(len(self._leaves))])
             quantiles = self._predictions.quantiles() if self._predictions else None
+            if self._samples is not None:
+                passes = [self._all(self._samples[i], i) for i in range(len(self._leaves))]
+                values["samples"] = rebuild(passes)
+                if self._predictions and self._main:
+                    quantiles = exact(passes[self._main[0]])
             class_dim = self._classes.class_dim if self._classes else None
             return Result(Parts(self.task, self.n, values, errors, quantiles, class_dim, facts))
 
@@ -236,12 +241,10 @@ class Running:
         zero = torch.zeros_like(leaf.real) if is_number else leaf
         return {"mean": (leaf, zero), "std": (zero, zero)}
 
-    def _all(self, i: int) -> Any:
+    def _all(self, kept: list[Tensor], i: int) -> Any:
         """Return a leaf of every pass."""
-        if self._samples is None or not isinstance(self._leaves[i], Tensor):
-            return self._leaves[i]
         varies = i in self._elements or (self.task is not None and i in self._main)
-        return torch.cat(self._samples[i]) if varies else self._whole(i, None, self.n)
+        return torch.cat(kept) if varies else self._whole(i, None, self.n)
 
 
 def _pieces(values: Tensor) -> tuple[Tensor, ...]:
