@@ -114,6 +114,13 @@ def test_certain_classes_take_no_logarithm_of_zero():
     assert result.error.mutual_information.tolist() == [0, 0]
 
 
+def test_passes_that_agree_have_no_information_and_not_less():
+    logits = random(1000, 4).expand(50, 1000, 4)
+    result = result_of(logits[0], [logits], "classification")
+    assert 0 <= result.mutual_information.min() <= result.mutual_information.max() < 1e-12
+    assert result.mutual_information_uncorrected.min() >= 0
+
+
 def test_missing_numbers_of_a_classification_stay_with_their_example():
     logits = random(50, 3, 4)
     logits[7, 1, 2] = math.nan
