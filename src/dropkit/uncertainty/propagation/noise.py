@@ -13,9 +13,10 @@ from dropkit.functional.alpha import SATURATION
 from dropkit.random import threshold
 from dropkit.sites.calls.functions import Call
 from dropkit.uncertainty.propagation.linear import added
+from dropkit.uncertainty.propagation.rules import RULES
 from dropkit.uncertainty.propagation.variables import Sources, Variable
 
-__all__ = ["NOISE", "Multiplication"]
+__all__ = ["COMPOSED", "NOISE", "Multiplication"]
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,18 @@ def _added(sources: Sources, call: Call) -> Variable:
     return added(sources, call.arguments["residual"], branch)
 
 
+def _activated(sources: Sources, call: Call) -> Variable:
+    """Return an activation with dropout after it."""
+    name, _, approximate = call.arguments["activation"].partition("_")
+    variable, bias = call.arguments["input"], call.arguments.get("bias")
+    if bias is not None:
+        sources.settle(variable)
+        variable = added(sources, variable, bias)
+    options = {"approximate": approximate} if approximate else {}
+    found: Variable = RULES[getattr(F, name)](sources, variable, **options)
+    return multiplied(sources, found, _plain(call), ())
+
+
 def _connections(sources: Sources, call: Call) -> Variable:
     """Return a linear map whose every weight is dropped on its own."""
     given = call.arguments
@@ -165,7 +178,11 @@ NOISE: Mapping[str, Rule] = {
     **dict.fromkeys(("alpha_dropout", "feature_alpha_dropout"), _rule(_alpha)),
     "drop_path": _rule(_path),
     "gaussian_dropout": _rule(_gaussian),
-    "dropout_add": _added,
+    "activation_dropout": _activated,
     "drop_connect": _connections,
+    "dropout_add": _added,
 }
 """The rule of each kind of site."""
+
+COMPOSED = frozenset(("activation_dropout", "drop_connect", "dropout_add"))
+"""Those that do more than drop, and so do something where they do not drop."""

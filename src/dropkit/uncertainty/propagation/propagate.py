@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from dropkit.errors import UnsupportedError
 from dropkit.sites.calls.functions import Call, find_call
 from dropkit.sites.interception.names import module_names
-from dropkit.uncertainty.propagation.noise import NOISE
+from dropkit.uncertainty.propagation.noise import COMPOSED, NOISE
 from dropkit.uncertainty.propagation.rules import LEAVES_FRESH, METADATA, RULES
 from dropkit.uncertainty.propagation.variables import Sources, Variable
 
@@ -132,20 +132,18 @@ class Propagation(TorchFunctionMode):
 
     def _noise(self, call: Call) -> Any:
         """Answer a call of a function that may drop."""
-        given = call.arguments
-        if not call.is_active and call.function.kind not in ("dropout_add", "drop_connect"):
-            return given["input"]
-        kind = call.function.kind
+        given, kind = call.arguments, call.function.kind
         if any(given.get(name) is not None for name in ("mask", "noise")) or given.get("return_mask"):
             raise self._refusal(kind, "with a mask of its own has no rule")
+        if not call.is_active and kind not in COMPOSED:
+            return given["input"]
         handle = given["input"]
         if not isinstance(handle, Handle):
             raise self._refusal(kind, "of what is no example's, such as weights, has no rule")
         self.calls += call.is_active
         self._check_current(call.function.function, [handle])
         variables = {name: _variable(value) for name, value in given.items()}
-        is_off = not call.is_active and call.function.rate is not None
-        if is_off:
+        if not call.is_active:  # and does more than drop
             variables[str(call.function.rate)] = 0.0
         try:
             made = NOISE[kind](self.sources, call.changed(**variables))
