@@ -109,6 +109,27 @@ def learned_scale_between(x: Tensor) -> Tensor:
     return x * mask(x) / KEEP * nn.Parameter(torch.full((5,), 1e-4))
 
 
+def weighed(x: Tensor) -> Tensor:
+    return x * mask(x) * WEIGHTS / KEEP
+
+
+def normalised_after(x: Tensor) -> Tensor:
+    return F.layer_norm(x * mask(x) + 1, (5,)) / KEEP
+
+
+def multiplied_by_one(x: Tensor) -> Tensor:
+    return x * mask(x) * 1.0 / KEEP
+
+
+def scaled_by_a_vector_before(x: Tensor) -> Tensor:
+    return torch.full((5,), 1 / KEEP) * x * mask(x)
+
+
+def scaled_twice_before(x: Tensor) -> Tensor:
+    return x * 16 / KEEP * mask(x)
+
+
+WEIGHTS = torch.linspace(0.5, 1.5, 5)
 RESTORED: dict[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] = {
     narrow: lambda x: x.bfloat16(),
     halves: lambda x: x.half(),
@@ -131,6 +152,11 @@ RESTORED: dict[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] = {
     pooled: lambda x: F.avg_pool1d(x, 3),
     summed: lambda x: x.sum(1),
     multiplied: lambda x: x @ torch.ones(5, 2),
+    weighed: lambda x: x * WEIGHTS,
+    normalised_after: lambda x: F.layer_norm(x + 1, (5,)),
+    multiplied_by_one: lambda x: x,
+    scaled_by_a_vector_before: lambda x: x,
+    scaled_twice_before: lambda x: x * 16,
     learned_scale_between: lambda x: x * torch.full((5,), 1e-4),
 }
 
@@ -186,6 +212,18 @@ def scale_before_a_view(x: Tensor) -> Tensor:
     return (x / KEEP).view(-1) * mask(x).view(-1)
 
 
+def scale_before_a_rectifier(x: Tensor) -> Tensor:
+    return F.relu(x / KEEP) * mask(x)
+
+
+def scale_before_a_number(x: Tensor) -> Tensor:
+    return x / KEEP * 0.5 * mask(x)
+
+
+def scale_before_weights(x: Tensor) -> Tensor:
+    return WEIGHTS * (x / KEEP) * mask(x)
+
+
 def joined_with_more(x: Tensor) -> Tensor:
     return torch.cat([x * mask(x), x]) / KEEP
 
@@ -208,8 +246,8 @@ def scaled_rows(x: Tensor) -> Tensor:
 
 REFUSED = (
     odd_scale, odd_scale_of_the_mask, odd_scale_before, odd_scale_in_place, two_numbers_in_place, root_of_the_scale,
-    scale_of_two_masks, scale_before_a_view, joined_with_more, joined_under_two_masks, multiplied_with_a_bias,
-    scaled_weights, scaled_rows,
+    scale_of_two_masks, scale_before_a_view, scale_before_a_rectifier, scale_before_a_number, scale_before_weights,
+    joined_with_more, joined_under_two_masks, multiplied_with_a_bias, scaled_weights, scaled_rows,
 )  # fmt: skip
 
 

@@ -208,10 +208,9 @@ class Masks:
             if tag is not None and not isinstance(tag, Scaled):
                 self._tag(result, follow(operation, factor, tag, result))
                 return result
-            if isinstance(factor, Tensor) and factor.is_floating_point():
-                number = constant(other) if _is_number(other, factor) else None
-                self._tag(result, _scaled(operation, factor, number, tag))
-                return result
+            is_source = factor is first or operation.rule is Rule.MULTIPLY
+            if is_source and isinstance(factor, Tensor) and factor.is_floating_point():
+                self._tag(result, _scaled(operation, factor, _factor(other, factor), tag))
         return result
 
     def _masked(self, operation: Operation, tags: Mapping[int, Any], factor: Tensor, other: Tensor) -> Any:
@@ -275,19 +274,23 @@ class Masks:
         number = None if isinstance(of_other, Applied | Count) else _factor(other, value)
         if not number and counted is None:
             tag.meet(of_other)
-            return operation.run()
+            result = operation.run()
+            self._tag(result, tag.moved(is_far=True))
+            return result
         factor, target = _power(operation, number or 1.0), operation.target
         if abs(factor) == 1 and counted is None:
             result = operation.run()
-            self._tag(result, follow_applied(operation, [tag]))
+            self._tag(result, tag.moved())
             return result
         application, base = _restored(tag, value, factor, counted)
         if application is None or not tag.is_alone:
             result = operation.run()
             if application is not None:
                 tag.refuse()
-            elif not tag.is_far:
-                self._tag(result, tag.times(factor, None if target is not None else value))
+            else:
+                self._tag(
+                    result, tag.moved() if tag.is_far else tag.times(factor, None if target is not None else value)
+                )
             return result
         application.mask.is_scaled = True
         application.mask.is_read &= counted is None
@@ -340,11 +343,11 @@ def _base(choice: Choice, p: float | None, of_input: Any, is_counted: bool) -> t
     factor = choice.survivor or 1.0
     if is_counted or restores_mean(factor, p):
         return choice.input, True
-    steps = [(source, factor * scale) for source, scale in of_input.steps] if isinstance(of_input, Scaled) else []
-    for source, scale in steps:
-        if restores_mean(scale, p):
+    steps = of_input.steps if isinstance(of_input, Scaled) else ()
+    for source, _, product in steps:
+        if restores_mean(factor * product, p):
             return source, True
-    if any(is_doubtful(scale, p) for _, scale in steps):
+    if any(restores_mean(own, p) or is_doubtful(factor * product, p) for _, own, product in steps):
         return None, False
     return choice.input if factor == 1 and not choice.is_mixed else None, False
 
@@ -356,11 +359,11 @@ def _is_number(value: Any, beside: Tensor) -> bool:
 
 
 def _factor(value: Any, beside: Tensor) -> float | None:
-    """Return the number that a tensor is multiplied with, or with a tensor of it alone; None where there is none."""
-    if isinstance(value, torch.nn.Parameter):
-        return None
-    is_wider = isinstance(value, Tensor) and torch.broadcast_shapes(value.shape, beside.shape) != beside.shape
-    return None if is_wider else constant(value)
+    """Return the number that a tensor is multiplied with, also in all elements of a smaller one; None of others."""
+    if not isinstance(value, Tensor) or _is_number(value, beside):
+        return constant(value)
+    is_wider = value.numel() >= beside.numel() or torch.broadcast_shapes(value.shape, beside.shape) != beside.shape
+    return None if is_wider or isinstance(value, torch.nn.Parameter) else constant(value)
 
 
 def _power(operation: Operation, number: float) -> float:
@@ -371,12 +374,13 @@ def _power(operation: Operation, number: float) -> float:
 
 
 def _scaled(operation: Operation, source: Tensor, number: float | None, tag: Scaled | None) -> Scaled | None:
-    if number is None or (source is not operation.operands[0] and operation.rule is Rule.DIVIDE):
+    """Return the tag of the product of a tensor with a number, or, if it has been scaled, with anything."""
+    if number is None:
+        return None if tag is None else tag.moved()
+    factor, known = _power(operation, number), tag or Scaled()
+    if not (known.steps or factor > 1) or math.isinf(factor) or not factor:
         return None
-    factor = _power(operation, number)
-    if not 1 < factor < math.inf:
-        return None
-    return (tag or Scaled(())).times(source if operation.target is None else None, factor)
+    return known.times(source if operation.target is None else None, factor)
 
 
 def _nothing() -> None:

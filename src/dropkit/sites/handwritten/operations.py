@@ -64,7 +64,7 @@ _NAMES: Mapping[Rule, str] = {
     Rule.JOIN: "cat column_stack concat concatenate hstack stack vstack",
     Rule.THROUGH: """adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d avg_pool1d avg_pool2d avg_pool3d bmm
         conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d cumsum elu gelu hardswish hardtanh
-        interpolate linear matmul mm mv pad selu silu softplus tanh""",
+        interpolate layer_norm linear log_softmax matmul mm mv pad rms_norm selu silu softmax softplus tanh""",
     Rule.MIX: "addcmul einsum lerp",
 }
 

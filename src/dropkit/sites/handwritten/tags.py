@@ -85,13 +85,17 @@ class Applied:
     is_alone: bool = True
     is_far: bool = False
 
+    def moved(self, is_far: bool = False) -> "Applied":
+        """Return the tag of another tensor that has come of this one, and that numbers multiply anew."""
+        return replace(self, base=None, factor=1.0, is_far=self.is_far or is_far)
+
     def times(self, factor: float, base: Tensor | None) -> "Applied":
         """Return the tag of a product with a number that makes up for no mask; without a base, one in place."""
         scale = self.scale or object()
         for application in self.applications:
             application.mask.scales.add(scale)
         if base is None:
-            return replace(self, base=None, factor=1.0, scale=scale)
+            return replace(self.moved(), scale=scale)
         return replace(self, base=base if self.base is None else self.base, factor=self.factor * factor, scale=scale)
 
     def refuse(self) -> None:
@@ -101,7 +105,7 @@ class Applied:
 
     def meet(self, other: Any) -> None:
         """Note what a tensor is that this one is multiplied with: a scale may be hidden in it."""
-        scales = [scale for _, scale in other.steps] if isinstance(other, Scaled) else []
+        scales = [product for *_, product in other.steps] if isinstance(other, Scaled) else []
         if any(application.is_restored_by(scale) for application in self.applications for scale in scales):
             self.refuse()
 
@@ -116,17 +120,21 @@ class Applied:
 
 @dataclass(frozen=True, eq=False)
 class Scaled:
-    """The tag of a tensor's product with numbers above 1, of which one may be the scale of survivors.
+    """The tag of a tensor's product with numbers, of which one may be the scale of survivors.
 
     Args:
-        steps: What was multiplied, and the product of the numbers since; None where it cannot be had.
+        steps: What was multiplied, None where it cannot be had; the number; and the product of all from there on.
     """
 
-    steps: tuple[tuple[Tensor | None, float], ...]
+    steps: tuple[tuple[Tensor | None, float, float], ...] = ()
 
     def times(self, source: Tensor | None, factor: float) -> "Scaled":
         """Return the tag of the product with another number."""
-        return Scaled((*((one, before * factor) for one, before in self.steps), (source, factor)))
+        return Scaled((*((one, own, product * factor) for one, own, product in self.steps), (source, factor, factor)))
+
+    def moved(self) -> "Scaled":
+        """Return the tag of another tensor that has come of this one."""
+        return Scaled(tuple((None, own, product) for _, own, product in self.steps))
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,8 +168,7 @@ def follow_applied(operation: Operation, tags: Sequence[Applied]) -> Applied | N
         if rule in (Rule.PLAIN, Rule.SUBTRACT):
             application.mask.is_combined |= application.is_mixed_with(operation)
     tensors = [one for one in operation.operands if isinstance(one, Tensor) and one.dim()]
-    is_own = rule in (Rule.SAME, Rule.CAST, Rule.INDEX, Rule.JOIN, Rule.POOL)
-    is_own |= rule is Rule.PLAIN and is_homogeneous(operation)
+    is_own = _keeps_multiples(operation)
     is_joined = rule in (Rule.JOIN, Rule.THROUGH) or operation.function is torch.einsum
     if not (is_own or is_joined or rule in (Rule.COUNT, Rule.SUMMARISE) or (rule is Rule.PLAIN and len(tensors) == 1)):
         return None
@@ -178,6 +185,12 @@ def follow_applied(operation: Operation, tags: Sequence[Applied]) -> Applied | N
     )
 
 
+def _keeps_multiples(operation: Operation) -> bool:
+    """Tell whether a function makes of the multiple of a tensor the multiple of its result, and mixes no elements."""
+    moves = operation.rule in (Rule.SAME, Rule.CAST, Rule.INDEX, Rule.JOIN, Rule.POOL)
+    return moves or (operation.rule is Rule.PLAIN and is_homogeneous(operation))
+
+
 def follow(operation: Operation, source: Tensor, tag: Any, result: Any, is_relative: bool = False) -> Any:
     """Return the tag of what a function makes of a tagged tensor, or None.
 
@@ -192,8 +205,7 @@ def follow(operation: Operation, source: Tensor, tag: Any, result: Any, is_relat
     if isinstance(tag, Count):
         return tag if rule not in (Rule.COUNT, Rule.COMPARE, Rule.LOGIC) else None
     if isinstance(tag, Scaled):
-        moved = rule in (Rule.SAME, Rule.CAST, Rule.INDEX)
-        return Scaled(tuple((None, factor) for _, factor in tag.steps)) if moved else None
+        return tag.moved() if _keeps_multiples(operation) else None
     if isinstance(tag, Difference) or rule in (Rule.JOIN, Rule.THROUGH):
         return None
     if rule is Rule.SUMMARISE:
