@@ -19,9 +19,9 @@ def state_of(seed: int, step: int, runs: Mapping[str, int]) -> dict[str, Any]:
         seed: The seed.
         step: The step.
         runs: How often modules have run in it, by name; as pairs, for ``torch.distributed.checkpoint`` loads those keys
-            alone that a state has before.
+            alone that a state has before. Their order is that of names, for compiled code begins them in another.
     """
-    return {"mask_version": MASK_VERSION, "seed": seed, "last_step": step, "runs": tuple(runs.items())}
+    return {"mask_version": MASK_VERSION, "seed": seed, "last_step": step, "runs": tuple(sorted(runs.items()))}
 
 
 def checked_state(where: str, state: object, modules: Iterable[str]) -> tuple[int, int, dict[str, int]]:
