@@ -139,6 +139,19 @@ def test_duplicates_are_taken_by_bald_and_not_in_a_batch() -> None:
     assert (found.information.diff() > 0.1).all()
 
 
+def test_passes_of_shared_masks_tell_copies_of_an_example_and_those_of_their_own_do_not() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 64), torch.nn.ReLU(), torch.nn.Dropout(0.5), torch.nn.Linear(64, 3))
+    inputs = torch.randn(1, 4).expand(2, 4) * 20
+    information = {}
+    for masks in ("shared", "per_example"):
+        passes = uncertainty.mc(model, 200, task="classification", masks=masks, seed=0, keep_samples=True)
+        found = batch_bald(passes(inputs).samples, 2).information
+        information[masks] = found[1].item() / found[0].item()
+    assert 0.99 < information["shared"] < 1.5
+    assert information["per_example"] > information["shared"] + 0.2
+
+
 def test_the_information_of_a_batch_grows_to_the_logarithm_of_the_number_of_passes() -> None:
     found = batch_bald(pool(8, 40, 3, sharpness=20.0), 12, configurations=500)
     assert found.information[-1].item() == pytest.approx(math.log(8), rel=0.01)
