@@ -19,11 +19,13 @@ from dropkit.functional import dropout
 from dropkit.numpy import TwoLayerNetwork
 from dropkit.random import threshold
 from dropkit.study import embedded
+from dropkit.uncertainty import mc
 
 ROOT = Path(__file__).parents[1]
-PAGES = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("worked_example.md", "workers.md"))
+NAMES = ("active_learning.md", "worked_example.md", "workers.md")
+PAGES = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in NAMES)
 SHOWN = dict(re.findall(r"```console\n\$ python (\S+)\n(.*?)```", PAGES, flags=re.DOTALL))
-SLOW = {"examples/many_workers.py"}
+SLOW = {"examples/active_learning.py", "examples/many_workers.py"}
 SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("examples/*.py"))
 RATES = (0.1, 0.3, 0.5, 0.7)
 
@@ -38,6 +40,7 @@ def load(name: str) -> ModuleType:
 
 
 by_hand, churn, questions = load("dropout_by_hand"), load("churn_numpy"), load("dropout_questions")
+active = load("active_learning")
 
 
 @cache
@@ -215,3 +218,63 @@ def test_the_original_form_of_the_example_is_that_of_the_library() -> None:
     trained, evaluated = (dropout(a, 0.3, training, key=0, scale_at="eval") for training in (True, False))
     assert trained.var(correction=0).item() == pytest.approx(original.training, rel=1e-9)
     assert evaluated.var(correction=0).item() == pytest.approx(original.evaluation, rel=1e-9)
+
+
+# Active learning
+
+
+def test_each_way_to_choose_takes_other_images_of_the_pool_and_the_best_by_its_score() -> None:
+    images, labels = active.digits()
+    assert images.shape == (5000, 1, 14, 14)
+    assert (images.min(), images.max()) == (0, 1)
+    model, pool = active.trained(images[::250], labels[::250], seed=0), images[1::50]
+    result = mc(model, active.PASSES, task="classification", seed=3)(pool)
+    scores = {"entropy": result.predictive_entropy, "BALD": result.mutual_information}
+    chosen = {way: choose(model, pool, 3).tolist() for way, choose in active.WAYS.items()}
+    assert all(len(set(found)) == active.MORE for found in chosen.values())
+    assert len({tuple(sorted(found)) for found in chosen.values()}) == 3
+    for way, score in scores.items():
+        assert chosen[way] == score.sort(descending=True, stable=True).indices[: active.MORE].tolist()
+
+
+def test_learning_begins_with_the_same_images_whatever_the_way_and_grows_by_those_chosen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Images and labels are their own numbers, and models learn nothing but which of them they have seen."""
+    seen: dict[str, list[set[int]]] = {"first": [], "last": []}
+
+    def trained(images: torch.Tensor, labels: torch.Tensor, seed: int) -> torch.nn.Module:
+        assert torch.equal(images[:, 0], labels)
+        seen[way].append(set(labels.tolist()))
+        return torch.nn.Identity()
+
+    monkeypatch.setattr(active, "trained", trained)
+    places = torch.arange(active.MORE)
+    ways = {"first": lambda *_: places, "last": lambda _, pool, __: len(pool) - 1 - places}
+    monkeypatch.setattr(active, "WAYS", ways)
+    numbers = torch.arange(5000)
+    for way in ways:
+        active.learned(way, numbers[:, None], numbers, 5, rounds=3)
+        assert [len(each) for each in seen[way]] == [active.FIRST + active.MORE * round_ for round_ in range(4)]
+        assert all(before < after for before, after in itertools.pairwise(seen[way]))
+    assert seen["first"][0] == seen["last"][0]
+    assert not seen["first"][-1] & seen["last"][-1] - seen["first"][0]
+    order = torch.randperm(5000, generator=torch.Generator().manual_seed(5))
+    assert not seen["last"][-1] & set(order[: active.TEST].tolist())
+
+
+def test_the_interval_is_that_of_the_paired_t_test() -> None:
+    first, second = torch.tensor([0.5, 0.7, 0.9]), torch.tensor([0.4, 0.7, 0.6])
+    half = 4.302653 * np.std([0.1, 0.0, 0.3], ddof=1) / math.sqrt(3)
+    assert active.difference(first, second) == f"+0.133 [{0.4 / 3 - half:+.3f}, {0.4 / 3 + half:+.3f}]"
+
+
+def test_what_the_docs_say_about_active_learning_is_what_they_show() -> None:
+    shown = SHOWN["examples/active_learning.py"]
+    means = [[float(cell) for cell in row] for row in re.findall(r"^ +(\d+) +(0\.\d+) +0\.\d+ +(0\.\d+)$", shown, re.M)]
+    assert [labels for labels, *_ in means] == [20, 50, 80, 110, 140, 170, 200]
+    assert [bald > chance for _, chance, bald in means] == [False] * 4 + [True] * 3
+    intervals = [(float(low), float(high)) for low, high in re.findall(r"\[([+-]\S+), ([+-]\S+)\]", shown)]
+    assert len(intervals) == 4
+    assert all(low < 0 < high for low, high in intervals)
+    assert intervals[2] == (-0.016, 0.037)
