@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from dropkit.sites import Workers, address
+from dropkit.sites import Workers, address, samples, switch
 
 SEED = 5
 
@@ -81,3 +81,25 @@ def test_meshes_that_leave_workers_out(mesh: DeviceMesh, is_spread: bool, is_who
     found = [each for each in told if "mesh of `workers` leaves out" in str(each.message)]
     assert len(found) == (is_spread and not is_whole)
     assert all(each.filename == __file__ for each in found)
+
+
+def test_draws_in_evaluation_warn_once(mesh: DeviceMesh) -> None:
+    """For another worker may not make them; inside of `samples` they do not count."""
+    model, x = nn.Sequential(nn.Dropout(0.5)), torch.ones(2, 8)
+    address(model, SEED, Workers(mesh["tensor"], "tensor"))
+    model(x)
+    model.eval()(x)
+    with switch(model, "on"):
+        with samples([0, 1]):
+            model(x)
+        with pytest.warns(UserWarning, match=r"evaluation mode draws.*until the next step.*sites\.samples") as told:
+            model(x)
+        model(x)
+    assert told[0].filename == __file__
+
+
+def test_draws_in_evaluation_of_one_worker(mesh: DeviceMesh) -> None:
+    model = nn.Sequential(nn.Dropout(0.5)).eval()
+    address(model, SEED, Workers(mesh["data"], "data"))
+    with switch(model, "on"):
+        model(torch.ones(2, 8))

@@ -10,11 +10,17 @@ from dropkit.sites.addressing.distributed import is_distributed
 from dropkit.sites.addressing.mesh import ranks
 from dropkit.sites.interception.places import Place
 from dropkit.sites.interception.telling import warn
+from dropkit.sites.samples import current
 from dropkit.sites.workers import Workers
 
 __all__ = ["Declared", "check_patterns"]
 
 _LISTED = 8  # sites in a warning
+_ALONE = (
+    "address: a forward in evaluation mode draws masks, as Monte Carlo dropout does, and counts as a call of the step: "
+    "workers that do not make it draw other masks than those that do until the next step. Run it inside "
+    "dropkit.sites.samples, where calls are counted apart."
+)
 
 
 class Declared:
@@ -28,12 +34,15 @@ class Declared:
         self._workers = workers
         self._used: set[str | tuple[str, int]] = set()
         self._sites: dict[str, None] = {}  # those that drew, in their order
-        self._has_begun = self._is_over = False
+        self._has_begun = self._is_over = self._is_evaluation = self._has_told = False
 
     def axes(self, place: Place) -> Mapping[str, int | None]:
         """Return the axes that workers have parts of at a call that draws, as far as they are declared for it."""
         if not self._is_over:
             self._sites[place.name] = None
+        if self._is_evaluation and not self._has_told:
+            self._has_told = True
+            warn(_ALONE)
         for key, axes in self._workers.shards.items():
             pattern, call = key if isinstance(key, tuple) else (key, place.frame.run)
             if call == place.frame.run and (fnmatchcase(place.name, pattern) or fnmatchcase(place.path, pattern)):
@@ -42,7 +51,8 @@ class Declared:
         return {}
 
     def look(self, model: Module) -> None:
-        """Warn, before an outermost forward, of what the mesh leaves out; and of patterns, once something has drawn."""
+        """Look, before an outermost forward, for what the mesh leaves out, and once for patterns that none matched."""
+        self._is_evaluation = not model.training and current() is None and self._workers.mesh.size() > 1
         if not self._has_begun:
             self._has_begun = True
             _warn_of_the_rest(self._workers, model)
