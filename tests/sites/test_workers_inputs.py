@@ -103,6 +103,14 @@ def spread_over_others() -> Pair:
     return local(lambda x: x, Workers(mesh, "data"))(whole).full_tensor() != 0, rows_of(0, 5, 5)
 
 
+def numbered(ids: list[int]) -> Pair:
+    """A DTensor is spread over workers: its numbers are those of all of it."""
+    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("data",))
+    model, x = local(lambda x: x, Workers(mesh, "data")), distribute_tensor(torch.ones(4, 8), mesh, [Shard(0)])
+    with samples(ids):
+        return model(x).full_tensor() != 0, rows_of(0, 10, 10)[ids]
+
+
 def parts_of_examples(shape: int) -> Pair:
     """The same of plain tensors: the forward is given all of them."""
     mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("data", "tensor"))
@@ -125,6 +133,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: model_of(2, shards={"": {"data": 1}})(nested(torch.jagged, [[0, 1], [3, 1]][dist.get_rank()])),
         r"the model drops from a nested tensor: workers have no parts of it but of examples",
     ),
+    "numbers of a part of a DTensor": (
+        lambda: numbered([dist.get_rank(), 5]),
+        r"have parts of 4 in all at a site, and there are 2 numbers",
+    ),
     "parts of examples as inputs": (
         lambda: parts_of_examples(2),
         r"have parts of 4 in all at a site, and axis 0 of the first input, of shape \(2, 8\), has 2\. .*examples=",
@@ -136,6 +148,7 @@ PROVED: dict[str, tuple[Callable[..., Pair], tuple[Any, ...]]] = {
     **{f"{rows} rows of a DTensor {form}": (uneven, (rows, form)) for rows in (1, 4, 5) for form in ("", "same")},
     "a DTensor of a mesh without names": (uneven, (5, "unnamed")),
     "a DTensor of examples that others share": (spread_over_others, ()),
+    "a numbered DTensor": (numbered, ([7, 2, 3, 9],)),
     "parts of examples": (parts_of_examples, (4,)),
     "a dataclass": (in_a_dataclass, ()),
 }
