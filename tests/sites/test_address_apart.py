@@ -249,6 +249,58 @@ def test_an_accelerated_model_inside_a_checkpoint(reentrant: bool) -> None:
     torch.testing.assert_close(*found)
 
 
+class Backward(Drawing):
+    """Its forward has a backward pass in it, if it is given a loss."""
+
+    def forward(self, x: Tensor, loss: Tensor | None = None) -> Tensor:
+        x = self.part(x)
+        if loss is not None:
+            loss.backward()
+        return self.part(x)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("is_own", [True, False])
+def test_a_backward_pass_inside_a_later_forward(is_own: bool, reentrant: bool) -> None:
+    """It recomputes a whole forward of the model itself, or of another, and the later forward goes on as it was."""
+    found = []
+    for run in (lambda model, x: model(x), lambda model, x: checkpoint(model, x, use_reentrant=reentrant)):
+        torch.manual_seed(0)
+        model, other, x = Backward(), Drawing(), leaf()
+        handles = address(model, 1), address(other, 2)
+        output = model(leaf(), run(model if is_own else other, x).square().sum())
+        found.append((x.grad, output, model(leaf()), [handle.state_dict() for handle in handles]))
+    for own, plain in zip(found[1][:3], found[0][:3], strict=True):
+        torch.testing.assert_close(own, plain)
+    assert found[1][3] == found[0][3]
+    assert not torch.overrides._get_current_function_mode_stack()
+
+
+def test_a_switched_forward_that_recomputes_a_part_of_itself() -> None:
+    """Its modules see the wanted mode again when the backward pass inside of it has ended."""
+
+    class Penalised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[bool] = []
+
+        def attend(self, x: Tensor) -> Tensor:
+            self.seen.append(self.training)
+            return F.scaled_dot_product_attention(x, x, x, dropout_p=0.5 if self.training else 0.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            loss = checkpoint(self.attend, x, use_reentrant=False).square().sum()
+            return self.attend(x + torch.autograd.grad(loss, x)[0])
+
+    model = Penalised().eval()
+    with dropkit.sites.switch(model, "on") as switched:
+        switched.learn(torch.ones(2, 4, 8, requires_grad=True))
+        model.seen = []
+        model(torch.ones(2, 4, 8, requires_grad=True))
+    assert model.seen == [True, True, True]
+    assert not model.training
+
+
 NESTED = {"one in another": [True, True], "of both kinds": [True, False], "of the other kind": [False, True]}
 
 

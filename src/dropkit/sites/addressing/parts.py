@@ -56,10 +56,10 @@ class Parts:
         return self._numbers, self._entry
 
     @contextmanager
-    def resumed(self, state: tuple[Numbers | None, int]) -> Iterator[None]:
+    def resumed(self, state: tuple[Numbers | None, int] | None) -> Iterator[None]:
         """Let a forward of before go on, meanwhile, with its part of the batch."""
         before = self._numbers, self._entry
-        self._numbers, self._entry = state
+        self._numbers, self._entry = state or (None, 0)
         try:
             yield
         finally:

@@ -151,6 +151,9 @@ class _Point:
                 stack.enter_context(replaced_modes(lambda mode: id(mode) in own or mode in _watched, modes))
                 for snapshot in self.snapshots:
                     stack.enter_context(snapshot.interceptor.resumed(snapshot))  # type: ignore[arg-type]  # its own
+                for running in self.attached:
+                    if id(running) not in own:
+                        stack.enter_context(running.set_aside())
                 yield
         finally:
             _thread.recomputed.pop()

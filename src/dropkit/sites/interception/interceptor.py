@@ -66,7 +66,7 @@ class Handler(Protocol):
         return None
 
     def resumed(self, state: Any) -> AbstractContextManager[None]:
-        """Decide, meanwhile, as in the state of a snapshot."""
+        """Decide, meanwhile, as in the state of a snapshot; in that of no forward where there is none."""
         return nullcontext()
 
 
@@ -322,6 +322,11 @@ class Interceptor(TorchFunctionMode):
         finally:
             self.frames, self.runs, self._caller, self.is_resumed = before
             self._disown()
+
+    def set_aside(self) -> AbstractContextManager[None]:
+        """Let a forward that runs in this thread, and has a backward pass in it, take no part meanwhile."""
+        is_own = bool(self.frames) and self._owner.get("thread") == threading.get_ident()
+        return self.resumed(Snapshot(self, (), {}, None)) if is_own else nullcontext()
 
     @contextmanager
     def muted(self) -> Iterator[None]:

@@ -3,7 +3,7 @@
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -174,6 +174,10 @@ class ReplacingMode(TorchFunctionMode):
             yield
         finally:
             thread.paths = before
+
+    def set_aside(self) -> AbstractContextManager[None]:
+        """Do nothing: it has a snapshot wherever it is attached."""
+        return nullcontext()
 
     @contextmanager
     def muted(self) -> Iterator[None]:

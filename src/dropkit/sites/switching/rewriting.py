@@ -178,8 +178,10 @@ class Rewriting(Handler):
     @contextmanager
     def resumed(self, state: Any) -> Iterator[None]:
         """Let the same modules see it again."""
-        flips = [flip for _, flips in state for flip in flips]
-        before, self._flips = self._flips, list(state)
+        before, self._flips = self._flips, list(state or ())
+        own, flips = ([flip for _, flips in each for flip in flips] for each in (before, self._flips))
+        for flip in reversed(own):  # of a forward that the backward pass is in
+            flip.undo()
         for flip in flips:
             flip.do()
         try:
@@ -187,4 +189,6 @@ class Rewriting(Handler):
         finally:
             for flip in reversed(flips):
                 flip.undo()
+            for flip in own:
+                flip.do()
             self._flips = before
