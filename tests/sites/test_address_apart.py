@@ -1,9 +1,6 @@
 """Addressed models, threads and tasks beside one another: none draws, counts or recomputes for another."""
 
-import asyncio
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,9 +11,9 @@ from torch.utils.checkpoint import checkpoint
 
 import dropkit
 from dropkit.errors import UnsupportedError
-from dropkit.random import call_key, keep_mask
 from dropkit.sites import address, samples
 from dropkit.sites.interception.checkpoints import uncompiled
+from tests.sites.threads import Meeting, in_another_thread
 
 DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
     "dropout": F.dropout,
@@ -61,37 +58,6 @@ def gradient(model: Callable[[Tensor], Tensor], backward: Callable[[Tensor], Non
     return x.grad
 
 
-@contextmanager
-def in_another_thread(act: Callable[[], Any]) -> Iterator[list[Any]]:
-    """Run something in a thread of its own, which has ended at the end of the block; its result, or what it raised."""
-    found: list[Any] = []
-
-    def run() -> None:
-        try:
-            found.append(act())
-        except Exception as error:  # noqa: BLE001  # for the test to tell
-            found.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield found
-    finally:
-        thread.join(20)
-        assert not thread.is_alive()
-
-
-class Meeting:
-    """A point in a model's forward at which it waits for the test."""
-
-    def __init__(self) -> None:
-        self.inside, self.go_on = threading.Event(), threading.Event()
-
-    def __call__(self) -> None:
-        self.inside.set()
-        assert self.go_on.wait(20)
-
-
 @pytest.mark.parametrize("is_inner_first", [True, False])
 @pytest.mark.parametrize("draw", DRAWS)
 def test_a_model_that_runs_inside_another_keeps_its_masks(draw: str, is_inner_first: bool) -> None:
@@ -115,6 +81,31 @@ def test_a_model_that_runs_inside_another_keeps_its_masks(draw: str, is_inner_fi
     for handle in handles:
         handle.close()
     assert not torch.equal(own != 0, found != 0)
+
+
+@pytest.mark.parametrize("is_addressed", [True, False])
+@pytest.mark.parametrize("draw", ["dropout", "rand_like"])
+def test_numbered_examples_of_a_model_that_runs_inside_another(draw: str, is_addressed: bool) -> None:
+    """Its masks are drawn in parts, which do not enter into the names of the other's sites."""
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = [Drawing(DRAWS[draw])]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner[0](x) + DRAWS[draw](x)
+
+    model, x = Outer(), torch.randn(4, 5, 6, dtype=torch.float64)
+    address(model, 2)
+    if is_addressed:
+        address(model.inner[0], 1)
+    for dim, take in ((0, lambda ids: x[ids]), (1, lambda ids: x.transpose(0, 1)[:, ids])):
+        with samples(range(4), dim=dim):
+            whole = model(take([0, 1, 2, 3]))
+        for ids in ([0, 2], [3, 0, 2], [1]):
+            with samples(ids, dim=dim):
+                torch.testing.assert_close(model(take(ids)), whole[:, ids] if dim else whole[ids])
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -341,69 +332,6 @@ def test_what_a_recomputed_function_attaches_itself_takes_part(reentrant: bool) 
     torch.testing.assert_close(found, wanted)
     with address(model, 1):
         assert not torch.allclose(gradient(model), wanted)
-
-
-def mask_of(handle: Any, call: int, rows: list[int]) -> Tensor:
-    return torch.from_numpy(keep_mask(call_key(handle.seed, "", handle.last_step, call), (9, 40), 0.5)[rows])
-
-
-def test_blocks_of_numbers_are_those_of_their_thread() -> None:
-    """Neither the counts nor the numbers of forwards elsewhere are touched, also where another forward runs."""
-    model, other, meeting, x = nn.Dropout(0.5), Drawing(), Meeting(), torch.ones(3, 40)
-    handle = address(model, 5)
-    address(other, 6)
-    other.first = meeting
-
-    def numbered() -> Tensor:
-        with samples([2, 1, 0]):
-            other(leaf()[:3].detach())
-            return model(x)
-
-    found = [model(x)]
-    with in_another_thread(numbered) as own:
-        assert meeting.inside.wait(20)
-        found.append(model(x))
-        with samples([8, 3, 4]):
-            assert torch.equal(model(x) != 0, mask_of(handle, 0, [8, 3, 4]))
-            with in_another_thread(lambda: model(x)) as elsewhere:
-                pass
-        assert handle.state_dict()["runs"] == (("", 3),)
-        meeting.go_on.set()
-    found += [elsewhere[0], model(x)]
-    assert torch.equal(own[0] != 0, mask_of(handle, 0, [2, 1, 0]))
-    for call, each in enumerate(found):
-        assert torch.equal(each != 0, mask_of(handle, call, [0, 1, 2])), call
-
-
-def test_blocks_of_numbers_are_those_of_their_task() -> None:
-    model, x = nn.Dropout(0.5), torch.ones(2, 40)
-    handle = address(model, 5)
-
-    async def numbered(first: int) -> list[Tensor]:
-        found = []
-        with samples([first, first + 1]):
-            for _ in range(3):
-                await asyncio.sleep(0)
-                found.append(model(x) != 0)
-        return found
-
-    async def together() -> list[list[Tensor]]:
-        return await asyncio.gather(*(numbered(first) for first in range(3)))
-
-    for first, found in enumerate(asyncio.run(together())):
-        for call, kept in enumerate(found):
-            assert torch.equal(kept, mask_of(handle, call, [first, first + 1]))
-    assert handle.state_dict()["runs"] == ()
-
-
-def test_a_step_in_another_thread_begins_the_counts_of_a_block_anew() -> None:
-    model, x = nn.Dropout(0.5), torch.ones(2, 40)
-    handle = address(model, 5)
-    with samples([0, 1]):
-        model(x)
-        with in_another_thread(handle.step):
-            pass
-        assert torch.equal(model(x) != 0, mask_of(handle, 0, [0, 1]))
 
 
 def test_threads_that_run_what_was_written_leave_the_compiler_as_it_was() -> None:

@@ -27,7 +27,7 @@ from dropkit.sites.handwritten.draws import Draw, find_draw
 from dropkit.sites.interception.attachment import Attachment, attached_to
 from dropkit.sites.interception.checkpoints import is_recomputing, uncompiled
 from dropkit.sites.interception.compiler import called, while_compiling
-from dropkit.sites.interception.interceptor import Handler
+from dropkit.sites.interception.interceptor import Handler, Interceptor
 from dropkit.sites.interception.names import is_dropout_layer, module_names
 from dropkit.sites.interception.places import Frame, Place
 from dropkit.sites.interception.telling import warn
@@ -233,10 +233,14 @@ class Addressing(Handler):
             return replaced(call, key=self._keys.compiled(place, call.input.device), order=place.order)
         check_drawing()
         key, numbers = self._keys.key(place), current()
+        has_branch = call.arguments.get("branch") is not None  # which is code of the model
+        seen = nullcontext() if has_branch else self._interceptor.as_one(Interceptor.place)
         if self._parts is not None:
-            return self._parts.dropout(place, call, key, is_recomputing())
+            with seen:
+                return self._parts.dropout(place, call, key, is_recomputing())
         if numbers is not None:
-            return numbered(place, call, key, numbers)
+            with seen:
+                return numbered(place, call, key, numbers)
         return replaced(call, key=key, order=place.order)
 
     def other(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -262,9 +266,14 @@ class Addressing(Handler):
             return draw.at(self._keys.compiled(draw.place, draw.device))
         check_drawing()
         key, numbers = self._keys.key(draw.place), current()
+        seen = self._interceptor.as_one(Interceptor.random_place)
         if self._parts is not None:
-            return self._parts.draw(draw, key)
-        return draw.at(key) if numbers is None else numbered_draw(draw, key, numbers)
+            with seen:
+                return self._parts.draw(draw, key)
+        if numbers is not None:
+            with seen:
+                return numbered_draw(draw, key, numbers)
+        return draw.at(key)
 
     def _drawn_key(self, examples: Tensor) -> Tensor | NumberedKey:
         """Return the key of a layer's masks, whose examples are along axis 0 of a tensor."""

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.utils.rnn import PackedSequence
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from dropkit.errors import ArgumentError, UnsupportedError
 from dropkit.sites.calls.functions import Call, find_call
 from dropkit.sites.calls.pools import with_samples
 from dropkit.sites.interception import checkpoints, compiler
-from dropkit.sites.interception.modes import enter_in_turn, is_entered, leave
+from dropkit.sites.interception.modes import enter_in_turn, is_entered, leave, replaced_modes
 from dropkit.sites.interception.names import is_dropout_layer, module_names
 from dropkit.sites.interception.outside import check_forward, warn_of_methods
 from dropkit.sites.interception.places import Frame, Place, Shield
@@ -159,6 +159,20 @@ class Interceptor(TorchFunctionMode):
                 return branch(*inputs)
 
         return call.changed(branch=run)
+
+    @contextmanager
+    def as_one(self, place: "Callable[[Interceptor], Place]") -> Iterator[None]:
+        """Let others that look on count one call, meanwhile, for all that answer it: their names have its number.
+
+        Args:
+            place: What counts it: `place` or `random_place`.
+        """
+        others = [mode for mode in _get_current_function_mode_stack() if isinstance(mode, Interceptor)]
+        for other in others:
+            if other.frames and not other.is_muted():
+                place(other)
+        with replaced_modes(others.__contains__, ()) if others else nullcontext():
+            yield
 
     def place(self) -> Place:
         """Return the place of the dropout function that is being called, and count it."""
