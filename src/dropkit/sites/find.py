@@ -99,7 +99,7 @@ class Sites(list[Site]):
 
 _NOTES = {
     "?": "?  perhaps dropout: it looks like it, but may be another random choice; it is never switched",
-    "!": "!  not rewritable: it is seen, but cannot be switched or replaced",
+    "!": "!  not rewritable: it is seen, but cannot be replaced, nor switched unless its module asks for the mode",
 }
 
 
