@@ -1,17 +1,19 @@
 """How near one pass of moments comes to ten thousand sampled passes, and what each costs.
 
-    python benchmarks/moments.py [--quick]
+    python benchmarks/moments.py [--quick] [--sets diabetes boston ...]
 
 Networks of one and two hidden layers of 50 units, with dropout before every layer, are trained on the diabetes data of
-scikit-learn, and convolutional ones on its digits. A row compares standard deviations on the test part: their mean
-ratio, the mean and median relative error and the correlation, beside the mean relative error of 50 sampled passes. The
-bar is on the mean relative error.
+scikit-learn and on those sets of UCI that are installed (see ``benchmarks/uci.py``), on the first published split; and
+convolutional ones on scikit-learn's digits. A row compares standard deviations on the test part: their mean ratio, the
+mean and median relative error and the correlation, beside the mean relative error of 50 sampled passes. The bar is on
+the mean relative error.
 """
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,11 +42,11 @@ class Row:
         met = "met" if self.error <= BAR else "MISSED"
         times = f"{1e3 * self.one_call:8.2f} {1e3 * self.one_pass:8.3f} {50e3 * self.one_pass:8.2f}"
         found = f"{self.ratio:6.3f} {self.error:6.3f} {self.median:6.3f} {self.correlation:6.3f}"
-        return f"{self.name:24} {found} {self.sampled_error:8.3f} {self.mean_error:8.3f} {times}  bar {BAR} {met}"
+        return f"{self.name:30} {found} {self.sampled_error:8.3f} {self.mean_error:8.3f} {times}  bar {BAR} {met}"
 
 
 HEADER = (
-    f"{'network':24} {'ratio':>6} {'error':>6} {'median':>6} {'corr.':>6} {'50 err.':>8} {'mean':>8} {'call ms':>8} "
+    f"{'network':30} {'ratio':>6} {'error':>6} {'median':>6} {'corr.':>6} {'50 err.':>8} {'mean':>8} {'call ms':>8} "
     f"{'pass ms':>8} {'50 ms':>8}"
 )
 
@@ -53,13 +55,25 @@ def diabetes() -> tuple[Tensor, Tensor, Tensor]:
     """Return inputs and targets to train on, and test inputs, standardised."""
     from sklearn.datasets import load_diabetes
 
-    inputs, targets = (torch.tensor(part).float() for part in load_diabetes(return_X_y=True))
-    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
-    inputs, targets = inputs[order], targets[order, None]
-    train = slice(0, round(0.9 * len(inputs)))
-    inputs = (inputs - inputs[train].mean(0)) / inputs[train].std(0)
-    targets = (targets - targets[train].mean(0)) / targets[train].std(0)
-    return inputs[train], targets[train], inputs[train.stop :]
+    inputs, targets = load_diabetes(return_X_y=True)
+    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0)).numpy()
+    count = round(0.9 * len(inputs))
+    return standardised(inputs, targets, order[:count], order[count:])
+
+
+def published(name: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the same of a set of UCI, in its first published split."""
+    from regression.data import SETS, splits
+
+    inputs, targets = SETS[name].load()
+    return standardised(inputs, targets, *splits(len(inputs), 1)[0])
+
+
+def standardised(inputs: Any, targets: Any, train: Any, test: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Return parts of a table, standardised by the rows to train on."""
+    x, y = torch.tensor(inputs).float(), torch.tensor(targets).float()[:, None]
+    x = (x - x[train].mean(0)) / x[train].std(0)
+    return x[train], (y[train] - y[train].mean(0)) / y[train].std(0), x[test]
 
 
 def trained(p: float, hidden: tuple[int, ...], inputs: Tensor, targets: Tensor, epochs: int) -> nn.Sequential:
@@ -127,24 +141,22 @@ def shortest(call: Callable[[], object], repeats: int = 30) -> float:
     return min(times)
 
 
-def rows(epochs: int = 200, passes: int = 10_000) -> list[Row]:
-    """Return the table."""
-    train_inputs, targets, inputs = diabetes()
-    found = []
+def dense(name: str, epochs: int, passes: int) -> Iterator[Row]:
+    """Yield the rows of one set."""
+    train_inputs, targets, inputs = diabetes() if name == "diabetes" else published(name)
     for hidden in HIDDEN:
         for p in RATES:
-            name = f"{'-'.join(map(str, (train_inputs.shape[1], *hidden, 1)))}, p = {p}"
-            found.append(compare(name, trained(p, hidden, train_inputs, targets, epochs), inputs, passes))
-    return found
+            sizes = "-".join(map(str, (train_inputs.shape[1], *hidden, 1)))
+            model = trained(p, hidden, train_inputs, targets, epochs)
+            yield compare(f"{name} {sizes}, p = {p}", model, inputs, passes)
 
 
-def convolutional(epochs: int, passes: int) -> list[Row]:
-    """Return rows of convolutional networks on the digits of scikit-learn, whose outputs are logits."""
+def convolutional(epochs: int, passes: int) -> Iterator[Row]:
+    """Yield rows of convolutional networks on the digits of scikit-learn, whose outputs are logits."""
     from sklearn.datasets import load_digits
 
     images, labels = (torch.tensor(part) for part in load_digits(return_X_y=True))
     images = images.float().reshape(-1, 1, 8, 8) / 8 - 1
-    found = []
     for name, layers in _CONVOLUTIONAL.items():
         torch.manual_seed(0)
         model = layers()
@@ -154,8 +166,7 @@ def convolutional(epochs: int, passes: int) -> list[Row]:
                 optimizer.zero_grad()
                 nn.functional.cross_entropy(model(images[batch]), labels[batch]).backward()
                 optimizer.step()
-        found.append(compare(name, model, images[1500:1532], passes))
-    return found
+        yield compare(name, model, images[1500:1532], passes)
 
 
 def _blocks(first: nn.Module, second: nn.Module) -> list[nn.Module]:
@@ -183,12 +194,19 @@ _CONVOLUTIONAL: dict[str, Callable[[], nn.Sequential]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="train less")
+    parser.add_argument("--sets", nargs="*", default=["diabetes", "boston", "concrete", "wine", "yacht"])
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(HEADER)
     passes = 1000 if options.quick else 10_000
-    for row in rows(20 if options.quick else 200, passes) + convolutional(2 if options.quick else 8, passes):
-        print(row)
+    for name in options.sets:
+        try:
+            for row in dense(name, 20 if options.quick else 200, passes):
+                print(row, flush=True)
+        except RuntimeError as error:  # its package is not installed
+            print(f"{name}: {error}")
+    for row in convolutional(2 if options.quick else 8, passes):
+        print(row, flush=True)
 
 
 if __name__ == "__main__":
