@@ -62,8 +62,9 @@ def moments(model: Module, *, rank: int | None = None) -> "MomentPropagation":
     Gaussian: means and variances are then exact, and of covariances it is the term linear in the input's (``C_ij
     phi_i phi_j`` for a ReLU that is open with probabilities phi). The same is done with max pooling. Everything is
     kept as factors of uncorrelated sources, so residual connections know how their two sides are correlated. For
-    vectors the covariance is full, without which standard deviations may be half of what they are. Where few units
-    carry the noise an activation's input is far from Gaussian, and deviations may be off by a third.
+    vectors the covariance is full, without which standard deviations may be half of what they are. Few masks are far
+    from Gaussian: those of up to 64 inputs are followed through activations from one of their two values to the other,
+    without which deviations may be off by a third.
 
     On feature maps, which are tensors of three axes or more, at most `rank` sources are kept, by subspace iteration;
     noise beyond them keeps its variance and loses its covariances, and the result tells the share. That costs as much

@@ -44,7 +44,7 @@ def piecewise_linear(knots: Sequence[float], slopes: Sequence[float], at_first: 
     edges = [-math.inf, *knots, math.inf]
 
     def response(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        deviation = variance.sqrt().clamp_min(1e-150)
+        deviation = _positive(variance.sqrt())
         first, second, slope_mean = (torch.zeros_like(mean) for _ in range(3))
         center = sum(
             torch.where((mean >= low) & (mean < high), slope * mean + offset, 0.0)
@@ -66,7 +66,7 @@ def exponential(alpha: float, scale: float, rate: float) -> Response:
     """Return the exact moments of ``scale * (max(0, x) + min(0, alpha * (exp(rate * x) - 1)))``, the ELU family."""
 
     def response(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        deviation = variance.sqrt().clamp_min(1e-150)
+        deviation = _positive(variance.sqrt())
         a = (-mean / deviation).clamp(-_FAR, _FAR)
         below, density = _ndtr(a), _density(a)
         above = 1 - below
@@ -127,7 +127,7 @@ def maximum(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], covariance: Tens
     difference = mean_a - mean_b
     spread = (variance_a + variance_b - 2 * covariance).clamp_min(0).sqrt()
     # Where nothing is random in the difference the larger mean wins, and of two equal ones either.
-    ratio = (difference / spread.clamp_min(1e-150)).clamp(-_FAR, _FAR)
+    ratio = (difference / _positive(spread)).clamp(-_FAR, _FAR)
     gain = _ndtr(ratio)
     far, near = ratio.abs(), difference.abs()
     excess = spread * (_density(far) - far * _ndtr(-far))  # of the mean, above the larger of both
@@ -144,6 +144,10 @@ def _below(edge: float, mean: Tensor, deviation: Tensor) -> tuple[Any, Any, Any]
     t = ((edge - mean) / deviation).clamp(-_FAR, _FAR)
     mass, density = _ndtr(t), _density(t)
     return mass, -density, mass - t * density
+
+
+def _positive(x: Tensor) -> Tensor:
+    return x.clamp_min(torch.finfo(x.dtype).tiny)
 
 
 def _ndtr(x: Tensor) -> Tensor:

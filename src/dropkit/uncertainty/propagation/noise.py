@@ -30,12 +30,14 @@ class Multiplication:
         variance: The variance of s.
         fill: What an element becomes when it is dropped, before anything is scaled.
         offset: What is added in the mean.
+        rate: The probability of the lower of two values that s has; 0 where it has more.
     """
 
     gain: float
     variance: float
     fill: float = 0.0
     offset: float = 0.0
+    rate: float = 0.0
 
 
 def realised_rate(call: Call) -> float:
@@ -51,8 +53,8 @@ def realised_rate(call: Call) -> float:
 def _dropout(call: Call, scaled: bool) -> Multiplication:
     rate = realised_rate(call)
     if not scaled:
-        return Multiplication(1 - rate, rate * (1 - rate))
-    return Multiplication(1.0, rate / (1 - rate)) if rate < 1 else Multiplication(0.0, 0.0)
+        return Multiplication(1 - rate, rate * (1 - rate), rate=rate)
+    return Multiplication(1.0, rate / (1 - rate), rate=rate) if rate < 1 else Multiplication(0.0, 0.0)
 
 
 def _plain(call: Call) -> Multiplication:
@@ -77,7 +79,7 @@ def _alpha(call: Call) -> Multiplication:
     scale = math.sqrt(variance / (kept * (rate * (SATURATION - mean) ** 2 + variance)))
     shift = mean - scale * (kept * mean + rate * SATURATION)
     offset = scale * rate * SATURATION + shift
-    return Multiplication(scale * kept, scale**2 * kept * rate, SATURATION, offset)
+    return Multiplication(scale * kept, scale**2 * kept * rate, SATURATION, offset, rate)
 
 
 def multiplied(sources: Sources, variable: Variable, noise: Multiplication, shared: tuple[int, ...]) -> Variable:
@@ -90,7 +92,10 @@ def multiplied(sources: Sources, variable: Variable, noise: Multiplication, shar
         return made
     deviation = variable.mean - noise.fill
     if not axes:
-        sources.add_uncorrelated(made, noise.variance * (variable.variance + deviation**2))
+        if noise.rate and not variable.is_random:
+            sources.add_masks(made, math.sqrt(noise.variance) * deviation, noise.rate)
+        else:
+            sources.add_uncorrelated(made, noise.variance * (variable.variance + deviation**2))
         return made
     blocks = _blocks(variable.mean, axes)
     root = math.sqrt(noise.variance)

@@ -15,6 +15,7 @@ from dropkit.uncertainty.propagation.gaussian import Response
 __all__ = ["FEATURE_MAP_RANK", "VECTOR_RANK", "Noise", "Sources", "Variable", "columns"]
 
 FEATURE_MAP_RANK, VECTOR_RANK = 32, 2048
+FEW = 64  # elements: of more, masks are taken for Gaussian
 _SWEEPS = 2  # of subspace iteration
 _Linear = Callable[[Tensor], Tensor]
 
@@ -24,12 +25,14 @@ class Noise:
     """Uncorrelated numbers of mean 0 and variance 1, one for each element of an example.
 
     Args:
+        rate: The probability of the lower of two values that each has, if it is not to be taken for Gaussian; else 0.
         users: The variables that depend on it by `Variable.fresh`.
         first: The number of its first source, if each number has one.
         basis: Directions of the numbers of every example that have sources of their own, as a tensor of shape
             (B, n, directions) with orthonormal columns, and the number of the first of these; None if there are none.
     """
 
+    rate: float = 0.0
     users: "WeakSet[Variable]" = field(default_factory=WeakSet)
     first: int | None = None
     basis: tuple[Tensor, int] | None = None
@@ -119,11 +122,15 @@ class Sources:
         rank: Most sources that a variable of more elements than that has; None for `FEATURE_MAP_RANK` on feature maps,
             which are tensors of three axes or more, and for `VECTOR_RANK` elements that vectors may have.
         where: Tells which module runs.
+        count: How many sources there are.
+        rates: Of the sources that have two values, the probability of the lower one, by number.
+        neglected: What covariances were neglected, as `Moments` tells it.
     """
 
     rank: int | None
     where: Callable[[], str]
     count: int = 0
+    rates: dict[int, float] = field(default_factory=dict)
     neglected: dict[str, float] = field(default_factory=dict)
     _live: WeakSet[Variable] = field(default_factory=WeakSet)
 
@@ -155,9 +162,19 @@ class Sources:
         if math.prod(variable.event) > self.limit(variable.event):
             variable.private = variance if variable.private is None else variable.private + variance
         else:
-            noise = Noise()
-            variable.fresh[noise] = variance.sqrt()
-            noise.users.add(variable)
+            self._add_fresh(variable, Noise(), variance.sqrt())
+
+    def add_masks(self, variable: Variable, factor: Tensor, rate: float) -> None:
+        """Add noise of two values, of which the lower has a probability; Gaussian where that is near enough."""
+        size = math.prod(variable.event)
+        if size > FEW or len(variable.event) > 1 or size > self.limit(variable.event):
+            self.add_uncorrelated(variable, factor.square())
+        else:
+            self._add_fresh(variable, Noise(rate), factor)
+
+    def _add_fresh(self, variable: Variable, noise: Noise, factor: Tensor) -> None:
+        variable.fresh[noise] = factor
+        noise.users.add(variable)
 
     def settle(self, variable: Variable) -> None:
         """Give sources to the fresh noise of a variable."""
@@ -166,12 +183,10 @@ class Sources:
 
     def _merge(self, variable: Variable) -> None:
         """Take fresh noise that no other variable depends on as if it were one."""
-        own = [noise for noise in variable.fresh if not noise.has_sources and len(noise.users) == 1]
+        own = [n for n in variable.fresh if not n.has_sources and not n.rate and len(n.users) == 1]
         if len(own) > 1:
             merged = sum((variable.fresh.pop(noise).square() for noise in own), variable.mean.new_zeros(()))
-            noise = Noise()
-            variable.fresh[noise] = merged.sqrt()
-            noise.users.add(variable)
+            self._add_fresh(variable, Noise(), merged.sqrt())
 
     def _settle(self, variable: Variable, noises: list[Noise]) -> None:
         """Turn factors of noise into factors of sources."""
@@ -179,6 +194,8 @@ class Sources:
         for noise in noises:
             if noise.first is None:
                 noise.first, self.count = self.count, self.count + size
+                if noise.rate:
+                    self.rates |= dict.fromkeys(range(noise.first, self.count), noise.rate)
         if noises:
             variable.factors = variable.padded(self.count).clone()  # which other variables may have, too
         for noise in noises:
@@ -195,13 +212,28 @@ class Sources:
 
     def transformed(self, variable: Variable, response: Response) -> Variable:
         """Return an elementwise function of a variable, taken for Gaussian; moments are computed in float64."""
+        if any(noise.rate for noise in variable.fresh):
+            self.settle(variable)
         dtype, variance = variable.mean.dtype, variable.variance.double()
         mean, gain, after = response(variable.mean.double(), variance)
-        rest = (after - gain**2 * variance).clamp_min(0).to(dtype)
-        gain = gain.to(dtype)
-        made = self.variable(mean.to(dtype), *variable.scaled(gain))
-        self.add_uncorrelated(made, rest)
+        made = self.variable(mean.to(dtype), *variable.scaled(gain.to(dtype)))
+        self._follow_masks(variable, made, response, variance)
+        self.add_uncorrelated(made, (after - made.variance).clamp_min(0).to(dtype))
         return made
+
+    def _follow_masks(self, variable: Variable, made: Variable, response: Response, variance: Tensor) -> None:
+        """Let a function follow each source of two values from one to the other, all others taken for Gaussian."""
+        places = [place for place in self.rates if place < len(variable.factors)]
+        if not places:
+            return
+        shape = (-1, *(1,) * variable.mean.dim())
+        rates = torch.tensor([self.rates[place] for place in places], dtype=torch.float64).reshape(shape)
+        factors = _widened(variable.factors[places])
+        odds, mean = (rates / (1 - rates)).sqrt().to(factors), variable.mean.to(factors)
+        rest = (variance.to(factors) - factors**2).clamp_min(0)
+        high, low = (response(mean + factors * value, rest)[0] for value in (odds, -1 / odds))
+        made.factors = made.factors.clone()
+        made.factors[places] = ((high - low) * (rates * (1 - rates)).sqrt().to(factors)).to(made.factors)
 
     def mapped(self, variable: Variable, mean: Tensor, linear: _Linear, squared: _Linear) -> Variable:
         """Return a linear map of a variable, each of whose outputs may depend on any inputs.
@@ -281,7 +313,7 @@ class Sources:
             lost = (each.factors.square().sum(0) - factors.square().sum(0)).clamp_min(0)
             each.factors = factors
             each.private = lost if each.private is None else each.private + lost
-        self.count = limit
+        self.count, self.rates = limit, {}
 
 
 def columns(linear: _Linear, factors: Tensor, like: Tensor) -> Tensor:
