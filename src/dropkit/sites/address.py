@@ -62,7 +62,8 @@ def address(model: Module, seed: int = 0, workers: Workers | None = None) -> "Ad
             then. Default: this process has everything.
 
     Returns:
-        The handle, which has the step: call its `step` after each update, or let it `follow` an optimizer.
+        The handle, which has the step: call its `step` after each update, or let it `follow` an optimizer. It holds
+        until it is closed, as it is at the end of a ``with`` block.
 
     Raises:
         ArgumentError: If the seed is out of range, two names have one number, no module has a name that `workers` ask
