@@ -1,22 +1,34 @@
 """`dropkit predict`: new rows through the model that a study recommends."""
 
+import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dropkit.errors import RunError
+from dropkit.cli.options import in_options, number, whole
+from dropkit.errors import ArgumentError, ArgumentTypeError, RunError
 
 __all__ = ["HELP", "command"]
 
 HELP = """Predict new rows with the model that a study recommends.
 
-Writes CSV: the prediction, and for classes the probability of each.
+Writes CSV: the prediction, and for classes the probability of each. With --samples, the networks of the model drop as
+they did in training, that many times each, and every value is the mean of these samples. Behind the values come the
+ends of the interval that holds the --level of the samples in the middle, and the column "unsure":
+
+\b
+  classes   "yes" where the predicted class is the likeliest in less than the --level of the samples
+  numbers   "yes" where half of the interval is wider than the --tolerance
+
+It says that the samples disagree, which they do where the study's rows tell little; how often a class is right where
+they agree, its probability says.
 
 \b
 Examples:
   dropkit predict runs/churn new.csv                    to the screen
   dropkit predict runs/churn new.csv --output out.csv   to a file
+  dropkit predict runs/churn new.csv --samples 100      with intervals, and which rows are unsure
 """
 
 
@@ -24,12 +36,50 @@ def command(
     run: Annotated[Path, typer.Argument(help="The directory of a study that has ended.")],
     data: Annotated[Path, typer.Argument(help="A CSV or Parquet file with the columns of the study's table.")],
     output: Annotated[Path | None, typer.Option(help="The file to write.", show_default="the screen")] = None,
+    samples: Annotated[
+        str | None,
+        typer.Option(metavar="<int>", help="Passes with dropout over each network, 2 or more.", show_default=False),
+    ] = None,
+    level: Annotated[
+        str | None,
+        typer.Option(
+            metavar="<number>", help="Share of the samples in an interval. [default: 0.9]", show_default=False
+        ),
+    ] = None,
+    tolerance: Annotated[
+        str | None,
+        typer.Option(
+            metavar="<number>",
+            help="Of numbers, the widest half of a sure interval. [default: the RMSE on the study's test rows]",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[
+        str | None,
+        typer.Option(metavar="<int>", help="What the samples drop. [default: 0]", show_default=False),
+    ] = None,
 ) -> None:
     """Predict new rows with the model that a study recommends."""
     from dropkit.study._atomic import write_atomic
     from dropkit.study.prediction import predict
 
-    text = predict(run, data).to_csv()
+    count = whole("--samples", samples)
+    options = {
+        "level": number("--level", level),
+        "tolerance": number("--tolerance", tolerance),
+        "seed": whole("--seed", seed),
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    if given and count is None:
+        raise ArgumentError(f"--{next(iter(given))} is of samples: give --samples too, such as --samples 100.")
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", UserWarning)
+            text = predict(run, data, samples=count, **given).to_csv()  # type: ignore[arg-type]  # each has its own
+    except (ArgumentError, ArgumentTypeError) as error:
+        raise type(error)(in_options(str(error))) from None
+    for warning in told:
+        typer.echo(f"dropkit: {' '.join(str(warning.message).split())}", err=True)
     if output is None:
         typer.echo(text, nl=False)
         return

@@ -1,7 +1,6 @@
 """`dropkit study`: the study from the command line."""
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +9,7 @@ from unicodedata import category
 import typer
 from typer.core import TyperCommand, TyperOption
 
+from dropkit.cli.options import in_options, number, whole
 from dropkit.cli.progress import progress_shown
 from dropkit.errors import ArgumentError, ArgumentTypeError
 from dropkit.study import api
@@ -115,20 +115,20 @@ def command(
     options: dict[str, Any] = {
         "target": target,
         "task": task,
-        "test_size": _number("--test-size", test_size),
+        "test_size": number("--test-size", test_size),
         "group": group,
         "time": time,
         "network": _list("--network", network, "-", int),
-        "epochs": _whole("--epochs", epochs),
-        "batch_size": _whole("--batch-size", batch_size),
+        "epochs": whole("--epochs", epochs),
+        "batch_size": whole("--batch-size", batch_size),
         "methods": _list("--methods", methods, ",", str),
         "rates": _list("--rates", rates, ",", float),
-        "seeds": _whole("--seeds", seeds),
+        "seeds": whole("--seeds", seeds),
     }
     given = {name: value for name, value in options.items() if value is not None}
-    number = _whole("--seed", seed)
+    chosen = whole("--seed", seed)
     name = None if name is None else name.strip()
-    path = _new(data, name) if resume is None else _resumed(resume, data, budget, number, name, given)
+    path = _new(data, name) if resume is None else _resumed(resume, data, budget, chosen, name, given)
     heading = f"{'Results go to' if resume is None else 'Going on with'} {path}"
     try:
         with progress_shown(heading, quiet=quiet or as_json) as progress:
@@ -138,39 +138,18 @@ def command(
                 result = api.run(
                     "mnist" if data is None else data,
                     budget="quick" if budget is None else budget,
-                    seed=number or 0,
+                    seed=chosen or 0,
                     directory=path,
                     progress=progress,
                     **given,
                 )
     except (ArgumentError, ArgumentTypeError) as error:
-        raise type(error)(_in_options(str(error))) from None
+        raise type(error)(in_options(str(error), _OPTIONS)) from None
     except KeyboardInterrupt:
         goes_on = f"Go on with: dropkit study --resume {path}" if path.exists() else "Nothing was written."
         typer.echo(f"Stopped. {goes_on}", err=True)
         raise typer.Exit(130) from None
     _show(result, quiet=quiet, as_json=as_json)
-
-
-def _in_options(message: str) -> str:
-    """Name an argument of `study.run` or of its budget as the command line does."""
-    return re.sub(
-        r"^(?:run|Budget): `(\w+)`", lambda found: _OPTIONS.get(found[1], "--" + found[1].replace("_", "-")), message
-    )
-
-
-def _whole(option: str, text: str | None) -> int | None:
-    try:
-        return None if text is None else int(text)
-    except ValueError:
-        raise ArgumentError(f"{option} must be a whole number, got {text!r}.") from None
-
-
-def _number(option: str, text: str | None) -> float | None:
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        raise ArgumentError(f"{option} must be a number, got {text!r}.") from None
 
 
 def _list(option: str, text: str | None, separator: str, kind: Callable[[str], Any]) -> list[Any] | None:

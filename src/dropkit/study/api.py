@@ -227,7 +227,7 @@ def _finish(folder: "RunFolder", data: Dataset, progress: ProgressCallback, netw
         reporter.enter("measuring")
         findings = find(folder, data, network, reporter.step)
         reporter.enter("writing")
-        save_model(folder, data, findings.summary, findings.verdict, network)
+        save_model(folder, data, findings, network)
         write_files(folder.path, findings)
         write_report(folder.path / "report.html", findings)
         reporter.step()

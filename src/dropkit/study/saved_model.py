@@ -7,6 +7,7 @@ each trained on other rows, so together they have seen nearly all, and the loss 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,14 @@ from dropkit._checks import argument_error
 from dropkit.errors import DropkitError, RunError
 from dropkit.study._atomic import write_atomic
 from dropkit.study.dataset import CLASSIFICATION, Dataset
-from dropkit.study.methods import METHODS
+from dropkit.study.findings import Findings
+from dropkit.study.methods import METHODS, Recipe
 from dropkit.study.own import Factory, OwnMember, OwnNetwork, own_members, rows_at_once, state_names
 from dropkit.study.preparation import Column, Preparation, fit
+from dropkit.study.sampling import Dropped
 from dropkit.study.splits import outer_split, seed_key, seed_split
 from dropkit.study.storage import RunFolder
-from dropkit.study.summary import Summary
 from dropkit.study.test_rows import confirmed_parameters
-from dropkit.study.verdict import Verdict
 
 __all__ = ["SavedModel", "load_model", "save_model"]
 
@@ -49,6 +50,7 @@ class SavedModel:
         columns: The columns of a table that it needs; none where it takes an array of numbers.
         inputs: Numbers that a row has before preparation; 0 where a function of the user's loaded the rows.
         members: What prepares the rows for each network, and the network: from prepared rows to outputs.
+        dropped: What the networks dropped in training; None where the model was saved before that was written down.
     """
 
     label: str
@@ -58,28 +60,35 @@ class SavedModel:
     columns: tuple[Column, ...]
     inputs: int
     members: tuple[tuple[Preparation, Network], ...]
+    dropped: Dropped | None = None
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether it predicts classes."""
+        return self.task == CLASSIFICATION
 
     @torch.no_grad()
     def predict(self, inputs: Any) -> npt.NDArray[np.float64]:
         """Return probabilities of shape (rows, classes), or numbers of shape (rows, 1)."""
-        found = []
-        for preparation, network in self.members:
-            rows = torch.from_numpy(preparation.apply(inputs)) if self.inputs else inputs
-            output = network(rows).double()
-            if self.task == CLASSIFICATION:
-                found.append(output.softmax(1))
-            else:
-                found.append(output * preparation.target_scale + preparation.target_mean)
+        found = [self.scaled(each, network(self.rows(each, inputs))) for each, network in self.members]
         return torch.stack(found).mean(0).numpy()
 
+    def rows(self, preparation: Preparation, inputs: Any) -> Any:
+        """Return rows as a network takes them."""
+        return torch.from_numpy(preparation.apply(inputs)) if self.inputs else inputs
 
-def save_model(
-    folder: RunFolder, data: Dataset, summary: Summary, verdict: Verdict, network: OwnNetwork | None = None
-) -> None:
+    def scaled(self, preparation: Preparation, output: torch.Tensor) -> torch.Tensor:
+        """Return the outputs of a network as float64 probabilities, or as numbers in their own units."""
+        if self.is_classifier:
+            return output.double().softmax(-1)
+        return output.double() * preparation.target_scale + preparation.target_mean
+
+
+def save_model(folder: RunFolder, data: Dataset, findings: Findings, network: OwnNetwork | None = None) -> None:
     """Write the recommended model into the run; nothing where every run without regularisation diverged."""
     from safetensors.torch import save
 
-    method = verdict.saved
+    summary, method = findings.summary, findings.verdict.saved
     if method not in summary.arms or not summary.arms[method].records:
         return
     plan = folder.plan
@@ -94,6 +103,8 @@ def save_model(
         preparations.append(fit(data.schema, data.inputs, targets, train).to_json())
         names = state_names(network.build(recipe.dropout, keys[-1])) if network else range(len(parameters))
         weights |= {f"{member}.{name}": torch.tensor(part) for name, part in zip(names, parameters, strict=True)}
+    # A network of the user's own has its dropout in itself.
+    inserted = recipe if network is None else Recipe()
     description = {
         "format": _FORMAT,
         "label": summary.arms[method].label,
@@ -102,6 +113,7 @@ def save_model(
         "class_names": list(data.class_names or (str(number) for number in range(data.classes))),
         "inputs": data.inputs.shape[1],
         "members": preparations,
+        "dropped": _dropped(findings, inserted, len(inserted.hidden(plan.budget.hidden))).to_json(),
     }
     if network is not None:
         shape = data.image_shape
@@ -109,6 +121,14 @@ def save_model(
         description["network"] = {**plan.network, **described, "rows_at_once": rows_at_once(data, plan.budget)}
     write_atomic(folder.path / _WEIGHTS, save(weights))
     write_atomic(folder.path / _DESCRIPTION, json.dumps(description, indent=1, ensure_ascii=False) + "\n")
+
+
+def _dropped(findings: Findings, recipe: Recipe, hidden: int) -> Dropped:
+    """Return what the saved networks dropped, in so many hidden layers."""
+    error = findings.saved.metrics.get("rmse") if findings.saved is not None else None
+    records = findings.summary.arms[findings.verdict.saved].records
+    rates = [record.learned_rates or (recipe.dropout,) * hidden for record in records]
+    return Dropped.of(recipe, rates, error if error is not None and isfinite(error) else None)
 
 
 def load_model(path: Path, network: Factory | None = None) -> SavedModel:
@@ -144,6 +164,7 @@ def load_model(path: Path, network: Factory | None = None) -> SavedModel:
             networks = own_members(path, own, network, weights, len(description["class_names"]))
         else:
             networks = [_network(_parts(weights, member)) for member in range(len(preparations))]
+        hidden = [len(one) // 2 for one in networks if isinstance(one, nn.Sequential)]
         return SavedModel(
             label=description["label"],
             task=description["task"],
@@ -152,6 +173,7 @@ def load_model(path: Path, network: Factory | None = None) -> SavedModel:
             columns=preparations[0].columns,
             inputs=int(description["inputs"]),
             members=tuple(zip(preparations, networks, strict=True)),
+            dropped=Dropped.from_json(description["dropped"], hidden) if "dropped" in description else None,
         )
     except DropkitError:
         raise  # of a network of one's own; an ArgumentError is a ValueError too

@@ -211,18 +211,50 @@ class MonteCarlo:
             ArgumentError: If there is no batch.
             ArgumentTypeError: If `loader` cannot be iterated over.
         """
+        parts = list(self._each(loader, progress))
+        if not parts:
+            raise argument_error("MonteCarlo.batches", "loader", "one batch or more", "none")
+        return Result.concatenate([result for result, _ in parts], parts[-1][1])
+
+    def each(self, loader: Iterable[Any], *, progress: bool = False) -> Iterator[Result]:
+        """Predict batch after batch, as `batches` does, and yield the result of each as soon as it is there.
+
+        So memory does not grow with the number of batches, also with `keep_samples`.
+
+        Args:
+            loader: As for `batches`.
+            progress: Whether to show a bar. Default: False.
+
+        Returns:
+            An iterator over results, one a batch.
+
+        Raises:
+            ArgumentTypeError: If `loader` cannot be iterated over.
+
+        Examples:
+            >>> import torch, dropkit
+            >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.5))
+            >>> predict = dropkit.uncertainty.mc(model, n=10, seed=0, keep_samples=True)
+            >>> [tuple(result.samples.shape) for result in predict.each(torch.randn(5, 4).split(2))]
+            [(10, 2, 8), (10, 2, 8), (10, 1, 8)]
+        """
+        parts = self._each(loader, progress)
+        return (result for result, _ in parts)
+
+    def _each(self, loader: Iterable[Any], progress: bool) -> Iterator[tuple[Result, int]]:
+        """Return an iterator over the result of every batch and its axis of examples."""
         if not isinstance(loader, Iterable) or isinstance(loader, torch.Tensor | str | Mapping):
             raise argument_type_error("MonteCarlo.batches", "loader", "a DataLoader, or another iterable", loader)
-        results, first, axis = [], 0, 0
-        for number, batch in enumerate(_shown(loader) if progress else loader):
+        return self._results(_shown(loader) if progress else loader)
+
+    def _results(self, batches: Iterable[Any]) -> Iterator[tuple[Result, int]]:
+        first = 0
+        for number, batch in enumerate(batches):
             args, kwargs = _given(batch)
             result, way = self._predict(args, kwargs, first, number)
-            results.append(result)
             axis = way.axis or 0
+            yield result, axis
             first += Inputs(args, kwargs).size(axis) or 0
-        if not results:
-            raise argument_error("MonteCarlo.batches", "loader", "one batch or more", "none")
-        return Result.concatenate(results, axis)
 
     def __repr__(self) -> str:
         """Show the model's class, and what was asked for."""
