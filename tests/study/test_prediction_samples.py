@@ -294,6 +294,7 @@ def test_one_network_that_drops_nothing_has_no_samples(saving: Callable[[str], P
         study.predict(tmp_path, ROWS, samples=10)
 
 
+@pytest.mark.slow
 def test_models_of_before_predict_and_get_samples_by_resuming(finished: Result, toy: Dataset, tmp_path: Path) -> None:
     shutil.copytree(finished.directory, tmp_path / "run")
     path = tmp_path / "run" / "model.json"
