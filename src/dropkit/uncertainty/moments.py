@@ -64,7 +64,7 @@ def moments(model: Module, *, rank: int | None = None) -> "MomentPropagation":
     kept as factors of uncorrelated sources, so residual connections know how their two sides are correlated. For
     vectors the covariance is full, without which standard deviations may be half of what they are. Few masks are far
     from Gaussian: those of up to 64 inputs are followed through activations from one of their two values to the other,
-    without which deviations may be off by a third.
+    with all else taken for Gaussian given each of these, without which deviations may be off by a third.
 
     On feature maps, which are tensors of three axes or more, at most `rank` sources are kept, by subspace iteration;
     noise beyond them keeps its variance and loses its covariances, and the result tells the share. That costs as much

@@ -216,24 +216,35 @@ class Sources:
             self.settle(variable)
         dtype, variance = variable.mean.dtype, variable.variance.double()
         mean, gain, after = response(variable.mean.double(), variance)
-        made = self.variable(mean.to(dtype), *variable.scaled(gain.to(dtype)))
-        self._follow_masks(variable, made, response, variance)
+        places = [place for place in self.rates if place < len(variable.factors)]
+        if places:
+            effects, mean, gain, after = self._followed(variable, response, variance, places)
+            made = self.variable(mean.to(dtype), *variable.scaled(gain.to(dtype)))
+            made.factors[places] = effects.to(dtype)
+        else:
+            made = self.variable(mean.to(dtype), *variable.scaled(gain.to(dtype)))
         self.add_uncorrelated(made, (after - made.variance).clamp_min(0).to(dtype))
         return made
 
-    def _follow_masks(self, variable: Variable, made: Variable, response: Response, variance: Tensor) -> None:
-        """Let a function follow each source of two values from one to the other, all others taken for Gaussian."""
-        places = [place for place in self.rates if place < len(variable.factors)]
-        if not places:
-            return
+    def _followed(
+        self, variable: Variable, response: Response, variance: Tensor, places: list[int]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the moments of a function that follows sources of two values from one to the other.
+
+        Given one of them, all others are taken for Gaussian. Mean, gain and variance are those given the one that
+        matters most to an element.
+        """
         shape = (-1, *(1,) * variable.mean.dim())
-        rates = torch.tensor([self.rates[place] for place in places], dtype=torch.float64).reshape(shape)
         factors = _widened(variable.factors[places])
-        odds, mean = (rates / (1 - rates)).sqrt().to(factors), variable.mean.to(factors)
+        rates = torch.tensor([self.rates[place] for place in places], dtype=torch.float64).reshape(shape).to(factors)
+        odds, mean = (rates / (1 - rates)).sqrt(), variable.mean.to(factors)
         rest = (variance.to(factors) - factors**2).clamp_min(0)
-        high, low = (response(mean + factors * value, rest)[0] for value in (odds, -1 / odds))
-        made.factors = made.factors.clone()
-        made.factors[places] = ((high - low) * (rates * (1 - rates)).sqrt().to(factors)).to(made.factors)
+        high, low = (response(mean + factors * value, rest) for value in (odds, -1 / odds))
+        effects = (high[0] - low[0]) * (rates * (1 - rates)).sqrt()
+        first, gain, second = ((1 - rates) * kept + rates * dropped for kept, dropped in zip(high, low, strict=True))
+        most = factors.abs().argmax(0, keepdim=True)
+        first, gain, second = (each.gather(0, most)[0].double() for each in (first, gain, second + effects**2))
+        return effects, first, gain, second
 
     def mapped(self, variable: Variable, mean: Tensor, linear: _Linear, squared: _Linear) -> Variable:
         """Return a linear map of a variable, each of whose outputs may depend on any inputs.
