@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import dropkit
 from dropkit.errors import ArgumentError, ArgumentTypeError, UnsupportedError
-from dropkit.uncertainty import exact
+from dropkit.uncertainty import exact, mc
 
 RATES = [0.5, 0.2, 0.7]
 
@@ -124,6 +124,13 @@ def test_sampling_tends_to_it() -> None:
     error = found.std / math.sqrt(20_000)
     assert ((samples.mean(0) - found.arithmetic).abs() < 5 * error).all()
     torch.testing.assert_close(samples.std(0), found.std, rtol=0.05, atol=0)
+
+
+def test_monte_carlo_dropout_tends_to_it() -> None:
+    model, x = rectified(), torch.randn(3, 4, generator=torch.Generator().manual_seed(1)).double()
+    found, sampled = exact(model, x), mc(model, n=4000, task="classification", seed=0)(x)
+    assert ((sampled.mean - found.arithmetic).abs() < 5 * sampled.error.mean).all()
+    torch.testing.assert_close(sampled.std, found.std, rtol=0.06, atol=0)
 
 
 def test_yes_or_no() -> None:

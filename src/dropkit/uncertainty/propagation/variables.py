@@ -15,7 +15,7 @@ from dropkit.uncertainty.propagation.gaussian import Response
 __all__ = ["FEATURE_MAP_RANK", "VECTOR_RANK", "Noise", "Sources", "Variable", "columns"]
 
 FEATURE_MAP_RANK, VECTOR_RANK = 32, 2048
-FEW = 64  # elements: of more, masks are taken for Gaussian
+_FEW = 64  # elements: of more, masks are taken for Gaussian
 _SWEEPS = 2  # of subspace iteration
 _Linear = Callable[[Tensor], Tensor]
 
@@ -167,7 +167,7 @@ class Sources:
     def add_masks(self, variable: Variable, factor: Tensor, rate: float) -> None:
         """Add noise of two values, of which the lower has a probability; Gaussian where that is near enough."""
         size = math.prod(variable.event)
-        if size > FEW or len(variable.event) > 1 or size > self.limit(variable.event):
+        if size > _FEW or len(variable.event) > 1 or size > self.limit(variable.event):
             self.add_uncorrelated(variable, factor.square())
         else:
             self._add_fresh(variable, Noise(rate), factor)
