@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Response", "exponential", "maximum", "piecewise_linear", "quadrature"]
+__all__ = ["Response", "exponential", "maximum", "piecewise_linear", "quadrature", "rectified"]
 
 Response = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 """Of means and variances: the means, the gains and the variances of what a function makes of them."""
@@ -21,6 +21,33 @@ Response = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 _SPACING, _REACH = 0.2, 35  # of the nodes of a quadrature, and how many there are on either side of the mean
 _NUMBERS_AT_ONCE = 2**18
 _FAR = 40.0  # standard deviations, beyond which a density is 0 even in float64
+
+
+def rectified(slope: float) -> Response:
+    """Return the exact moments of ``max(0, x) + slope * min(0, x)``.
+
+    References:
+        Frey and Hinton (1999), "Variational learning in nonlinear Gaussian belief networks", for the slope 0.
+    """
+
+    def response(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        deviation = variance.sqrt()
+        distance = (mean.abs() / _positive(deviation)).clamp_max(_FAR)
+        beyond, density = _ndtr(-distance), _density(distance)
+        # Of what lies beyond 0, seen from the mean: small numbers, whatever the mean is.
+        excess = deviation * (density - distance * beyond)
+        spread = (variance * ((1 + distance**2) * beyond - distance * density) - excess**2).clamp_min(0)
+        is_open = mean > 0
+        first = torch.where(is_open, mean, 0.0) + excess
+        gain = torch.where(is_open, 1 - beyond, beyond)
+        second = torch.where(is_open, variance * (1 - 2 * beyond), 0.0) + spread
+        if slope == 0:
+            return first, gain, second
+        rest = 1 - slope
+        second = slope**2 * variance + rest**2 * second + 2 * slope * rest * variance * gain
+        return slope * mean + rest * first, slope + rest * gain, second.clamp_min(0)
+
+    return response
 
 
 def piecewise_linear(knots: Sequence[float], slopes: Sequence[float], at_first: float) -> Response:

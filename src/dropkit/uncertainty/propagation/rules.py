@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dropkit.errors import UnsupportedError
 from dropkit.uncertainty.propagation import linear
-from dropkit.uncertainty.propagation.gaussian import Response, exponential, piecewise_linear, quadrature
+from dropkit.uncertainty.propagation.gaussian import Response, exponential, piecewise_linear, quadrature, rectified
 from dropkit.uncertainty.propagation.pooling import max_pooled
 from dropkit.uncertainty.propagation.variables import Sources, Variable
 
@@ -33,11 +33,11 @@ def _elementwise(response: Callable[..., Response]) -> _Rule:
 
 
 def _relu() -> Response:
-    return piecewise_linear([0.0], [0.0, 1.0], 0.0)
+    return rectified(0.0)
 
 
 def _leaky_relu(negative_slope: float = 0.01) -> Response:
-    return piecewise_linear([0.0], [negative_slope, 1.0], 0.0)
+    return rectified(negative_slope)
 
 
 def _hardtanh(min_val: float = -1.0, max_val: float = 1.0) -> Response:
@@ -59,7 +59,7 @@ def _clamp(min: float | None = None, max: float | None = None) -> Response:
 
 
 def _absolute() -> Response:
-    return piecewise_linear([0.0], [-1.0, 1.0], 0.0)
+    return rectified(-1.0)
 
 
 def _hardsigmoid() -> Response:
