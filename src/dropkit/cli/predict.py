@@ -78,8 +78,8 @@ def command(
             text = predict(run, data, samples=count, **given).to_csv()  # type: ignore[arg-type]  # each has its own
     except (ArgumentError, ArgumentTypeError) as error:
         raise type(error)(in_options(str(error))) from None
-    for warning in told:
-        typer.echo(f"dropkit: {' '.join(str(warning.message).split())}", err=True)
+    for message in dict.fromkeys(str(one.message) for one in told if one.category is UserWarning):
+        typer.echo(f"dropkit: {' '.join(message.split())}", err=True)
     if output is None:
         typer.echo(text, nl=False)
         return
