@@ -280,7 +280,7 @@ def test_what_is_no_loader(loader: Any) -> None:
 
 
 def test_a_loader_without_batches() -> None:
-    with pytest.raises(ArgumentError, match="`loader` must be one batch or more"):
+    with pytest.raises(ArgumentError, match="`loader` has no batch"):
         mc(net(), 2).batches([])
 
 

@@ -16,7 +16,7 @@ SLOW = {"bert", "gpt2", "vit", "convnext"}  # other libraries take seconds to lo
 # What the zoo's models have before their first site, or why passes run one after another.
 ENGINES = {
     **dict.fromkeys(("shifted", "lstm", "gru", "our_encoder", "listed", "ours", "scripted"), "batched"),
-    **dict.fromkeys(("lstm_packed", "gru_packed"), "loop"),
+    **dict.fromkeys(("lstm_packed", "gru_packed", "our_lstm_packed", "our_gru_packed"), "loop"),
 }
 CASES = [
     pytest.param(model, id=name, marks=[pytest.mark.slow] if name.split("_")[0] in SLOW else [])
@@ -174,7 +174,7 @@ class Windowed(nn.Module):
 
 
 OWN = {
-    "of_the_batch": (OfTheBatch, (6, 8), "prefix"),
+    "of_the_batch": (OfTheBatch, (6, 8), "loop"),
     "in_place": (InPlace, (6, 8), "prefix"),
     "of_a_view": (OfAView, (6, 8), "batched"),
     "captured": (Captured, (6, 5, 8), "prefix"),
@@ -253,6 +253,110 @@ class Filtered(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.drop(x)
         return x[x[:, 0] != 0]
+
+
+class Skipping(nn.Module):
+    """Leaves layers out at random in training, as models with LayerDrop do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.3)) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            if not (self.training and float(torch.rand(())) < 0.5):
+                x = x + layer(x)
+        return x
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_layers_that_training_skips_at_random_drop(seed: int) -> None:
+    model, x = Skipping(), torch.randn(6, 8)
+    torch.manual_seed(seed)
+    result = mc(model, 4, seed=0)(x)
+    assert [site.name for site in result.facts["sites"]] == [f"layers.{i}.1" for i in range(4)]
+    torch.manual_seed(seed + 100)
+    torch.testing.assert_close(mc(model, 4, seed=0)(x).mean, result.mean)
+
+
+class Cache:
+    """What a forward may write into, of no class that anybody knows."""
+
+    def __init__(self) -> None:
+        self.kept: list[Tensor] = [torch.ones(6, 8)]
+
+
+class Cached(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop = nn.Linear(8, 8), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor, cache: Cache) -> Tensor:
+        cache.kept.append(self.first(x))
+        return self.drop(torch.stack(cache.kept).sum(0))
+
+
+@pytest.mark.filterwarnings("ignore:mc. passes over")
+def test_an_object_that_a_forward_writes_into_is_as_it_was() -> None:
+    model, x, cache = Cached(), torch.randn(6, 8), Cache()
+    found = [mc(model, 5, seed=0, engine=engine)(x, cache).mean for engine in ("auto", "loop")]
+    assert len(cache.kept) == 1
+    torch.testing.assert_close(*found)
+
+
+class Targeted(nn.Module):
+    """Wants targets in training, as models of detection do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop = nn.Linear(8, 8), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
+        if self.training and targets is None:
+            raise ValueError("no targets")
+        return self.drop(self.first(x))
+
+
+def test_a_model_that_wants_targets_in_training() -> None:
+    model, x = Targeted(), torch.randn(6, 8)
+    with pytest.warns(UserWarning, match="does not run on these inputs in training mode.* These sites do: drop"):
+        result = mc(model, 50, seed=0)(x)
+    torch.testing.assert_close(
+        result.std, mc(nn.Sequential(model.first, model.drop), 50, seed=0)(x).std, rtol=0.5, atol=0.1
+    )
+
+
+class OfArrays(nn.Module):
+    """Asks for arrays of NumPy, which tensors with gradients have not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop = nn.Linear(8, 8), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.drop(x + torch.from_numpy(x.numpy() ** 2))
+
+
+def test_a_forward_that_asks_for_arrays() -> None:
+    found = [mc(OfArrays(), 5, seed=0)(torch.randn(6, 8)).n]
+    assert found == [5]
+
+
+class OfNoTensor(OfArrays):
+    def forward(self, x: Tensor) -> float:
+        return float(self.drop(self.first(x)).sum())
+
+
+@pytest.mark.filterwarnings("ignore:mc. passes over")
+def test_an_output_without_a_tensor_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="returned no tensor, but a float"):
+        mc(OfNoTensor(), 5, seed=0)(torch.randn(6, 8))
+
+
+def test_an_empty_batch() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5))
+    assert mc(model, 5, seed=0)(torch.randn(0, 8)).mean.shape == (0, 8)
 
 
 @pytest.mark.filterwarnings("ignore:mc. passes over")

@@ -5,10 +5,11 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import Module
 
 from dropkit._checks import KEY, POSITIVE, Choice, Integer, argument_error, argument_type_error, require
-from dropkit.errors import UnsupportedError
+from dropkit.errors import ArgumentError, UnsupportedError
 from dropkit.sites.find import Site, Sites
 from dropkit.sites.interception.attachment import attached
 from dropkit.sites.interception.checkpoints import uncompiled
@@ -17,8 +18,8 @@ from dropkit.sites.interception.restoring import restored, set_mode
 from dropkit.sites.interception.telling import warn
 from dropkit.sites.interception.values import version_of
 from dropkit.sites.switching.selection import Selection
-from dropkit.uncertainty.engine.chunks import passes
-from dropkit.uncertainty.engine.inputs import Inputs, signature
+from dropkit.uncertainty.engine.chunks import run_passes
+from dropkit.uncertainty.engine.inputs import Inputs, Output, signature
 from dropkit.uncertainty.engine.learning import Learned, learn
 from dropkit.uncertainty.engine.passes import Passes
 from dropkit.uncertainty.engine.tape import MismatchError
@@ -213,7 +214,7 @@ class MonteCarlo:
         """
         parts = list(self._each(loader, progress))
         if not parts:
-            raise argument_error("MonteCarlo.batches", "loader", "one batch or more", "none")
+            raise ArgumentError("MonteCarlo.batches: `loader` has no batch. Give one that yields a batch or more.")
         return Result.concatenate([result for result, _ in parts], parts[-1][1])
 
     def each(self, loader: Iterable[Any], *, progress: bool = False) -> Iterator[Result]:
@@ -276,14 +277,16 @@ class MonteCarlo:
         if not handler.fired:
             names = ", ".join(sorted(learned.chosen))
             raise UnsupportedError(f"mc: none of the sites {names} drops on these inputs.")
-        fired = Sites(learned.known[name] for name in handler.fired if name in learned.known)
+        fired = Sites(handler.known[name] for name in handler.fired)
         reached = self._is_reached(running) if self.n == "auto" else None
-        return running.result(seed=self.seed, engine=way.engine, sites=fired, reached=reached), way
+        return running.result(seed=self.seed, engine=way.name, sites=fired, reached=reached), way
 
     @contextmanager
     def _attached(self, learned: Learned) -> Iterator[Passes]:
         """Run the model, meanwhile, as passes want it, and leave all as it was."""
-        handler = Passes(learned.known, learned.chosen, learned.plan, self.seed, self._asked)
+        handler = Passes(
+            learned.known, learned.chosen, learned.plan, self.seed, selection=self._selection, asked=self._asked
+        )
         model = runnable(self.model)
         with ExitStack() as stack:
             stack.enter_context(restored(model, self._copies_parameters))
@@ -307,10 +310,10 @@ class MonteCarlo:
 
     def _found(self, batch: Batch) -> Way:
         way = found(batch, self._engine)
-        if self.masks == "shared" and way.axis is None:
+        if self.masks == "shared" and way.axis is None and batch.inputs.size(0) != 0:
             raise UnsupportedError(
-                f"mc: examples cannot be told apart, so that they cannot share masks: {way.reason} Ask for "
-                'masks="per_example".'
+                f"mc: examples cannot be told apart, so that they cannot share masks: {way.reason}. Ask "
+                'for masks="per_example".'
             )
         self._tell(way)
         return way
@@ -320,18 +323,24 @@ class MonteCarlo:
         if self._engine not in ("auto", way.engine) or (self._engine == "prefix" and not way.is_batched):
             remedy = 'Ask for engine="auto".'
             raise UnsupportedError(f"mc: engine={self._engine!r} is not right for this model: {way.reason}. {remedy}")
-        if not way.is_batched and self._engine == "auto":
-            warn(f"mc: passes over this model run one after another, for {way.reason or 'nothing is common to them'}.")
+        if not way.is_batched and self._engine == "auto" and way.reason:
+            warn(f"mc: passes over this model run one after another, for {way.reason}.")
 
     def _passes(self, batch: Batch, way: Way) -> Running:
         running = Running(
             self.task, class_dim=self._class_dim, keep_samples=self._keep_samples, quantiles=self.task == "regression"
         )
-        is_auto = self.n == "auto"
-        for first, leaves, count in passes(batch, way, _MOST if is_auto else int(self.n), self._chunk, is_auto):
+
+        def take(first: Output, leaves: list[Tensor | None], count: int) -> bool:
+            if not any(isinstance(leaf, Tensor) for leaf in first.leaves):
+                raise UnsupportedError(
+                    f"mc: the model returned no tensor, but a {type(first.value).__name__}. Let its forward return one."
+                )
             running.add(first.value, leaves, count)
-            if batch.handler.unknown or self._is_enough(running):
-                break
+            return bool(batch.handler.unknown) or self._is_enough(running)
+
+        is_auto = self.n == "auto"
+        run_passes(batch, way, _MOST if is_auto else int(self.n), self._chunk, take, is_auto)
         return running
 
     def _is_enough(self, running: Running) -> bool:

@@ -1,6 +1,6 @@
 """Running the passes: one after another, or as many together as memory is to be had."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -9,23 +9,24 @@ from dropkit.uncertainty.engine.inputs import Output
 from dropkit.uncertainty.engine.tape import MismatchError
 from dropkit.uncertainty.engine.ways import Batch, Way
 
-__all__ = ["BUDGET", "passes"]
+__all__ = ["BUDGET", "run_passes"]
 
 BUDGET = {"cpu": 2**24, "cuda": 2**28}
 """Bytes that the largest tensor of passes that run together may have, by the kind of device."""
 
 _FEW = 15  # passes, with the first before which nobody stops
-Passes = tuple[Output, list[Tensor | None], int]
+Take = Callable[[Output, list[Tensor | None], int], bool]
 
 
-def passes(batch: Batch, way: Way, n: int, chunk: int | None, is_growing: bool = False) -> Iterator[Passes]:
-    """Run passes, and yield what some have returned: the first, tensors with passes along axis 0, and how many.
+def run_passes(batch: Batch, way: Way, n: int, chunk: int | None, take: Take, is_growing: bool = False) -> None:
+    """Run passes, and hand over what some have returned: the first, tensors with passes along axis 0, and how many.
 
     Args:
         batch: The model, and the inputs.
         way: How they are run.
         n: How many.
         chunk: How many may run together; None for as many as the budget allows.
+        take: Takes them, and tells whether these are enough.
         is_growing: Whether no more run together than ran before, for whoever may stop at any time.
 
     Raises:
@@ -39,10 +40,10 @@ def passes(batch: Batch, way: Way, n: int, chunk: int | None, is_growing: bool =
         tape.axes = way.axes
     else:
         first = batch.plain(way.axis, 1)
-    yield first, first.passes(first, 1), 1
+    is_enough = take(first, first.passes(first, 1), 1)
     versions = None if tape is None else tape.versions()
     together, begin = _together(batch, way, chunk), 2
-    while begin <= n:
+    while begin <= n and not is_enough:
         count = min(together, n + 1 - begin, max(begin, _FEW) if is_growing else n)
         streams = tuple(range(begin, begin + count))
         begin += count
@@ -54,7 +55,7 @@ def passes(batch: Batch, way: Way, n: int, chunk: int | None, is_growing: bool =
             output = batch.together(_axis(way), streams)
         else:
             output = batch.plain(way.axis, streams[0])
-        yield first, output.passes(first, count), count
+        is_enough = take(first, output.passes(first, count), count)
 
 
 def _axis(way: Way) -> int:

@@ -25,7 +25,7 @@ class Inputs:
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._values = args, kwargs
-        self.leaves, self._rebuild = flatten((list(args), kwargs))
+        self.leaves, _ = flatten(_listed(self._values))
         self.tensors = [leaf for leaf in self.leaves if _is_plain(leaf)]
 
     def size(self, axis: int) -> int | None:
@@ -38,33 +38,41 @@ class Inputs:
 
     def repeated(self, axis: int, copies: int) -> Any:
         """Return what passes that run together take."""
-        return self._with(lambda leaf, along: leaf.clone() if along is None else repeated(leaf, along, copies), axis)
+        return self._with(lambda _, leaf, along: _several(leaf, along, copies), axis)
 
-    def recorded(self, recorder: Recorder) -> Any:
-        """Return what a pass takes that is recorded."""
-        return self._with(lambda leaf, _: recorder.input(leaf.clone()), None)
-
-    def recorded_together(self, recorder: Recorder, axis: int, copies: int) -> Any:
-        """Return what passes take that run together and are recorded."""
-        return self._with(
-            lambda leaf, along: recorder.input(leaf.clone() if along is None else repeated(leaf, along, copies)), axis
-        )
+    def recorded(self, recorder: Recorder, axis: int | None = None, copies: int = 1) -> Any:
+        """Return what a pass takes that is recorded, or passes that run together."""
+        return self._with(lambda number, leaf, along: recorder.input(number, _several(leaf, along, copies)), axis)
 
     def played(self, player: Player, axis: int | None) -> Any:
         """Return what passes take that run together, of which the tape of one is played."""
-        return self._with(player.input, axis)
+        return self._with(lambda number, _, along: player.input(number, along), axis)
 
-    def _with(self, change: Callable[[Tensor, int | None], Any], axis: int | None) -> Any:
+    def _with(self, change: Callable[[int, Tensor, int | None], Any], axis: int | None) -> Any:
+        """Return the same with something else in the place of each tensor, and copies of what else a pass may change.
+
+        Args:
+            change: Takes the number of a tensor among the leaves, a copy of it, and the axis of its examples, if any.
+            axis: The axis of examples.
+        """
+        leaves, rebuild = flatten(_listed(cloned(self._values)))
         size = None if axis is None else self.size(axis)
         changed: dict[int, Any] = {}  # what is one tensor stays one
-        leaves = []
-        for leaf in self.leaves:
+        for number, leaf in enumerate(leaves):
             if _is_plain(leaf) and id(leaf) not in changed:
                 along = axis if axis is not None and leaf.dim() > axis and leaf.shape[axis] == size else None
-                changed[id(leaf)] = change(leaf, along)
-            leaves.append(changed.get(id(leaf), leaf))
-        args, kwargs = self._rebuild(leaves)
+                changed[id(leaf)] = change(number, leaf, along)
+        args, kwargs = rebuild([changed.get(id(leaf), leaf) for leaf in leaves])
         return tuple(args), kwargs
+
+
+def _listed(values: Any) -> Any:
+    args, kwargs = values
+    return list(args), kwargs
+
+
+def _several(leaf: Tensor, along: int | None, copies: int) -> Tensor:
+    return leaf if along is None or copies == 1 else repeated(leaf, along, copies)
 
 
 def signature(inputs: Inputs) -> Any:

@@ -1,14 +1,19 @@
 """Learning which sites of a model drop, and how to turn on those that evaluation mode turns off."""
 
-from collections.abc import Mapping
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from torch.nn import Module
 
 from dropkit.errors import ArgumentError, UnsupportedError
-from dropkit.sites.find import Site
+from dropkit.sites.find import Site, _recorded
 from dropkit.sites.interception.names import runnable, unwrapped
+from dropkit.sites.interception.restoring import set_mode
 from dropkit.sites.interception.telling import warn
 from dropkit.sites.switching.planning import planned
 from dropkit.sites.switching.probe import Probe
@@ -45,20 +50,98 @@ def learn(model: Module, selection: Selection, args: tuple[Any, ...], kwargs: Ma
         ArgumentError: If there is none, or none that is chosen.
         UnsupportedError: If none of them can be turned on.
     """
-    probe = Probe(unwrapped(model), runnable(model), args, kwargs)
-    sites = {name: site for name, site in probe.sites.items() if site.is_certain}
-    chosen = {name for name, site in sites.items() if site in selection}
-    if not sites:
-        raise ArgumentError(_nothing(model, [name for name in probe.sites if name not in sites]))
-    if not chosen:
-        raise selection.mismatch("mc", sites.values())
-    plan = planned(probe, "on", chosen)
+    with torch.no_grad(), _in_evaluation(model):
+        found = _probed(model, args, kwargs)
+        sites = {name: site for probe in found for name, site in probe.sites.items()}
+        certain = {name: site for name, site in sites.items() if site.is_certain}
+        if not found:
+            sites = certain = _seen_in_evaluation(model, args, kwargs)
+        if not certain:
+            raise ArgumentError(_nothing(model, [name for name in sites if name not in certain]))
+        chosen = {name for name, site in certain.items() if site in selection}
+        if not chosen:
+            raise selection.mismatch("mc", certain.values())
+        plan = Plan()
+        for probe in found:
+            plan = plan.joined(planned(probe, "on", chosen & probe.sites.keys()))
     if plan.stuck:
         names = ", ".join(f"{name} ({sites[name].kind})" for name in sites if name in plan.stuck)
         if chosen <= plan.stuck:
             raise UnsupportedError(f"mc: the model's dropout cannot be turned on in evaluation: {names}.")
         warn(f"mc: these sites cannot be turned on, and do not drop: {names}.")
-    return Learned(probe.sites, chosen - plan.stuck, plan)
+    return Learned(sites, chosen - plan.stuck, plan)
+
+
+_PROBES = 8  # at most, of a model that skips layers at random in training
+
+
+def _probed(model: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Probe]:
+    """Run a model in both modes, until all that runs in evaluation has been run in training too.
+
+    Returns:
+        What was seen; nothing if the model cannot be run in training mode on these inputs.
+    """
+    found: list[Probe] = []
+    missing: set[str] = set()
+    for attempt in range(_PROBES):
+        with _seeded(attempt):
+            try:
+                probe = Probe(unwrapped(model), runnable(model), args, kwargs)
+            except UnsupportedError as error:
+                cause = error.__cause__
+                if cause is None or isinstance(cause, UnsupportedError):
+                    raise cause or error from None
+                if found:
+                    break
+                return []
+        ran = set(probe.evaluation.runs)
+        missing = (missing if found else ran) - set(probe.train.runs)
+        found.append(probe)
+        if not missing:
+            break
+    return found
+
+
+@contextmanager
+def _in_evaluation(model: Module) -> Iterator[None]:
+    """Let the mode in which a model has to run be that of passes, meanwhile."""
+    flags = [(module, module.training) for module in model.modules()]
+    set_mode(model, False)
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+@contextmanager
+def _seeded(attempt: int) -> Iterator[None]:
+    """Let every attempt after the first skip other layers."""
+    if not attempt:
+        yield
+        return
+    numpy_state, state = np.random.get_state(), random.getstate()  # noqa: NPY002  # models use the global generator
+    with torch.random.fork_rng():
+        torch.manual_seed(attempt)
+        np.random.seed(attempt)  # noqa: NPY002  # as above
+        random.seed(attempt)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)  # noqa: NPY002  # as above
+            random.setstate(state)
+
+
+def _seen_in_evaluation(model: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Site]:
+    """Return the sites that evaluation mode shows of a model that training mode wants other inputs for."""
+    calls = _recorded(runnable(model), False, args, dict(kwargs))
+    sites = {site.name: site for site in calls if site.kind != "mask" and (site.p is None or site.p > 0)}
+    if sites:
+        warn(
+            "mc: the model does not run on these inputs in training mode, so dropout that it leaves out in evaluation "
+            f"does not drop. These sites do: {', '.join(sites)}."
+        )
+    return sites
 
 
 def _nothing(model: Module, uncertain: list[str]) -> str:

@@ -13,13 +13,14 @@ from dropkit.random import call_key
 from dropkit.sites.addressing.numbered import numbered, numbered_draw, numbered_key
 from dropkit.sites.calls.functions import INFERENCE, Call, find_call
 from dropkit.sites.calls.replacement import has_source, replaced
-from dropkit.sites.find import Site
+from dropkit.sites.find import Site, _caller
 from dropkit.sites.handwritten.draws import Draw, find_draw
 from dropkit.sites.interception.interceptor import Interceptor
 from dropkit.sites.interception.places import Place
 from dropkit.sites.samples import Numbers
 from dropkit.sites.switching.probe import renamed
 from dropkit.sites.switching.rewriting import Plan, Rewriting
+from dropkit.sites.switching.selection import Selection
 from dropkit.uncertainty.engine.pending import has_pending, replaced_pending
 from dropkit.uncertainty.engine.tape import Reel
 
@@ -51,16 +52,24 @@ class Passes(Rewriting):
         chosen: Names of those that drop.
         plan: What makes the others that have to be on.
         seed: The seed.
-        asked: Names of sites that are known as well as they can be, if not among those.
+        selection: Which sites shall drop.
+        asked: Names of sites that inputs have come to and no run in training mode has, as of layers that are skipped
+            at random.
     """
 
     interceptor: Interceptor
 
     def __init__(
-        self, known: Mapping[str, Site], chosen: set[str], plan: Plan, seed: int, asked: frozenset[str] | set[str]
+        self,
+        known: Mapping[str, Site],
+        chosen: set[str],
+        plan: Plan,
+        seed: int,
+        selection: Selection,
+        asked: set[str],
     ) -> None:
         super().__init__("on", known, chosen, plan)
-        self.seed, self._asked = seed, asked
+        self.seed, self._selection, self._asked = seed, selection, asked
         self.drawing = Drawing(0, (1,), None)
         self.fired: dict[str, int] = {}  # how often sites have dropped in the last forward
         self.has_parted = False  # whether anything was drawn in it, so that passes differ
@@ -74,12 +83,24 @@ class Passes(Rewriting):
     def dropout(self, place: Place, call: Call) -> Any:
         """Run a call with the masks of its passes, if it drops."""
         name = renamed(place, self.plan.names)
-        if name not in self.known and name not in self._asked and call.switched(True).is_active:
-            self.unknown.add(name)
+        if name not in self.known and call.switched(True).is_active:
+            self._meet(name, place, call)
         call = self.wanted(place, call)
         if not call.is_active:
             return self._through(call.function.function, *call.parts())
         return self._measured(self._dropped(place, call), call)
+
+    def _meet(self, name: str, place: Place, call: Call) -> None:
+        """Note a site that is not known; one that nobody can learn more of drops if it is chosen."""
+        if name not in self._asked:
+            self.unknown.add(name)
+            return
+        p = None if isinstance(call.p, Tensor) else call.p
+        shape = () if call.input.is_nested else tuple(call.input.shape)
+        site = Site(name, place.path, call.function.kind, p, True, False, *_caller(place.module), shape, call.shared, 1)
+        self.known[name] = site
+        if site in self._selection:
+            self.chosen.add(name)
 
     def other(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run whatever draws anything with the masks of its passes, and let all else run."""

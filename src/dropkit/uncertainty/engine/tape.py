@@ -40,6 +40,7 @@ class Tape:
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
+        self.inputs: dict[int, Tensor] = {}  # what the model was given, by its number among the leaves
         self.axes: list[tuple[int | None, ...]] | None = None  # of results, along which passes would lie
 
     @property
@@ -60,7 +61,7 @@ class Tape:
 
     def versions(self) -> list[int]:
         """Return numbers of which one changes where somebody writes into what is recorded."""
-        bases = (each for entry in self.entries for each in entry.results or ())
+        bases = (*self.inputs.values(), *(each for entry in self.entries for each in entry.results or ()))
         return [base._version for base in bases if isinstance(base, Tensor) and not base.is_inference()]
 
 
@@ -120,8 +121,9 @@ class Recorder(_Reel):
         """Note that the first site is met."""
         self.is_over = True
 
-    def input(self, base: Tensor) -> Pending:
+    def input(self, number: int, base: Tensor) -> Pending:
         """Return what stands for an input of the model."""
+        self.tape.inputs[number] = base
         return self.pending(base, None, 1)
 
     def _common(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -157,9 +159,9 @@ class Player(_Reel):
             raise MismatchError("the first site is met earlier")
         self.is_over = True
 
-    def input(self, base: Tensor, axis: int | None) -> Pending:
-        """Return what stands for an input of the model."""
-        return self.pending(base, axis, self.copies)
+    def input(self, number: int, axis: int | None) -> Pending:
+        """Return what stands for an input of the model, as the recorded pass has left it."""
+        return self.pending(self.tape.inputs[number], axis, self.copies)
 
     def _common(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         position, self._position = self._position, self._position + 1

@@ -38,6 +38,11 @@ class Way:
     bytes: int
     reason: str = ""
 
+    @property
+    def name(self) -> str:
+        """The engine, as a result tells it."""
+        return self.engine if self.is_batched else "loop"
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -87,7 +92,7 @@ class Batch:
         """Run passes together, and record what comes before the first site."""
         tape = Tape()
         recorder = Recorder(tape)
-        given = self.inputs.recorded_together(recorder, axis, len(streams))
+        given = self.inputs.recorded(recorder, axis, len(streams))
         return tape, self.run(self.drawing(axis, streams, recorder), given).filled()
 
     def play(self, axis: int | None, streams: tuple[int, ...], tape: Tape) -> Output:
@@ -114,15 +119,21 @@ def found(batch: Batch, engine: str) -> Way:
     Returns:
         The way; one that loops, with the reason, if no other is right.
     """
+    if batch.inputs.size(0) == 0:  # of which nothing can be told
+        return Way("loop", None, False, None, 0)
+    return _found(batch, engine)
+
+
+def _found(batch: Batch, engine: str) -> Way:
     plain: dict[int | None, list[Output]] = {}
-    reason, size = "", 0
+    reason, size = "" if batch.inputs.size(0) else "no input has an axis of examples", 0
     for axis in _axes(batch):
         try:
             plain[axis] = [batch.plain(axis, stream) for stream in _TRIAL]
         except (ArgumentError, UnsupportedError) as error:
             if axis is None:
                 raise
-            reason = reason or str(error)
+            reason = reason or _shortened(str(error))
             continue
         size = size or batch.handler.largest
         if axis is None or engine == "loop":
@@ -146,6 +157,14 @@ def found(batch: Batch, engine: str) -> Way:
     return Way("loop", axis, False, None, size, reason)
 
 
+def _shortened(message: str) -> str:
+    """Return what a message of something that is used here says, without what that would advise."""
+    for prefix in ("UnsupportedError: ", "ArgumentError: ", "samples: ", "address: ", "dropkit.sites: "):
+        message = message.removeprefix(prefix)
+    first, _, _ = message.partition(". ")
+    return first.rstrip(".")
+
+
 def _axes(batch: Batch) -> Iterator[int | None]:
     """Yield where examples may lie: along axis 0, along axis 1 as in sequences, or nowhere that can be told."""
     yield from (axis for axis in (0, 1) if batch.inputs.size(axis))
@@ -163,7 +182,7 @@ def _tried_together(batch: Batch, axis: int, plain: list[Output]) -> tuple[Tape 
     try:
         return None, _difference(batch.together(axis, _TRIAL), plain)
     except Exception as error:  # noqa: BLE001  # whatever it makes of inputs that are longer than they were
-        return None, f"{type(error).__name__}: {error}"
+        return None, _shortened(f"{type(error).__name__}: {error}")
 
 
 def _tried_prefix(batch: Batch, axis: int, wide: Tape, plain: list[Output]) -> tuple[Tape | None, str]:
@@ -173,7 +192,7 @@ def _tried_prefix(batch: Batch, axis: int, wide: Tape, plain: list[Output]) -> t
         tape.compare(wide, len(_TRIAL))
         why = _difference(output, plain[:1]) or _difference(batch.play(axis, _TRIAL, tape), plain)
     except Exception as error:  # noqa: BLE001  # as above
-        return None, f"{type(error).__name__}: {error}"
+        return None, _shortened(f"{type(error).__name__}: {error}")
     return (None, why) if why else (tape, "")
 
 
@@ -185,7 +204,7 @@ def _tried_single(batch: Batch, axis: int | None, plain: list[Output]) -> tuple[
         for stream, single in zip(_TRIAL, plain, strict=True):
             why = why or _difference(batch.play(axis, (stream,), tape), [single])
     except Exception as error:  # noqa: BLE001  # as above
-        return None, f"{type(error).__name__}: {error}"
+        return None, _shortened(f"{type(error).__name__}: {error}")
     return (None, why) if why else (tape, "")
 
 
