@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import dropkit
 from dropkit.errors import UnsupportedError
 from dropkit.uncertainty import mc
 from tests.sites.zoo import MODELS, Model, tensors
@@ -397,3 +398,10 @@ def test_the_first_call_alone_runs_the_model_to_learn_it() -> None:
     calls.clear()
     predict(x)
     assert len(calls) == 2  # the pass that is recorded, and all others together, which take the tape
+
+
+def test_weights_that_drop_have_passes_one_after_another() -> None:
+    model, x = dropkit.nn.WeightDrop(nn.LSTM(8, 6, batch_first=True), names="weight_hh_l0"), torch.randn(3, 5, 8)
+    with pytest.warns(UserWarning, match="run one after another, for .* is noise that all examples of a pass share"):
+        result = mc(model, 5, seed=0)(x)
+    assert bool((result.std[0] > 0).any())

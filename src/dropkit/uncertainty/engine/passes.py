@@ -149,7 +149,7 @@ class Passes(Rewriting):
         if generator is not None:
             return draw_key(*self._real(args))
         key, drawing = self._key(place), self.drawing
-        if drawing.numbers is None or not examples.dim():
+        if drawing.numbers is None:
             return NumberedKey(key, (), drawing.streams)
         return numbered_key(place, examples, key, drawing.numbers)
 
