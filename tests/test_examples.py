@@ -25,7 +25,8 @@ ROOT = Path(__file__).parents[1]
 NAMES = ("active_learning.md", "worked_example.md", "workers.md")
 PAGES = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in NAMES)
 SHOWN = dict(re.findall(r"```console\n\$ python (\S+)\n(.*?)```", PAGES, flags=re.DOTALL))
-SLOW = {"examples/active_learning.py", "examples/many_workers.py"}
+SLOW = {"examples/active_learning.py": (pytest.mark.slow, pytest.mark.exhaustive)}
+SLOW |= {"examples/many_workers.py": (pytest.mark.slow,)}
 SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("examples/*.py"))
 RATES = (0.1, 0.3, 0.5, 0.7)
 
@@ -49,11 +50,18 @@ def printed(script: str) -> str:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize(
-    "script", [pytest.param(each, marks=pytest.mark.slow) if each in SLOW else each for each in SCRIPTS]
-)
+@pytest.mark.parametrize("script", [pytest.param(each, marks=SLOW.get(each, ())) for each in SCRIPTS])
 def test_every_example_prints_what_the_docs_show(script: str) -> None:
     assert printed(script) == SHOWN[script]
+
+
+@pytest.mark.slow
+def test_active_learning_runs() -> None:
+    command = [sys.executable, "-W", "error", "examples/active_learning.py", "--quick"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    shown = [line for line in found.splitlines() if line.startswith(("entropy", "BALD"))]
+    assert len(shown) == 2
+    assert all(re.fullmatch(r"\w+ +[+-]0\.\d{3} \[.*\] +[+-]0\.\d{3} \[.*\]", line) for line in shown)
 
 
 # The sweep on the churn table

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_sequence
 from torch.overrides import TorchFunctionMode
@@ -330,6 +331,20 @@ def test_what_modules_draw_that_are_added_later_is_their_parents() -> None:
     first, second = (keep_mask(call_key(4, name, 0), (6, 50), 0.5) for name in ("0", "#0"))
     assert ((model(x) != 0).numpy() == (first & second)).all()
     handle.close()
+
+
+@pytest.mark.parametrize("kind", ["meta", "fake"])
+def test_forwards_of_shapes_alone_are_not_counted(kind: str) -> None:
+    """As pipelines run them, to learn the shapes of their stages."""
+    layers = nn.Sequential(nn.Dropout(0.5), nn.LSTM(8, 8, 2, dropout=0.5))
+    with address(layers, SEED) as handle:
+        if kind == "meta":
+            layers.to_empty(device="meta")(torch.ones(4, 8, device="meta"))
+        else:
+            with FakeTensorMode(allow_non_fake_inputs=True):
+                layers[0](torch.ones(4, 8))
+                layers(torch.ones(4, 8))
+        assert handle.state_dict()["runs"] == ()
 
 
 def test_forwards_that_draw_nothing_are_not_counted() -> None:

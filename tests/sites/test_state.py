@@ -3,6 +3,7 @@
 import warnings
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -358,3 +359,44 @@ def test_a_cache_of_parametrized_weights_neither_hides_a_site_nor_keeps_what_is_
             assert [site.p for site in find(model, x)] == [0.5]
             assert torch.equal(model(x), expected)
     assert not nn.utils.parametrize._cache
+
+
+class OfGenerators(nn.Module):
+    """Draws noise of its own from generators that it is given, and that it keeps in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.kept = nn.Dropout(0.2), [torch.Generator(), np.random.default_rng(0)]
+
+    def forward(self, x: Tensor, generator: torch.Generator, rng: np.random.Generator, array: np.ndarray) -> Tensor:
+        array += 1
+        noise = torch.randn(x.shape, generator=generator) + torch.randn(x.shape, generator=self.kept[0])
+        return self.drop(x + noise + float(rng.normal()) + float(self.kept[1].normal()) + float(array.sum()))
+
+
+def given() -> dict[str, Any]:
+    return {
+        "generator": torch.Generator().manual_seed(0), "rng": np.random.default_rng(1), "array": np.zeros(3)
+    }  # fmt: skip
+
+
+def test_generators_and_arrays_that_a_forward_is_given_are_as_they_were() -> None:
+    model, x = OfGenerators().eval(), torch.randn(4, 8)
+    inputs, kept = given(), [model.kept[0].get_state(), model.kept[1].bit_generator.state]
+    before = inputs["generator"].get_state(), inputs["rng"].bit_generator.state
+    find(model, x, **inputs)
+    assert torch.equal(inputs["generator"].get_state(), before[0])
+    assert inputs["rng"].bit_generator.state == before[1]
+    assert not inputs["array"].any()
+    assert torch.equal(model.kept[0].get_state(), kept[0])
+    assert model.kept[1].bit_generator.state == kept[1]
+
+
+def test_the_first_forward_of_a_switch_is_that_of_the_model() -> None:
+    x, found = torch.randn(4, 8), []
+    for is_switched in (False, True):
+        model = OfGenerators().eval()
+        model.kept[0].manual_seed(3)
+        with switch(model, "off") if is_switched else nullcontext():
+            found.append(model(x, **given()))
+    assert torch.equal(*found)

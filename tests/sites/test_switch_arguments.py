@@ -181,3 +181,9 @@ def test_where_nothing_surely_is_dropout_what_may_be_is_told() -> None:
     model = nn.Sequential(Labels())
     with switch(model, "off"), pytest.warns(UserWarning, match="nothing in this model surely is dropout.* alone: 0~0"):
         model(X)
+
+
+@pytest.mark.parametrize("where", [nn.Dropout, nn.Dropout(0.5)], ids=["class", "layer"])
+def test_a_class_or_a_layer_is_no_choice_of_sites(where: object) -> None:
+    with pytest.raises(ArgumentTypeError, match=r"`where` must be a pattern of names.* Choose layers by their names"):
+        switch(nn.Sequential(nn.Dropout(0.5)), "off", where=where)

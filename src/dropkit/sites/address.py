@@ -16,7 +16,7 @@ from dropkit.errors import UnsupportedError
 from dropkit.functional.address import draw_key, signed
 from dropkit.functional.examples import NumberedKey
 from dropkit.sites.addressing.declared import check_patterns
-from dropkit.sites.addressing.drawing import check_batched, check_drawing
+from dropkit.sites.addressing.drawing import check_batched, check_drawing, is_real
 from dropkit.sites.addressing.keys import Keys
 from dropkit.sites.addressing.numbered import numbered, numbered_draw, numbered_key
 from dropkit.sites.addressing.parts import Parts
@@ -233,7 +233,7 @@ class Addressing(Handler):
         if torch.compiler.is_compiling():
             return replaced(call, key=self._keys.compiled(place, call.input.device), order=place.order)
         check_drawing()
-        key, numbers = self._keys.key(place), current()
+        key, numbers = self._keys.key(place, is_real(call.input)), current()
         has_branch = call.arguments.get("branch") is not None  # which is code of the model
         seen = nullcontext() if has_branch else self._interceptor.as_one(Interceptor.place)
         if self._parts is not None:
@@ -266,7 +266,7 @@ class Addressing(Handler):
         if torch.compiler.is_compiling():
             return draw.at(self._keys.compiled(draw.place, draw.device))
         check_drawing()
-        key, numbers = self._keys.key(draw.place), current()
+        key, numbers = self._keys.key(draw.place, draw.device.type != "meta"), current()
         seen = self._interceptor.as_one(Interceptor.random_place)
         if self._parts is not None:
             with seen:
@@ -283,7 +283,7 @@ class Addressing(Handler):
         if torch.compiler.is_compiling():
             return self._keys.compiled(place, examples.device).to(examples.device)
         check_drawing()
-        key = self._keys.key(place)
+        key = self._keys.key(place, is_real(examples))
         numbers = current() if self._parts is None else self._parts.several(place)
         if numbers is not None:
             return numbered_key(place, examples, key, numbers)

@@ -175,8 +175,10 @@ def samples(ids: Sequence[int] | Tensor, dim: int = 0) -> Iterator[None]:
 
 def _checked(ids: object) -> list[int]:
     if isinstance(ids, Tensor):
-        if ids.dim() != 1 or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-            rule = "of one axis and of an integer type"
+        has_values = ids.layout is torch.strided and not ids.is_meta
+        is_other = ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool
+        if ids.dim() != 1 or is_other or not has_values:
+            rule = "of one axis and of an integer type, with values"
             raise argument_type_error("samples", "ids", rule, f"{ids.dtype} of shape {tuple(ids.shape)}")
         ids = ids.tolist()
     elif hasattr(ids, "__array__"):

@@ -1,6 +1,7 @@
 """Where no mask can be drawn: for examples of a transform, for another forward, and for a program that is recorded."""
 
 import torch
+from torch import Tensor
 from torch._functorch.pyfunctorch import VmapInterpreter, retrieve_all_functorch_interpreters
 
 from dropkit.errors import UnsupportedError
@@ -8,7 +9,16 @@ from dropkit.sites.interception.checkpoints import is_recomputing
 from dropkit.sites.interception.compiler import while_compiling
 from dropkit.sites.interception.places import Place
 
-__all__ = ["check_batched", "check_drawing"]
+__all__ = ["check_batched", "check_drawing", "is_real"]
+
+
+def is_real(tensor: Tensor) -> bool:
+    """Tell whether a tensor has values; one on the meta device, or a fake one, has a shape alone."""
+    if type(tensor) is Tensor:
+        return not tensor.is_meta
+    from torch._subclasses.fake_tensor import is_fake
+
+    return not (tensor.is_meta or is_fake(tensor))
 
 
 def check_batched(place: Place) -> None:

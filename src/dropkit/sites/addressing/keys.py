@@ -98,9 +98,9 @@ class Keys(Counts):
             self._table.counted[first:end].add_(count)
         self._is_behind = True
 
-    def key(self, place: Place) -> int:
-        """Return the key of a site in a run of its module."""
-        self._has_drawn = True
+    def key(self, place: Place, is_real: bool = True) -> int:
+        """Return the key of a site in a run of its module; what has shapes alone draws nothing with it."""
+        self._has_drawn = self._has_drawn or is_real
         return fold(self._first(place.name, self.step_here), place.run, 0)
 
     def compiled(self, place: Place, device: torch.device) -> Tensor:

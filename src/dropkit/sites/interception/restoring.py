@@ -3,9 +3,9 @@
 import random
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import fields, is_dataclass
 from inspect import getattr_static
 from typing import Any
@@ -105,21 +105,38 @@ def _keep_generators(model: Module) -> Iterator[Callable[[], None]]:
         yield _kept(numpy.random.get_state, numpy.random.set_state)
     for module in model.modules():
         for value in vars(module).values():
-            if type(value) in _WITHOUT_GENERATORS:
-                continue
-            own = getattr_static(value, "generator", value)  # dropkit's layers keep theirs in a box
-            if isinstance(own, torch.Generator):
-                yield _kept(own.get_state, own.set_state)
-            elif isinstance(own, random.Random):
-                yield _kept(own.getstate, own.setstate)
-            elif numpy is not None and isinstance(own, numpy.random.RandomState):
-                yield _kept(own.get_state, own.set_state)
-            elif numpy is not None and isinstance(own, numpy.random.Generator):
-                yield _kept_bits(own.bit_generator)
+            for each in _several(value):
+                put_back = None if type(each) in _WITHOUT_GENERATORS else _kept_generator(each)
+                if put_back is not None:
+                    yield put_back
+
+
+def _several(value: Any) -> Iterable[Any]:
+    """Return what a list, a tuple or a dictionary holds, or the value alone."""
+    if type(value) in (dict, OrderedDict):
+        return value.values()
+    return value if type(value) in (list, tuple) else (value,)
+
+
+def _kept_generator(value: Any) -> Callable[[], None] | None:
+    """Return what puts back a generator of random numbers; None of anything else."""
+    numpy = sys.modules.get("numpy")
+    own = getattr_static(value, "generator", value)  # dropkit's layers keep theirs in a box
+    if isinstance(own, torch.Generator):
+        return _kept(own.get_state, own.set_state)
+    if isinstance(own, random.Random):
+        return _kept(own.getstate, own.setstate)
+    if numpy is not None and isinstance(own, numpy.random.RandomState):
+        return _kept(own.get_state, own.set_state)
+    if numpy is not None and isinstance(own, numpy.random.Generator):
+        return _kept_bits(own.bit_generator)
+    return None
 
 
 # What modules have most of, passed by before a look that takes microseconds each.
-_WITHOUT_GENERATORS = frozenset((bool, int, float, str, tuple, list, dict, set, OrderedDict, Tensor, type(None)))
+_WITHOUT_GENERATORS = frozenset(
+    (bool, int, float, str, tuple, list, dict, set, OrderedDict, Tensor, torch.nn.Parameter, type(None))
+)
 
 
 def _kept(get: Callable[[], Any], put: Callable[[Any], object]) -> Callable[[], None]:
@@ -145,7 +162,7 @@ def set_mode(model: Module, training: bool) -> None:
 
 
 def cloned(values: Any) -> Any:
-    """Return a forward's arguments with every tensor copied, so that work in place does not reach the user's.
+    """Return a forward's arguments with every tensor, array and generator copied, so that no work reaches the user's.
 
     What is one tensor stays one: attention takes another way where query, key and value are the same.
     """
@@ -175,7 +192,14 @@ def _emptied(value: Any) -> Any:
 
 
 def _clone(value: Any, clone: Callable[[Any], Any]) -> Any:
-    """Copy a tensor, or a structure that PyTorch does not look into."""
+    """Copy a tensor, an array, a generator of random numbers, or a structure that PyTorch does not look into."""
+    if isinstance(value, torch.Generator):
+        return torch.Generator(value.device).set_state(value.get_state())
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.ndarray | numpy.random.Generator | numpy.random.RandomState):
+        return deepcopy(value)
+    if isinstance(value, random.Random):
+        return deepcopy(value)
     if isinstance(value, Tensor):
         if not value.is_leaf or is_functorch_wrapped_tensor(value):  # no leaf is made inside a transform
             return value.clone()

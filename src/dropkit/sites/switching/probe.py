@@ -148,7 +148,8 @@ class Probe:
             try:
                 self.module(*given, **named)
             except Exception as error:
-                if training == was_training and handler is None:
+                is_transformed = torch._C._are_functorch_transforms_active()  # which may forbid what training draws
+                if training == was_training and handler is None and not is_transformed:
                     raise  # so would the forward that was asked for
                 raise self._refusal(training, error) from error
             witness.moved = {name for name, now in self.model.named_buffers() if not _same(values.get(name), now)}

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+from torch.nn import Module
+
 from dropkit._checks import argument_type_error
 from dropkit.errors import ArgumentError
 
@@ -33,6 +35,8 @@ class Selection:
     @classmethod
     def of(cls, caller: str, where: Any, kind: Any) -> "Selection":
         """Return what a user's arguments mean, or raise."""
+        if isinstance(where, type | Module):
+            raise argument_type_error(caller, "where", _WHERE, where, "Choose layers by their names, or by `kind`.")
         predicate = where if callable(where) else None
         patterns = None if predicate is not None else _texts(caller, "where", _WHERE, where)
         return cls(patterns, _texts(caller, "kind", "a kind of sites, or several", kind), predicate)
