@@ -104,7 +104,7 @@ class _Reel:
         return really(function, args, kwargs)
 
     def _common(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        raise NotImplementedError
+        raise NotImplementedError  # a recorder runs the call, a player answers it
 
     def pending(self, base: Tensor, axis: int | None, copies: int) -> Pending:
         """Return the pending tensor of a base, always the same one."""
