@@ -263,15 +263,20 @@ class _Parts:
 
     def bits(self, heads: slice, queries: slice, keys: slice, key: int, threshold: int) -> Tensor:
         """Return the mask of a part, a bit a weight."""
-        rows, columns = queries.stop - queries.start, keys.stop - keys.start
+        return native.keep_bits_of(*self._place(heads, queries, keys, key), threshold)
+
+    def drop_(self, weights: Tensor, heads: slice, queries: slice, keys: slice, key: int, threshold: int) -> None:
+        """Apply dropout to the weights of a part, in place."""
+        native.dropout_of_(weights, *self._place(heads, queries, keys, key), threshold)
+
+    def _place(
+        self, heads: slice, queries: slice, keys: slice, key: int
+    ) -> tuple[list[tuple[int, int, int]], int, int, int, int]:
+        """Return where the mask of a part lies: its slices, rows and columns in each, rows of a head, and the key."""
         numbers = numbers_of(key)
-        if numbers is None:
-            place, first_row = (heads.stop - heads.start, rows, columns), heads.start * self.queries + queries.start
-            return native.keep_bits_plain(place, first_row, self.queries, key, threshold)
-        found = [
-            (count, head * self.queries + queries.start, stream) for count, head, stream in self._of(numbers, heads)
-        ]
-        return native.keep_bits_of(found, rows, columns, self.queries, key, threshold)
+        heads_of = [(heads.stop - heads.start, heads.start, 0)] if numbers is None else self._of(numbers, heads)
+        found = [(count, head * self.queries + queries.start, stream) for count, head, stream in heads_of]
+        return found, queries.stop - queries.start, keys.stop - keys.start, self.queries, key
 
     def _of(self, numbers: NumberedKey, heads: slice) -> Iterator[tuple[int, int, int]]:
         """Yield how many heads follow one another in the mask, the number of the first there, and their stream."""
@@ -298,14 +303,13 @@ class _Attention(torch.autograd.Function):
         is_kept = math.prod(parts.shape) <= _MOST_KEPT and any(ctx.needs_input_grad)
         for heads, queries, keys in parts:
             weights = parts.weights(heads, queries, keys, is_kept)
-            bits = parts.bits(heads, queries, keys, dropout_key, threshold)
             if is_kept:
+                bits = parts.bits(heads, queries, keys, dropout_key, threshold)
                 kept += weights, bits
-                dropped = native.apply_bits(weights, bits, threshold)
+                weights = native.apply_bits(weights, bits, threshold)
             else:
-                dropped = weights
-                native.apply_bits_(weights, bits, threshold)
-            torch.bmm(dropped, values[heads, keys], out=outputs[heads, queries])
+                parts.drop_(weights, heads, queries, keys, dropout_key, threshold)
+            torch.bmm(weights, values[heads, keys], out=outputs[heads, queries])
         ctx.save_for_backward(query, key, value, attn_mask, *kept)
         ctx.at_once = parts.most_heads, parts.most_queries, parts.together
         return output.to(query.dtype)

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ __all__ = [
     "apply_bits",
     "apply_bits_",
     "dropout",
+    "dropout_of_",
     "dropout_plain",
     "dropout_shared",
     "keep_bits_of",
@@ -40,6 +41,9 @@ __all__ = [
 ]
 
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
+Parts = Sequence[tuple[int, int, int]]
+"""Number of slices, number of the first row, and stream of each part of a mask."""
+
 TYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
 share_threads()  # NumPy may have loaded the library before
@@ -172,9 +176,7 @@ def keep_bits_plain(place: tuple[int, int, int], first_row: int, row_step: int, 
     return keep_bits_of([(count, first_row, 0)], rows, columns, row_step, key, threshold)
 
 
-def keep_bits_of(
-    parts: Sequence[tuple[int, int, int]], rows: int, columns: int, row_step: int, key: int, threshold: int
-) -> Tensor:
+def keep_bits_of(parts: Parts, rows: int, columns: int, row_step: int, key: int, threshold: int) -> Tensor:
     """Return the mask of slices that lie in several parts of a larger one, or in several streams, one after another.
 
     Args:
@@ -186,13 +188,29 @@ def keep_bits_of(
         threshold: Of the rate.
     """
     words = torch.zeros(sum(slices for slices, *_ in parts) * rows * columns + 63 >> 6, dtype=torch.int64)
-    place, native, offset = words.data_ptr(), serving(), 0
+    place, native = words.data_ptr(), serving()
+    for offset, packed in _packed_parts(parts, rows, columns, row_step, key, threshold):
+        native.keep_bits(place, offset, packed)
+    return words
+
+
+def dropout_of_(input: Tensor, parts: Parts, rows: int, columns: int, row_step: int, key: int, threshold: int) -> None:
+    """Apply dropout in place to a tensor that the kernels take, by the mask that `keep_bits_of` returns."""
+    place, native, kind, size = input.data_ptr(), serving(), TYPES[input.dtype], input.element_size()
+    for offset, packed in _packed_parts(parts, rows, columns, row_step, key, threshold):
+        native.dropout(kind, place + offset * size, place + offset * size, packed)
+
+
+def _packed_parts(
+    parts: Parts, rows: int, columns: int, row_step: int, key: int, threshold: int
+) -> Iterator[tuple[int, Any]]:
+    """Yield the offset of every part and what the library reads of it."""
+    offset = 0
     for slices, first_row, stream in parts:
         packed = packed_place(slices, rows, columns, key, threshold)
         packed[4], packed[5], packed[14] = int64(first_row), int64(row_step), stream
-        native.keep_bits(place, offset, packed)
+        yield offset, packed
         offset += slices * rows * columns
-    return words
 
 
 def keep_mask_plain(shape: tuple[int, ...], key: int, threshold: int) -> Tensor:

@@ -11,7 +11,7 @@ from dropkit.uncertainty.engine.ways import Batch, Way
 
 __all__ = ["BUDGET", "run_passes"]
 
-BUDGET = {"cpu": 2**24, "cuda": 2**28}
+BUDGET = {"cpu": 2**23, "cuda": 2**28}
 """Bytes that the largest tensor of passes that run together may have, by the kind of device."""
 
 _FEW = 15  # passes, with the first before which nobody stops
