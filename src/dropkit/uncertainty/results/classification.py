@@ -8,6 +8,7 @@ from dropkit.uncertainty.results.moments import (
     Moments,
     Subsets,
     by_rows,
+    cached,
     group_numbers,
     jackknife,
     leave_out,
@@ -45,17 +46,25 @@ class Classes:
 
     def add(self, logits: Tensor) -> None:
         """Take logits of passes in, along the first axis."""
-        passes, rows = len(logits), self.axes.numel()
-        logits = wide(logits).movedim(self.class_dim + 1, -1).reshape(passes, rows, self.like.shape[self.class_dim])
+        rows, passes = self.axes.numel(), len(logits)
+        logits = logits.detach().movedim(self.class_dim + 1, -1).reshape(passes, rows, self.like.shape[self.class_dim])
+        for part in cached(logits):
+            self._take(wide(logits[:, part]), part, rows)
+        self.probabilities.took(passes)
+        self.entropy.took(passes)
+
+    def _take(self, logits: Tensor, part: slice, rows: int) -> None:
+        """Take logits of some rows in, out of so many."""
         if self.is_binary:
             logits = torch.cat([torch.zeros_like(logits), logits], -1)
-        found = logits.softmax(-1)
-        which = group_numbers(self.probabilities.n, passes, self.probabilities.groups)
+        which = group_numbers(self.probabilities.n, len(logits), self.probabilities.groups)
         group = torch.tensor(which, device=logits.device).unsqueeze(1)
-        place = (group * rows + torch.arange(rows, device=logits.device)) * self.classes + found.argmax(-1)
+        row = torch.arange(part.start, part.start + logits.shape[1], device=logits.device)
+        place = (group * rows + row) * self.classes + logits.argmax(-1)
         self.votes.view(-1).scatter_add_(0, place.view(-1), self.votes.new_ones(place.numel()))
-        self.entropy.add(torch.special.entr(found).sum(-1))
-        self.probabilities.add(found)
+        found, entropy = _softmax_and_entropy(logits)
+        self.entropy.take(entropy, part, rows)
+        self.probabilities.take(found, part, rows)
 
     def mean(self) -> tuple[Tensor, Tensor]:
         """Return mean probabilities and their Monte Carlo errors, in double precision."""
@@ -83,6 +92,15 @@ class Classes:
         results |= {f"{name} error": jackknife(values, sizes) for name, values in found.items() if name != "mean"}
         errors = {"mean error": passes.error[0], "expected_entropy error": entropy.error[0]}
         return results | errors | {"prediction": passes.mean[0].argmax(-1)}
+
+
+def _softmax_and_entropy(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return probabilities along the last axis and their entropy, without a logarithm for every class."""
+    below = (logits - logits.amax(-1, keepdim=True)).clamp_min(-1000)  # of which the exponential is 0
+    found = below.exp()
+    total = found.sum(-1, keepdim=True)
+    found /= total
+    return found, total.squeeze(-1).log() - (found * below).sum(-1)  # no term is negative: no digits cancel
 
 
 def _statistics(passes: Subsets, entropy: Subsets, votes: Tensor) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dropkit.uncertainty.results.moments import Moments, by_rows, jackknife, wide
+from dropkit.uncertainty.results.moments import Moments, by_rows, jackknife
 
 __all__ = ["Elements", "Found", "fitted"]
 
@@ -35,7 +35,7 @@ class Elements:
 
     def add(self, values: Tensor) -> None:
         """Take passes in, along the first axis."""
-        self.moments.add(wide(values).reshape(len(values), self.like.numel()))
+        self.moments.add(values.detach().reshape(len(values), self.like.numel()))
 
     def mean(self) -> tuple[Tensor, Tensor]:
         """Return the mean and its Monte Carlo error, in double precision and without the tensor's axes."""

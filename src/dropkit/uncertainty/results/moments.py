@@ -4,14 +4,13 @@ Nothing here grows with the number of passes. Pass t belongs to group t modulo t
 gathered does not depend on how the passes were cut into chunks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Moments", "Subsets", "by_rows", "group_numbers", "jackknife", "leave_out", "wide"]
+__all__ = ["Moments", "Subsets", "by_rows", "cached", "group_numbers", "jackknife", "leave_out", "wide"]
 
 _CACHED = 2**17  # most numbers that are taken in at once: a megabyte, which stays in caches
 _BLOCK = 2**20  # most numbers that a statistic is computed of at once
@@ -22,6 +21,13 @@ def wide(values: Tensor) -> Tensor:
     values = values.detach()
     device = "cpu" if values.device.type == "mps" else values.device
     return values.to(device, torch.complex128 if values.is_complex() else torch.float64)
+
+
+def cached(values: Tensor) -> Iterator[slice]:
+    """Yield slices of the rows of passes, of shape ``(passes, rows, ...)``, that are few enough to stay in caches."""
+    length = max(1, _CACHED // max(values[:, :1].numel(), 1))
+    for start in range(0, max(values.shape[1], 1), length):
+        yield slice(start, start + length)
 
 
 def group_numbers(first: int, passes: int, groups: int) -> list[int]:
@@ -60,19 +66,21 @@ class Subsets:
 
 
 class Moments:
-    """Means and sums of squared deviations of each group of passes by pairwise updates.
+    """Sums and sums of squares of each group of passes, of distances from the first pass.
+
+    That pass is one of them, so that no more digits are lost to its distance from the mean than their number has.
 
     Args:
         groups: Number of groups.
 
     References:
-        Chan, Golub and LeVeque (1983), Algorithms for computing the sample variance.
+        Chan, Golub and LeVeque (1983), Algorithms for computing the sample variance, for sums of shifted data.
     """
 
     def __init__(self, groups: int) -> None:
         self.groups = groups
         self.n = 0
-        self.mean = self.squares = torch.empty(0)
+        self._shift = self._sums = self._squares = torch.empty(0)
 
     @property
     def sizes(self) -> list[int]:
@@ -81,37 +89,47 @@ class Moments:
 
     def add(self, values: Tensor) -> None:
         """Take passes in, of shape ``(passes, rows, ...)``."""
-        if not self.n:
-            first = wide(values[:1])
-            self.mean = first.new_zeros(self.groups, *values.shape[1:])
-            self.squares = torch.zeros_like(self.mean.real)
-        rounds = len(values) // self.groups
-        length = max(1, _CACHED // max(values[:, :1].numel(), 1))
-        for start in range(0, values.shape[1], length):
-            rows = slice(start, start + length)
-            block = wide(values[:, rows])
-            whole, rest = block[: rounds * self.groups], block[rounds * self.groups :]
-            if rounds:
-                self._merge(whole.unflatten(0, (rounds, self.groups)), rows, self.n)
-            if len(rest):
-                self._merge(rest.unsqueeze(0), rows, self.n + len(whole))
-        self.n += len(values)
+        for rows in cached(values):
+            self.take(wide(values[:, rows]), rows, values.shape[1])
+        self.took(len(values))
 
-    def _merge(self, values: Tensor, rows: slice, n: int) -> None:
-        """Take in rounds of passes that stand for as many groups, after n others, all with as many passes each."""
-        rounds, groups = values.shape[:2]
-        which = group_numbers(n, groups, self.groups)
-        at: Any = (slice(which[0], which[-1] + 1) if which == sorted(which) else which, rows)
-        old, old_squares = self.mean[at], self.squares[at]
-        mean = values.mean(0)
-        squares = _squared(values - mean).sum(0) if rounds > 1 else torch.zeros_like(old_squares)
-        before = old_squares.new_tensor([len(range(group, n, self.groups)) for group in which])
-        before = before.view(-1, *(1,) * (values.dim() - 2))
-        step = mean - old
-        share = rounds / (before + rounds)
-        # Where one is infinite, so is the mean, and its deviations are no numbers.
-        self.mean[at] = torch.where(step.isfinite(), old + step * share, old + mean)
-        self.squares[at] = old_squares + squares + _squared(step) * (before * share)
+    def take(self, values: Tensor, rows: slice, length: int) -> None:
+        """Take some rows of passes in, in double precision; `took` follows once all of them have been.
+
+        Args:
+            values: Their values.
+            rows: Which rows these are.
+            length: How many there are in all.
+        """
+        if not self.n and not rows.start:
+            self._begin(values, length)
+        if not self.n:
+            self._shift[rows] = torch.where(values[0].isfinite(), values[0], 0)
+        apart = values - self._shift[rows]
+        for part, of in ((self._sums, apart), (self._squares, _squared(apart))):
+            self._gather(part, of, rows)
+
+    def took(self, passes: int) -> None:
+        """Count passes whose rows have been taken in."""
+        self.n += passes
+
+    def _begin(self, values: Tensor, length: int) -> None:
+        self._shift = values.new_zeros(length, *values.shape[2:])
+        self._sums = self._shift.new_zeros(self.groups, *self._shift.shape)
+        self._squares = torch.zeros_like(self._sums.real)
+
+    def _gather(self, sums: Tensor, values: Tensor, rows: slice) -> None:
+        """Add values of passes to the sums of their groups."""
+        start, groups = self.n % self.groups, self.groups
+        head = min(-self.n % groups, len(values))  # up to a pass of the first group
+        rounds, rest = divmod(len(values) - head, groups)
+        if head:
+            sums[start : start + head, rows] += values[:head]
+        if rounds:
+            whole = values[head : head + rounds * groups]
+            sums[:, rows] += whole if rounds == 1 else whole.unflatten(0, (rounds, groups)).sum(0)
+        if rest:
+            sums[:rest, rows] += values[len(values) - rest :]
 
     def mean_and_error(self) -> tuple[Tensor, Tensor]:
         """Return the mean over all passes and its standard error."""
@@ -120,7 +138,7 @@ class Moments:
             whole = self._subsets(rows, is_whole=True)
             return {"mean": whole.mean[0], "error": whole.error[0]}
 
-        found = by_rows(self.mean.shape[1], self.mean[:, :1].numel(), compute)
+        found = by_rows(len(self._shift), self._sums[:, :1].numel(), compute)
         return found["mean"], found["error"]
 
     def subsets(self, rows: slice = slice(None)) -> Subsets:
@@ -128,19 +146,21 @@ class Moments:
         return self._subsets(rows, is_whole=len(self.sizes) == 1)
 
     def _subsets(self, rows: slice, is_whole: bool) -> Subsets:
-        sizes = self.mean.real.new_tensor(self.sizes).view(-1, *(1,) * (self.mean.dim() - 1))
-        means, squares = self.mean[: len(sizes), rows], self.squares[: len(sizes), rows]
+        shift, sums, squares = self._shift[rows], self._sums[: len(self.sizes), rows], self._squares[:, rows]
+        sizes = shift.real.new_tensor(self.sizes).view(-1, *(1,) * shift.dim())
         n = torch.full_like(sizes[:1], self.n)
-        mean = (means * sizes).sum(0, keepdim=True) / n
+        means = sums / sizes
+        squares = (squares[: len(sizes)] - _squared(sums) / sizes).clamp_min(0)
+        mean = sums.sum(0, keepdim=True) / n
         apart = means - mean
         between = _squared(apart) * sizes
         total = (squares + between).sum(0, keepdim=True)
         if is_whole:
-            return Subsets(n, mean, total)
+            return Subsets(n, shift + mean, total)
         others = n - sizes
         less = (total - squares - between * (n / others)).clamp_min(0)
         means = mean - apart * (sizes / others)
-        return Subsets(torch.cat([n, others]), torch.cat([mean, means]), torch.cat([total, less]))
+        return Subsets(torch.cat([n, others]), shift + torch.cat([mean, means]), torch.cat([total, less]))
 
 
 def _squared(values: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dropkit.uncertainty.results.elements import fitted
-from dropkit.uncertainty.results.moments import wide
+from dropkit.uncertainty.results.moments import cached, wide
 
 __all__ = ["JoinedQuantiles", "Quantiles", "Sketch", "exact"]
 
@@ -15,6 +15,7 @@ EXACT = 50  # passes that are kept as they are
 _INNER = 44  # bins of equal width over the range of those
 # Where wider and wider bins end on either side, in widths of an inner one.
 _BEYOND = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 40.0)
+# Whole numbers, for how many of an inner bin's widths a pass is away then tells its bin.
 _EDGES = [*(-edge for edge in reversed(_BEYOND)), *map(float, range(_INNER + 1)), *(_INNER + edge for edge in _BEYOND)]
 
 
@@ -65,6 +66,12 @@ class _Histogram:
         """Where bins begin, in widths of an inner one."""
         return self.low.new_tensor(_EDGES)
 
+    @property
+    def _bins(self) -> Tensor:
+        """The bin of every whole number of widths of an inner one, from that below the first edge on."""
+        steps = torch.arange(_EDGES[0] - 1, _EDGES[-1] + 1, device=self.low.device)
+        return torch.bucketize(steps, steps.new_tensor(_EDGES), right=True)
+
     @staticmethod
     def of(values: Tensor) -> "_Histogram":
         """Return an empty histogram for passes such as the first ones, over whose range are the inner bins."""
@@ -76,13 +83,21 @@ class _Histogram:
         return _Histogram(counts, least, spread / _INNER, least, most, torch.zeros_like(least, dtype=torch.bool))
 
     def with_passes(self, values: Tensor) -> "_Histogram":
-        """Return it with more passes; the counts are added in place."""
-        is_finite = values.isfinite()
-        values = torch.where(is_finite, values, self.low)
-        bins = torch.bucketize((values - self.low) / self.width, self._edges, right=True)
-        self.counts.scatter_add_(0, bins, torch.ones_like(bins, dtype=torch.int32))
-        least, most = torch.minimum(self.least, values.amin(0)), torch.maximum(self.most, values.amax(0))
-        return replace(self, least=least, most=most, broken=self.broken | ~is_finite.all(0))
+        """Return it with more passes; all but the counts are new."""
+        least, most, broken = self.least.clone(), self.most.clone(), self.broken.clone()
+        one = self.counts.new_ones(1)
+        for part in cached(values):
+            taken, low = wide(values[:, part]), self.low[part]
+            is_finite = taken.isfinite()
+            if not is_finite.all():
+                broken[part] |= ~is_finite.all(0)
+                taken = torch.where(is_finite, taken, low)
+            torch.minimum(least[part], taken.amin(0), out=least[part])
+            torch.maximum(most[part], taken.amax(0), out=most[part])
+            steps = ((taken - low) / self.width[part]).floor_().clamp_(_EDGES[0] - 1, _EDGES[-1])
+            bins = self._bins[steps.sub_(_EDGES[0] - 1).long()]
+            self.counts[:, part].scatter_add_(0, bins, one.expand_as(bins))
+        return replace(self, least=least, most=most, broken=broken)
 
     def ordered(self, rank: int) -> tuple[Tensor, Tensor]:
         """Return about where the pass is that so many are below, and how far from there it can be at most."""
@@ -180,7 +195,7 @@ class Sketch:
         if room:
             first = values[:room]
             self._kept.append(first if room >= len(values) else first.clone())
-        rest = wide(values[room:])
+        rest = values[room:]
         if not len(rest):
             return
         if self._histogram is None:

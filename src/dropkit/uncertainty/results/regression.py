@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from dropkit.uncertainty.results.elements import Found, fitted
-from dropkit.uncertainty.results.moments import Moments, by_rows, jackknife, wide
+from dropkit.uncertainty.results.moments import Moments, by_rows, jackknife
 from dropkit.uncertainty.results.quantiles import Quantiles, Sketch
 
 __all__ = ["Predictions"]
@@ -27,9 +27,9 @@ class Predictions:
     def add(self, predictions: Tensor, variances: Tensor | None) -> None:
         """Take predictions of passes in, along the first axis, and the variances that the model gives with them."""
         flat = len(predictions), self.like.numel()
-        self.predictions.add(wide(predictions).reshape(flat))
+        self.predictions.add(predictions.detach().reshape(flat))
         if self.variances is not None and variances is not None:
-            self.variances.add(wide(variances).reshape(flat))
+            self.variances.add(variances.detach().reshape(flat))
         if self.sketch is not None:
             self.sketch.add(predictions.detach().reshape(flat))
 
