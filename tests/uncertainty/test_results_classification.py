@@ -25,7 +25,7 @@ def test_they_are_those_of_the_formulas(name):
 
 
 def test_a_tiny_entropy_keeps_its_digits():
-    """A class with probability p = exp(-40) beside a certain one has 40 p, and (1 - p) log(1 - p) is lost to rounding."""
+    """A class with p = exp(-40) beside a certain one has 40 p; (1 - p) log(1 - p) is lost to rounding."""
     _, entropy = _softmax_and_entropy(LOGITS["certain"][:1, :2])
     assert entropy.item() == pytest.approx(40 * math.exp(-40), rel=1e-12, abs=0)
 
