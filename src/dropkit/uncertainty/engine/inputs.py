@@ -10,6 +10,7 @@ from torch import Tensor
 from dropkit.sites.interception.restoring import cloned
 from dropkit.uncertainty.engine.pending import Pending, repeated
 from dropkit.uncertainty.engine.tape import MismatchError, Player, Recorder
+from dropkit.uncertainty.results.axes import NO_AXIS, Axis
 from dropkit.uncertainty.results.outputs import flatten
 
 __all__ = ["Inputs", "Output", "signature"]
@@ -119,6 +120,17 @@ class Output:
         leaves = [leaf.base if type(leaf) is Pending else leaf for leaf in self.leaves]
         return Output(self.value, leaves, self.names)
 
+    def axes(self, one: "Output", copies: int) -> tuple[Axis, ...]:
+        """Return the axis of each leaf along which examples lie: that along which passes do that ran together.
+
+        Args:
+            one: What a single pass returned.
+            copies: How many ran together, two or more.
+        """
+        if len(self.leaves) != len(one.leaves):
+            return (None,) * len(one.leaves)
+        return tuple(_axis(wide, single, copies) for wide, single in zip(self.leaves, one.leaves, strict=True))
+
     def passes(self, one: "Output", copies: int) -> list[Tensor | None]:
         """Return every tensor with the passes that ran together along axis 0; None for what they share.
 
@@ -133,6 +145,17 @@ class Output:
             raise MismatchError("another structure is returned where passes run together")
         named = zip(self.names, self.leaves, one.leaves, strict=True)
         return [_split(name, wide, single, copies) for name, wide, single in named]
+
+
+def _axis(wide: Any, single: Any, copies: int) -> Axis:
+    is_dense = all(isinstance(each, Tensor) and not each.is_nested for each in (wide, single))
+    if not is_dense or wide.dim() != single.dim():
+        return None
+    longer = [axis for axis in range(wide.dim()) if wide.shape[axis] != single.shape[axis]]
+    if not longer:
+        return NO_AXIS
+    [axis, *more] = longer
+    return axis if not more and single.shape[axis] * copies == wide.shape[axis] else None
 
 
 def _split(name: str, wide: Any, single: Any, copies: int) -> Tensor | None:

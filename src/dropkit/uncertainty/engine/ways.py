@@ -13,6 +13,7 @@ from dropkit.sites.samples import Numbers
 from dropkit.uncertainty.engine.inputs import Inputs, Output
 from dropkit.uncertainty.engine.passes import Drawing, Passes
 from dropkit.uncertainty.engine.tape import MismatchError, Player, Recorder, Reel, Tape
+from dropkit.uncertainty.results.axes import Axis
 
 __all__ = ["Batch", "Way", "found"]
 
@@ -29,6 +30,7 @@ class Way:
         axes: Where passes lie in what is recorded before the first site.
         bytes: Size of the largest tensor of one pass that depends on a mask.
         reason: Why passes do not run together, or have nothing in common; empty if they do.
+        leaves: For each leaf of the output the axis along which its examples lie; None if that is not known of any.
     """
 
     engine: str
@@ -37,6 +39,7 @@ class Way:
     axes: "list[tuple[int | None, ...]] | None"
     bytes: int
     reason: str = ""
+    leaves: "tuple[Axis, ...] | None" = None
 
     @property
     def name(self) -> str:
@@ -126,6 +129,7 @@ def found(batch: Batch, engine: str) -> Way:
 
 def _found(batch: Batch, engine: str) -> Way:
     plain: dict[int | None, list[Output]] = {}
+    leaves: dict[int | None, tuple[Axis, ...]] = {}
     reason, size = "" if batch.inputs.size(0) else "no input has an axis of examples", 0
     for axis in _axes(batch):
         try:
@@ -140,21 +144,22 @@ def _found(batch: Batch, engine: str) -> Way:
             break
         if not batch.handler.has_parted:  # nothing drops: whoever asked raises
             break
-        wide, why = _tried_together(batch, axis, plain[axis])
+        wide, why = _tried_together(batch, axis, plain[axis], leaves)
         if why:
             reason = reason or why
             continue
         tape, why = (None, "") if wide is None or engine == "batched" else _tried_prefix(batch, axis, wide, plain[axis])
         if tape is not None and not tape.is_empty:
-            return Way("prefix", axis, True, tape.axes, size)
-        return Way("batched", axis, True, None, size, why)
+            return Way("prefix", axis, True, tape.axes, size, leaves=leaves[axis])
+        return Way("batched", axis, True, None, size, why, leaves[axis])
     axis = next(iter(plain))
+    known = leaves[axis] if list(leaves) == [axis] else None  # of no axis but one does the model take more examples
     if engine in ("auto", "prefix"):
         tape, why = _tried_single(batch, axis, plain[axis])
         if tape is not None and not tape.is_empty:
-            return Way("prefix", axis, False, None, size, reason)
+            return Way("prefix", axis, False, None, size, reason, known)
         reason = reason or why
-    return Way("loop", axis, False, None, size, reason)
+    return Way("loop", axis, False, None, size, reason, known)
 
 
 def _shortened(message: str) -> str:
@@ -171,16 +176,24 @@ def _axes(batch: Batch) -> Iterator[int | None]:
     yield None
 
 
-def _tried_together(batch: Batch, axis: int, plain: list[Output]) -> tuple[Tape | None, str]:
-    """Return what passes record that run together, if they can, and why they cannot run together; empty if they can."""
+def _tried_together(
+    batch: Batch, axis: int, plain: list[Output], leaves: dict[int | None, tuple[Axis, ...]]
+) -> tuple[Tape | None, str]:
+    """Return what passes record that run together, if they can, and why they cannot run together; empty if they can.
+
+    Where the model runs on them, note along which axes of its outputs they lie, whatever the values.
+    """
     try:
         tape, output = batch.record_together(axis, _TRIAL)
+        leaves[axis] = output.axes(plain[0], len(_TRIAL))
         if not _difference(output, plain):
             return tape, ""
     except Exception:  # noqa: BLE001, S110  # whatever a model makes of tensors that stand for others
         pass
     try:
-        return None, _difference(batch.together(axis, _TRIAL), plain)
+        output = batch.together(axis, _TRIAL)
+        leaves[axis] = output.axes(plain[0], len(_TRIAL))
+        return None, _difference(output, plain)
     except Exception as error:  # noqa: BLE001  # whatever it makes of inputs that are longer than they were
         return None, _shortened(f"{type(error).__name__}: {error}")
 
