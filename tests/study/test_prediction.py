@@ -219,7 +219,7 @@ def test_a_damaged_model_is_one_line(classes: Result, toy: Dataset, tmp_path: Pa
     for name in ("model.json", "model.safetensors"):
         (tmp_path / name).write_bytes((classes.directory / name).read_bytes())
     (tmp_path / damage[0]).write_text(damage[1])
-    with pytest.raises(RunError, match=r"the model .*Write it anew: --resume") as caught:
+    with pytest.raises(RunError, match=r"the model .*Write it anew: dropkit study --resume") as caught:
         study.predict(tmp_path, toy.inputs)
     assert "\n" not in str(caught.value)
 

@@ -302,7 +302,9 @@ def test_models_of_before_predict_and_get_samples_by_resuming(finished: Result, 
     before = {name: value for name, value in described.items() if name != "dropped"}
     path.write_text(json.dumps(before))
     plain = study.predict(tmp_path / "run", ROWS).values
-    with pytest.raises(RunError, match=r"was saved before samples could be drawn. Write it anew: --resume"):
+    with pytest.raises(
+        RunError, match=r"was saved before samples could be drawn. Write it anew: dropkit study --resume"
+    ):
         study.predict(tmp_path / "run", ROWS, samples=10)
     study.resume(tmp_path / "run", data=toy)
     assert json.loads(path.read_text()) == described
@@ -332,7 +334,7 @@ def test_damage_is_told(saving: Callable[[str], Path], tmp_path: Path, damage: d
     (tmp_path / "model.safetensors").write_bytes((directory / "model.safetensors").read_bytes())
     for found in ({**described["dropped"], **damage}, {}, 5, None):
         (tmp_path / "model.json").write_text(json.dumps({**described, "dropped": found}))
-        with pytest.raises(RunError, match=r"the model is damaged\. Write it anew: --resume"):
+        with pytest.raises(RunError, match=r"the model is damaged\. Write it anew: dropkit study --resume"):
             study.predict(tmp_path, ROWS, samples=5)
 
 

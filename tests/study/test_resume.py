@@ -176,22 +176,6 @@ def test_a_lock_that_a_kill_left_is_no_obstacle(copied: Path, toy: Dataset) -> N
     assert not (copied / "journal.log.lock").is_symlink()
 
 
-def test_atomic_writes_leave_the_old_file_or_the_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dropkit.study._atomic import write_atomic
-
-    path = tmp_path / "results.csv"
-    write_atomic(path, "old")
-
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        write_atomic(path, "new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_a_full_disk_is_one_line_and_loses_nothing(
     finished: Result, toy: Dataset, tiny: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """`dropkit predict`: new rows through the model that a study recommends."""
 
+import sys
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -7,9 +8,13 @@ from typing import Annotated
 import typer
 
 from dropkit.cli.options import in_options, number, whole
+from dropkit.cli.streams import discard_output
 from dropkit.errors import ArgumentError, ArgumentTypeError, RunError
 
 __all__ = ["HELP", "command"]
+
+_ARCHIVES = (".gz", ".bz2", ".xz", ".zst", ".zip")
+_OTHER_FORMATS = (*_ARCHIVES, ".parquet", ".pq", ".arrow", ".feather", ".json", ".jsonl", ".xlsx", ".xls", ".ods")
 
 HELP = """Predict new rows with the model that a study recommends.
 
@@ -35,7 +40,14 @@ Examples:
 def command(
     run: Annotated[Path, typer.Argument(help="The directory of a study that has ended.")],
     data: Annotated[Path, typer.Argument(help="A CSV or Parquet file with the columns of the study's table.")],
-    output: Annotated[Path | None, typer.Option(help="The file to write.", show_default="the screen")] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            metavar="<file>",
+            help="The file to write, with tabs between its fields if its name ends in .tsv; - is the screen.",
+            show_default="the screen",
+        ),
+    ] = None,
     samples: Annotated[
         str | None,
         typer.Option(metavar="<int>", help="Passes with dropout over each network, 2 or more.", show_default=False),
@@ -60,9 +72,9 @@ def command(
     ] = None,
 ) -> None:
     """Predict new rows with the model that a study recommends."""
-    from dropkit.study._atomic import write_atomic
     from dropkit.study.prediction import predict
 
+    path = None if output in (None, "-") else _checked(str(output), data)
     count = whole("--samples", samples)
     options = {
         "level": number("--level", level),
@@ -75,15 +87,56 @@ def command(
     try:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always", UserWarning)
-            text = predict(run, data, samples=count, **given).to_csv()  # type: ignore[arg-type]  # each has its own
+            found = predict(run, data, samples=count, **given)  # type: ignore[arg-type]  # each has its own
     except (ArgumentError, ArgumentTypeError) as error:
         raise type(error)(in_options(str(error))) from None
     for message in dict.fromkeys(str(one.message) for one in told if one.category is UserWarning):
         typer.echo(f"dropkit: {' '.join(message.split())}", err=True)
-    if output is None:
-        typer.echo(text, nl=False)
-        return
+    if path is None:
+        _print(found.to_csv())
+    else:
+        _write(path, found.to_csv("\t" if path.suffix.lower() == ".tsv" else ","))
+
+
+def _checked(output: str, data: Path) -> Path:
+    """Return the file to write, if that can be done, before any work; what is there stays as it is."""
+    from dropkit.study._atomic import check_writable
+
+    path = Path(output)
+    if not output.strip():
+        raise ArgumentError(f"--output must be a file, or - for the screen, got {output!r}.")
+    if path.suffix.lower() in _OTHER_FORMATS:
+        raise ArgumentError(f"--output {output}: CSV is written. Name it .csv, or .tsv for tabs between the fields.")
     try:
-        write_atomic(output, text)
+        if path.exists() and data.exists() and path.samefile(data):
+            raise ArgumentError(f"--output {output} is the data themselves, which would be lost. Choose another file.")
+        check_writable(path)
     except OSError as error:
-        raise RunError(f"{output} cannot be written: {error.strerror or error}. Choose another place.") from None
+        raise _cannot_be_written(path, error) from None
+    return path
+
+
+def _write(path: Path, text: str) -> None:
+    from dropkit.study._atomic import write_atomic
+
+    try:
+        write_atomic(path, text)
+    except BrokenPipeError:  # who reads the pipe has had enough
+        raise
+    except OSError as error:
+        raise _cannot_be_written(path, error) from None
+
+
+def _print(text: str) -> None:
+    try:
+        typer.echo(text, nl=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard_output()
+        raise RunError(f"The predictions cannot be written: {error.strerror}. Make room, or write elsewhere.") from None
+
+
+def _cannot_be_written(path: Path, error: OSError) -> RunError:
+    return RunError(f"--output {path} cannot be written: {error.strerror or error}. Choose another place.")

@@ -38,7 +38,8 @@ def sampled(
         RunError: If the model was saved before samples could be drawn, or all samples would be equal.
     """
     if model.dropped is None:
-        raise RunError(f"{path}: the model was saved before samples could be drawn. Write it anew: --resume {path}")
+        remedy = f"Write it anew: dropkit study --resume {path}"
+        raise RunError(f"{path}: the model was saved before samples could be drawn. {remedy}")
     if model.is_classifier and tolerance is not None:
         raise argument_error("predict", "tolerance", "left out for classes", tolerance, "There the level decides.")
     tolerance = model.dropped.error if tolerance is None else tolerance

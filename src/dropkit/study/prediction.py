@@ -57,10 +57,14 @@ class Predictions:
             return [self.class_names[place] for place in self.values.argmax(1)]
         return [f"{value:.8g}" for value in self.values[:, 0]]
 
-    def to_csv(self) -> str:
-        """Return a line a row: the prediction, for classes the probability of each, then intervals and ``unsure``."""
+    def to_csv(self, separator: str = ",") -> str:
+        """Return a line a row: the prediction, for classes the probability of each, then intervals and ``unsure``.
+
+        Args:
+            separator: What stands between two fields. Default: a comma.
+        """
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
+        writer = csv.writer(text, delimiter=separator, lineterminator="\n")
         names, columns = zip(*self._columns(), strict=True)
         writer.writerow(names)
         writer.writerows(zip(*columns, strict=True))

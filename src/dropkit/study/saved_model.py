@@ -148,12 +148,14 @@ def load_model(path: Path, network: Factory | None = None) -> SavedModel:
     try:
         weights = load((path / _WEIGHTS).read_bytes())
         description = json.loads((path / _DESCRIPTION).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise RunError(
             f"{path} holds no model. Name the directory of a study that has ended, such as runs/mnist."
         ) from None
     except (OSError, ValueError, SafetensorError) as error:
-        raise RunError(f"{path}: the model cannot be read ({error}). Write it anew: --resume {path}") from None
+        raise RunError(
+            f"{path}: the model cannot be read ({error}). Write it anew: dropkit study --resume {path}"
+        ) from None
     own = description.get("network") if isinstance(description, dict) else None
     if own is None and network is not None:
         raise argument_error("load_models", "network", f"left out for {path}, which has the study's network", network)
@@ -178,7 +180,7 @@ def load_model(path: Path, network: Factory | None = None) -> SavedModel:
     except DropkitError:
         raise  # of a network of one's own; an ArgumentError is a ValueError too
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError):
-        raise RunError(f"{path}: the model is damaged. Write it anew: --resume {path}") from None
+        raise RunError(f"{path}: the model is damaged. Write it anew: dropkit study --resume {path}") from None
 
 
 def _network(parameters: Sequence[torch.Tensor]) -> nn.Sequential:
