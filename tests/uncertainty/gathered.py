@@ -19,10 +19,11 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def classified(logits: Tensor, **options: Any) -> Result:
+def classified(logits: Tensor, axis: int | None = 0, **options: Any) -> Result:
     running = Running("classification", **options)
     running.add(logits[0], [logits])
-    return running.result(seed=3, engine="loop", sites=["a", "b"], reached=None)
+    examples = None if axis is None else logits[0].shape[axis]
+    return running.result([axis], examples, seed=3, engine="loop", sites=["a", "b"], reached=None)
 
 
 @dataclass
@@ -41,4 +42,4 @@ def of_output(task: str | None = None, **options: Any) -> Result:
     running = Running(task, **options)
     running.add(OUTPUT, [VALUES[:11], HIDDEN[:11], None, None, None])
     running.add("what comes later is not looked at", [VALUES[11:], HIDDEN[11:], None, None, None])
-    return running.result()
+    return running.result([0, 0, 0, 0, None], 6)

@@ -7,6 +7,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 from dropkit.errors import ArgumentError, ArgumentTypeError
 from dropkit.uncertainty import Result
+from dropkit.uncertainty.results.axes import NO_AXIS
 from dropkit.uncertainty.results.running import Running
 from tests.uncertainty.gathered import CLOSE, VALUES, Output, classified, of_output, random
 
@@ -44,7 +45,7 @@ def test_outputs_with_several_tensors_are_joined_part_by_part():
     losses = random(20)
     running = Running(None, keep_samples=True)
     running.add({"loss": losses[0], "logits": VALUES[0]}, [losses, VALUES])
-    joined = Result.concatenate([running.result()] * 3)
+    joined = Result.concatenate([running.result([NO_AXIS, 0], 6)] * 3)
     torch.testing.assert_close(joined.mean["loss"], losses.mean().expand(3), **CLOSE)
     assert joined.samples["loss"].shape == (20, 3)
 
@@ -55,7 +56,7 @@ def test_quantiles_are_joined_too():
     for part in (values, values[:60, :4], values[:, 4:]):
         running = Running("regression", quantiles=True)
         running.add(part[0], [part])
-        results.append(running.result())
+        results.append(running.result([0], part.shape[1]))
     joined = Result.concatenate([Result.concatenate(results[1:2]), results[2]])
     assert joined.n == 60
     for q in (0.3, [0.3, 0.5]):
@@ -102,7 +103,7 @@ PACKED.add(pack_sequence([random(3, 2)]), [random(20, 3, 2)])
         ([classified(VALUES), classified(VALUES, keep_samples=True)], 0, "results of one statistics"),
         ([classified(VALUES)], 1, "another axis than that of classes"),
         ([classified(VALUES)], 2, r"`dim` must be an integer in \[-2, 1\]"),
-        ([classified(VALUES), classified(VALUES[..., :2])], 0, "that differ in length along axis 0 alone"),
+        ([classified(VALUES), classified(VALUES[..., :2])], 0, "output differs in length along axis 0 alone"),
         ([PACKED.result()], 0, "without packed sequences"),
     ],
     ids=range(8),

@@ -24,6 +24,7 @@ from dropkit.uncertainty.engine.learning import Learned, learn
 from dropkit.uncertainty.engine.passes import Passes
 from dropkit.uncertainty.engine.tape import MismatchError
 from dropkit.uncertainty.engine.ways import Batch, Way, found
+from dropkit.uncertainty.loading import explained, given
 from dropkit.uncertainty.results.result import Result
 from dropkit.uncertainty.results.running import Running
 
@@ -201,21 +202,32 @@ class MonteCarlo:
         """Predict batch after batch, with masks that do not depend on how examples are batched.
 
         Args:
-            loader: What yields batches, such as a ``DataLoader``: what the model's forward takes, as a mapping by name;
-                of a tuple or a list, as data sets yield with targets, the first entry.
+            loader: What yields batches, such as a ``DataLoader``. A mapping has what the model's forward takes, by
+                name; ``label``, ``labels``, ``label_ids``, ``target`` and ``targets`` are left out where it does not
+                take them. Of a tuple or a list, as data sets yield with targets, the first entry alone is given to the
+                model: a tensor, such a mapping, or a tuple or a list of inputs if the forward needs several.
             progress: Whether to show a bar. Default: False.
 
         Returns:
-            The results of all batches, one after another.
+            The results of all batches, one after another, as `Result.concatenate` joins them.
 
         Raises:
-            ArgumentError: If there is no batch.
-            ArgumentTypeError: If `loader` cannot be iterated over.
+            ArgumentError: If there is no batch, or results cannot be joined.
+            ArgumentTypeError: If `loader` cannot be iterated over, or the forward does not take what it yields.
+
+        Examples:
+            >>> import torch, dropkit
+            >>> from torch.utils.data import DataLoader, TensorDataset
+            >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
+            >>> predict = dropkit.uncertainty.mc(model, n=10, task="regression", seed=0)
+            >>> inputs_and_targets = TensorDataset(torch.randn(20, 4), torch.randn(20, 1))
+            >>> predict.batches(DataLoader(inputs_and_targets, batch_size=8)).mean.shape
+            torch.Size([20, 1])
         """
-        parts = list(self._each(loader, progress))
-        if not parts:
+        results = list(self._each(loader, progress))
+        if not results:
             raise ArgumentError("MonteCarlo.batches: `loader` has no batch. Give one that yields a batch or more.")
-        return Result.concatenate([result for result, _ in parts], parts[-1][1])
+        return Result.concatenate(results)
 
     def each(self, loader: Iterable[Any], *, progress: bool = False) -> Iterator[Result]:
         """Predict batch after batch, as `batches` does, and yield the result of each as soon as it is there.
@@ -239,23 +251,22 @@ class MonteCarlo:
             >>> [tuple(result.samples.shape) for result in predict.each(torch.randn(5, 4).split(2))]
             [(10, 2, 8), (10, 2, 8), (10, 1, 8)]
         """
-        parts = self._each(loader, progress)
-        return (result for result, _ in parts)
+        return self._each(loader, progress)
 
-    def _each(self, loader: Iterable[Any], progress: bool) -> Iterator[tuple[Result, int]]:
-        """Return an iterator over the result of every batch and its axis of examples."""
+    def _each(self, loader: Iterable[Any], progress: bool) -> Iterator[Result]:
+        """Return an iterator over the result of every batch; what is no loader raises before it is asked for any."""
         if not isinstance(loader, Iterable) or isinstance(loader, torch.Tensor | str | Mapping):
             raise argument_type_error("MonteCarlo.batches", "loader", "a DataLoader, or another iterable", loader)
         return self._results(_shown(loader) if progress else loader)
 
-    def _results(self, batches: Iterable[Any]) -> Iterator[tuple[Result, int]]:
+    def _results(self, batches: Iterable[Any]) -> Iterator[Result]:
         first = 0
         for number, batch in enumerate(batches):
-            args, kwargs = _given(batch)
-            result, way = self._predict(args, kwargs, first, number)
-            axis = way.axis or 0
-            yield result, axis
-            first += Inputs(args, kwargs).size(axis) or 0
+            args, kwargs = given(self.model, batch)
+            with explained(self.model, number, batch, args, kwargs):
+                result, way = self._predict(args, kwargs, first, number)
+            yield result
+            first += Inputs(args, kwargs).size(way.axis or 0) or 0
 
     def __repr__(self) -> str:
         """Show the model's class, and what was asked for."""
@@ -279,7 +290,9 @@ class MonteCarlo:
             raise UnsupportedError(f"mc: none of the sites {names} drops on these inputs.")
         fired = Sites(handler.known[name] for name in handler.fired)
         reached = self._is_reached(running) if self.n == "auto" else None
-        return running.result(seed=self.seed, engine=way.name, sites=fired, reached=reached), way
+        examples = None if way.axis is None else batch.inputs.size(way.axis)
+        facts = {"seed": self.seed, "engine": way.name, "sites": fired, "reached": reached}
+        return running.result(way.leaves, examples, **facts), way
 
     @contextmanager
     def _attached(self, learned: Learned) -> Iterator[Passes]:
@@ -350,15 +363,6 @@ class MonteCarlo:
         """Tell whether the error is as small as it was asked to be."""
         limit = self._error or (0.01 if self.task == "classification" else 0.01 * running.scale())
         return running.error() <= limit
-
-
-def _given(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return what a model's forward takes of a batch."""
-    if isinstance(batch, Mapping):
-        return (), dict(batch)
-    if isinstance(batch, tuple | list) and batch and not hasattr(batch, "_fields"):
-        return _given(batch[0]) if isinstance(batch[0], Mapping) else ((batch[0],), {})
-    return (batch,), {}
 
 
 def _shown(loader: Iterable[Any]) -> Iterable[Any]:

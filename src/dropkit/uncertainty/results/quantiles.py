@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dropkit.uncertainty.results.axes import joined_leaves
 from dropkit.uncertainty.results.elements import fitted
 from dropkit.uncertainty.results.moments import cached, wide
 
@@ -213,10 +214,10 @@ class Sketch:
 
 @dataclass(frozen=True, eq=False)
 class JoinedQuantiles:
-    """Quantiles of several batches, joined along an axis that is not negative, or a new one if each is one number."""
+    """Quantiles of several batches, joined along their axis of examples, which a batch of one may lack."""
 
     parts: tuple[Quantiles, ...]
-    dim: int | None
+    axis: int
 
     def at(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """Return quantiles, with axes of `q` first, and bounds on their errors."""
@@ -229,7 +230,7 @@ class JoinedQuantiles:
 
     def to(self, device: torch.device) -> "JoinedQuantiles":
         """Return the same on a device."""
-        return JoinedQuantiles(tuple(part.to(device) for part in self.parts), self.dim)
+        return JoinedQuantiles(tuple(part.to(device) for part in self.parts), self.axis)
 
     def _joined(self, found: list[Tensor], q: Tensor) -> Tensor:
-        return torch.stack(found, q.dim()) if self.dim is None else torch.cat(found, self.dim + q.dim())
+        return joined_leaves(found, self.axis, q.dim())

@@ -179,19 +179,23 @@ class Result(Statistics):
         return self.prediction - half, self.prediction + half
 
     @staticmethod
-    def concatenate(results: Iterable["Result"], dim: int = 0) -> "Result":
+    def concatenate(results: Iterable["Result"], dim: int | None = None) -> "Result":
         """Join the results of several batches to one, as if they had been one batch.
+
+        Each tensor of the output is joined along its own axis of examples, as `mc` has found it. One without such an
+        axis has to be the same in all batches. A batch of one example may lack the axis, as `squeeze` removes it.
+        Tensors of one number become an axis of a number for each batch; what is no tensor is the first batch's.
 
         Args:
             results: Results of one task and one model.
-            dim: The axis of examples in every tensor of the output. Default: 0. Tensors without axes become one axis
-                of a number each; what is no tensor is the first batch's.
+            dim: The axis of examples in every tensor of the output. Default: what is known of each.
 
         Returns:
             A result whose `n` is the least of any batch; statistics and errors are each batch's own.
 
         Raises:
-            ArgumentError: If the results do not fit one another, or `dim` is the axis of classes.
+            ArgumentError: If the results do not fit one another, it cannot be told along which axis the examples of a
+                tensor lie, or they lie along that of classes.
             ArgumentTypeError: If one is no result.
 
         Examples:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dropkit.errors import UnsupportedError
+from dropkit.uncertainty.results.axes import NO_AXIS, Axis
 from dropkit.uncertainty.results.classification import Classes, probabilities
 from dropkit.uncertainty.results.elements import Elements, Found, fitted
 from dropkit.uncertainty.results.joining import Parts
@@ -204,10 +205,12 @@ class Running:
                 mean = wide(self._leaves[i])
                 yield mean, torch.zeros_like(mean.real)
 
-    def result(self, **facts: Any) -> Result:
+    def result(self, axes: Sequence[Axis] | None = None, examples: int | None = None, **facts: Any) -> Result:
         """Return the statistics of the passes so far.
 
         Args:
+            axes: For every leaf the axis along which its examples lie. Default: not known of any.
+            examples: How many there are. Default: not known.
             facts: What else there is to tell of the passes: ``seed``, ``engine``, ``sites``, ``reached``.
         """
         with torch.inference_mode(False), torch.no_grad():
@@ -229,7 +232,18 @@ class Running:
                 if self._predictions and self._main:
                     quantiles = exact(passes[self._main[0]])
             class_dim = self._classes.class_dim if self._classes else None
-            return Result(Parts(self.task, self.n, values, errors, quantiles, class_dim, facts))
+            known = self._known(axes)
+            main = self._main[0] if gatherer and self._main else None if gatherer is None else 0
+            return Result(Parts(self.task, self.n, values, errors, quantiles, class_dim, facts, known, main, examples))
+
+    def _known(self, axes: Sequence[Axis] | None) -> dict[str, Sequence[Axis]]:
+        """Return the axis of examples of each leaf of what is in the type of the output."""
+        if axes is None or len(axes) != len(self._leaves):
+            axes = [None] * len(self._leaves)
+        if self._head is None or self._main:
+            return {"mean": axes, "samples": axes}
+        found = {axis for axis in axes if axis not in (None, NO_AXIS)}  # of a distribution's parameters
+        return {"mean": [found.pop() if len(found) == 1 else None], "samples": axes}
 
     def _of_leaf(self, i: int, found: Found) -> Found:
         leaf = self._leaves[i]

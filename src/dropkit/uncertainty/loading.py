@@ -1,0 +1,85 @@
+"""What a model's forward is given of the batches that a loader yields."""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch.nn import Module
+
+from dropkit.errors import ArgumentTypeError
+from dropkit.sites.interception.names import unwrapped
+
+__all__ = ["explained", "given"]
+
+_TARGETS = ("label", "labels", "label_ids", "target", "targets")
+_NO_NAME = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+
+
+def given(model: Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return what a model's forward takes of a batch, by position and by name.
+
+    Args:
+        model: The model.
+        batch: A mapping of inputs by name, of which targets that the forward does not take are left out; of a tuple or
+            a list the first entry, which may be such a mapping, or several inputs if the forward takes no single one;
+            or the only input.
+    """
+    if isinstance(batch, Mapping):
+        left_out = {name for name in _TARGETS if name in batch and _why_not(model, (), {name: None}, is_partial=True)}
+        return (), {name: value for name, value in batch.items() if name not in left_out}
+    if not _is_sequence(batch) or not batch:
+        return (batch,), {}
+    first = batch[0]
+    if isinstance(first, Mapping):
+        return given(model, first)
+    is_several = _is_sequence(first) and _why_not(model, (first,), {}) and not _why_not(model, tuple(first), {})
+    return (tuple(first) if is_several else (first,)), {}
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, tuple | list) and not hasattr(value, "_fields")
+
+
+def _why_not(model: Module, args: tuple[Any, ...], kwargs: dict[str, Any], is_partial: bool = False) -> str:
+    """Return why a model's forward does not take arguments; empty if it does, or nobody knows."""
+    try:
+        signature = inspect.signature(unwrapped(model).forward)
+    except (TypeError, ValueError):
+        return ""
+    try:
+        (signature.bind_partial if is_partial else signature.bind)(*args, **kwargs)
+    except TypeError as error:
+        return str(error)
+    return ""
+
+
+@contextmanager
+def explained(model: Module, number: int, batch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
+    """Let what is raised tell the number of the batch, and what its forward was given where it does not take it.
+
+    Raises:
+        ArgumentTypeError: If the model's forward does not take what it is given.
+    """
+    try:
+        yield
+    except Exception as error:
+        why = _why_not(model, args, kwargs) if isinstance(error, TypeError) else ""
+        if why:
+            raise ArgumentTypeError(_message(model, number, batch, kwargs, why)) from error
+        error.add_note(f"MonteCarlo.batches: this was batch {number} of the loader, counted from 0.")
+        raise
+
+
+def _message(model: Module, number: int, batch: Any, kwargs: dict[str, Any], why: str) -> str:
+    inner = unwrapped(model)
+    names = [name for name, each in inspect.signature(inner.forward).parameters.items() if each.kind not in _NO_NAME]
+    text = f"MonteCarlo.batches: the forward of {type(inner).__name__} does not take batch {number}: {why}."
+    if kwargs:
+        return (
+            f"{text} A mapping gives all its entries by name, but for targets such as `labels`. Let batches have those "
+            f"that the forward takes: {', '.join(names)}."
+        )
+    shown = f"Of a {type(batch).__name__} the first entry alone is given to it. " if _is_sequence(batch) else ""
+    named = ", ".join(f'"{name}": ...' for name in names)
+    return f"{text} {shown}Let the loader yield inputs by name: {{{named}}}."
