@@ -71,11 +71,16 @@ def test_the_correction_takes_away_most_of_the_bias_of_few_passes(passes: int) -
     assert abs(corrected) < abs(plain) / 5
 
 
-def test_the_correction_of_certain_passes_is_that_of_counts() -> None:
-    """Of counts of K classes that all occur it is (K - 1) / (2 n), here with the unbiased variance: over n - 1."""
+def test_the_correction_is_half_the_variance_over_the_mean() -> None:
+    """Two passes of 0.6 and 0.4: of each class the variance is 0.02 and the mean 0.5, which makes 0.01 for each."""
+    probabilities = torch.tensor([[[0.6, 0.4]], [[0.4, 0.6]]], dtype=torch.float64)
+    added = bald(probabilities, corrected=True) - bald(probabilities)
+    assert added.item() == pytest.approx(0.02)
+
+
+def test_with_the_correction_there_is_no_more_information_than_entropy() -> None:
     certain = torch.eye(3)[[0, 1, 2, 1]][:, None]
-    added = bald(certain, corrected=True) - bald(certain)
-    assert added.item() == pytest.approx(2 / (2 * 3))
+    assert bald(certain, corrected=True).item() == entropy(certain).item() == pytest.approx(1.5 * math.log(2))
 
 
 def test_the_scores_of_single_examples_are_those_of_their_formulas() -> None:

@@ -8,6 +8,7 @@ from scipy import stats
 from torch import distributions
 
 from dropkit.errors import ArgumentError, UnavailableError, UnsupportedError
+from dropkit.uncertainty import bald
 from dropkit.uncertainty.results.running import Running
 
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}
@@ -119,6 +120,19 @@ def test_passes_that_agree_have_no_information_and_not_less():
     result = result_of(logits[0], [logits], "classification")
     assert 0 <= result.mutual_information.min() <= result.mutual_information.max() < 1e-12
     assert result.mutual_information_uncorrected.min() >= 0
+
+
+@pytest.mark.parametrize("scale", [1.0, 10.0, 1000.0])
+@pytest.mark.parametrize("n", [3, 20])
+def test_there_is_no_more_information_than_entropy(n, scale):
+    logits = random(n, 500, 4) * scale
+    result = result_of(logits[0], [logits], "classification", (n,))
+    assert bool((result.mutual_information <= result.predictive_entropy).all())
+    assert bool((result.mutual_information >= result.mutual_information_uncorrected).all())
+    corrected = bald(logits.softmax(-1), corrected=True)
+    torch.testing.assert_close(result.mutual_information, corrected, **CLOSE)
+    is_bound = result.mutual_information == result.predictive_entropy
+    assert bool(is_bound.any()) == (scale > 1)
 
 
 def test_missing_numbers_of_a_classification_stay_with_their_example():

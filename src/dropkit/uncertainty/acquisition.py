@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dropkit._checks import KEY, Integer, argument_error, argument_type_error
 from dropkit.uncertainty.metrics.inputs import numbers, simplex
+from dropkit.uncertainty.results.classification import corrected_information
 
 __all__ = [
     "BatchSelection",
@@ -77,7 +78,8 @@ def bald(probabilities: Any, *, corrected: bool = False) -> Tensor:
     Args:
         probabilities: Of shape (passes, examples, classes), a tensor or an array; each sums to 1 over the classes.
         corrected: Whether to add what few passes lack on average, to first order: half the sum over classes of the
-            passes' variance over their number times the mean probability. It needs two passes. Default: False.
+            passes' variance over their number times the mean probability, up to the entropy of the mean prediction. It
+            needs two passes. Default: False.
 
     Returns:
         Of shape (examples,), 0 or more, in float64.
@@ -101,13 +103,12 @@ def bald(probabilities: Any, *, corrected: bool = False) -> Tensor:
         raise argument_type_error(where, "corrected", "a bool", corrected)
     found = _passes(where, probabilities)
     mean = found.mean(0)
-    information = (_entropy(mean) - _entropy(found).mean(0)).clamp(min=0)
+    predictive, expected = _entropy(mean), _entropy(found).mean(0)
     if not corrected:
-        return information
+        return (predictive - expected).clamp(min=0)
     if len(found) < 2:
         raise argument_error(where, "probabilities", "of two passes or more where `corrected`", tuple(found.shape))
-    lacking = torch.where(mean > 0, found.var(0) / mean, 0.0).sum(-1) / (2 * len(found))
-    return information + lacking
+    return corrected_information(predictive, expected, mean, found.var(0), len(found))
 
 
 def variation_ratio(probabilities: Any) -> Tensor:

@@ -15,7 +15,7 @@ from dropkit.uncertainty.results.moments import (
     wide,
 )
 
-__all__ = ["Classes", "probabilities"]
+__all__ = ["Classes", "corrected_information", "probabilities"]
 
 _OF_CLASSES = ("mean", "std")  # the others are statistics of an example
 
@@ -94,6 +94,25 @@ class Classes:
         return results | errors | {"prediction": passes.mean[0].argmax(-1)}
 
 
+def corrected_information(
+    predictive: Tensor, expected: Tensor, mean: Tensor, variance: Tensor, n: Tensor | int
+) -> Tensor:
+    """Return the mutual information of labels and passes: predictive less expected entropy, corrected for few.
+
+    The entropy of the mean of n passes is too low, to first order in 1 / n by half the sum over classes of their
+    variance over n times the mean. With it the information is not let rise above the predictive entropy.
+
+    Args:
+        predictive: The entropy of the mean probabilities, in nats.
+        expected: The mean entropy of the passes, in nats.
+        mean: The mean probabilities, classes last.
+        variance: The unbiased variance of the probabilities.
+        n: Number of passes.
+    """
+    lacking = torch.where(mean > 0, variance / (2 * n * mean), 0).sum(-1)
+    return torch.minimum(predictive - expected + lacking, predictive).clamp_min(0)
+
+
 def _softmax_and_entropy(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Return probabilities along the last axis and their entropy, without a logarithm for every class."""
     below = (logits - logits.amax(-1, keepdim=True)).clamp_min(-1000)  # of which the exponential is 0
@@ -107,16 +126,13 @@ def _statistics(passes: Subsets, entropy: Subsets, votes: Tensor) -> dict[str, T
     """Return the statistics of several sets of passes, along the first axis."""
     mean = passes.mean.clamp_min(0)  # rounding may leave less where a group is left out
     predictive = torch.special.entr(mean).sum(-1)
-    # The entropy of a mean of n passes is too low by this much, to first order in 1 / n.
-    bias = torch.where(mean > 0, passes.variance / (2 * passes.n * mean), 0).sum(-1)
-    information = predictive - entropy.mean
     modal = votes.amax(-1) / entropy.n
     return {
         "mean": passes.mean,
         "std": passes.std,
         "predictive_entropy": predictive,
         "expected_entropy": entropy.mean,
-        "mutual_information": (information + bias).clamp_min(0),
-        "mutual_information_uncorrected": information.clamp_min(0),
+        "mutual_information": corrected_information(predictive, entropy.mean, mean, passes.variance, passes.n),
+        "mutual_information_uncorrected": (predictive - entropy.mean).clamp_min(0),
         "variation_ratio": torch.where(predictive.isnan(), torch.nan, 1 - modal),
     }

@@ -78,7 +78,7 @@ class Statistics:
 
     @property
     def mutual_information(self) -> Tensor:
-        """Of a classification: predictive less expected entropy, in nats, corrected for few passes."""
+        """Of a classification: predictive less expected entropy, in nats, corrected for few passes; 0 to predictive."""
         return self._value("mutual_information")
 
     @property
