@@ -321,3 +321,32 @@ def test_a_distribution_whose_scale_no_dropout_touches():
     assert result.error.aleatoric.count_nonzero() == 0
     assert type(result.samples) is distributions.Normal
     assert result.samples.batch_shape == (50, 6, 2)
+
+
+NO_MEAN = {
+    "Categorical": lambda of: distributions.Categorical(logits=of),
+    "masked": lambda of: distributions.Categorical(logits=of - of.new_tensor([0, math.inf])),
+    "Cauchy": lambda of: distributions.Cauchy(of, of.exp()),
+    "HalfCauchy": lambda of: distributions.HalfCauchy(of.exp()),
+    "RelaxedBernoulli": lambda of: distributions.RelaxedBernoulli(of.exp(), logits=of),
+    "Independent": lambda of: distributions.Independent(distributions.Cauchy(of, of.exp()), 1),
+}
+
+
+@pytest.mark.parametrize("name", NO_MEAN)
+def test_a_distribution_without_a_mean_predicts_no_number(name):
+    kind = "Categorical" if name == "masked" else name
+    with pytest.raises(UnsupportedError, match=rf'without a mean, a {kind},.*task="classification"'):
+        Running("regression").add(NO_MEAN[name](MEANS[0]), [MEANS])
+    running = Running(None)
+    running.add(NO_MEAN["Cauchy"](MEANS[0]), [MEANS, MEANS.exp()])
+    torch.testing.assert_close(running.result().mean.loc, MEANS.mean(0))
+
+
+def test_a_mean_that_some_elements_lack_is_missing_there():
+    freedom = torch.tensor([0.5, 3.0], dtype=torch.float64)
+    result = result_of(distributions.StudentT(freedom), [freedom.expand(50, 2), None, None], "regression")
+    assert result.prediction.isnan().tolist() == [True, False]
+    scale = torch.tensor([math.nan], dtype=torch.float64)
+    output = distributions.HalfNormal(scale, validate_args=False)
+    assert result_of(output, [scale.expand(50, 1)], "regression").prediction.isnan().all()

@@ -142,10 +142,16 @@ def regression_head(output: Any, rebuild: Rebuild, leaves: Sequence[Any]) -> Reg
     """Return where the prediction is, and its variance if there is one.
 
     Raises:
-        UnsupportedError: If it is not clear where.
+        UnsupportedError: If it is not clear where, or the output is a distribution that has no mean.
     """
     paths = rebuild.paths
     if isinstance(output, Distribution) and paths != [()]:
+        if not _has_mean(output, leaves):
+            raise UnsupportedError(
+                f"mc: the output is a distribution without a mean, a {type(output).__name__}, so that it predicts no "
+                'number. Ask for task="classification" of one over classes; let the model return another, or a number, '
+                "such as its median; or leave `task` out for the statistics of its parameters."
+            )
         return RegressionHead(None)
     if ("mean",) in paths:
         mean = paths.index(("mean",))
@@ -162,6 +168,18 @@ def regression_head(output: Any, rebuild: Rebuild, leaves: Sequence[Any]) -> Reg
         "it alone, with its variance as a tuple of two tensors of one shape, under the names `mean` and `variance` or "
         "`log_variance`, or as a distribution; or leave `task` out for the statistics of the outputs as they are."
     )
+
+
+def _has_mean(output: Distribution, leaves: Sequence[Any]) -> bool:
+    """Tell whether a distribution has a mean, where its parameters are numbers."""
+    try:
+        mean = output.mean
+    except NotImplementedError:
+        return False
+    if isinstance(output, Categorical):
+        return False
+    is_number = all(bool(leaf.isfinite().all()) for leaf in leaves if _is_number(leaf))
+    return not is_number or not mean.numel() or bool(mean.isfinite().any())
 
 
 def _are_alike(leaves: Sequence[Any], first: int, second: int) -> bool:
