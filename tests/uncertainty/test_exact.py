@@ -43,7 +43,7 @@ def by_hand(model: nn.Sequential, x: Tensor) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("p", RATES)
 def test_the_geometric_mean_of_a_softmax_layer_is_weight_scaling(p: float) -> None:
-    found = exact(softmax_layer(p), torch.randn(5, 8).double())
+    found = exact(softmax_layer(p))(torch.randn(5, 8).double())
     assert found.units == 8
     assert float((found.geometric - found.weight_scaling).abs().max()) < 1e-12
     assert float((found.arithmetic - found.weight_scaling).abs().max()) > 1e-3
@@ -63,7 +63,7 @@ def test_masks_that_count_alike_give_weight_scaling_at_one_half_alone(p: float) 
     masks = torch.tensor(list(itertools.product((0.0, 1.0), repeat=8))).double()
     logits = model[1](masks[:, None] * x / (1 - p)).detach()
     alike = logits.log_softmax(-1).mean(0).softmax(-1)
-    difference = float((alike - exact(model, x).weight_scaling).abs().max())
+    difference = float((alike - exact(model)(x).weight_scaling).abs().max())
     assert difference < 1e-12 if p == 0.5 else difference > 1e-2
 
 
@@ -71,7 +71,7 @@ def test_means_are_those_of_enumeration_by_hand() -> None:
     model, x = rectified(), torch.randn(5, 4, generator=torch.Generator().manual_seed(1)).double()
     probabilities, logits = by_hand(model, x)
     weights = probabilities[:, None, None]
-    found, values = exact(model, x), logits.softmax(-1)
+    found, values = exact(model)(x), logits.softmax(-1)
     arithmetic = (weights * values).sum(0)
     geometric = torch.exp((weights * values.log()).sum(0))
     torch.testing.assert_close(found.arithmetic, arithmetic, rtol=1e-12, atol=1e-12)
@@ -82,11 +82,11 @@ def test_means_are_those_of_enumeration_by_hand() -> None:
 
 def test_a_rectified_network_has_means_of_its_own() -> None:
     x = torch.randn(5, 4, generator=torch.Generator().manual_seed(1)).double()
-    found = exact(rectified(), x)
+    found = exact(rectified())(x)
     assert not any(each.coincide for each in found.differences)
     assert all(each.largest > 1e-3 for each in found.differences)
     assert all(each.divergence is not None and each.divergence > 0 for each in found.differences)
-    raw = exact(rectified(), x, output="raw")
+    raw = exact(rectified(), output="raw")(x)
     [difference] = raw.differences
     assert not difference.coincide
     assert raw.geometric is None
@@ -99,17 +99,17 @@ def test_linear_networks_have_the_mean_of_weight_scaling(depth: int) -> None:
     hidden = [nn.Linear(4, 4), nn.Dropout(0.25)] * (depth - 1)
     model = nn.Sequential(nn.Dropout(0.5), *hidden, nn.Linear(4, 3)).double()
     x = torch.randn(5, 4).double()
-    [difference] = exact(model, x, output="raw").differences
+    [difference] = exact(model, output="raw")(x).differences
     assert difference.largest < 1e-12
     assert difference.coincide
-    found = exact(model, x)  # and so the geometric mean of a softmax of it
+    found = exact(model)(x)  # and so the geometric mean of a softmax of it
     assert float((found.geometric - found.weight_scaling).abs().max()) < 1e-12
     assert float((found.arithmetic - found.weight_scaling).abs().max()) > 1e-3
 
 
 def test_variance_of_a_linear_layer_has_a_closed_form() -> None:
     model, x = softmax_layer(0.2), torch.randn(5, 8).double()
-    found = exact(model, x, output="raw")
+    found = exact(model, output="raw")(x)
     expected = (x**2 * 0.25) @ (model[1].weight.detach() ** 2).T
     torch.testing.assert_close(found.variance, expected, rtol=1e-8, atol=0)
     torch.testing.assert_close(found.std, expected.sqrt(), rtol=1e-8, atol=0)
@@ -117,7 +117,7 @@ def test_variance_of_a_linear_layer_has_a_closed_form() -> None:
 
 def test_sampling_tends_to_it() -> None:
     model, x = rectified(), torch.randn(2, 4, generator=torch.Generator().manual_seed(1)).double()
-    found = exact(model, x)
+    found = exact(model)(x)
     torch.manual_seed(3)
     with torch.no_grad():
         samples = model(x.repeat(20_000, 1)).softmax(-1).unflatten(0, (20_000, 2))
@@ -128,7 +128,7 @@ def test_sampling_tends_to_it() -> None:
 
 def test_monte_carlo_dropout_tends_to_it() -> None:
     model, x = rectified(), torch.randn(3, 4, generator=torch.Generator().manual_seed(1)).double()
-    found, sampled = exact(model, x), mc(model, n=4000, task="classification", seed=0)(x)
+    found, sampled = exact(model)(x), mc(model, n=4000, task="classification", seed=0)(x)
     assert ((sampled.mean - found.arithmetic).abs() < 5 * sampled.error.mean).all()
     torch.testing.assert_close(sampled.std, found.std, rtol=0.06, atol=0)
 
@@ -137,12 +137,12 @@ def test_yes_or_no() -> None:
     model, x = rectified(outputs=1), torch.randn(3, 4, generator=torch.Generator().manual_seed(1)).double()
     probabilities, logits = by_hand(model, x)
     weights = probabilities[:, None, None]
-    found = exact(model, x, output="sigmoid")
+    found = exact(model, output="sigmoid")(x)
     torch.testing.assert_close(found.arithmetic, (weights * logits.sigmoid()).sum(0))
     yes = torch.exp((weights * logits.sigmoid().log()).sum(0))
     no = torch.exp((weights * (1 - logits.sigmoid()).log()).sum(0))
     torch.testing.assert_close(found.geometric, yes / (yes + no))
-    as_classes = exact(nn.Sequential(model, Twice()), x)
+    as_classes = exact(nn.Sequential(model, Twice()))(x)
     torch.testing.assert_close(as_classes.arithmetic[:, 1:], found.arithmetic)
     assert found.differences[0].divergence == pytest.approx(as_classes.differences[0].divergence)
 
@@ -167,7 +167,7 @@ class Functional(nn.Module):
 def test_every_call_of_every_site_counts() -> None:
     torch.manual_seed(0)
     model, x, other = Functional().double(), torch.randn(2, 3).double(), torch.randn(2, 3).double()
-    found = exact(model, x, other, output="raw")
+    found = exact(model, output="raw")(x, other)
     assert found.units == 9
     torch.testing.assert_close(found.arithmetic, model.eval()(x, other).detach())
     weight = model.linear.weight.detach()
@@ -183,7 +183,7 @@ def test_every_call_of_every_site_counts() -> None:
 def test_units_are_what_draws_for_one_example(layer: nn.Module, units: int) -> None:
     model = nn.Sequential(layer, nn.Flatten(), nn.Linear(8, 2)).double()
     x = torch.randn(3, 2, 2, 2).double()
-    found = exact(model, x, output="raw")
+    found = exact(model, output="raw")(x)
     assert found.units == units
     propagated = dropkit.uncertainty.moments(model)(x)
     torch.testing.assert_close(found.arithmetic, propagated.mean)
@@ -194,7 +194,7 @@ def test_rates_of_one_and_below_the_masks_resolution_draw_nothing() -> None:
     torch.manual_seed(0)
     layers = nn.Dropout(0.5), nn.Dropout(1e-12), nn.Linear(3, 4), nn.Dropout(1.0), nn.Linear(4, 2)
     model = nn.Sequential(*layers).double()
-    found = exact(model, torch.randn(2, 3).double(), output="raw")
+    found = exact(model, output="raw")(torch.randn(2, 3).double())
     assert found.units == 3
     torch.testing.assert_close(found.arithmetic, model[4].bias.detach().expand(2, 2))
     assert float(found.std.max()) < 1e-12
@@ -204,14 +204,14 @@ def test_many_masks_are_taken_some_at_a_time() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Dropout(0.25), nn.Linear(14, 2)).double()
     x = torch.randn(3, 14).double()
-    found = exact(model, x, output="raw")
+    found = exact(model, output="raw")(x)
     torch.testing.assert_close(found.arithmetic, model.eval()(x).detach(), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(found.variance, (x**2 / 3) @ (model[1].weight.detach() ** 2).T)
 
 
 def test_float32_coincides_within_its_rounding() -> None:
     model = softmax_layer(0.5).float()
-    found = exact(model, torch.randn(5, 8))
+    found = exact(model)(torch.randn(5, 8))
     assert [each.coincide for each in found.differences] == [False, True, False]
     assert found.arithmetic.dtype == torch.float64
 
@@ -221,18 +221,18 @@ def test_the_model_is_left_as_it_was() -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     generator = torch.get_rng_state()
     model[0].eval()
-    exact(model, torch.randn(3, 4, generator=torch.Generator().manual_seed(0)))
+    exact(model)(torch.randn(3, 4, generator=torch.Generator().manual_seed(0)))
     assert [module.training for module in model.modules()] == [True, False, True, True]
     assert torch.equal(torch.get_rng_state(), generator)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_it_prints_as_a_table() -> None:
-    found = exact(softmax_layer(0.5), torch.ones(1, 8).double())
+    found = exact(softmax_layer(0.5))(torch.ones(1, 8).double())
     lines = str(found).splitlines()
     assert lines[0].startswith("2**8 = 256 subnetworks; standard deviation over masks: ")
     assert [line.split()[-1] for line in lines[1:]] == ["coincide", "no", "yes", "no"]
-    assert str(exact(softmax_layer(0.5), torch.ones(1, 8).double(), output="raw")).endswith("yes")
+    assert str(exact(softmax_layer(0.5), output="raw")(torch.ones(1, 8).double())).endswith("yes")
 
 
 class ByHand(nn.Module):
@@ -262,8 +262,10 @@ def lstm() -> nn.Module:
     ids=["gaussian", "by_hand", "lstm"],
 )
 def test_noise_that_is_no_mask_is_refused(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
-    with pytest.raises(UnsupportedError, match=r"exact: the noise of site .* is no mask .* dropkit.uncertainty.mc"):
-        exact(build(), torch.randn(shape), output="raw")
+    with pytest.raises(
+        UnsupportedError, match=r"exact: the noise of site .* is no mask that .* dropkit.uncertainty.mc"
+    ):
+        exact(build(), output="raw")(torch.randn(shape))
 
 
 @pytest.mark.parametrize(
@@ -281,14 +283,15 @@ def test_noise_that_is_no_mask_is_refused(build: Callable[[], nn.Module], shape:
         pytest.param({"limit": 255}, ArgumentError, r"at most 255 subnetworks, got '2\*\*8'", id="too_many"),
         pytest.param({"limit": 0}, ArgumentError, "`limit` must be an integer", id="limit"),
         pytest.param({"limit": math.nan}, ArgumentTypeError, "`limit` must be an integer", id="nan_limit"),
-        pytest.param({"x": torch.zeros(0, 8).double()}, ArgumentError, "1 or more, on axis 0", id="empty"),
-        pytest.param({"x": torch.tensor(1.0)}, ArgumentError, "1 or more, on axis 0", id="scalar"),
+        pytest.param({"x": torch.zeros(0, 8).double()}, ArgumentError, "axis 0 of examples, 1 or more", id="empty"),
+        pytest.param({"x": torch.tensor(1.0)}, ArgumentError, "axis 0 of examples, 1 or more", id="scalar"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     given = {"model": softmax_layer(0.5), "x": torch.ones(1, 8).double(), **arguments}
+    model, x = given.pop("model"), given.pop("x")
     with pytest.raises(error, match=message):
-        exact(given.pop("model"), given.pop("x"), **given)
+        exact(model, **given)(x)
 
 
 def test_outputs_that_are_no_tensor_of_examples_are_refused() -> None:
@@ -302,4 +305,4 @@ def test_outputs_that_are_no_tensor_of_examples_are_refused() -> None:
 
     for model in (Summed(), Named()):
         with pytest.raises(ArgumentError, match="floating tensor with as many examples"):
-            exact(model, torch.ones(2, 3))
+            exact(model)(torch.ones(2, 3))

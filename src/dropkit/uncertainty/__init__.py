@@ -10,7 +10,7 @@ from dropkit.uncertainty.acquisition import (
     select,
     variation_ratio,
 )
-from dropkit.uncertainty.exact import Difference, Subnetworks, exact
+from dropkit.uncertainty.exact import Difference, Enumeration, Subnetworks, exact
 from dropkit.uncertainty.figures import (
     draw_detection,
     draw_entropies,
@@ -42,6 +42,7 @@ __all__ = [
     "BrierDecomposition",
     "Detection",
     "Difference",
+    "Enumeration",
     "IntervalScores",
     "MomentPropagation",
     "Moments",

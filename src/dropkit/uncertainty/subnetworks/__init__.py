@@ -1,0 +1,1 @@
+"""All subnetworks of a model: what its masks are, and what they tell together."""

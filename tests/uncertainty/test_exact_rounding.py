@@ -1,0 +1,176 @@
+"""When means of all subnetworks are said to coincide, in types of any accuracy and elements of any size."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Categorical, kl_divergence
+
+from dropkit.uncertainty import exact
+
+HALVES = [torch.float16, torch.bfloat16]
+
+
+def network(*between: nn.Module, p: float = 0.5) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Dropout(p), nn.Linear(4, 6), *between, nn.Linear(6, 2))
+
+
+def batch(examples: int = 3, features: int = 4) -> Tensor:
+    return torch.randn(examples, features, generator=torch.Generator().manual_seed(1))
+
+
+def said(model: nn.Module, x: Tensor, output: str = "raw") -> list[bool | None]:
+    return [each.coincide for each in exact(model, output=output)(x).differences]
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-5, 1.0, 1e5, 1e30])
+@pytest.mark.parametrize("is_linear", [True, False], ids=["linear", "rectified"])
+def test_the_size_of_outputs_does_not_matter(is_linear: bool, scale: float) -> None:
+    model = network(*() if is_linear else (nn.ReLU(),))
+    with torch.no_grad():
+        model[-1].weight *= scale
+        model[-1].bias *= scale
+    assert said(model, batch()) == [is_linear]
+
+
+@pytest.mark.parametrize("bias", [1.0, 1e2, 1e5, 1e8])
+def test_a_large_element_hides_no_difference_in_another(bias: float) -> None:
+    model = network(nn.ReLU())
+    with torch.no_grad():
+        model[-1].bias[0] += bias
+    assert said(model, batch()) == [False]
+
+
+def test_a_difference_within_rounding_that_matters_is_not_said_to_be_none() -> None:
+    model, x = network(nn.ReLU()), batch()
+    with torch.no_grad():
+        model[-1].bias += 1e6
+    found = exact(model, output="raw")(x)
+    [difference] = found.differences
+    assert difference.coincide is None
+    assert str(found).splitlines()[-2].endswith("unclear")
+    assert str(found).endswith("rounding in torch.float32 may hide a difference; give the model in torch.float64")
+    assert said(model.double(), x.double()) == [False]
+
+
+def test_float64_tells_that_means_coincide_where_float32_cannot() -> None:
+    model, x = network(), batch()
+    with torch.no_grad():
+        model[-1].bias += 1e6
+    assert said(model, x) == [None]
+    assert said(model.double(), x.double()) == [True]
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_coarse_types_say_what_they_cannot_tell(dtype: torch.dtype) -> None:
+    """The arithmetic mean of a softmax layer is off by some hundredths, which is what rounding makes of logits here."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 3)), batch()
+    assert said(model.double(), x.double(), "softmax") == [False, True, False]
+    in_type = said(model.to(dtype), x.to(dtype), "softmax")
+    assert in_type[1] is None
+    assert True not in in_type
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_coarse_types_tell_what_they_can(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(2, 1), nn.ReLU())  # 0 or 4, and 1 or -1 in evaluation
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[2.0, -2.0]]))
+        model[1].bias.zero_()
+    assert said(model.to(dtype), torch.ones(1, 2, dtype=dtype)) == [False]
+
+
+def test_an_output_in_float32_of_a_coarse_model_is_taken_for_coarse() -> None:
+    class Widened(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network().bfloat16()
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.inner(x.bfloat16()).float()
+            return out
+
+    found = exact(Widened(), output="raw")(batch())
+    assert found.dtype is torch.bfloat16
+    assert found.differences[0].coincide is None
+
+
+def test_autocast_is_taken_for_coarse() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert exact(network(), output="raw")(batch()).dtype is torch.bfloat16
+
+
+class WithConstants(nn.Module):
+    """Outputs of which one never changes, and one is never a number that could."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        row = torch.ones(len(x), 1)
+        return torch.cat([self.inner(x), 1e6 * row / 3, -torch.inf * row], -1)
+
+
+@pytest.mark.parametrize("output", ["raw", "softmax"])
+def test_elements_that_no_mask_changes_coincide(output: str) -> None:
+    found = exact(WithConstants(), output=output)(batch())
+    assert True in [each.coincide for each in found.differences]
+    assert not torch.isnan(found.arithmetic).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("depth", [1, 2, 4])
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.8])
+def test_linear_networks_coincide_in_any_type_that_can_tell(p: float, depth: int, dtype: torch.dtype) -> None:
+    for seed in range(5):
+        torch.manual_seed(seed)
+        widths = [6, *[32] * (depth - 1), 4]
+        layers = [nn.Linear(*pair) for pair in pairwise(widths)]
+        model = nn.Sequential(nn.Dropout(p), *layers).to(dtype)
+        x = batch(4, 6).to(dtype)
+        assert said(model, x) == [True]
+        assert said(model, x, "softmax")[1] is True
+
+
+def test_saturated_probabilities_are_told_apart_by_their_own_rounding() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 3))
+    with torch.no_grad():
+        model[1].weight *= 1e4
+    assert said(model, batch(), "softmax") == [False, True, False]
+
+
+def test_what_is_no_number_never_coincides() -> None:
+    x = batch()
+    x[1] = torch.nan
+    assert said(network(), x) == [False]
+
+
+@pytest.mark.parametrize("output", ["softmax", "sigmoid"])
+def test_divergence_is_that_of_distributions(output: str) -> None:
+    found = exact(network(nn.ReLU()).double(), output=output)(batch().double())
+    kind = Categorical if output == "softmax" else Bernoulli
+    expected = kl_divergence(kind(probs=found.arithmetic), kind(probs=found.weight_scaling)).mean()
+    assert found.differences[0].divergence == pytest.approx(float(expected), rel=1e-9)
+
+
+@pytest.mark.parametrize("output", ["softmax", "sigmoid"])
+def test_divergence_is_never_negative(output: str) -> None:
+    for seed in range(20):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 3)).double()
+        found = exact(model, output=output)(batch().double())
+        assert all(each.divergence is not None and each.divergence >= 0 for each in found.differences)
+        assert found.differences[1].divergence == pytest.approx(0.0, abs=1e-25)
+
+
+def test_results_are_compared_as_objects() -> None:
+    predict, x = exact(network()), batch()
+    one, other = predict(x), predict(x)
+    assert one == one
+    assert one != other
+    assert one.differences == other.differences
