@@ -240,6 +240,18 @@ def test_a_model_without_dropout_is_refused(model: nn.Module) -> None:
         mc(model, 3)(torch.randn(2, 4))
 
 
+def test_passes_that_are_equal_are_not_taken_for_certain() -> None:
+    later = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.5), nn.Linear(16, 16), nn.Dropout(1.0), nn.Linear(16, 3))
+    x = torch.randn(6, 4)
+    with pytest.raises(ArgumentError, match=r"^mc: of what reaches 3 nothing is kept \(p = 1\).*a rate below 1"):
+        mc(later, 5, where="3")(x)
+    for task in (None, "classification", "regression"):
+        with pytest.warns(UserWarning, match=r"5 passes gave the same output, although 1, 3 dropped.*is no certainty"):
+            assert not mc(later, 5, task=task)(x).std.count_nonzero()
+    mc(later, 1)(x)  # of which nothing can be told
+    mc(later[:3], 5)(x)
+
+
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"n": 0}, ArgumentError, "`n`"),
     ({"n": 2.5}, ArgumentTypeError, "`n`"),

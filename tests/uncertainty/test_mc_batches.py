@@ -184,6 +184,23 @@ class Labelled(Head):
         return {"logits": y} if labels is None else {"logits": y, "labels": labels}
 
 
+class WithLoss(Head):
+    """As classifiers of Hugging Face are called by their loaders."""
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Any:
+        logits = self.head(self.drop(x))
+        return {"loss": None if labels is None else nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def test_a_loss_is_one_number_a_batch() -> None:
+    torch.manual_seed(0)
+    data = [{"x": torch.randn(8), "labels": torch.tensor(i % 3)} for i in range(6)]
+    with pytest.warns(UserWarning, match=r"one after another, for output\.loss"):
+        found = mc(WithLoss(), 5, seed=0).batches(DataLoader(data, batch_size=3))
+    assert found.mean["loss"].shape == (2,)
+    assert found.mean["logits"].shape == (6, 3)
+
+
 class Open(Head):
     def forward(self, x: Tensor, **rest: Any) -> Any:
         return {"y": self.head(self.drop(x)), **rest}
@@ -227,7 +244,7 @@ def test_a_list_is_one_input_where_the_forward_takes_one() -> None:
     ids=["tuple", "list", "tensor", "missing", "unknown"],
 )
 def test_what_the_forward_does_not_take_is_told(batch: Any, parts: list[str]) -> None:
-    x = torch.zeros(2, 8)
+    x = torch.randn(2, 8)
     with pytest.raises(ArgumentTypeError) as raised:
         mc(Two(), 2).batches([{"a": x, "b": x}, batch])
     message = str(raised.value)
@@ -239,7 +256,7 @@ def test_what_the_forward_does_not_take_is_told(batch: Any, parts: list[str]) ->
 def test_other_errors_are_the_model_s_and_tell_the_batch() -> None:
     for wrong, error in ((torch.zeros(2, 7), RuntimeError), ("text", TypeError)):
         with pytest.raises(error) as raised:
-            mc(Head(), 2).batches([torch.zeros(2, 8), (wrong, 1)])
+            mc(Head(), 2).batches([torch.randn(2, 8), (wrong, 1)])
         assert raised.value.__notes__ == ["MonteCarlo.batches: this was batch 1 of the loader, counted from 0."]
 
 

@@ -288,6 +288,11 @@ class MonteCarlo:
         if not handler.fired:
             names = ", ".join(sorted(learned.chosen))
             raise UnsupportedError(f"mc: none of the sites {names} drops on these inputs.")
+        if running.is_constant:
+            warn(
+                f"mc: {running.n} passes gave the same output, although {', '.join(handler.fired)} dropped. That is no "
+                "certainty: what they drop does not reach the output, as where a later p is 1, or passes are too few."
+            )
         fired = Sites(handler.known[name] for name in handler.fired)
         reached = self._is_reached(running) if self.n == "auto" else None
         examples = None if way.axis is None else batch.inputs.size(way.axis)

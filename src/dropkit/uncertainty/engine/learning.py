@@ -61,6 +61,11 @@ def learn(model: Module, selection: Selection, args: tuple[Any, ...], kwargs: Ma
         chosen = {name for name, site in certain.items() if site in selection}
         if not chosen:
             raise selection.mismatch("mc", certain.values())
+        if all(certain[name].p == 1 for name in chosen):
+            raise ArgumentError(
+                f"mc: of what reaches {', '.join(sorted(chosen))} nothing is kept (p = 1), so that all passes would be "
+                "equal. Give a site a rate below 1."
+            )
         plan = Plan()
         for probe in found:
             plan = plan.joined(planned(probe, "on", chosen & probe.sites.keys()))

@@ -186,6 +186,11 @@ class Running:
         errors = [error.max() for _, error in self._means() if error.numel()]
         return max((float(error) for error in errors), key=lambda error: (math.isnan(error), error), default=0.0)
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether there have been several passes, and the main output was the same in all of them."""
+        return self.n > 1 and self.error() == 0 and any(mean.numel() for mean, _ in self._means())
+
     def scale(self) -> float:
         """Return the root mean square of the mean of the main output."""
         means = [mean for mean, _ in self._means()]
