@@ -61,11 +61,10 @@ class Leaf:
             return 0  # a number of each batch
         told = self._told() or self._candidates()
         if len(told) != 1:
-            shown = (
-                " or ".join("none" if axis == NO_AXIS else f"axis {axis}" for axis in told) or "none, with other values"
-            )
+            shown = " or ".join("none" if axis == NO_AXIS else f"axis {axis}" for axis in told)
+            why = f"It may be {shown}." if told else "It is not known, and shapes do not tell."
             rule = f"results that tell along which axis the examples of {self.name} lie"
-            raise self._error(rule, f"It may be {shown}. {_CHOOSE}")
+            raise self._error(rule, f"{why} {_CHOOSE}")
         self.check(told[0])
         return told[0]
 
