@@ -128,6 +128,8 @@ def test_equal_results_of_as_many_examples_may_be_one_or_several() -> None:
     ones = torch.ones(20, 3)
     with pytest.raises(ArgumentError, match="axis 0 or none"):
         joined([ones, ones], (None, None), (3, 3))
+    with pytest.raises(ArgumentError, match="It is not known"):
+        joined([ones, ones], (None, None), (None, None))
     assert joined([ones, ones[:, :2]], (None, None), (3, 2)).shape == (5,)
 
 

@@ -94,7 +94,9 @@ class Leaf:
         """Return the axes that are as long as the batches in all of them, as far as shapes tell."""
         whole = [(shape, n) for shape, n in zip(self.shapes, self.examples, strict=True) if len(shape) == self.rank]
         counted = [(shape, n) for shape, n in whole if n is not None]
-        axes = [axis for axis in range(self.rank) if counted and all(shape[axis] == n for shape, n in counted)]
+        if not counted:
+            return []
+        axes = [axis for axis in range(self.rank) if all(shape[axis] == n for shape, n in counted)]
         axes = [axis for axis in axes if len({_without(shape, axis) for shape, _ in whole}) == 1]
         return axes + ([NO_AXIS] if self._is_same else [])
 
