@@ -339,7 +339,7 @@ def test_everything_is_computed_where_the_outputs_are(task):
         running = Running(task, quantiles=task == "regression")
         for chunk in values.split(9):
             running.add((chunk[0], IDS), [chunk, None])
-        result = running.result()
+        result = running.result([0, 0], 6)
         joined = Result.concatenate([result, result])
         assert math.isfinite(running.error() + running.scale())
         assert joined.to("cpu").mean[0].device.type == "cpu"

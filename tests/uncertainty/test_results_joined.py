@@ -80,8 +80,8 @@ def test_batches_with_other_numbers_of_passes():
 def test_facts_of_batches_that_differ():
     running = Running(None)
     running.add(VALUES[0], [VALUES])
-    one = running.result(engine="prefix", reached=True, seed=1, sites=["a", "b"])
-    other = running.result(engine="loop", reached=False, seed=1, sites=["c", "b"])
+    one = running.result([0], 6, engine="prefix", reached=True, seed=1, sites=["a", "b"])
+    other = running.result([0], 6, engine="loop", reached=False, seed=1, sites=["c", "b"])
     joined = Result.concatenate([one, other, one])
     expected = {"engine": ("prefix", "loop"), "reached": False, "seed": 1, "sites": ["a", "b", "c"]}
     assert joined.facts == expected
