@@ -242,6 +242,28 @@ def test_examples_that_depend_on_each_other_are_refused(
         exact(model, output="raw")(x)
 
 
+class CoupledBetween(nn.Module):
+    """Examples that meet between two layers of dropout, of which the second alone has more subnetworks than a chunk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(3, 14), nn.Linear(14, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(F.dropout(x, 0.5, self.training))
+        out: Tensor = self.second(F.dropout(h - h.mean(0), 0.5, self.training))
+        return out
+
+
+def test_examples_that_depend_on_each_other_between_sites_are_refused() -> None:
+    model = CoupledBetween().double()
+    for each in (model, nn.Sequential(nn.Dropout(0.5), nn.Linear(14, 3), model).double()):
+        x = batch(2, 3 if each is model else 14)
+        with pytest.raises(UnsupportedError, match="depends on what runs with it"):
+            exact(each, limit=2**40)(x)
+
+
 class CentredInputs(Model):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.linear(self.drop(x - x.mean(0)))

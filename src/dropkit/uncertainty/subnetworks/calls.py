@@ -97,11 +97,11 @@ class Replay(_Calls):
 
     def __init__(self) -> None:
         self.masks: Mapping[Name, Tensor] | None = None
-        self._used = 0
+        self._unused: set[Name] = set()
 
     def start(self, masks: Mapping[Name, Tensor] | None) -> None:
         """Give other masks from the next forward on."""
-        self.masks, self._used = masks, 0
+        self.masks, self._unused = masks, set(masks or ())
 
     def dropout(self, place: Place, call: Call) -> Any:
         """Run a call as the subnetwork does."""
@@ -112,7 +112,7 @@ class Replay(_Calls):
         mask = self.masks.get((place.name, place.run))
         if mask is None:
             raise _varying(place.name)
-        self._used += 1
+        self._unused.discard((place.name, place.run))
         try:
             return replaced(call, mask=mask, order=place.order)
         except ArgumentError as error:
@@ -120,12 +120,12 @@ class Replay(_Calls):
 
     def check(self) -> None:
         """Raise if a mask was not asked for."""
-        if self.masks is not None and self._used != len(self.masks):
-            raise _varying(", ".join(dict.fromkeys(name for name, _ in self.masks)))
+        for site, _ in sorted(self._unused):
+            raise _varying(site)
 
 
-def _varying(sites: str) -> UnsupportedError:
+def _varying(site: str) -> UnsupportedError:
     return UnsupportedError(
-        f"exact: how often {sites!r} drops, or what, depends on the data or on how many subnetworks run together. "
+        f"exact: how often {site!r} drops, or what, depends on the data or on how many subnetworks run together. "
         f"{REMEDY}"
     )

@@ -28,22 +28,20 @@ def _relative_rounding(kind: torch.dtype) -> float:
     return info.eps * (_ROUNDINGS_OF_HALVES if info.bits <= 16 else _ROUNDINGS)
 
 
-def are_alike(alone: Tensor, together: Tensor, place: int, kind: torch.dtype) -> bool:
-    """Tell whether a subnetwork gives alone what it gives among others, but for rounding and what does not matter.
+def are_alike(alone: Tensor, together: Tensor, kind: torch.dtype) -> bool:
+    """Tell whether subnetworks give alone what they give among others, but for rounding and what does not matter.
 
     Args:
-        alone: What it gives alone, of shape (examples, ...).
-        together: What all give, of shape (subnetworks, examples, ...).
-        place: Its place among them.
+        alone: What the first of them give, each alone, of shape (subnetworks, examples, ...).
+        together: What all give, in one forward.
         kind: The type that the model computes in.
     """
-    one, values = alone.double(), together.double()
-    finite = values.nan_to_num(0.0, 0.0, 0.0)
+    values, expected = together.double(), alone.double()
+    found, finite = values[: len(alone)], values.nan_to_num(0.0, 0.0, 0.0)
     rounding = min(_relative_rounding(kind), 0.05) * finite.abs().amax(0)  # the same sums, in another order at most
     allowed = torch.maximum(rounding, 0.01 * finite.std(0, correction=0))
-    is_close = (one - values[place]).abs() <= allowed
-    is_same = (one == values[place]) | (one.isnan() & values[place].isnan())
-    return bool((is_close | is_same).all())
+    is_same = (found == expected) | (found.isnan() & expected.isnan())
+    return bool(((found - expected).abs() <= allowed).logical_or(is_same).all())
 
 
 class Means:

@@ -14,6 +14,7 @@ from dropkit.uncertainty.subnetworks.calls import REMEDY, Drawn, Name
 __all__ = ["Chunk", "Units"]
 
 _ROWS = 2**13  # of one batch of subnetworks and examples
+_GOLDEN = 0.6180339887498949  # multiples of which spread evenly, modulo 1
 
 
 @dataclass(frozen=True)
@@ -92,20 +93,25 @@ class Units:
         self._calls = dict(sorted(calls.items(), key=lambda item: item[1].axis is None))
         self._examples = examples
         self.count = sum(call.units for call in calls.values())
-        own = sum(call.units for call in calls.values() if call.axis is not None)
-        self._together = 2 ** min(own, max(2, _ROWS // examples).bit_length() - 1)
+        self._own = sum(call.units for call in calls.values() if call.axis is not None)
+        self._together = 2 ** min(self._own, max(2, _ROWS // examples).bit_length() - 1)
 
     def chunks(self) -> Iterator[Chunk]:
         """Yield all subnetworks, some at a time."""
         for first in range(0, 2**self.count, self._together):
             yield self._chunk(torch.arange(first, first + self._together))
 
-    def alone(self) -> Iterator[tuple[int, Chunk]]:
-        """Yield two subnetworks that differ in every unit of the first chunk, with their places; none of one alone."""
-        if self._together == 1:
-            return
-        for place in (self._together // 3, self._together - 1 - self._together // 3):
-            yield place, self._chunk(torch.tensor([place]))
+    def trial(self) -> tuple[Chunk, list[Chunk]]:
+        """Return subnetworks of all kinds together, and the first of them each alone: what runs together to be tested.
+
+        The first are two of which each has every second unit, and the whole network.
+        """
+        whole = 2**self._own - 1
+        halves = [sum(1 << bit for bit in range(first, self._own, 2)) for first in (0, 1)]
+        others = torch.arange(self._together) * (int(whole * _GOLDEN) | 1) & whole  # spread over all
+        shared = 2**self.count - 2**self._own  # kept in all
+        codes = torch.cat([torch.tensor([*halves, whole]), others]) + shared
+        return self._chunk(codes), [self._chunk(code) for code in codes[:3].split(1)]
 
     def _chunk(self, codes: Tensor) -> Chunk:
         probabilities, masks = torch.ones(len(codes), dtype=torch.float64), {}
