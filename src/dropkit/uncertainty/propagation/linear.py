@@ -213,7 +213,8 @@ def batch_normalised(
     scale = (running_var + eps).rsqrt() * (1 if weight is None else weight)
     shift = (0 if bias is None else bias) - running_mean * scale
     shape = (-1, *(1,) * (input.mean.dim() - 2))
-    return added(sources, multiplied(sources, input, scale.reshape(shape)), shift.reshape(shape))
+    scale = scale.reshape(shape).expand(input.mean.shape)
+    return sources.variable(scale * input.mean + shift.reshape(shape), *input.scaled(scale))
 
 
 def rearranged(function: _Function) -> _Function:

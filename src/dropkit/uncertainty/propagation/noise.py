@@ -13,31 +13,28 @@ from dropkit.functional.alpha import SATURATION
 from dropkit.random import threshold
 from dropkit.sites.calls.functions import Call
 from dropkit.uncertainty.propagation.linear import added
+from dropkit.uncertainty.propagation.origins import Draws, Masked
 from dropkit.uncertainty.propagation.rules import RULES
 from dropkit.uncertainty.propagation.variables import Sources, Variable
 
-__all__ = ["COMPOSED", "NOISE", "Multiplication"]
+__all__ = ["COMPOSED", "NOISE", "Masking"]
 
 
 @dataclass(frozen=True)
-class Multiplication:
-    """Noise that makes of x ``gain * x + offset + s * (x - fill)``, with s of mean 0 and of a variance.
-
-    Every kind of dropout that draws one number for each unit is of this form.
+class Masking:
+    """A mask that makes of x ``scale * x + shift``, or a constant where it drops.
 
     Args:
-        gain: What an element is multiplied with in the mean.
-        variance: The variance of s.
-        fill: What an element becomes when it is dropped, before anything is scaled.
-        offset: What is added in the mean.
-        rate: The probability of the lower of two values that s has; 0 where it has more.
+        rate: The probability of dropping.
+        scale: What an element is multiplied with if it is kept.
+        shift: What is then added.
+        dropped: What an element becomes if it is dropped.
     """
 
-    gain: float
-    variance: float
-    fill: float = 0.0
-    offset: float = 0.0
-    rate: float = 0.0
+    rate: float
+    scale: float = 1.0
+    shift: float = 0.0
+    dropped: float = 0.0
 
 
 def realised_rate(call: Call) -> float:
@@ -50,86 +47,71 @@ def realised_rate(call: Call) -> float:
     return threshold(float(rate)) / 2**32
 
 
-def _dropout(call: Call, scaled: bool) -> Multiplication:
+def _dropout(call: Call, is_scaled: bool) -> Masking:
     rate = realised_rate(call)
-    if not scaled:
-        return Multiplication(1 - rate, rate * (1 - rate), rate=rate)
-    return Multiplication(1.0, rate / (1 - rate), rate=rate) if rate < 1 else Multiplication(0.0, 0.0)
+    return Masking(rate, 1 / (1 - rate) if is_scaled and rate < 1 else 1.0)
 
 
-def _plain(call: Call) -> Multiplication:
+def _plain(call: Call) -> Masking:
     return _dropout(call, call.arguments.get("scale_at", "train") == "train")
 
 
-def _path(call: Call) -> Multiplication:
+def _path(call: Call) -> Masking:
     return _dropout(call, bool(call.arguments["scale_by_keep"]))
 
 
-def _gaussian(call: Call) -> Multiplication:
-    rate = realised_rate(call)
-    return Multiplication(1.0, rate / (1 - rate))
-
-
-def _alpha(call: Call) -> Multiplication:
+def _alpha(call: Call) -> Masking:
     rate = realised_rate(call)
     if rate == 1:
-        return Multiplication(0.0, 0.0)
+        return Masking(1.0)
     mean, variance = call.arguments.get("mean", 0.0), call.arguments.get("variance", 1.0)
     kept = 1 - rate
     scale = math.sqrt(variance / (kept * (rate * (SATURATION - mean) ** 2 + variance)))
     shift = mean - scale * (kept * mean + rate * SATURATION)
-    offset = scale * rate * SATURATION + shift
-    return Multiplication(scale * kept, scale**2 * kept * rate, SATURATION, offset, rate)
+    return Masking(rate, scale, shift, scale * SATURATION + shift)
 
 
-def multiplied(sources: Sources, variable: Variable, noise: Multiplication, shared: tuple[int, ...]) -> Variable:
-    """Return a variable with noise, one draw for all elements along the shared axes of an example."""
-    axes = tuple(axis for axis in shared if axis > 0 and variable.mean.shape[axis] > 1)
-    if axes:
-        sources.settle(variable)
-    made = sources.variable(noise.gain * variable.mean + noise.offset, *variable.scaled(noise.gain))
-    if noise.variance == 0:
-        return made
-    deviation = variable.mean - noise.fill
-    if not axes:
-        if noise.rate and not variable.is_random:
-            sources.add_masks(made, math.sqrt(noise.variance) * deviation, noise.rate)
-        else:
-            sources.add_uncorrelated(made, noise.variance * (variable.variance + deviation**2))
-        return made
-    blocks = _blocks(variable.mean, axes)
-    root = math.sqrt(noise.variance)
-    # One source a block for the mean; the product of a block's draw with each source of the input is a source, too.
-    sources.add(made, root * deviation * blocks)
-    rest = variable.private
-    if len(blocks) * len(variable.factors) <= sources.limit(variable.event):
-        sources.add(made, root * (variable.factors.unsqueeze(1) * blocks).flatten(0, 1))
+def dropped(sources: Sources, variable: Variable, mask: Masking, shared: tuple[int, ...]) -> Variable:
+    """Return a variable with a mask, one draw for all elements along the shared axes of an example."""
+    saved = torch.full_like(variable.mean, mask.dropped)
+    if mask.rate == 1:
+        return sources.variable(saved)
+    if mask.scale == 1 and mask.shift == 0:
+        kept = variable
     else:
-        rest = variable.variance
-        sources.neglect(noise.variance * variable.factors.square().sum(0), made.variance + noise.variance * rest)
-    if rest is not None:
-        made.private = noise.variance * rest + (0 if made.private is None else made.private)
+        kept = sources.variable(mask.scale * variable.mean + mask.shift, *variable.scaled(mask.scale))
+    if mask.rate == 0:
+        return kept
+    draws = Draws.of(sources, kept, shared, mask.rate)
+    copy = draws.copied(sources, kept)
+    made = Masked(mask.rate, draws, kept, saved, copy).combined(sources)
+    _note(sources, draws, kept, copy, mask.rate * (1 - mask.rate), made)
     return made
 
 
-def _blocks(like: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """Return an indicator of each block of elements that share a draw, of shape (blocks, 1, ...)."""
-    lengths = [1 if axis + 1 in axes else length for axis, length in enumerate(like.shape[1:])]
-    count = math.prod(lengths)
-    return (
-        torch.eye(count, dtype=like.dtype, device=like.device)
-        .reshape(count, 1, *lengths)
-        .expand(count, 1, *like.shape[1:])
-    )
+def _gaussian(sources: Sources, call: Call) -> Variable:
+    """Return a variable whose elements are multiplied with Gaussian numbers of mean 1."""
+    variable, rate = call.arguments["input"], realised_rate(call)
+    draws = Draws.of(sources, variable, _shared(call))
+    copy, spread = draws.copied(sources, variable), math.sqrt(rate / (1 - rate))
+    made = draws.scattered(sources, variable, copy, variable.mean, spread * variable.mean, 1.0, spread)
+    _note(sources, draws, variable, copy, spread**2, made)
+    return made
+
+
+def _note(sources: Sources, draws: Draws, variable: Variable, copy: Variable, variance: float, made: Variable) -> None:
+    """Note that the products of a block's draw with the sources of its elements were too many to have sources."""
+    if draws.axes and len(variable.factors) and not len(copy.factors):
+        sources.neglect(variance * variable.factors.square().sum(0), made.variance)
 
 
 Rule = Callable[[Sources, Call], Variable]
-_Kind = Callable[[Call], Multiplication]
+_Kind = Callable[[Call], Masking]
 
 
 def _rule(kind: _Kind) -> Rule:
     def rule(sources: Sources, call: Call) -> Variable:
-        return multiplied(sources, call.arguments["input"], kind(call), _shared(call))
+        return dropped(sources, call.arguments["input"], kind(call), _shared(call))
 
     return rule
 
@@ -141,7 +123,7 @@ def _shared(call: Call) -> tuple[int, ...]:
 
 def _added(sources: Sources, call: Call) -> Variable:
     """Return a residual connection whose branch has dropout."""
-    branch = multiplied(sources, call.arguments["input"], _plain(call), ())
+    branch = dropped(sources, call.arguments["input"], _plain(call), ())
     for each in (branch, call.arguments["residual"]):
         if isinstance(each, Variable):
             sources.settle(each)
@@ -157,7 +139,7 @@ def _activated(sources: Sources, call: Call) -> Variable:
         variable = added(sources, variable, bias)
     options = {"approximate": approximate} if approximate else {}
     found: Variable = RULES[getattr(F, name)](sources, variable, **options)
-    return multiplied(sources, found, _plain(call), ())
+    return dropped(sources, found, _plain(call), ())
 
 
 def _connections(sources: Sources, call: Call) -> Variable:
@@ -182,7 +164,7 @@ NOISE: Mapping[str, Rule] = {
     ),
     **dict.fromkeys(("alpha_dropout", "feature_alpha_dropout"), _rule(_alpha)),
     "drop_path": _rule(_path),
-    "gaussian_dropout": _rule(_gaussian),
+    "gaussian_dropout": _gaussian,
     "activation_dropout": _activated,
     "drop_connect": _connections,
     "dropout_add": _added,

@@ -10,6 +10,7 @@ from torch import Tensor
 from dropkit.errors import UnsupportedError
 from dropkit.uncertainty.propagation.gaussian import maximum
 from dropkit.uncertainty.propagation.linear import check_batch, for_each_axis
+from dropkit.uncertainty.propagation.origins import Applied, Masked
 from dropkit.uncertainty.propagation.variables import Sources, Variable
 
 __all__ = ["max_pooled"]
@@ -37,6 +38,19 @@ def max_pooled(axes: int) -> Callable[..., Variable]:
         if ceil_mode or return_indices:
             raise UnsupportedError("with ceil_mode or return_indices")
         check_batch(input, axes + 2)
+        if not input.is_random:
+            function = getattr(F, f"max_pool{axes}d")
+            return sources.variable(function(input.mean, kernel_size, stride or None, padding, dilation))
+
+        def pooled(each: Variable) -> Variable:
+            return rule(sources, each, kernel_size, stride, padding, dilation)
+
+        origin = input.origin
+        if isinstance(origin, Applied):
+            return Applied(origin.response, pooled(origin.input)).result(sources)
+        if isinstance(origin, Masked) and set(range(2, axes + 2)) <= set(origin.draws.axes):
+            return origin.mapped(sources, pooled)
+        sources.settle(input)
         kernel, pads, gaps = (
             for_each_axis(kernel_size, axes),
             for_each_axis(padding, axes),

@@ -10,6 +10,7 @@ from torch import Tensor
 from dropkit.errors import UnsupportedError
 from dropkit.uncertainty.propagation import linear
 from dropkit.uncertainty.propagation.gaussian import Response, exponential, piecewise_linear, quadrature, rectified
+from dropkit.uncertainty.propagation.origins import Applied, through_masks
 from dropkit.uncertainty.propagation.pooling import max_pooled
 from dropkit.uncertainty.propagation.variables import Sources, Variable
 
@@ -25,11 +26,17 @@ def _named(*names: str) -> Iterator[Callable[..., Any]]:
             yield from (getattr(place, each) for each in (name, f"{name}_") if hasattr(place, each))
 
 
-def _elementwise(response: Callable[..., Response]) -> _Rule:
-    def rule(sources: Sources, input: Variable, *rest: Any, inplace: bool = False, **named: Any) -> Variable:
-        return sources.transformed(input, response(*rest, **named))
+def _elementwise(name: str, response: Callable[..., Response]) -> _Rule:
+    """Return the rule of an elementwise function, from what its options make of its moments."""
 
-    return rule
+    def rule(sources: Sources, input: Variable, *rest: Any, inplace: bool = False, **named: Any) -> Variable:
+        made = response(*rest, **named)
+        is_falling = name in _FALLING_IF_NEGATIVE and any(option < 0 for option in (*rest, *named.values()))
+        if name in _INCREASING and not is_falling:
+            return Applied(made, input).result(sources)
+        return sources.transformed(input, made)
+
+    return through_masks(rule)
 
 
 def _relu() -> Response:
@@ -94,6 +101,11 @@ _INTEGRATED = (
     "gelu", "tanh", "sigmoid", "silu", "softplus", "mish", "hardswish", "logsigmoid", "softsign", "tanhshrink",
     "exp", "square", "sin", "cos",
 )  # fmt: skip
+_INCREASING = frozenset(
+    ("relu", "leaky_relu", "hardtanh", "relu6", "clamp", "hardsigmoid", "elu", "celu", "selu", "tanh", "sigmoid",
+     "softplus", "logsigmoid", "softsign", "tanhshrink", "exp")
+)  # fmt: skip
+_FALLING_IF_NEGATIVE = frozenset(("leaky_relu", "elu"))  # where their option is
 _MOVED = (
     "flatten", "unflatten", "reshape", "view", "permute", "transpose", "swapaxes", "movedim", "squeeze", "unsqueeze",
     "contiguous", "clone", "chunk", "split", "unbind", "select", "narrow", "flip", "expand", "repeat",
@@ -105,21 +117,21 @@ _WEIGHTED = (
 _CONVERTED = ("to", "float", "double", "type_as", "detach", "cpu", "cuda")
 
 
-def _integrated(function: Callable[..., Tensor]) -> _Rule:
+def _integrated(name: str) -> _Rule:
     """Return the rule of an elementwise function without a closed form; with the options of the call."""
+    function = getattr(F, name, None) or getattr(torch, name)
 
     def response(*rest: Any, **named: Any) -> Response:
         return quadrature(lambda x: function(x, *rest, **named))
 
-    return _elementwise(response)
+    return _elementwise(name, response)
 
 
 def _table() -> Iterator[tuple[Callable[..., Any], _Rule]]:
     for name, response in _CLOSED.items():
-        yield from ((function, _elementwise(response)) for function in _named(name))
+        yield from ((function, _elementwise(name, response)) for function in _named(name))
     for name in _INTEGRATED:
-        plain = getattr(F, name, None) or getattr(torch, name)
-        yield from ((function, _integrated(plain)) for function in _named(name))
+        yield from ((function, _integrated(name)) for function in _named(name))
     for name in _MOVED:
         yield from ((function, linear.rearranged(function)) for function in _named(name))
     for name in _CONVERTED:
@@ -134,7 +146,7 @@ def _table() -> Iterator[tuple[Callable[..., Any], _Rule]]:
         yield from ((f, linear.averaged(f, axes)) for f in _named(f"avg_pool{axes}d"))
         yield from ((f, linear.adaptively_averaged(f, axes)) for f in _named(f"adaptive_avg_pool{axes}d"))
         yield from ((f, max_pooled(axes)) for f in _named(f"max_pool{axes}d"))
-    yield F.batch_norm, linear.batch_normalised
+    yield F.batch_norm, through_masks(linear.batch_normalised)
 
 
 _ARITHMETIC: Mapping[tuple[str, ...], _Rule] = {
@@ -153,7 +165,12 @@ _ARITHMETIC: Mapping[tuple[str, ...], _Rule] = {
 RULES: Mapping[Callable[..., Any], _Rule] = dict(_table())
 """Rules by function: they take the sources, and the call's arguments with variables for random tensors."""
 
-LEAVES_FRESH = frozenset([*_named(*_CLOSED, *_INTEGRATED), *(getattr(F, name) for name in _WEIGHTED)])
+LEAVES_FRESH = frozenset(
+    [
+        *_named(*_CLOSED, *_INTEGRATED, *(f"max_pool{axes}d" for axes in (1, 2, 3))),
+        *(getattr(F, name) for name in ("batch_norm", *_WEIGHTED)),
+    ]
+)
 """Those of the functions whose rules know what to do with fresh noise."""
 
 _PROPERTIES = ("shape", "ndim", "dtype", "device", "layout", "is_nested", "requires_grad", "is_sparse", "is_cuda",

@@ -15,7 +15,6 @@ from dropkit.uncertainty.propagation.gaussian import Response
 __all__ = ["FEATURE_MAP_RANK", "VECTOR_RANK", "Noise", "Sources", "Variable", "columns"]
 
 FEATURE_MAP_RANK, VECTOR_RANK = 32, 2048
-_FEW = 64  # elements: of more, masks are taken for Gaussian
 _SWEEPS = 2  # of subspace iteration
 _Linear = Callable[[Tensor], Tensor]
 
@@ -57,9 +56,12 @@ class Variable:
         factors: Tensor of shape (K, B, ...): the first K sources; later ones have factors of 0.
         private: The variances of the e, of shape (B, ...); None where there is none.
         fresh: Factors of noise of the elements, of shape (B, ...).
+
+    Attributes:
+        origin: How it was made, for functions that better look behind it (see `origins`); known until it takes sources.
     """
 
-    __slots__ = ("__weakref__", "factors", "fresh", "mean", "private")
+    __slots__ = ("__weakref__", "factors", "fresh", "mean", "origin", "private")
 
     def __init__(
         self,
@@ -71,6 +73,7 @@ class Variable:
         self.mean = mean
         self.factors = mean.new_zeros((0, *mean.shape)) if factors is None else factors
         self.private = private
+        self.origin: Any = None
         self.fresh = dict(fresh)
         for noise in self.fresh:
             noise.users.add(self)
@@ -162,17 +165,10 @@ class Sources:
         if math.prod(variable.event) > self.limit(variable.event):
             variable.private = variance if variable.private is None else variable.private + variance
         else:
-            self._add_fresh(variable, Noise(), variance.sqrt())
+            self.add_fresh(variable, Noise(), variance.sqrt())
 
-    def add_masks(self, variable: Variable, factor: Tensor, rate: float) -> None:
-        """Add noise of two values, of which the lower has a probability; Gaussian where that is near enough."""
-        size = math.prod(variable.event)
-        if size > _FEW or len(variable.event) > 1 or size > self.limit(variable.event):
-            self.add_uncorrelated(variable, factor.square())
-        else:
-            self._add_fresh(variable, Noise(rate), factor)
-
-    def _add_fresh(self, variable: Variable, noise: Noise, factor: Tensor) -> None:
+    def add_fresh(self, variable: Variable, noise: Noise, factor: Tensor) -> None:
+        """Add noise that other variables may depend on, too."""
         variable.fresh[noise] = factor
         noise.users.add(variable)
 
@@ -182,11 +178,12 @@ class Sources:
         self._settle(variable, list(variable.fresh))
 
     def _merge(self, variable: Variable) -> None:
-        """Take fresh noise that no other variable depends on as if it were one."""
+        """Take fresh noise that no other variable depends on as if it were one; what made the variable is no other."""
+        variable.origin = None
         own = [n for n in variable.fresh if not n.has_sources and not n.rate and len(n.users) == 1]
         if len(own) > 1:
             merged = sum((variable.fresh.pop(noise).square() for noise in own), variable.mean.new_zeros(()))
-            self._add_fresh(variable, Noise(), merged.sqrt())
+            self.add_fresh(variable, Noise(), merged.sqrt())
 
     def _settle(self, variable: Variable, noises: list[Noise]) -> None:
         """Turn factors of noise into factors of sources."""
@@ -212,6 +209,9 @@ class Sources:
 
     def transformed(self, variable: Variable, response: Response) -> Variable:
         """Return an elementwise function of a variable, taken for Gaussian; moments are computed in float64."""
+        if not variable.is_random:
+            mean = variable.mean.double()
+            return self.variable(response(mean, torch.zeros_like(mean))[0].to(variable.mean.dtype))
         if any(noise.rate for noise in variable.fresh):
             self.settle(variable)
         dtype, variance = variable.mean.dtype, variable.variance.double()
