@@ -111,7 +111,13 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
         "batch_norm with the statistics of the batch has no rule, in module '1'"),
     "no_batch": (lambda: nn.Sequential(nn.Dropout(0.5), nn.Conv2d(2, 2, 1)), (2, 3, 3), "without an axis of examples"),
     "weights": (
-        lambda: Written(lambda self, x: F.linear(x, drop(self, torch.ones(2, 4), 0.5))), (2, 4), "such as weights"),
+        lambda: Written(lambda self, x: F.linear(x, drop(self, self.layers[0].weight, 0.5)), nn.Linear(4, 2)), (2, 4),
+        "such as weights"),
+    "random_weights": (
+        lambda: Written(lambda self, x: F.linear(x, drop(self, torch.ones(2, 4), 0.5))), (2, 4), "with random weights"),
+    "native": (
+        lambda: Written(lambda self, x: torch.native_dropout(x, 0.5, self.training)[0]), (2, 4),
+        "torch.native_dropout returns its mask, too, and so has no rule"),
     "own_mask": (
         lambda: Written(lambda self, x: dropkit.functional.dropout(x, 0.5, self.training, return_mask=True)[0]), (2, 4),
         "dropout with a mask of its own has no rule"),

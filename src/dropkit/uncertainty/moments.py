@@ -6,24 +6,25 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn import Module
-from torch.utils._pytree import tree_map
 
 from dropkit._checks import Integer, argument_type_error
 from dropkit.errors import UnsupportedError
 from dropkit.sites.find import Sites
-from dropkit.sites.interception.names import runnable
+from dropkit.sites.interception.names import module_names, runnable
 from dropkit.sites.interception.restoring import cloned
 from dropkit.uncertainty.dropping import active_sites, dropping
+from dropkit.uncertainty.propagation.handle import Handle
 from dropkit.uncertainty.propagation.noise import NOISE
-from dropkit.uncertainty.propagation.propagate import REMEDY, Handle, Propagation
-from dropkit.uncertainty.propagation.variables import Variable
+from dropkit.uncertainty.propagation.propagate import REMEDY, Propagation
+from dropkit.uncertainty.propagation.variables import Variable, widened
+from dropkit.uncertainty.results.outputs import flatten
 
 __all__ = ["MomentPropagation", "Moments", "moments"]
 
 _RANK = Integer(1, 2**31 - 1, "[1, 2**31)")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Moments:
     """Mean and covariance of a model's output, over its masks.
 
@@ -131,7 +132,7 @@ class MomentPropagation:
         Returns:
             `Moments`; for an output of several tensors its structure, with `Moments` for each.
         """
-        if self._sites is not None:
+        if self._sites is not None and {site.path for site in self._sites} <= module_names(self.model).keys():
             found, propagation = self._run(self._sites, args, kwargs)
             if propagation.calls == _calls(self._sites) and not propagation.has_inactive:
                 return found
@@ -156,17 +157,38 @@ class MomentPropagation:
         propagation = Propagation(model, self.rank)
         with dropping(model, sites):
             given, named = propagation.wrapped(cloned((args, kwargs)))
-            with propagation:
-                output = model(*given, **named)
+            try:
+                with propagation:
+                    output = model(*given, **named)
+            except RuntimeError as error:
+                if propagation.refusal is None:
+                    raise
+                raise propagation.refusal from error
+        leaves, rebuild = flatten(output)
         neglected = propagation.sources.neglected
-        found = tree_map(lambda leaf: _moments(leaf, neglected) if isinstance(leaf, Tensor) else leaf, output)
-        return found, propagation
+        found = [_moments(leaf, name, neglected) for leaf, name in zip(leaves, rebuild.names, strict=True)]
+        return rebuild.plain(found), propagation
 
 
 def _calls(sites: Sites) -> int:
     return sum(site.calls for site in sites)
 
 
-def _moments(leaf: Tensor, neglected: Mapping[str, float]) -> Moments:
+def _moments(leaf: Any, name: str, neglected: Mapping[str, float]) -> Any:
+    """Return the moments of a tensor in an output, and anything else as it is."""
+    if not isinstance(leaf, Tensor):
+        _check_opened(leaf, name)
+        return leaf
     variable = leaf.variable if isinstance(leaf, Handle) else Variable(leaf)
-    return Moments(variable.mean, variable.variance, dict(neglected), variable)
+    return Moments(widened(variable.mean), widened(variable.variance), dict(neglected), variable)
+
+
+def _check_opened(value: Any, name: str) -> None:
+    """Raise where an object holds tensors that nobody would find."""
+    slots = {slot: getattr(value, slot, None) for slot in getattr(type(value), "__slots__", ())}
+    held = [] if isinstance(value, Module | type) else [*getattr(value, "__dict__", {}).values(), *slots.values()]
+    if any(isinstance(leaf, Tensor) for each in held for leaf in flatten(each)[0]):
+        raise UnsupportedError(
+            f"moments: the model's {name} is a {type(value).__qualname__}, which holds tensors and cannot be opened. "
+            "Return tensors, or a tuple, a dictionary or a dataclass of them."
+        )

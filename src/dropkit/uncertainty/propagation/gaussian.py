@@ -23,8 +23,8 @@ _NUMBERS_AT_ONCE = 2**18
 _FAR = 40.0  # standard deviations, beyond which a density is 0 even in float64
 
 
-def rectified(slope: float) -> Response:
-    """Return the exact moments of ``max(0, x) + slope * min(0, x)``.
+def rectified(slope: float | Tensor) -> Response:
+    """Return the exact moments of ``max(0, x) + slope * min(0, x)``, with one slope or one for each element.
 
     References:
         Frey and Hinton (1999), "Variational learning in nonlinear Gaussian belief networks", for the slope 0.
@@ -41,7 +41,7 @@ def rectified(slope: float) -> Response:
         first = torch.where(is_open, mean, 0.0) + excess
         gain = torch.where(is_open, 1 - beyond, beyond)
         second = torch.where(is_open, variance * (1 - 2 * beyond), 0.0) + spread
-        if slope == 0:
+        if isinstance(slope, float) and slope == 0:
             return first, gain, second
         rest = 1 - slope
         second = slope**2 * variance + rest**2 * second + 2 * slope * rest * variance * gain

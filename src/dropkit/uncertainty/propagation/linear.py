@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dropkit.errors import UnsupportedError
-from dropkit.uncertainty.propagation.variables import Sources, Variable, columns
+from dropkit.uncertainty.propagation.variables import Sources, Variable, columns, widened
 
 __all__ = [
     "adaptively_averaged",
@@ -42,9 +42,10 @@ def weighted(function: _Function) -> _Function:
     def rule(
         sources: Sources, input: Variable, weight: Tensor, bias: Tensor | None = None, *rest: Any, **named: Any
     ) -> Variable:
-        axes = 2 if function is F.linear else weight.dim()
-        if isinstance(weight, Variable) or isinstance(bias, Variable) or input.mean.dim() < axes:
-            raise UnsupportedError("with random weights, or without an axis of examples,")
+        if not isinstance(input, Variable) or isinstance(weight, Variable) or isinstance(bias, Variable):
+            raise UnsupportedError("with random weights")
+        if input.mean.dim() < (2 if function is F.linear else weight.dim()):
+            raise UnsupportedError("without an axis of examples")
         mean = function(input.mean, weight, bias, *rest, **named)
         return sources.mapped(
             input,
@@ -58,7 +59,8 @@ def weighted(function: _Function) -> _Function:
 
 def projected(sources: Sources, input: Any, other: Any) -> Variable:
     """Return the product of a variable and a constant matrix."""
-    if isinstance(other, Variable) or other.dim() != 2 or input.mean.dim() < 2:
+    is_matrix = isinstance(other, Tensor) and other.dim() == 2
+    if not is_matrix or not isinstance(input, Variable) or input.mean.dim() < 2:
         raise UnsupportedError("of anything but a random tensor and a constant matrix")
     return weighted(F.linear)(sources, input, other.T)
 
@@ -221,7 +223,7 @@ def rearranged(function: _Function) -> _Function:
     """Return the rule of a function that moves or picks elements, each within its example."""
 
     def rule(sources: Sources, input: Variable, *rest: Any, **named: Any) -> Any:
-        size = input.mean[0].numel()
+        size = math.prod(input.event)
         places = torch.arange(input.mean.numel(), device=input.mean.device).reshape(input.mean.shape)
         results = function(input.mean, *rest, **named)
         is_one = isinstance(results, Tensor)
@@ -242,11 +244,11 @@ def rearranged(function: _Function) -> _Function:
 
 def _check_places(moved: Tensor, input: Variable, size: int) -> None:
     """Raise where elements leave their example, or private noise is to be in several places."""
-    examples = torch.arange(len(input.mean), device=moved.device)
+    examples = torch.arange(len(input.mean), device=moved.device).reshape(-1, *(1,) * (moved.dim() - 1))
     is_kept = moved.dim() > 0 and len(moved) == len(examples)
-    if not is_kept or not bool((moved.reshape(len(moved), -1) // size == examples[:, None]).all()):
+    if not is_kept or not bool((moved // max(size, 1) == examples).all()):
         raise UnsupportedError("across the examples of a batch")
-    if input.private is not None and moved[0].unique().numel() < moved[0].numel():
+    if input.private is not None and len(moved) and moved[0].unique().numel() < moved[0].numel():
         raise UnsupportedError("that copies elements, of noise beyond the rank,")
 
 
@@ -254,7 +256,7 @@ def converted(function: _Function) -> _Function:
     """Return the rule of a function that changes the type or the place of a tensor's values, and nothing else."""
 
     def rule(sources: Sources, input: Variable, *rest: Any, **named: Any) -> Variable:
-        mean = function(input.mean, *rest, **named)
+        mean = widened(function(input.mean, *rest, **named))
         private = None if input.private is None else input.private.to(mean)
         return sources.variable(mean, input.factors.to(mean), private)
 

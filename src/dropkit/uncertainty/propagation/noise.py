@@ -73,36 +73,24 @@ def _alpha(call: Call) -> Masking:
 
 def dropped(sources: Sources, variable: Variable, mask: Masking, shared: tuple[int, ...]) -> Variable:
     """Return a variable with a mask, one draw for all elements along the shared axes of an example."""
-    saved = torch.full_like(variable.mean, mask.dropped)
+    constant = torch.full_like(variable.mean, mask.dropped)
     if mask.rate == 1:
-        return sources.variable(saved)
-    if mask.scale == 1 and mask.shift == 0:
-        kept = variable
-    else:
+        return sources.variable(constant)
+    kept = variable
+    if mask.scale != 1 or mask.shift:
         kept = sources.variable(mask.scale * variable.mean + mask.shift, *variable.scaled(mask.scale))
     if mask.rate == 0:
         return kept
-    draws = Draws.of(sources, kept, shared, mask.rate)
-    copy = draws.copied(sources, kept)
-    made = Masked(mask.rate, draws, kept, saved, copy).combined(sources)
-    _note(sources, draws, kept, copy, mask.rate * (1 - mask.rate), made)
-    return made
+    keep = 1 - mask.rate
+    draws = Draws.of(sources, kept, keep, math.sqrt(mask.rate * keep), shared, mask.rate)
+    return Masked(draws, kept, constant, draws.copied(sources, kept)).combined(sources)
 
 
 def _gaussian(sources: Sources, call: Call) -> Variable:
     """Return a variable whose elements are multiplied with Gaussian numbers of mean 1."""
     variable, rate = call.arguments["input"], realised_rate(call)
-    draws = Draws.of(sources, variable, _shared(call))
-    copy, spread = draws.copied(sources, variable), math.sqrt(rate / (1 - rate))
-    made = draws.scattered(sources, variable, copy, variable.mean, spread * variable.mean, 1.0, spread)
-    _note(sources, draws, variable, copy, spread**2, made)
-    return made
-
-
-def _note(sources: Sources, draws: Draws, variable: Variable, copy: Variable, variance: float, made: Variable) -> None:
-    """Note that the products of a block's draw with the sources of its elements were too many to have sources."""
-    if draws.axes and len(variable.factors) and not len(copy.factors):
-        sources.neglect(variance * variable.factors.square().sum(0), made.variance)
+    draws = Draws.of(sources, variable, 1.0, math.sqrt(rate / (1 - rate)), _shared(call))
+    return draws.times(sources, variable, draws.copied(sources, variable), torch.zeros_like(variable.mean))
 
 
 Rule = Callable[[Sources, Call], Variable]

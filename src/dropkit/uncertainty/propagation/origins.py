@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dropkit.errors import UnsupportedError
 from dropkit.uncertainty.propagation.gaussian import Response
 from dropkit.uncertainty.propagation.variables import Noise, Sources, Variable
 
@@ -48,70 +49,75 @@ class Draws:
     """Independent numbers that multiply the elements of an example.
 
     Args:
+        mean: Their mean.
+        deviation: Their standard deviation.
         axes: The axes along which a number is shared.
         noise: The numbers, less their mean and over their deviation, where each element has one of its own.
         first: The number of their first source, where they are shared.
     """
 
+    mean: float
+    deviation: float
     axes: tuple[int, ...]
     noise: Noise
     first: int = 0
 
     @staticmethod
-    def of(sources: Sources, variable: Variable, shared: tuple[int, ...], rate: float = 0.0) -> "Draws":
-        """Return draws for a variable; a rate is the probability of the lower of two values."""
+    def of(
+        sources: Sources, variable: Variable, mean: float, deviation: float, shared: tuple[int, ...], rate: float = 0.0
+    ) -> "Draws":
+        """Return new draws for a variable; a rate is the probability of the lower of two values."""
         axes = tuple(axis for axis in shared if axis > 0 and variable.mean.shape[axis] > 1)
         if not axes:
             is_few = math.prod(variable.event) <= _FEW and len(variable.event) == 1
-            return Draws(axes, Noise(rate if is_few and not variable.is_random else 0.0))
+            return Draws(mean, deviation, axes, Noise(rate if is_few and not variable.is_random else 0.0))
         sources.settle(variable)
         first, sources.count = sources.count, sources.count + len(_blocks(variable.mean, axes))
-        return Draws(axes, Noise(), first)
+        return Draws(mean, deviation, axes, Noise(), first)
 
     def copied(self, sources: Sources, variable: Variable) -> Variable:
-        """Return what is distributed as a variable, but independent of it, and between elements with draws of their own.
+        """Return what is distributed as a variable, but independent of it, and where draws are not shared.
 
-        A draw of mean 0 times a variable is correlated as this is, with anything that is linear in the variable.
+        A draw of mean 0 times a variable has the covariances of this, with anything that is linear in the variable.
         """
         copy = sources.variable(variable.mean)
-        if not self.axes:
-            if variable.is_random:
-                sources.add_uncorrelated(copy, variable.variance)
-            return copy
-        blocks = _blocks(variable.mean, self.axes)
         if not variable.is_random:
             return copy
+        if not self.axes:
+            sources.add_uncorrelated(copy, variable.variance)
+            return copy
+        blocks = _blocks(variable.mean, self.axes)
         if len(blocks) * len(variable.factors) <= sources.limit(variable.event):
             copy.private = variable.private
             sources.add(copy, (variable.factors.unsqueeze(1) * blocks).flatten(0, 1))
         else:
             copy.private = variable.variance
+            part = self.deviation**2 * variable.factors.square().sum(0)
+            whole = (self.mean**2 + self.deviation**2) * variable.variance + (self.deviation * variable.mean) ** 2
+            sources.neglect(part, whole)
         return copy
 
-    def scattered(
-        self, sources: Sources, variable: Variable, copy: Variable, mean: Tensor, spread: Tensor, gain: float, root: float
-    ) -> Variable:
-        """Return ``mean + gain * (variable - its mean) + root * (copy - its mean) + spread * draw``."""
+    def times(self, sources: Sources, variable: Variable, copy: Variable, rest: Tensor) -> Variable:
+        """Return ``rest + draw * (variable - rest)``, with what `copied` makes of the variable."""
         whole = variable.variance
         # After a function the copy has not quite the variable's variance, where that had covariances or followed masks.
         share = (whole / copy.variance.clamp_min(torch.finfo(whole.dtype).tiny)).clamp_max(1).sqrt()
-        rest = root**2 * (whole - share**2 * copy.variance).clamp_min(0)
-        made = sources.variable(mean, *_sum(variable.scaled(gain), copy.scaled(root * share)))
+        mean = self.mean * variable.mean + (1 - self.mean) * rest
+        parts = _sum(variable.scaled(self.mean), copy.scaled(self.deviation * share))
+        made = sources.variable(mean, *parts)
         if copy.is_random:
-            sources.add_uncorrelated(made, rest)
-        if not self.axes:
-            self._scatter_elements(sources, made, spread)
-        else:
+            missing = (whole - share**2 * copy.variance).clamp_min(0)
+            sources.add_uncorrelated(made, self.deviation**2 * missing)
+        spread = self.deviation * (variable.mean - rest)
+        if self.axes:
             blocks = _blocks(mean, self.axes)
             made.factors = made.padded(max(len(made.factors), self.first + len(blocks))).clone()
             made.factors[self.first : self.first + len(blocks)] += spread * blocks
-        return made
-
-    def _scatter_elements(self, sources: Sources, made: Variable, spread: Tensor) -> None:
-        if math.prod(made.event) > sources.limit(made.event):
+        elif math.prod(made.event) > sources.limit(made.event):
             sources.add_uncorrelated(made, spread.square())
         else:
             sources.add_fresh(made, self.noise, spread)
+        return made
 
 
 @dataclass(frozen=True)
@@ -119,15 +125,13 @@ class Masked:
     """A tensor whose elements are those of a variable, or where its mask drops them, constants.
 
     Args:
-        rate: The probability of dropping.
-        draws: The mask.
+        mask: Draws of 1 and 0.
         kept: The variable.
         dropped: The constants.
         copy: What `Draws.copied` makes of the variable.
     """
 
-    rate: float
-    draws: Draws
+    mask: Draws
     kept: Variable
     dropped: Tensor
     copy: Variable
@@ -136,14 +140,11 @@ class Masked:
         """Return a function of it that commutes with the mask."""
         kept = function(self.kept)
         copy = function(self.copy) if self.kept.is_random else sources.variable(kept.mean)
-        return Masked(self.rate, self.draws, kept, function(Variable(self.dropped)).mean, copy).combined(sources)
+        return Masked(self.mask, kept, function(Variable(self.dropped)).mean, copy).combined(sources)
 
     def combined(self, sources: Sources) -> Variable:
         """Return it as one variable, whose means and variances are as exact as those of what is kept."""
-        keep, root = 1 - self.rate, math.sqrt(self.rate * (1 - self.rate))
-        mean = keep * self.kept.mean + self.rate * self.dropped
-        spread = root * (self.kept.mean - self.dropped)
-        made = self.draws.scattered(sources, self.kept, self.copy, mean, spread, keep, root)
+        made = self.mask.times(sources, self.kept, self.copy, self.dropped)
         made.origin = self
         return made
 
@@ -152,6 +153,8 @@ def through_masks(rule: _Rule) -> _Rule:
     """Return the rule of a function that commutes with every mask, which is given what a mask keeps, and what not."""
 
     def outer(sources: Sources, input: Variable, *rest: Any, **named: Any) -> Variable:
+        if not isinstance(input, Variable):
+            raise UnsupportedError("of other arguments than the first that are random")
         if isinstance(input.origin, Masked):
             return input.origin.mapped(sources, lambda each: rule(sources, each, *rest, **named))
         made: Variable = rule(sources, input, *rest, **named)

@@ -48,7 +48,7 @@ def max_pooled(axes: int) -> Callable[..., Variable]:
         origin = input.origin
         if isinstance(origin, Applied):
             return Applied(origin.response, pooled(origin.input)).result(sources)
-        if isinstance(origin, Masked) and set(range(2, axes + 2)) <= set(origin.draws.axes):
+        if isinstance(origin, Masked) and set(range(2, axes + 2)) <= set(origin.mask.axes):
             return origin.mapped(sources, pooled)
         sources.settle(input)
         kernel, pads, gaps = (

@@ -3,6 +3,7 @@
 import inspect
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -15,41 +16,19 @@ from torch.utils._pytree import tree_leaves, tree_map
 from dropkit.errors import UnsupportedError
 from dropkit.sites.calls.functions import Call, find_call
 from dropkit.sites.interception.names import module_names
+from dropkit.uncertainty.propagation.handle import Handle, can_be_handled, handles_among, without_handles
 from dropkit.uncertainty.propagation.noise import COMPOSED, NOISE
-from dropkit.uncertainty.propagation.rules import LEAVES_FRESH, METADATA, RULES
-from dropkit.uncertainty.propagation.variables import Sources, Variable
+from dropkit.uncertainty.propagation.rules import CONVERSIONS, FROM_SHAPE, LEAVES_FRESH, METADATA, RULES
+from dropkit.uncertainty.propagation.variables import Sources, Variable, widened
+from dropkit.uncertainty.results.outputs import flatten
 
 if TYPE_CHECKING:
     from types import FrameType
 
 __all__ = ["REMEDY", "Propagation"]
 
+_PAIRS = frozenset([torch.native_dropout])  # it returns its mask, too
 REMEDY = "Sample instead: dropkit.uncertainty.mc."
-
-
-class Handle(Tensor):
-    """What a model's code holds of a random tensor: a tensor with its mean, that has the variable beside it."""
-
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # the mode answers
-
-    variable: Variable
-    memory: list[int]  # how often the values that it shares with its views were overwritten
-    seen: int
-
-    @staticmethod
-    def of(variable: Variable, memory: list[int] | None = None) -> "Handle":
-        """Return a new handle."""
-        made = Tensor._make_subclass(Handle, variable.mean)
-        made.variable, made.memory = variable, [0] if memory is None else memory
-        made.seen = made.memory[0]
-        return made
-
-    def overwrite(self, variable: Variable) -> "Handle":
-        """Become another random tensor, as a function does that works in place."""
-        self.variable = variable
-        self.memory[0] += 1
-        self.seen = self.memory[0]
-        return self
 
 
 class Propagation(TorchFunctionMode):
@@ -65,15 +44,18 @@ class Propagation(TorchFunctionMode):
         self.sources = Sources(rank, self._where)
         self.calls = 0  # of functions that dropped
         self.has_inactive = False  # whether one was asked not to that has a rate
+        self.refusal: UnsupportedError | None = None  # by code that may have made another error of it
         self._names = {id(module): name for name, module in module_names(model).items()}
 
     def wrapped(self, value: Any) -> Any:
         """Return a value with a handle for every tensor of one axis or more."""
-        return tree_map(self._wrap, value)
+        leaves, rebuild = flatten(value)
+        return rebuild([self._wrap(leaf) for leaf in leaves])
 
-    def _wrap(self, value: Any) -> Any:
-        is_plain = isinstance(value, Tensor) and not isinstance(value, Handle) and value.dim() > 0
-        return Handle.of(self.sources.variable(value)) if is_plain else value
+    def _wrap(self, value: Any, dtype: torch.dtype | None = None, memory: list[int] | None = None) -> Any:
+        if isinstance(value, Variable):
+            return Handle.of(value, self, dtype, memory)
+        return Handle.of(self.sources.variable(value), self, None, memory) if can_be_handled(value) else value
 
     def __torch_function__(
         self,
@@ -89,9 +71,12 @@ class Propagation(TorchFunctionMode):
         call = find_call(function, args, named)
         if call is not None and not call.is_active and call.switched(True).is_active:
             self.has_inactive = True
-        if call is not None and call.function.kind in NOISE:
+        if call is not None and call.function.kind in NOISE and (call.is_active or function not in _PAIRS):
             return self._noise(call)
-        handles = [leaf for leaf in tree_leaves((args, dict(named))) if isinstance(leaf, Handle)]
+        handles = handles_among(args, named)
+        if function in FROM_SHAPE and handles:
+            given, by_name = tree_map(_emptied, (args, dict(named)))
+            return self._plain(function, given, by_name, [])
         self._check_current(function, handles)
         if not any(handle.variable.is_random for handle in handles):
             return self._plain(function, args, named, handles)
@@ -104,35 +89,55 @@ class Propagation(TorchFunctionMode):
         rule = RULES.get(function)
         if rule is None:
             raise self._refusal(_name(function), "has no rule for random tensors")
+        target = next(iter((*args, *named.values()))) if _is_in_place(function, args, named) else None
+        if target is not None and not isinstance(target, Handle):
+            raise self._refusal(_name(function), "into a tensor from outside of the pass, as buffers are, has no rule")
         given, by_name = tree_map(_variable, (args, dict(named)))
         if function not in LEAVES_FRESH:
-            for each in handles:
-                self.sources.settle(each.variable)
+            for each in tree_leaves((given, by_name)):
+                if isinstance(each, Variable):
+                    self.sources.settle(each)
         try:
-            result = rule(self.sources, *given, **by_name)
+            with _precisely(handles[0].device.type):
+                result = rule(self.sources, *given, **by_name)
         except UnsupportedError as error:
             raise self._refusal(_name(function), f"{error} has no rule") from error
         except TypeError as error:
             raise self._refusal(_name(function), f"with these arguments has no rule ({error})") from error
-        if _is_in_place(function, args, named):
-            return handles[0].overwrite(result)
+        if target is not None:
+            if result.mean.shape != target.shape:
+                raise self._refusal(_name(function), "that changes a shape in place has no rule")
+            return target.overwrite(result)
         memory = handles[0].memory if len(handles) == 1 and _is_view(function) else None
-        return tree_map(lambda made: Handle.of(made, memory) if isinstance(made, Variable) else made, result)
+        dtype = _narrow_type(function, args, named)
+        return tree_map(lambda made: self._wrap(made, dtype, memory) if isinstance(made, Variable) else made, result)
 
     def _plain(
         self, function: Callable[..., Any], args: tuple[Any, ...], named: Mapping[str, Any], handles: list[Handle]
     ) -> Any:
-        """Run a function of tensors of which none is random."""
-        if not handles:
-            return function(*args, **named)
-        means = {id(handle.variable.mean): handle for handle in handles}
-        given, by_name = tree_map(lambda leaf: leaf.variable.mean if isinstance(leaf, Handle) else leaf, (args, named))
-        result = function(*given, **by_name)
-        return tree_map(lambda leaf: means[id(leaf)] if id(leaf) in means else self._wrap(leaf), result)
+        """Run a function of tensors of which none is random, and take hold of what it makes.
+
+        So all that a model's code makes of its inputs, and of nothing, can become random in place. What shares its
+        values with parameters, buffers and the like cannot, and is left alone.
+        """
+        others = [leaf for leaf in tree_leaves((args, dict(named))) if type(leaf) is not Handle]
+        places = {_place(handle.variable.mean): handle.memory for handle in handles}
+        outside = {_place(leaf) for leaf in others if isinstance(leaf, Tensor)}
+
+        def wrap(leaf: Any) -> Any:
+            place = _place(leaf) if can_be_handled(leaf) else None
+            return leaf if place is None or place in outside else self._wrap(leaf, None, places.get(place))
+
+        result = without_handles(function, args, named, handles, wrap)
+        if any(handle.shape != handle.variable.mean.shape for handle in handles):
+            raise self._refusal(_name(function), "that changes a shape in place has no rule")
+        return result
 
     def _noise(self, call: Call) -> Any:
         """Answer a call of a function that may drop."""
         given, kind = call.arguments, call.function.kind
+        if call.function.function in _PAIRS:
+            raise self._refusal(_name(call.function.function), "returns its mask, too, and so has no rule")
         if any(given.get(name) is not None for name in ("mask", "noise")) or given.get("return_mask"):
             raise self._refusal(kind, "with a mask of its own has no rule")
         if not call.is_active and kind not in COMPOSED:
@@ -141,20 +146,27 @@ class Propagation(TorchFunctionMode):
         if not isinstance(handle, Handle):
             raise self._refusal(kind, "of what is no example's, such as weights, has no rule")
         self.calls += call.is_active
-        self._check_current(call.function.function, [handle])
-        variables = {name: _variable(value) for name, value in given.items()}
+        self._check_current(call.function.function, handles_among(dict(given)))
+        variables = {name: _variable(value) for name, value in given.items()} | {"input": _widened(handle.variable)}
         if not call.is_active:  # and does more than drop
             variables[str(call.function.rate)] = 0.0
         try:
-            made = NOISE[kind](self.sources, call.changed(**variables))
+            with _precisely(handle.device.type):
+                made = NOISE[kind](self.sources, call.changed(**variables))
         except UnsupportedError as error:
             raise self._refusal(kind, f"{error}") from error
         is_in_place = given.get("inplace") or call.function.function.__name__.endswith("_")
-        return handle.overwrite(made) if is_in_place else Handle.of(made)
+        return handle.overwrite(made) if is_in_place else self._wrap(made, handle.dtype)
 
     def _check_current(self, function: Callable[..., Any], handles: list[Handle]) -> None:
-        if any(handle.seen != handle.memory[0] for handle in handles):
+        if not all(handle.is_current for handle in handles):
             raise self._refusal(_name(function), "of a view of what was overwritten in place has no rule")
+
+    def refuse_below(self, name: str) -> UnsupportedError:
+        """Return the error about an operation that met a random tensor where no rule can answer; and remember it."""
+        where = "in TorchScript, under a transform such as torch.func.vmap, or in compiled code"
+        self.refusal = self._refusal(name, f"met a random tensor {where}, where nothing has a rule")
+        return self.refusal
 
     def _refusal(self, what: str, why: str) -> UnsupportedError:
         where = self._where()
@@ -172,7 +184,47 @@ class Propagation(TorchFunctionMode):
 
 
 def _variable(value: Any) -> Any:
-    return value.variable if isinstance(value, Handle) else value
+    """Return what a rule is given for an argument, in single precision or better: a variable if it is random."""
+    if isinstance(value, Handle):
+        return _widened(value.variable) if value.variable.is_random else widened(value.variable.mean)
+    return widened(value) if isinstance(value, Tensor) else value
+
+
+def _widened(variable: Variable) -> Variable:
+    """Return a variable in single precision or better; noise begins there, so one in less has none yet."""
+    return variable if variable.is_random else Variable(widened(variable.mean))
+
+
+def _precisely(device: str) -> AbstractContextManager[Any]:
+    """Compute in the types that tensors have: sums of variances need more room than the sums that they are of."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
+def _emptied(value: Any) -> Any:
+    """Return a tensor like a handle, of any values."""
+    if not isinstance(value, Handle):
+        return value
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+
+
+def _narrow_type(function: Callable[..., Any], args: tuple[Any, ...], named: Mapping[str, Any]) -> torch.dtype | None:
+    """Return the type of a result in the model, if it is less than single precision, in which rules compute."""
+    if function in CONVERSIONS:
+        emptied = tree_map(_emptied, (args, dict(named)))
+        given, by_name = tree_map(lambda leaf: leaf.new_empty(0) if isinstance(leaf, Tensor) else leaf, emptied)
+        types = {function(*given, **by_name).dtype}
+    else:
+        leaves = tree_leaves((args, dict(named)))
+        types = {x.dtype for x in leaves if isinstance(x, Tensor) and x.dim() > 0 and x.is_floating_point()}
+    return types.pop() if len(types) == 1 and types <= {torch.float16, torch.bfloat16} else None
+
+
+def _place(value: Tensor) -> int | None:
+    """Return what tell tensors that share their values from others; None of those that have no memory of their own."""
+    try:
+        return value.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):
+        return None
 
 
 def _name(function: Callable[..., Any]) -> str:

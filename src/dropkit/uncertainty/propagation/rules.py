@@ -14,7 +14,7 @@ from dropkit.uncertainty.propagation.origins import Applied, through_masks
 from dropkit.uncertainty.propagation.pooling import max_pooled
 from dropkit.uncertainty.propagation.variables import Sources, Variable
 
-__all__ = ["LEAVES_FRESH", "METADATA", "RULES"]
+__all__ = ["CONVERSIONS", "FROM_SHAPE", "LEAVES_FRESH", "METADATA", "RULES"]
 
 _Rule = Callable[..., Any]
 
@@ -56,7 +56,7 @@ def _relu6() -> Response:
 
 
 def _clamp(min: float | None = None, max: float | None = None) -> Response:
-    if isinstance(min, Tensor) or isinstance(max, Tensor):
+    if isinstance(min, Tensor | Variable) or isinstance(max, Tensor | Variable):
         raise UnsupportedError("with bounds that are tensors")
     if min is not None and max is not None:
         return _hardtanh(min, max)
@@ -71,6 +71,12 @@ def _absolute() -> Response:
 
 def _hardsigmoid() -> Response:
     return piecewise_linear([-3.0, 3.0], [0.0, 1 / 6, 0.0], 0.0)
+
+
+def _pow(exponent: Any) -> Response:
+    if not isinstance(exponent, int) or exponent < 1:
+        raise UnsupportedError("with an exponent that is no positive integer")
+    return quadrature(lambda x: x**exponent)
 
 
 def _elu(alpha: float = 1.0) -> Response:
@@ -96,6 +102,9 @@ _CLOSED: Mapping[str, Callable[..., Response]] = {
     "elu": _elu,
     "celu": _celu,
     "selu": _selu,
+    "pow": _pow,
+    "__pow__": _pow,
+    "__ipow__": _pow,
 }
 _INTEGRATED = (
     "gelu", "tanh", "sigmoid", "silu", "softplus", "mish", "hardswish", "logsigmoid", "softsign", "tanhshrink",
@@ -114,7 +123,7 @@ _MOVED = (
 _WEIGHTED = (
     "linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
 )  # fmt: skip
-_CONVERTED = ("to", "float", "double", "type_as", "detach", "cpu", "cuda")
+_CONVERTED = ("to", "float", "double", "half", "bfloat16", "type", "type_as", "detach", "cpu", "cuda")
 
 
 def _integrated(name: str) -> _Rule:
@@ -125,6 +134,14 @@ def _integrated(name: str) -> _Rule:
         return quadrature(lambda x: function(x, *rest, **named))
 
     return _elementwise(name, response)
+
+
+def _prelu(sources: Sources, input: Variable, weight: Tensor) -> Variable:
+    """Return a rectifier with a slope of each channel."""
+    if isinstance(weight, Variable):
+        raise UnsupportedError("with random weights")
+    axes = max(input.mean.dim() - 2, 0) if weight.numel() > 1 else 0
+    return sources.transformed(input, rectified(weight.double().reshape(-1, *(1,) * axes)))
 
 
 def _table() -> Iterator[tuple[Callable[..., Any], _Rule]]:
@@ -146,6 +163,7 @@ def _table() -> Iterator[tuple[Callable[..., Any], _Rule]]:
         yield from ((f, linear.averaged(f, axes)) for f in _named(f"avg_pool{axes}d"))
         yield from ((f, linear.adaptively_averaged(f, axes)) for f in _named(f"adaptive_avg_pool{axes}d"))
         yield from ((f, max_pooled(axes)) for f in _named(f"max_pool{axes}d"))
+    yield from ((function, through_masks(_prelu)) for function in _named("prelu"))
     yield F.batch_norm, through_masks(linear.batch_normalised)
 
 
@@ -167,11 +185,20 @@ RULES: Mapping[Callable[..., Any], _Rule] = dict(_table())
 
 LEAVES_FRESH = frozenset(
     [
-        *_named(*_CLOSED, *_INTEGRATED, *(f"max_pool{axes}d" for axes in (1, 2, 3))),
+        *_named(*_CLOSED, *_INTEGRATED, "prelu", *(f"max_pool{axes}d" for axes in (1, 2, 3))),
         *(getattr(F, name) for name in ("batch_norm", *_WEIGHTED)),
     ]
 )
 """Those of the functions whose rules know what to do with fresh noise."""
+
+CONVERSIONS = frozenset(_named(*_CONVERTED))
+"""Those that make tensors of other types."""
+
+FROM_SHAPE = frozenset(
+    _named("zeros_like", "ones_like", "empty_like", "full_like", "new_zeros", "new_ones", "new_empty", "new_full",
+           "new_tensor")
+)  # fmt: skip
+"""Functions that ask a tensor for its shape, type and place, and make another."""
 
 _PROPERTIES = ("shape", "ndim", "dtype", "device", "layout", "is_nested", "requires_grad", "is_sparse", "is_cuda",
                "is_quantized", "is_mkldnn")  # fmt: skip

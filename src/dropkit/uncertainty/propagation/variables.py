@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dropkit.uncertainty.propagation.gaussian import Response
 
-__all__ = ["FEATURE_MAP_RANK", "VECTOR_RANK", "Noise", "Sources", "Variable", "columns"]
+__all__ = ["FEATURE_MAP_RANK", "VECTOR_RANK", "Noise", "Sources", "Variable", "columns", "widened"]
 
 FEATURE_MAP_RANK, VECTOR_RANK = 32, 2048
 _SWEEPS = 2  # of subspace iteration
@@ -99,7 +99,7 @@ class Variable:
         flat = self.factors.reshape(*self.factors.shape[:2], math.prod(self.event))
         shared = torch.einsum("kbi,kbj->bij", flat, flat)
         rest = self.variance - self.factors.square().sum(0)
-        return shared + torch.diag_embed(rest.reshape(len(rest), -1))
+        return shared + torch.diag_embed(rest.reshape(len(rest), flat.shape[-1]))
 
     def scaled(self, factor: Any) -> tuple[Tensor, Tensor | None, dict[Noise, Tensor]]:
         """Return all but the mean, for each element multiplied with a factor."""
@@ -235,7 +235,7 @@ class Sources:
         matters most to an element.
         """
         shape = (-1, *(1,) * variable.mean.dim())
-        factors = _widened(variable.factors[places])
+        factors = widened(variable.factors[places])
         rates = torch.tensor([self.rates[place] for place in places], dtype=torch.float64).reshape(shape).to(factors)
         odds, mean = (rates / (1 - rates)).sqrt(), variable.mean.to(factors)
         rest = (variance.to(factors) - factors**2).clamp_min(0)
@@ -318,7 +318,7 @@ class Sources:
         live = list(self._live)
         flat = [each.padded(self.count).reshape(self.count, len(each.mean), -1) for each in live]
         gram = torch.stack([torch.einsum("kbi,lbi->bkl", each, each) for each in flat]).sum(0)
-        basis = torch.linalg.eigh(_widened(gram)).eigenvectors[..., -limit:].to(gram)
+        basis = torch.linalg.eigh(widened(gram)).eigenvectors[..., -limit:].to(gram)
         for each in live:
             factors = torch.einsum("kb...,bkr->rb...", each.padded(self.count), basis)
             lost = (each.factors.square().sum(0) - factors.square().sum(0)).clamp_min(0)
@@ -340,9 +340,9 @@ def _root(deviation: Tensor, linear: _Linear, like: Tensor) -> tuple[Tensor, Ten
     size = math.prod(like.shape[1:])
     transposed = _transposed(linear, deviation)
     units = torch.eye(size, dtype=like.dtype, device=like.device).reshape(size, 1, *like.shape[1:])
-    rows = torch.func.vmap(lambda unit: transposed(unit.expand(like.shape)))(units).reshape(size, len(like), -1)
+    rows = torch.func.vmap(lambda unit: transposed(unit.expand(like.shape)))(units).flatten(2)
     basis, root = _orthonormal(rows.permute(1, 2, 0))
-    return basis, root.movedim(1, 0).reshape(-1, *like.shape)
+    return basis, root.movedim(1, 0).reshape(root.shape[1], *like.shape)
 
 
 def _transposed(linear: _Linear, deviation: Tensor) -> _Linear:
@@ -353,10 +353,10 @@ def _transposed(linear: _Linear, deviation: Tensor) -> _Linear:
 
 def _orthonormal(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return orthonormal columns that span those of a tensor, and the triangle that makes them these again."""
-    basis, root = torch.linalg.qr(_widened(x))
+    basis, root = torch.linalg.qr(widened(x))
     return basis.to(x), root.to(x)
 
 
-def _widened(x: Tensor) -> Tensor:
-    """Return a tensor in a type that decompositions know."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+def widened(x: Tensor) -> Tensor:
+    """Return a tensor in single precision if it is of less."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
