@@ -16,6 +16,11 @@ __all__ = ["Handle", "Owner", "can_be_handled", "handles_among", "without_handle
 class Owner(Protocol):
     """The pass that a handle belongs to."""
 
+    def run(
+        self, function: Callable[..., Any], args: tuple[Any, ...], named: Mapping[str, Any], handles: list["Handle"]
+    ) -> Any:
+        """Run a function of tensors of which none is random."""
+
     def refuse_below(self, name: str) -> Exception:
         """Return the error about an operation that met a random tensor where no rule can answer."""
 
@@ -70,7 +75,7 @@ class Handle(Tensor):
             if handle.variable.is_random or not handle.is_current:
                 raise handle.owner.refuse_below(str(function))
         with torch._C.DisableTorchFunction():
-            return without_handles(function, args, kwargs or {}, handles)
+            return handles[0].owner.run(function, args, kwargs or {}, handles)
 
 
 def handles_among(*values: Any) -> list[Handle]:
@@ -83,9 +88,9 @@ def without_handles(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     handles: list[Handle],
-    wrap: Callable[[Any], Any] = lambda leaf: leaf,
+    wrap: Callable[[Any], Any],
 ) -> Any:
-    """Run a function of tensors of which none is random; what it returns of its arguments stays what it is."""
+    """Run a function of tensors of which none is random; what it returns that is no argument is wrapped."""
     means = {id(handle.variable.mean): handle for handle in handles}
     given, named = tree_map(lambda leaf: leaf.variable.mean if isinstance(leaf, Handle) else leaf, (args, dict(kwargs)))
     result = function(*given, **named)

@@ -43,9 +43,14 @@ class Propagation(TorchFunctionMode):
         super().__init__()
         self.sources = Sources(rank, self._where)
         self.calls = 0  # of functions that dropped
+        self.is_over = False
         self.has_inactive = False  # whether one was asked not to that has a rate
         self.refusal: UnsupportedError | None = None  # by code that may have made another error of it
         self._names = {id(module): name for name, module in module_names(model).items()}
+
+    def __exit__(self, *error: Any) -> None:
+        self.is_over = True  # what a model keeps of the pass goes on as it is, but makes no more of its kind
+        super().__exit__(*error)
 
     def wrapped(self, value: Any) -> Any:
         """Return a value with a handle for every tensor of one axis or more."""
@@ -76,10 +81,10 @@ class Propagation(TorchFunctionMode):
         handles = handles_among(args, named)
         if function in FROM_SHAPE and handles:
             given, by_name = tree_map(_emptied, (args, dict(named)))
-            return self._plain(function, given, by_name, [])
+            return self.run(function, given, by_name, [])
         self._check_current(function, handles)
         if not any(handle.variable.is_random for handle in handles):
-            return self._plain(function, args, named, handles)
+            return self.run(function, args, named, handles)
         return self._random(function, args, named, handles)
 
     def _random(
@@ -112,7 +117,7 @@ class Propagation(TorchFunctionMode):
         dtype = _narrow_type(function, args, named)
         return tree_map(lambda made: self._wrap(made, dtype, memory) if isinstance(made, Variable) else made, result)
 
-    def _plain(
+    def run(
         self, function: Callable[..., Any], args: tuple[Any, ...], named: Mapping[str, Any], handles: list[Handle]
     ) -> Any:
         """Run a function of tensors of which none is random, and take hold of what it makes.
@@ -126,11 +131,13 @@ class Propagation(TorchFunctionMode):
 
         def wrap(leaf: Any) -> Any:
             place = _place(leaf) if can_be_handled(leaf) else None
-            return leaf if place is None or place in outside else self._wrap(leaf, None, places.get(place))
+            is_left = self.is_over or place is None or place in outside
+            return leaf if is_left else self._wrap(leaf, None, places.get(place))
 
         result = without_handles(function, args, named, handles, wrap)
         if any(handle.shape != handle.variable.mean.shape for handle in handles):
-            raise self._refusal(_name(function), "that changes a shape in place has no rule")
+            with torch._C._DisableTorchDispatch():  # a function that changes a shape in place: the handle follows
+                function(*args, **named)
         return result
 
     def _noise(self, call: Call) -> Any:
