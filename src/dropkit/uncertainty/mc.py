@@ -1,7 +1,9 @@
 """Monte Carlo dropout: what a model with dropout predicts, and how sure it is, from many passes."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,12 +20,13 @@ from dropkit.sites.interception.restoring import restored, set_mode
 from dropkit.sites.interception.telling import warn
 from dropkit.sites.interception.values import version_of
 from dropkit.sites.switching.selection import Selection
-from dropkit.uncertainty.engine.chunks import run_passes
+from dropkit.uncertainty.engine.batch import Batch
+from dropkit.uncertainty.engine.chunks import OtherPathError, run_passes
 from dropkit.uncertainty.engine.inputs import Inputs, Output, signature
 from dropkit.uncertainty.engine.learning import Learned, learn
 from dropkit.uncertainty.engine.passes import Passes
 from dropkit.uncertainty.engine.tape import MismatchError
-from dropkit.uncertainty.engine.ways import Batch, Way, found
+from dropkit.uncertainty.engine.ways import Way, Ways, found
 from dropkit.uncertainty.loading import explained, given
 from dropkit.uncertainty.results.result import Result
 from dropkit.uncertainty.results.running import Running
@@ -38,6 +41,7 @@ _ENGINE = Choice(("auto", "prefix", "batched", "loop"))
 _N = Integer(1, 2**30 - 1, "[1, 2**30)")
 _CHUNK = Integer(1, 2**30 - 1, "[1, 2**30)", 'Or "auto".')
 _CLASS_DIM = Integer(-64, 63, "the range of a tensor's axes")
+_BATCH_DIM = Integer(0, 63, "[0, 64)", "Count axes from the first.")
 _MOST = 10_000  # passes of n="auto"
 _LEAST = 16  # of them, below which an error is not known well enough to stop
 
@@ -55,6 +59,7 @@ def mc(
     error: float | None = None,
     class_dim: int = -1,
     keep_samples: bool = False,
+    batch_dim: int | None = None,
 ) -> "MonteCarlo":
     """Return a model's predictions as Monte Carlo dropout makes them: the mean of many passes, and how they differ.
 
@@ -94,6 +99,8 @@ def mc(
             Default: -1.
         keep_samples: Whether to keep the outputs of all passes. Default: False, for which memory does not grow with
             their number.
+        batch_dim: The axis of the inputs along which examples lie. Default: found, axis 0 or axis 1: passes have to go
+            beside one another there, or examples into another order, each with its masks.
 
     Returns:
         A callable that takes what the model's forward takes and returns a `Result`; its method `batches` takes a
@@ -143,6 +150,7 @@ def mc(
         error=error,
         class_dim=_CLASS_DIM.check("mc", "class_dim", class_dim),
         keep_samples=keep_samples,
+        batch_dim=batch_dim if batch_dim is None else _BATCH_DIM.check("mc", "batch_dim", batch_dim),
     )
 
 
@@ -170,12 +178,13 @@ class MonteCarlo:
         error: float | None,
         class_dim: int,
         keep_samples: bool,
+        batch_dim: int | None,
     ) -> None:
         self.model, self.n, self.task, self.masks, self.seed = model, n, task, masks, seed
         self._selection, self._chunk, self._engine, self._error = selection, chunk, engine, error
-        self._class_dim, self._keep_samples = class_dim, keep_samples
+        self._class_dim, self._keep_samples, self._batch_dim = class_dim, keep_samples, batch_dim
         self._learned: Learned | None = None
-        self._ways: dict[Any, Way] = {}
+        self._ways: dict[Any, Ways] = {}  # by the kind of inputs
         self._asked: set[str] = set()  # names of sites that were met, and learned of, later
         self._copies_parameters = True  # until it is known that forwards leave them alone
 
@@ -266,7 +275,7 @@ class MonteCarlo:
             with explained(self.model, number, batch, args, kwargs):
                 result, way = self._predict(args, kwargs, first, number)
             yield result
-            first += Inputs(args, kwargs).size(way.axis or 0) or 0
+            first += 0 if way.examples is None else way.examples.size
 
     def __repr__(self) -> str:
         """Show the model's class, and what was asked for."""
@@ -287,15 +296,18 @@ class MonteCarlo:
             return self._predict(args, kwargs, first, step)
         if not handler.fired:
             names = ", ".join(sorted(learned.chosen))
-            raise UnsupportedError(f"mc: none of the sites {names} drops on these inputs.")
+            raise UnsupportedError(
+                f"mc: none of the sites {names} drops on these inputs, though they did when the model was looked at. "
+                "If it keeps what it has computed from one forward to the next, let it keep nothing in evaluation mode."
+            )
         if running.is_constant:
             warn(
                 f"mc: {running.n} passes gave the same output, although {', '.join(handler.fired)} dropped. That is no "
                 "certainty: what they drop does not reach the output, as where a later p is 1, or passes are too few."
             )
         fired = Sites(handler.known[name] for name in handler.fired)
-        reached = self._is_reached(running) if self.n == "auto" else None
-        examples = None if way.axis is None else batch.inputs.size(way.axis)
+        reached = running.error() <= self._limit(running) if self.n == "auto" else None
+        examples = None if way.examples is None else way.examples.size
         facts = {"seed": self.seed, "engine": way.name, "sites": fired, "reached": reached}
         return running.result(way.leaves, examples, **facts), way
 
@@ -315,23 +327,30 @@ class MonteCarlo:
             yield handler
 
     def _run(self, batch: Batch) -> tuple[Running, Way]:
-        kind = signature(batch.inputs)
-        way = self._ways.get(kind)
-        if way is None:
-            way = self._ways[kind] = self._found(batch)
-        try:
-            return self._passes(batch, way), way
-        except MismatchError as error:  # values decide what is run before the first site
-            way = self._ways[kind] = Way("loop", way.axis, False, None, way.bytes, str(error))
-            self._tell(way)
-            return self._passes(batch, way), way
+        """Run all passes, in a way that is right for these inputs: for their kind, and for the path that they take."""
+        ways = self._ways.setdefault(signature(batch.inputs), Ways())
+        way, is_new = ways.last or self._found(batch), ways.last is None
+        while True:
+            try:
+                return self._passes(batch, way, ways, is_new), way
+            except OtherPathError as other:
+                known = ways.of(other.path)
+                is_new = known is None or known is way
+                way = self._found(batch) if known is None or is_new else known
+                if is_new:  # what it does now may be what only a first forward does
+                    ways.add(other.path, way)
+            except MismatchError as error:  # values decide what is run
+                way = replace(way, engine="loop", is_batched=False, axes=None, reason=str(error))
+                is_new = True
+                self._tell(way)
 
     def _found(self, batch: Batch) -> Way:
-        way = found(batch, self._engine)
-        if self.masks == "shared" and way.axis is None and batch.inputs.size(0) != 0:
+        way = found(batch, self._engine, self._batch_dim)
+        if self.masks == "shared" and way.examples is None and not (batch.inputs.is_vector or batch.inputs.is_empty):
             raise UnsupportedError(
-                f"mc: examples cannot be told apart, so that they cannot share masks: {way.reason}. Ask "
-                'for masks="per_example".'
+                f"mc: examples cannot be told apart, so that they cannot share masks: {way.reason}. Say along which "
+                "axis they lie by `batch_dim`, give a single example an axis of its own, or ask for "
+                'masks="per_example".'
             )
         self._tell(way)
         return way
@@ -344,7 +363,8 @@ class MonteCarlo:
         if not way.is_batched and self._engine == "auto" and way.reason:
             warn(f"mc: passes over this model run one after another, for {way.reason}.")
 
-    def _passes(self, batch: Batch, way: Way) -> Running:
+    def _passes(self, batch: Batch, way: Way, ways: Ways, is_new: bool) -> Running:
+        """Run all passes in a way, which is new, or else has to be that for the path that the first pass takes."""
         running = Running(
             self.task, class_dim=self._class_dim, keep_samples=self._keep_samples, quantiles=self.task == "regression"
         )
@@ -357,17 +377,30 @@ class MonteCarlo:
             running.add(first.value, leaves, count)
             return bool(batch.handler.unknown) or self._is_enough(running)
 
+        def is_known(path: tuple[Any, ...]) -> bool:
+            if is_new:
+                ways.add(path, way)
+            return ways.of(path) is way
+
         is_auto = self.n == "auto"
-        run_passes(batch, way, _MOST if is_auto else int(self.n), self._chunk, take, is_auto)
+        most = _MOST if is_auto else int(self.n)
+        run_passes(batch, way, most, self._chunk, take, is_known=is_known, is_growing=is_auto)
         return running
 
     def _is_enough(self, running: Running) -> bool:
-        return self.n == "auto" and running.n >= _LEAST and self._is_reached(running)
+        if self.n != "auto" or running.n < _LEAST:
+            return False
+        error = running.error()
+        if math.isnan(error):  # which more passes do not change
+            warn(
+                f"mc: passes stop after {running.n}, for some outputs are not finite, and nor is the error of their "
+                "mean. Look for inputs that are not finite, or ask for a number of passes."
+            )
+        return math.isnan(error) or error <= self._limit(running)
 
-    def _is_reached(self, running: Running) -> bool:
-        """Tell whether the error is as small as it was asked to be."""
-        limit = self._error or (0.01 if self.task == "classification" else 0.01 * running.scale())
-        return running.error() <= limit
+    def _limit(self, running: Running) -> float:
+        """Return the error at which passes stop."""
+        return self._error or (0.01 if self.task == "classification" else 0.01 * running.scale())
 
 
 def _shown(loader: Iterable[Any]) -> Iterable[Any]:

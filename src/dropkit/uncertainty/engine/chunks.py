@@ -5,11 +5,13 @@ from typing import Any
 
 from torch import Tensor
 
+from dropkit.uncertainty.engine.batch import Batch
+from dropkit.uncertainty.engine.examples import Examples
 from dropkit.uncertainty.engine.inputs import Output
 from dropkit.uncertainty.engine.tape import MismatchError
-from dropkit.uncertainty.engine.ways import Batch, Way
+from dropkit.uncertainty.engine.ways import Way
 
-__all__ = ["BUDGET", "run_passes"]
+__all__ = ["BUDGET", "OtherPathError", "run_passes"]
 
 BUDGET = {"cpu": 2**23, "cuda": 2**28}
 """Bytes that the largest tensor of passes that run together may have, by the kind of device."""
@@ -18,7 +20,28 @@ _FEW = 15  # passes, with the first before which nobody stops
 Take = Callable[[Output, list[Tensor | None], int], bool]
 
 
-def run_passes(batch: Batch, way: Way, n: int, chunk: int | None, take: Take, is_growing: bool = False) -> None:
+class OtherPathError(Exception):
+    """The first pass does something else than those did that its way was found by.
+
+    Args:
+        path: What it calls, and what it is told of by yes or no.
+    """
+
+    def __init__(self, path: tuple[Any, ...]) -> None:
+        super().__init__("the forward takes another path")
+        self.path = path
+
+
+def run_passes(
+    batch: Batch,
+    way: Way,
+    n: int,
+    chunk: int | None,
+    take: Take,
+    *,
+    is_known: Callable[[tuple[Any, ...]], bool],
+    is_growing: bool = False,
+) -> None:
     """Run passes, and hand over what some have returned: the first, tensors with passes along axis 0, and how many.
 
     Args:
@@ -27,19 +50,25 @@ def run_passes(batch: Batch, way: Way, n: int, chunk: int | None, take: Take, is
         n: How many.
         chunk: How many may run together; None for as many as the budget allows.
         take: Takes them, and tells whether these are enough.
+        is_known: Tells of the path of the first pass whether the way is right for it.
         is_growing: Whether no more run together than ran before, for whoever may stop at any time.
 
     Raises:
-        MismatchError: If a pass does something else before its first site than those did that the way was found by.
+        OtherPathError: If the way is not known to be right for the path that the first pass takes; nothing was handed
+            over then.
+        MismatchError: If passes that run together do something else than those did that the way was found by.
     """
     tape = None
     if way.engine == "prefix":
-        tape, first = batch.record(way.axis, 1)
+        tape, first = batch.record(way.examples, 1)
+    else:
+        first = batch.plain(way.examples, 1)
+    if not is_known(first.path):
+        raise OtherPathError(first.path)
+    if tape is not None:
         if way.axes is not None and len(way.axes) != len(tape.entries):
             raise MismatchError("another number of functions is called before the first site")
         tape.axes = way.axes
-    else:
-        first = batch.plain(way.axis, 1)
     is_enough = take(first, first.passes(first, 1), 1)
     versions = None if tape is None else tape.versions()
     together, begin = _together(batch, way, chunk), 2
@@ -48,19 +77,21 @@ def run_passes(batch: Batch, way: Way, n: int, chunk: int | None, take: Take, is
         streams = tuple(range(begin, begin + count))
         begin += count
         if tape is not None:
-            output = batch.play(way.axis, streams, tape)
+            output = batch.play(way.examples, streams, tape)
             if tape.versions() != versions:
                 raise MismatchError("what passes have in common is written into")
         elif way.is_batched:
-            output = batch.together(_axis(way), streams)
+            output = batch.together(_examples(way), streams)
         else:
-            output = batch.plain(way.axis, streams[0])
+            output = batch.plain(way.examples, streams[0])
+        if way.is_batched and output.path != way.path:
+            raise MismatchError("more passes together call other functions")
         is_enough = take(first, output.passes(first, count), count)
 
 
-def _axis(way: Way) -> int:
-    assert way.axis is not None  # noqa: S101  # passes lie along one where they run together
-    return way.axis
+def _examples(way: Way) -> Examples:
+    assert way.examples is not None  # noqa: S101  # passes lie along their axis where they run together
+    return way.examples
 
 
 def _together(batch: Batch, way: Way, chunk: int | None) -> int:

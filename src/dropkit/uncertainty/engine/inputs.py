@@ -1,19 +1,25 @@
 """What a model takes and returns, one pass or many at a time."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
+from dropkit.errors import UnsupportedError
 from dropkit.sites.interception.restoring import cloned
+from dropkit.uncertainty.engine.examples import Examples, candidates
 from dropkit.uncertainty.engine.pending import Pending, repeated
 from dropkit.uncertainty.engine.tape import MismatchError, Player, Recorder
 from dropkit.uncertainty.results.axes import NO_AXIS, Axis
 from dropkit.uncertainty.results.outputs import flatten
 
 __all__ = ["Inputs", "Output", "signature"]
+
+
+_CONSTANTS = str | bytes | int | float | complex | None
 
 
 class Inputs:
@@ -29,40 +35,65 @@ class Inputs:
         self.leaves, _ = flatten(_listed(self._values))
         self.tensors = [leaf for leaf in self.leaves if _is_plain(leaf)]
 
-    def size(self, axis: int) -> int | None:
-        """Return the number of examples, if they lie along an axis; that of the first tensor which has it."""
-        return next((leaf.shape[axis] for leaf in self.tensors if leaf.dim() > axis), None)
+    def candidates(self, axis: int | None) -> list[Examples]:
+        """Return where examples may lie, in the order of likelihood; along one axis alone if it is given."""
+        return candidates([(number, leaf) for number, leaf in enumerate(self.leaves) if _is_plain(leaf)], axis)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are examples, though none of them, so that nothing can be told of them."""
+        first = next((leaf for leaf in self.tensors if leaf.dim()), None)
+        return first is not None and not first.shape[0]
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether there are tensors, though none with an axis for more than one example."""
+        dense = all(_is_plain(leaf) for leaf in self.leaves if isinstance(leaf, Tensor))
+        return dense and bool(self.tensors) and all(leaf.dim() < 2 for leaf in self.tensors)
 
     def plain(self) -> Any:
         """Return what one pass takes: copies, so that no pass writes into what the others take."""
         return cloned(self._values)
 
-    def repeated(self, axis: int, copies: int) -> Any:
+    def repeated(self, examples: Examples, copies: int) -> Any:
         """Return what passes that run together take."""
-        return self._with(lambda _, leaf, along: _several(leaf, along, copies), axis)
+        return self._with(lambda _, leaf, along: _several(leaf, along, copies), examples)
 
-    def recorded(self, recorder: Recorder, axis: int | None = None, copies: int = 1) -> Any:
+    def reordered(self, examples: Examples, order: Sequence[int]) -> Any:
+        """Return what one pass takes of the examples in another order."""
+
+        def reorder(_: int, leaf: Tensor, along: int | None) -> Tensor:
+            return leaf if along is None else leaf.index_select(along, torch.tensor(order, device=leaf.device))
+
+        return self._with(reorder, examples)
+
+    def recorded(self, recorder: Recorder, examples: Examples | None = None, copies: int = 1) -> Any:
         """Return what a pass takes that is recorded, or passes that run together."""
-        return self._with(lambda number, leaf, along: recorder.input(number, _several(leaf, along, copies)), axis)
+        return self._with(lambda number, leaf, along: recorder.input(number, _several(leaf, along, copies)), examples)
 
-    def played(self, player: Player, axis: int | None) -> Any:
+    def played(self, player: Player, examples: Examples | None) -> Any:
         """Return what passes take that run together, of which the tape of one is played."""
-        return self._with(lambda number, _, along: player.input(number, along), axis)
+        is_plain = all(_is_plain(leaf) or isinstance(leaf, _CONSTANTS) for leaf in self.leaves)
+        return self._with(lambda number, _, along: player.input(number, along), examples, is_copied=not is_plain)
 
-    def _with(self, change: Callable[[int, Tensor, int | None], Any], axis: int | None) -> Any:
+    def _with(
+        self,
+        change: Callable[[int, Tensor, int | None], Any],
+        examples: Examples | None,
+        is_copied: bool = True,
+    ) -> Any:
         """Return the same with something else in the place of each tensor, and copies of what else a pass may change.
 
         Args:
             change: Takes the number of a tensor among the leaves, a copy of it, and the axis of its examples, if any.
-            axis: The axis of examples.
+            examples: Where examples lie.
+            is_copied: Whether there is anything to copy, with `change` taking copies too.
         """
-        leaves, rebuild = flatten(_listed(cloned(self._values)))
-        size = None if axis is None else self.size(axis)
+        leaves, rebuild = flatten(_listed(cloned(self._values) if is_copied else self._values))
         changed: dict[int, Any] = {}  # what is one tensor stays one
         for number, leaf in enumerate(leaves):
             if _is_plain(leaf) and id(leaf) not in changed:
-                along = axis if axis is not None and leaf.dim() > axis and leaf.shape[axis] == size else None
-                changed[id(leaf)] = change(number, leaf, along)
+                changed[id(leaf)] = change(number, leaf, None if examples is None else examples.along(number))
         args, kwargs = rebuild([changed.get(id(leaf), leaf) for leaf in leaves])
         return tuple(args), kwargs
 
@@ -77,15 +108,23 @@ def _several(leaf: Tensor, along: int | None, copies: int) -> Tensor:
 
 
 def signature(inputs: Inputs) -> Any:
-    """Return what decides how passes over inputs can be run: their shapes and types, and values that are no tensors."""
-    return tuple(
-        (tuple(leaf.shape), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else _name(leaf)
-        for leaf in inputs.leaves
-    )
+    """Return what decides how passes can be run: shapes and types of inputs, and values that are no tensors."""
+    return tuple(map(_name, inputs.leaves))
 
 
-def _name(leaf: Any) -> Any:
-    return leaf if isinstance(leaf, str | int | float | bool | None) else type(leaf)
+def _name(leaf: Any, depth: int = 3) -> Any:
+    """Return a constant, or the type of an object and what it holds, as far as that can be told."""
+    if isinstance(leaf, _CONSTANTS):
+        return type(leaf), leaf
+    if isinstance(leaf, Tensor):
+        return tuple(leaf.shape), leaf.dtype, leaf.device
+    if isinstance(leaf, Mapping):
+        parts: Any = leaf.items()
+    else:
+        parts = enumerate(leaf) if isinstance(leaf, list | tuple) else getattr(leaf, "__dict__", {}).items()
+    if not depth or isinstance(leaf, Module | type):
+        return type(leaf)
+    return type(leaf), *((str(name), _name(part, depth - 1)) for name, part in parts)
 
 
 def _is_plain(leaf: Any) -> bool:
@@ -101,16 +140,32 @@ class Output:
         value: It.
         leaves: What is in it; a tensor of which all passes share the value may be pending.
         names: What the leaves are called.
+        path: What the model has called, and what it was told of by yes or no, in order.
     """
 
     value: Any
     leaves: list[Any]
     names: list[str]
+    path: tuple[Any, ...] = ()
 
     @classmethod
     def of(cls, value: Any) -> "Output":
-        """Look into what a model returned."""
+        """Look into what a model returned.
+
+        Raises:
+            UnsupportedError: If there is a tensor in it that is not dense.
+        """
         leaves, rebuild = flatten(value)
+        for name, leaf in zip(rebuild.names, leaves, strict=True):
+            if isinstance(leaf, Tensor) and (leaf.is_nested or leaf.layout is not torch.strided):
+                kind = "nested" if leaf.is_nested else "sparse"
+                remedy = (
+                    "torch.nested.to_padded_tensor makes one" if leaf.is_nested else "its method `to_dense` makes one"
+                )
+                raise UnsupportedError(
+                    f"mc: {name} is a {kind} tensor, which has no mean over passes. Let the model return a dense "
+                    f"one: {remedy} makes it."
+                )
         if any(type(leaf) is Pending for leaf in leaves):
             value = rebuild([leaf.base if type(leaf) is Pending else leaf for leaf in leaves])
         return cls(value, leaves, rebuild.names)
@@ -118,7 +173,7 @@ class Output:
     def filled(self) -> "Output":
         """Return the same where pending tensors stand for those of passes that really ran together."""
         leaves = [leaf.base if type(leaf) is Pending else leaf for leaf in self.leaves]
-        return Output(self.value, leaves, self.names)
+        return replace(self, leaves=leaves)
 
     def axes(self, one: "Output", copies: int) -> tuple[Axis, ...]:
         """Return the axis of each leaf along which examples lie: that along which passes do that ran together.

@@ -1,7 +1,8 @@
 """The handler of Monte Carlo passes: it turns sites on, and gives each the masks of its pass and example."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -23,6 +24,7 @@ from dropkit.sites.switching.rewriting import Plan, Rewriting
 from dropkit.sites.switching.selection import Selection
 from dropkit.uncertainty.engine.pending import has_pending, replaced_pending
 from dropkit.uncertainty.engine.tape import Reel
+from dropkit.uncertainty.engine.traces import Trace
 
 __all__ = ["Drawing", "Passes"]
 
@@ -75,13 +77,52 @@ class Passes(Rewriting):
         self.has_parted = False  # whether anything was drawn in it, so that passes differ
         self.unknown: set[str] = set()  # sites that could drop, and that no probe has met
         self.largest = 0  # bytes of the largest tensor that depends on a mask
+        self.path: list[Any] = []  # what the forward has called, and what it was told of by yes or no
+        self.trace: Trace | None = None  # notes what depends on masks, if anybody asks
+        self._draws = 0
 
-    def start(self, drawing: Drawing) -> None:
-        """Draw other masks from the next forward on."""
+    def start(self, drawing: Drawing, trace: Trace | None = None) -> None:
+        """Draw other masks from the next forward on, and let a trace note what depends on them."""
         self.drawing, self.fired, self.largest, self.has_parted = drawing, {}, 0, False
+        self.path, self.trace = [], trace
 
     def dropout(self, place: Place, call: Call) -> Any:
         """Run a call with the masks of its passes, if it drops."""
+        if self.trace is None:
+            self.path.append(call.function.function)
+            return self._switched(place, call)
+        function, args, kwargs = call.function.function, *call.parts()
+        return self._followed(self.trace, function, args, kwargs, lambda: self._switched(place, call))
+
+    def other(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run whatever draws anything with the masks of its passes, and let all else run."""
+        if self.trace is None:
+            self.path.append(function)
+            result = self._unswitched(function, args, kwargs)
+        else:
+            run = partial(self._unswitched, function, args, kwargs)
+            result = self._followed(self.trace, function, args, kwargs, run)
+        if result is True or result is False:
+            self.path.append(result)
+        return result
+
+    def _followed(
+        self,
+        trace: Trace,
+        function: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        run: Callable[[], Any],
+    ) -> Any:
+        """Run a call, and note whether it takes or returns what depends on masks."""
+        self.path.append(function)
+        sources, draws = trace.sources(function, args, kwargs), self._draws
+        result = run()
+        place = self.interceptor.frames[-1].name if self.interceptor.frames else ""
+        trace.add(function, args, kwargs, sources, result, draws=self._draws != draws, place=place)
+        return result
+
+    def _switched(self, place: Place, call: Call) -> Any:
         name = renamed(place, self.plan.names)
         if name not in self.known and call.switched(True).is_active:
             self._meet(name, place, call)
@@ -102,8 +143,7 @@ class Passes(Rewriting):
         if site in self._selection:
             self.chosen.add(name)
 
-    def other(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Run whatever draws anything with the masks of its passes, and let all else run."""
+    def _unswitched(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         call = find_call(function, args, kwargs, INFERENCE)
         if call is not None:
             return self._dropped(self.interceptor.place(), call)
@@ -169,6 +209,7 @@ class Passes(Rewriting):
         """Note that passes differ from here on, and, if a site of the model drops, which."""
         name = renamed(place, self.plan.names)
         self.has_parted = True
+        self._draws += 1
         if name in self.chosen:
             self.fired[name] = self.fired.get(name, 0) + 1
         if self.drawing.reel is not None:

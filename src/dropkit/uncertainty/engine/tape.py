@@ -10,7 +10,7 @@ from torch.utils import _pytree
 
 from dropkit.uncertainty.engine.pending import Pending, replaced_pending
 
-__all__ = ["MismatchError", "Player", "Recorder", "Reel", "Tape"]
+__all__ = ["MismatchError", "Player", "Recorder", "Reel", "Tape", "writes"]
 
 Function = Callable[..., Any]
 
@@ -181,15 +181,16 @@ class Player(_Reel):
 
 def really(function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """Call a function with the values of pending tensors."""
-    is_written = _writes(function, kwargs)
+    is_written = writes(function, kwargs)
     real_args, real_kwargs = replaced_pending((args, dict(kwargs)), lambda pending: pending.filled(is_written))
     return function(*real_args, **real_kwargs)
 
 
-def _writes(function: Function, kwargs: Mapping[str, Any]) -> bool:
+def writes(function: Function, kwargs: Mapping[str, Any]) -> bool:
     """Tell whether a function may write into its arguments."""
     name = getattr(function, "__name__", "")
-    is_in_place = (name.endswith("_") and not name.endswith("__")) or name.startswith("__i") or name == "__setitem__"
+    is_operator = name.startswith("__i") and name not in ("__int__", "__index__", "__invert__", "__iter__")
+    is_in_place = (name.endswith("_") and not name.endswith("__")) or is_operator or name == "__setitem__"
     return is_in_place or bool(kwargs.get("inplace")) or "out" in kwargs
 
 
