@@ -156,7 +156,7 @@ def test_windows_have_masks_of_their_example(masks: str) -> None:
 
 def test_passes_that_cannot_run_together_say_so() -> None:
     with pytest.warns(
-        UserWarning, match="run one after another, for output has other values where passes run together"
+        UserWarning, match=r"run one after another, for examples depend on one value of all of them, by mean\(\)"
     ):
         mc(OfTheBatch(), 3, seed=0)(torch.randn(6, 8))
     with pytest.raises(UnsupportedError, match="engine='batched' is not right for this model"):

@@ -110,7 +110,7 @@ class Trial:
                 why = self._difference(output)
             except Exception as error:  # noqa: BLE001  # whatever it makes of inputs that are longer than they were
                 why = shortened(error)
-        self.reason = why or self._joint(examples)
+        self.reason = self._joint(examples) or why
         return not why
 
     def _joint(self, examples: Examples) -> str:
@@ -236,7 +236,7 @@ def found(batch: Batch, engine: str, axis: int | None = None) -> Way:
         trials.append((trial, examples))
     for trial, examples in trials:
         if trial.can_be_reordered(examples):
-            return trial.way(engine, reason)
+            return trial.way(engine)
     if axis is not None and trials:
         return trials[0][0].way(engine, reason)
     return Trial(batch, None).way(engine, reason or "no input has an axis of examples")
