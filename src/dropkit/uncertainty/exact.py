@@ -112,7 +112,8 @@ class Enumeration:
             What they predict.
         """
         inputs = Inputs(args, kwargs)
-        examples = inputs.size(0)
+        along = inputs.along(0)
+        examples = 0 if along is None else along.size
         if not examples:
             shapes = [tuple(tensor.shape) for tensor in inputs.tensors]
             raise argument_error("exact", "inputs", "tensors with an axis 0 of examples, 1 or more", shapes)
@@ -160,7 +161,7 @@ class Enumeration:
 
 def _output(model: Module, inputs: Inputs, copies: int, examples: int) -> Tensor:
     """Run a model on copies of its inputs, one after another."""
-    args, kwargs = inputs.repeated(0, copies)
+    args, kwargs = inputs.repeated(inputs.along(0), copies)
     found = model(*args, **kwargs)
     if isinstance(found, Tensor) and found.is_floating_point() and found.shape[:1] == (copies * examples,):
         return found

@@ -60,7 +60,7 @@ class Batch:
         output = Output.of(self.model(*args, **kwargs))
         output.path = tuple(self.handler.path)
         if trace is not None:
-            trace.end(output.leaves)
+            trace.end(output.names, output.leaves)
         return output
 
     def plain(self, examples: Examples | None, stream: int, trace: Trace | None = None) -> Output:

@@ -39,6 +39,11 @@ class Inputs:
         """Return where examples may lie, in the order of likelihood; along one axis alone if it is given."""
         return candidates([(number, leaf) for number, leaf in enumerate(self.leaves) if _is_plain(leaf)], axis)
 
+    def along(self, axis: int) -> Examples | None:
+        """Return the examples along an axis, as many as the first tensor has that has it; None if there is none."""
+        sizes = [leaf.shape[axis] for leaf in self.tensors if leaf.dim() > axis]
+        return next((each for each in self.candidates(axis) if each.size == sizes[0]), None)
+
     @property
     def is_empty(self) -> bool:
         """Whether there are examples, though none of them, so that nothing can be told of them."""
@@ -55,7 +60,7 @@ class Inputs:
         """Return what one pass takes: copies, so that no pass writes into what the others take."""
         return cloned(self._values)
 
-    def repeated(self, examples: Examples, copies: int) -> Any:
+    def repeated(self, examples: Examples | None, copies: int) -> Any:
         """Return what passes that run together take."""
         return self._with(lambda _, leaf, along: _several(leaf, along, copies), examples)
 

@@ -60,7 +60,7 @@ class Trace:
 
     def __init__(self) -> None:
         self.calls: list[Traced] = []
-        self.returned: tuple[int, ...] = ()  # numbers of what the model has returned
+        self.returned: dict[int, str] = {}  # what the model has returned, by number
         self._numbers = WeakTensorKeyDictionary()  # of tensors that depend on masks
         self._count = 0
 
@@ -132,10 +132,12 @@ class Trace:
             type(each) is NumberedKey or self.number(each) == _KEY for each in leaves
         )
 
-    def end(self, leaves: Sequence[Any]) -> None:
-        """Note what the model has returned."""
-        numbers = map(self.number, leaves)
-        self.returned = tuple(number for number in numbers if number is not None)
+    def end(self, names: Sequence[str], leaves: Sequence[Any]) -> None:
+        """Note what the model has returned, and what that is called."""
+        for name, leaf in zip(names, leaves, strict=True):
+            number = self.number(leaf)
+            if number is not None:
+                self.returned.setdefault(number, name)
 
     def _is_read(self, function: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Tell whether a call gives Python values, or as many numbers as values tell."""
@@ -171,7 +173,8 @@ def joint(few: Trace, many: Trace) -> str:
                     return _of_all(used[0])
             elif 0 not in shape:
                 makers[number] = used[0] if used else one
-    return next((_of_all(makers[number]) for number in few.returned if number in makers), "")
+    shared = ((name, makers[number]) for number, name in few.returned.items() if number in makers)
+    return next((f"{name} is one value of all examples, by {call.shown}" for name, call in shared), "")
 
 
 def _of_all(call: Traced) -> str:
