@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from dropkit import study
 from dropkit.errors import ArgumentError, ArgumentTypeError, RunError
 from dropkit.study import METHODS, Budget, Dataset, sampling
-from dropkit.study.intervals import agreement
+from dropkit.study.calibration import agreement
 from dropkit.study.loading import load_again
 from dropkit.study.own import check_network
 from dropkit.study.preparation import fit
 from dropkit.study.result import Result
 from dropkit.study.sampling import Dropped, samples
-from dropkit.study.saved_model import SavedModel, load_model, save_model
+from dropkit.study.saved_model import SavedModel, load_model
+from dropkit.study.saving import save_models
 from dropkit.study.storage import RunFolder, read_plan
 from dropkit.study.verdict import Verdict
 from tests.helpers.command import call
@@ -41,7 +42,7 @@ def save_as_if_recommended(result: Result, data: Dataset, method: str, network: 
         shutil.copytree(result.directory, path)
         with pytest.MonkeyPatch.context() as patch, RunFolder.open(path) as folder:
             patch.setattr(Verdict, "saved", property(lambda _: method))
-            save_model(folder, data, result.findings, network)
+            save_models(folder, data, result.findings, network)
     return path
 
 
@@ -234,7 +235,7 @@ def test_numbers_are_unsure_where_half_the_interval_exceeds_the_error_on_the_tes
     assert by_hand.unsure.sum() == 20
     assert call("predict", str(directory), str(new), "--samples", "60", "--tolerance", str(middle)) == 0
     out, err = capsys.readouterr()
-    assert (out, err) == (by_hand.to_csv(), "")
+    assert (out, err) == (by_hand.to_csv(), f"dropkit: {by_hand.notes[0]}\n")
     heading, *rows = csv.reader(io.StringIO(out))
     assert heading == ["predicted y", "low", "high", "unsure"]
     assert all(float(row[1]) <= float(row[0]) <= float(row[2]) for row in rows)
@@ -275,8 +276,10 @@ def test_the_command_says_so_in_one_line(numbers: Path, capsys: pytest.CaptureFi
     assert call("predict", str(numbers / "run, weight_decay"), new, "--samples", "5") == 0
     out, err = capsys.readouterr()
     assert out.count("\n") == 41
-    assert err.count("\n") == 1
+    assert err.count("\n") == 2
     assert err.startswith("dropkit: The model, with ")
+    assert "Of so few values the level of an interval says little" in err
+    assert "\ndropkit: The intervals are of the networks' predictions, not of the target: on test rows " in err
     assert "drops nothing: the samples are its" in err
 
 
@@ -356,7 +359,12 @@ def test_damage_is_told(saving: Callable[[str], Path], tmp_path: Path, damage: d
         ({"samples": 5, "seed": 0.5}, ArgumentTypeError, "seed"),
         ({"samples": 5, "tolerance": -1.0}, ArgumentError, "tolerance"),
         ({"samples": 5, "tolerance": float("inf")}, ArgumentError, "tolerance"),
-        ({"tolerance": 1.0}, ArgumentError, "left out without `samples`"),
+        ({"tolerance": 1.0}, ArgumentError, "`tolerance` must be left out without `samples`"),
+        ({"level": 0.5}, ArgumentError, "`level` must be left out without `samples`"),
+        ({"seed": 3}, ArgumentError, "`seed` must be left out without `samples`"),
+        ({"method": 5}, ArgumentTypeError, "`method` must be the name of a method, got 5"),
+        ({"method": "l1"}, ArgumentError, "`method` must be one of 'dropout', .*'weight_drop', got 'l1'"),
+        ({"method": "../model"}, ArgumentError, "`method` must be one of"),
         ({"samples": 5, "tolerance": 1.0}, ArgumentError, "left out for classes"),
     ],
 )

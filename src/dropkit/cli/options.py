@@ -17,7 +17,7 @@ def in_options(message: str, names: Mapping[str, str] = MappingProxyType({})) ->
         names: From arguments to what they are called, where that is not their name with dashes.
     """
     return re.sub(
-        r"^(?:run|predict|Budget): `(\w+)`",
+        r"^(?:run|predict|load_models|Budget): `(\w+)`",
         lambda found: names.get(found[1], "--" + found[1].replace("_", "-")),
         message,
     )

@@ -48,6 +48,14 @@ def command(
             show_default="the screen",
         ),
     ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            metavar="<name>",
+            help="A method of the study whose networks predict, such as dropout. [default: as advised]",
+            show_default=False,
+        ),
+    ] = None,
     samples: Annotated[
         str | None,
         typer.Option(metavar="<int>", help="Passes with dropout over each network, 2 or more.", show_default=False),
@@ -87,10 +95,11 @@ def command(
     try:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always", UserWarning)
-            found = predict(run, data, samples=count, **given)  # type: ignore[arg-type]  # each has its own
+            found = predict(run, data, method=method, samples=count, **given)  # type: ignore[arg-type]  # each has its own
     except (ArgumentError, ArgumentTypeError) as error:
         raise type(error)(in_options(str(error))) from None
-    for message in dict.fromkeys(str(one.message) for one in told if one.category is UserWarning):
+    warned = [str(one.message) for one in told if one.category is UserWarning]
+    for message in dict.fromkeys((*warned, *found.notes)):
         typer.echo(f"dropkit: {' '.join(message.split())}", err=True)
     if path is None:
         _print(found.to_csv())

@@ -219,7 +219,7 @@ def _finish(folder: "RunFolder", data: Dataset, progress: ProgressCallback, netw
     from dropkit.study.output import write_files
     from dropkit.study.report import write_report
     from dropkit.study.result import Result
-    from dropkit.study.saved_model import save_model
+    from dropkit.study.saving import save_models
 
     reporter = Reporter(folder.plan, progress)
     try:
@@ -227,7 +227,7 @@ def _finish(folder: "RunFolder", data: Dataset, progress: ProgressCallback, netw
         reporter.enter("measuring")
         findings = find(folder, data, network, reporter.step)
         reporter.enter("writing")
-        save_model(folder, data, findings, network)
+        save_models(folder, data, findings, network)
         write_files(folder.path, findings)
         write_report(folder.path / "report.html", findings)
         reporter.step()

@@ -1,7 +1,6 @@
 """Intervals over the samples of a saved model, and which rows it is unsure of."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,25 +8,27 @@ import numpy.typing as npt
 from dropkit._checks import argument_error
 from dropkit.errors import RunError
 from dropkit.sites.interception.telling import warn
+from dropkit.study.calibration import agreement
+from dropkit.study.new_rows import NewRows
 from dropkit.study.own.inputs import count_rows
 from dropkit.study.prediction import Predictions
 from dropkit.study.sampling import drops, samples
 from dropkit.study.saved_model import SavedModel
 
-__all__ = ["agreement", "sampled"]
+__all__ = ["sampled"]
 
 Array = npt.NDArray[np.float64]
 
 
 def sampled(
-    path: Path, model: SavedModel, inputs: Any, count: int, level: float, tolerance: float | None, seed: int
+    path: Path, model: SavedModel, rows: NewRows, count: int, level: float, tolerance: float | None, seed: int
 ) -> Predictions:
     """Predict rows from samples, with the interval of each value.
 
     Args:
         path: The run directory, for messages.
         model: The model.
-        inputs: The rows, as `SavedModel.predict` takes them.
+        rows: The rows; those of which nothing is known are unsure, whatever the samples say.
         count: Passes over each network.
         level: Share of the samples in an interval, and the least share that must agree on a class.
         tolerance: Of numbers, the widest half of an interval that is sure. Default: the error on the test rows.
@@ -45,33 +46,43 @@ def sampled(
     tolerance = model.dropped.error if tolerance is None else tolerance
     if not model.is_classifier and tolerance is None:
         raise argument_error("predict", "tolerance", "given, for the study has no finite error", tolerance)
-    if not count_rows(inputs):
-        none = model.predict(inputs)
+    if not count_rows(rows.inputs):
+        none = model.predict(rows.inputs)
         return Predictions(model.target, model.class_names, none, none, none, np.zeros(0, bool))
-    passes = count if drops(model, inputs) else None
-    if passes is None and len(model.members) == 1:
+    passes = count if drops(model, rows.inputs) else None
+    if passes is None:
+        _warn_of_no_dropout(path, model)
+    parts = [_summarised(part.numpy(), level) for part in samples(model, rows.inputs, passes, seed)]
+    mean, low, high, share = (np.concatenate(each) for each in zip(*parts, strict=True))
+    names = model.class_names if model.is_classifier else ()
+    unsure = share < level if model.is_classifier else (high - low)[:, 0] / 2 > tolerance
+    if len(rows.strange):
+        unsure |= rows.strange
+    return Predictions(model.target, names, mean, low, high, unsure, _notes(model, rows, level))
+
+
+def _warn_of_no_dropout(path: Path, model: SavedModel) -> None:
+    networks = len(model.members)
+    what = f"The model, with {model.label}, drops nothing"
+    if networks == 1:
         raise RunError(
             f"{path} has one network, with {model.label}, which drops nothing: all samples would be equal. Predict "
-            "without samples, or run a study with more seeds."
+            "without samples, choose a method that drops, or run a study with more seeds."
         )
-    if passes is None:
-        what = f"its {len(model.members)} networks, each trained on other rows"
-        warn(f"The model, with {model.label}, drops nothing: the samples are {what}.")
-    parts = [_summarised(part.numpy(), level) for part in samples(model, inputs, passes, seed)]
-    mean, low, high, share = (np.concatenate(each) for each in zip(*parts, strict=True))
-    if model.is_classifier:
-        return Predictions(model.target, model.class_names, mean, low, high, share < level)
-    return Predictions(model.target, (), mean, low, high, (high - low)[:, 0] / 2 > tolerance)
+    warn(
+        f"{what}: the samples are its {networks} networks, each trained on other rows. Of so few values the level of "
+        "an interval says little, and this is no Monte Carlo dropout: for that, choose a method that drops."
+    )
 
 
-def agreement(found: Array) -> Array:
-    """Return the share of the samples whose likeliest class is that of their mean, of shape (rows,).
-
-    Args:
-        found: Probabilities of shape (samples, rows, classes).
-    """
-    votes = found.argmax(2) == found.mean(0).argmax(1)
-    return np.asarray(votes.sum(0) / len(found))
+def _notes(model: SavedModel, rows: NewRows, level: float) -> tuple[str, ...]:
+    """Return what is to be told of intervals and rows."""
+    words = "" if model.is_classifier else "The intervals are of the networks' predictions, not of the target."
+    if model.calibration is not None:
+        words = model.calibration.sentence(level)
+    strange = int(rows.strange.sum())
+    told = f"{rows.note} Unsure whatever the samples say: {strange:,}." if strange else rows.note
+    return tuple(note for note in (words, told) if note)
 
 
 def _summarised(found: Array, level: float) -> tuple[Array, Array, Array, Array]:

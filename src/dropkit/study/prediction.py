@@ -13,21 +13,21 @@ import numpy.typing as npt
 
 from dropkit._checks import KEY, Integer, Number, argument_error, argument_type_error, require
 from dropkit.errors import DataError
-from dropkit.study.inference import encode
-from dropkit.study.preparation import DATE
-from dropkit.study.reading import Table, listed, read_table
+from dropkit.study.new_rows import read_rows
 
 if TYPE_CHECKING:
     from torch import nn
 
     from dropkit.study.own import Factory
-    from dropkit.study.saved_model import SavedModel
 
 __all__ = ["Predictions", "load_models", "predict"]
 
 _SAMPLES = Integer(2, 100_000, "[2, 100,000]")
-_LEVEL = Number(0.0, 1.0, open_low=True, open_high=True, remedy="It is the share of the samples in an interval.")
-_TOLERANCE = Number(0.0, float("inf"), open_high=True)
+_OF_SAMPLES: dict[str, Number | Integer] = {
+    "level": Number(0.0, 1.0, open_low=True, open_high=True, remedy="It is the share of the samples in an interval."),
+    "tolerance": Number(0.0, float("inf"), open_high=True),
+    "seed": KEY,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +41,7 @@ class Predictions:
         low: The lower end of the interval of each value over the samples; None without samples.
         high: The upper end.
         unsure: Whether the model is unsure of a row, of shape (rows,); None without samples.
+        notes: Sentences on what the intervals are worth, and on rows that are not like those of the study.
     """
 
     target: str
@@ -49,6 +50,7 @@ class Predictions:
     low: npt.NDArray[np.float64] | None = None
     high: npt.NDArray[np.float64] | None = None
     unsure: npt.NDArray[np.bool_] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def labels(self) -> list[str]:
@@ -95,17 +97,18 @@ def predict(
     data: object,
     *,
     network: "Factory | None" = None,
+    method: str | None = None,
     samples: int | None = None,
-    level: float = 0.9,
+    level: float | None = None,
     tolerance: float | None = None,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> Predictions:
     """Predict new rows with the recommended model of a study that has ended.
 
     With `samples` its networks drop as they did in training: that many passes over each are the samples. Their mean
     is the prediction, and how they differ is what dropout and the split of the rows leave open, not the noise of the
-    data. Where nothing was dropped, which is warned of, each network is a sample as it is. Rates that a layer learned
-    unit by unit are taken at their mean.
+    data: an interval is one of the prediction and not of the target. Where nothing was dropped, which is warned of,
+    each network is a sample as it is. Rates that a layer learned unit by unit are taken at their mean.
 
     Args:
         directory: The run directory.
@@ -113,6 +116,8 @@ def predict(
             alone. For a study of an array: an array of shape (rows, columns). For rows that a function of yours loaded:
             inputs as the network takes them, a tensor or tensors in a tuple, list or dictionary.
         network: The function that the run began with, if its network was one of your own. Default: the study's network.
+        method: A method of the study, such as ``"dropout"``, whose confirmed networks predict in place of the
+            recommended ones. Default: the recommended method, or none where none is recommended.
         samples: Passes with dropout over each network, from 2 to 100,000. Default: none, and no interval.
         level: Of samples, the share in the central interval, in (0, 1). A class is unsure where it is the likeliest in
             a smaller share of them. Default: 0.9.
@@ -121,10 +126,12 @@ def predict(
         seed: Of samples, what the masks are drawn from, in ``[0, 2**64)``. Default: 0.
 
     Returns:
-        Probabilities of each class, or numbers; with `samples`, their intervals and which rows are unsure.
+        Probabilities of each class, or numbers; with `samples`, their intervals and which rows are unsure. A row with
+        no value that the study knows, or with one further beyond its range than that is wide, is always unsure.
 
     Raises:
-        ArgumentError: If the network is not the one that the run began with, or another value is not accepted.
+        ArgumentError: If the network is not the one that the run began with, the run has no networks of the method, or
+            another value is not accepted.
         ArgumentTypeError: If an argument has a type that is not accepted.
         DataError: If columns are missing, or hold something else than in the study.
         RunError: If the run holds no model, or none that has samples.
@@ -142,27 +149,32 @@ def predict(
     """
     if not isinstance(directory, str | PathLike):
         raise argument_type_error("predict", "directory", "a path", directory)
-    level, seed = _LEVEL.check("predict", "level", level), KEY.check("predict", "seed", seed)
+    if method is not None and not isinstance(method, str):
+        raise argument_type_error("predict", "method", "the name of a method", method)
     if samples is not None:
         samples = _SAMPLES.check("predict", "samples", samples)
-    if tolerance is not None:
-        tolerance = _TOLERANCE.check("predict", "tolerance", tolerance)
-        if samples is None:
-            raise argument_error("predict", "tolerance", "left out without `samples`", tolerance)
+    chosen: dict[str, Any] = {"level": 0.9, "tolerance": None, "seed": 0}
+    for name, value in {"level": level, "tolerance": tolerance, "seed": seed}.items():
+        if value is not None:
+            chosen[name] = _OF_SAMPLES[name].check("predict", name, value)
+            if samples is None:
+                raise argument_error("predict", name, "left out without `samples`", value)
     require("safetensors", "study", "A prediction")
     from dropkit.study.own.inputs import holds_tensors_alone
     from dropkit.study.saved_model import load_model
 
     if not isinstance(data, str | PathLike | np.ndarray) and not holds_tensors_alone(data):
         raise argument_type_error("predict", "data", "the path of a file, an array, or a network's inputs", data)
-    model = load_model(Path(directory), network)
-    inputs = _read(model, data)
+    model = load_model(Path(directory), network, method)
+    rows = read_rows(model, data)
     if samples is None:
-        found = Predictions(model.target, model.class_names if model.is_classifier else (), model.predict(inputs))
+        names = model.class_names if model.is_classifier else ()
+        notes = (rows.note,) if rows.note else ()
+        found = Predictions(model.target, names, model.predict(rows.inputs), notes=notes)
     else:
         from dropkit.study.intervals import sampled
 
-        found = sampled(Path(directory), model, inputs, samples, level, tolerance, seed)
+        found = sampled(Path(directory), model, rows, samples, **chosen)
     lost = ~np.isfinite(found.values).all(1)
     if lost.any():
         raise DataError(
@@ -172,18 +184,9 @@ def predict(
     return found
 
 
-def _read(model: "SavedModel", data: Any) -> Any:
-    """Return rows as the model takes them."""
-    if not model.inputs:
-        return _inputs(data)
-    if isinstance(data, str | PathLike):
-        return _table(model, Path(data))
-    if isinstance(data, np.ndarray):
-        return _array(model, data)
-    raise argument_type_error("predict", "data", "the path of a file, or an array", data)
-
-
-def load_models(directory: str | PathLike[str], *, network: "Factory | None" = None) -> "list[nn.Module]":
+def load_models(
+    directory: str | PathLike[str], *, network: "Factory | None" = None, method: str | None = None
+) -> "list[nn.Module]":
     """Return the trained networks of a study, whose mean is the saved model.
 
     They are the confirmation models of the recommended method, or of no regularisation where none is recommended.
@@ -191,6 +194,7 @@ def load_models(directory: str | PathLike[str], *, network: "Factory | None" = N
     Args:
         directory: The run directory.
         network: The function that the run began with, if its network was one of your own. Default: the study's network.
+        method: A method of the study whose confirmed networks are wanted instead, such as ``"dropout"``.
 
     Returns:
         One network a confirmation seed, at its early-stopping epoch, in evaluation. It maps prepared rows to outputs:
@@ -198,7 +202,7 @@ def load_models(directory: str | PathLike[str], *, network: "Factory | None" = N
         `torch.nn.Sequential` of linear layers and ReLU; batch normalisation has become part of their weights.
 
     Raises:
-        ArgumentError: If the network is not the one that the run began with.
+        ArgumentError: If the network is not the one that the run began with, or the run has none of the method.
         ArgumentTypeError: If an argument has a type that is not accepted.
         RunError: If the run holds no model.
 
@@ -211,58 +215,11 @@ def load_models(directory: str | PathLike[str], *, network: "Factory | None" = N
     """
     if not isinstance(directory, str | PathLike):
         raise argument_type_error("load_models", "directory", "a path", directory)
+    if method is not None and not isinstance(method, str):
+        raise argument_type_error("load_models", "method", "the name of a method", method)
     require("safetensors", "study", "A saved model")
     from dropkit.study.own import OwnMember
     from dropkit.study.saved_model import load_model
 
-    members = [member for _, member in load_model(Path(directory), network).members]
+    members = [member for _, member in load_model(Path(directory), network, method).members]
     return [member.module if isinstance(member, OwnMember) else member for member in members]
-
-
-def _inputs(data: Any) -> Any:
-    """Return what the network of a study of rows that a function loaded takes."""
-    from dropkit.study.own.inputs import count_rows, fault, holds_tensors_alone
-
-    if not holds_tensors_alone(data):
-        what = "an array" if isinstance(data, np.ndarray) else str(data)
-        raise DataError(
-            "The study's rows were loaded by a function of your own: give study.predict inputs as the network takes "
-            f"them, a tensor or tensors in a tuple, list or dictionary, not {what}."
-        )
-    wrong = fault(data, count_rows(data))
-    if wrong:
-        raise DataError(f"The new data are {wrong}.")
-    return data
-
-
-def _array(model: "SavedModel", data: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    if model.columns:
-        raise DataError(f"The study's data are a table with named columns: give a file, not an array of {data.shape}.")
-    if data.ndim != 2 or data.shape[1] != model.inputs or not np.issubdtype(data.dtype, np.number):
-        raise DataError(f"The array must hold numbers in {model.inputs} columns, got {data.dtype} of {data.shape}.")
-    if not np.isfinite(data).all():
-        raise DataError("The array holds NaN or infinity; fill or leave out these rows first.")
-    return data
-
-
-def _table(model: "SavedModel", path: Path) -> npt.NDArray[np.float64]:
-    if not model.columns:
-        raise DataError(
-            f"The study's data have no named columns, so that {path} cannot be matched with them. In Python, "
-            f"dropkit.study.predict takes an array of shape (rows, {model.inputs})."
-        )
-    table: Table = read_table(path)
-    missing = [column.name for column in model.columns if column.name not in table]
-    if missing:
-        raise DataError(f"{path} lacks the columns {listed(missing)}. It has {listed(table)}.")
-    parts = []
-    for column in model.columns:
-        try:
-            parts.append(encode(column, table[column.name]))
-        except ValueError as error:
-            example = " such as 2024-12-31" if column.kind == DATE else ""
-            raise DataError(
-                f"{path}: column {column.name!r} must hold {column.kind}s only{example}, as in the study's table, got "
-                f"{str(error)!r}."
-            ) from None
-    return np.stack(parts, axis=1)

@@ -1,13 +1,12 @@
-"""The model that a study recommends, in two files of its run: weights as safetensors, everything else as JSON.
+"""The model that a study recommends, as its run holds it, and those of its other methods.
 
 It is the mean of the confirmation models of the recommended method, or of no regularisation where none is recommended:
 each trained on other rows, so together they have seen nearly all, and the loss of the mean is at most the mean loss.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +18,17 @@ from torch.nn.utils import skip_init
 
 from dropkit._checks import argument_error
 from dropkit.errors import DropkitError, RunError
-from dropkit.study._atomic import write_atomic
-from dropkit.study.dataset import CLASSIFICATION, Dataset
-from dropkit.study.findings import Findings
-from dropkit.study.methods import METHODS, Recipe
-from dropkit.study.own import Factory, OwnMember, OwnNetwork, own_members, rows_at_once, state_names
-from dropkit.study.preparation import Column, Preparation, fit
+from dropkit.study.calibration import Calibration
+from dropkit.study.dataset import CLASSIFICATION
+from dropkit.study.new_rows import Ranges
+from dropkit.study.own import Factory, OwnMember, own_members
+from dropkit.study.preparation import Column, Preparation
 from dropkit.study.sampling import Dropped
-from dropkit.study.splits import outer_split, seed_key, seed_split
-from dropkit.study.storage import RunFolder
-from dropkit.study.test_rows import confirmed_parameters
+from dropkit.study.storage import method_path, read_models
 
-__all__ = ["SavedModel", "load_model", "save_model"]
+__all__ = ["DESCRIPTION", "WEIGHTS", "SavedModel", "load_model", "model_of"]
 
-_WEIGHTS, _DESCRIPTION = "model.safetensors", "model.json"
-_FORMAT = 1
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 Network = nn.Module | OwnMember
 
@@ -51,6 +46,9 @@ class SavedModel:
         inputs: Numbers that a row has before preparation; 0 where a function of the user's loaded the rows.
         members: What prepares the rows for each network, and the network: from prepared rows to outputs.
         dropped: What the networks dropped in training; None where the model was saved before that was written down.
+        ranges: The least and the greatest number of each input among the study's rows; none where the model was saved
+            before that was written down.
+        calibration: How its samples did on test rows; None where that was not measured.
     """
 
     label: str
@@ -61,6 +59,8 @@ class SavedModel:
     inputs: int
     members: tuple[tuple[Preparation, Network], ...]
     dropped: Dropped | None = None
+    ranges: Ranges = ()
+    calibration: Calibration | None = None
 
     @property
     def is_classifier(self) -> bool:
@@ -84,103 +84,115 @@ class SavedModel:
         return output.double() * preparation.target_scale + preparation.target_mean
 
 
-def save_model(folder: RunFolder, data: Dataset, findings: Findings, network: OwnNetwork | None = None) -> None:
-    """Write the recommended model into the run; nothing where every run without regularisation diverged."""
-    from safetensors.torch import save
-
-    summary, method = findings.summary, findings.verdict.saved
-    if method not in summary.arms or not summary.arms[method].records:
-        return
-    plan = folder.plan
-    _, rest = outer_split(data, plan.budget, plan.seed)
-    recipe = METHODS[method].recipe(summary.arms[method].strength)
-    weights: dict[str, torch.Tensor] = {}
-    preparations, keys = [], []
-    for member, (seed, parameters) in enumerate(confirmed_parameters(folder, summary, method).items()):
-        keys.append(seed_key(plan.seed, seed))
-        train = seed_split(data, rest, plan.budget, keys[-1]).train
-        targets = None if data.is_classification else data.targets
-        preparations.append(fit(data.schema, data.inputs, targets, train).to_json())
-        names = state_names(network.build(recipe.dropout, keys[-1])) if network else range(len(parameters))
-        weights |= {f"{member}.{name}": torch.tensor(part) for name, part in zip(names, parameters, strict=True)}
-    # A network of the user's own has its dropout in itself.
-    inserted = recipe if network is None else Recipe()
-    description = {
-        "format": _FORMAT,
-        "label": summary.arms[method].label,
-        "task": data.task,
-        "target": data.target_name,
-        "class_names": list(data.class_names or (str(number) for number in range(data.classes))),
-        "inputs": data.inputs.shape[1],
-        "members": preparations,
-        "dropped": _dropped(findings, inserted, len(inserted.hidden(plan.budget.hidden))).to_json(),
-    }
-    if network is not None:
-        shape = data.image_shape
-        described = {"p": recipe.dropout, "keys": keys, "image_shape": shape}
-        description["network"] = {**plan.network, **described, "rows_at_once": rows_at_once(data, plan.budget)}
-    write_atomic(folder.path / _WEIGHTS, save(weights))
-    write_atomic(folder.path / _DESCRIPTION, json.dumps(description, indent=1, ensure_ascii=False) + "\n")
-
-
-def _dropped(findings: Findings, recipe: Recipe, hidden: int) -> Dropped:
-    """Return what the saved networks dropped, in so many hidden layers."""
-    error = findings.saved.metrics.get("rmse") if findings.saved is not None else None
-    records = findings.summary.arms[findings.verdict.saved].records
-    rates = [record.learned_rates or (recipe.dropout,) * hidden for record in records]
-    return Dropped.of(recipe, rates, error if error is not None and isfinite(error) else None)
-
-
-def load_model(path: Path, network: Factory | None = None) -> SavedModel:
-    """Read the model of a run.
+def load_model(path: Path, network: Factory | None = None, method: str | None = None) -> SavedModel:
+    """Read a model of a run.
 
     Args:
         path: The run directory.
         network: What builds the networks of a run that began with a network of one's own.
+        method: The method whose networks it is the mean of. Default: the one that was saved as the study advised.
 
     Raises:
-        ArgumentError: If the network is not the one that the run began with.
+        ArgumentError: If the network is not the one that the run began with, or the run has no networks of the method.
         RunError: If the run has none, or it is damaged.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load
 
+    remedy = f"Write it anew: dropkit study --resume {path}"
     try:
-        weights = load((path / _WEIGHTS).read_bytes())
-        description = json.loads((path / _DESCRIPTION).read_text(encoding="utf-8"))
+        description = _described(path, method)
+        weights = _weights(path, description)
     except (FileNotFoundError, NotADirectoryError):
         raise RunError(
             f"{path} holds no model. Name the directory of a study that has ended, such as runs/mnist."
         ) from None
-    except (OSError, ValueError, SafetensorError) as error:
-        raise RunError(
-            f"{path}: the model cannot be read ({error}). Write it anew: dropkit study --resume {path}"
-        ) from None
-    own = description.get("network") if isinstance(description, dict) else None
-    if own is None and network is not None:
+    except DropkitError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, IndexError, SafetensorError) as error:
+        raise RunError(f"{path}: the model cannot be read ({error}). {remedy}") from None
+    if "network" not in description and network is not None:
         raise argument_error("load_models", "network", f"left out for {path}, which has the study's network", network)
     try:
-        preparations = [Preparation.from_json(one) for one in description["members"]]
-        networks: Sequence[Network]
-        if own is not None:
-            networks = own_members(path, own, network, weights, len(description["class_names"]))
-        else:
-            networks = [_network(_parts(weights, member)) for member in range(len(preparations))]
-        hidden = [len(one) // 2 for one in networks if isinstance(one, nn.Sequential)]
-        return SavedModel(
-            label=description["label"],
-            task=description["task"],
-            target=description["target"],
-            class_names=tuple(description["class_names"]),
-            columns=preparations[0].columns,
-            inputs=int(description["inputs"]),
-            members=tuple(zip(preparations, networks, strict=True)),
-            dropped=Dropped.from_json(description["dropped"], hidden) if "dropped" in description else None,
-        )
+        return model_of(path, description, weights, network)
     except DropkitError:
         raise  # of a network of one's own; an ArgumentError is a ValueError too
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError):
-        raise RunError(f"{path}: the model is damaged. Write it anew: dropkit study --resume {path}") from None
+        raise RunError(f"{path}: the model is damaged. {remedy}") from None
+
+
+def model_of(
+    path: Path, description: Mapping[str, Any], weights: Mapping[str, torch.Tensor], network: Factory | None
+) -> SavedModel:
+    """Build a model of a run from what was written down of it.
+
+    What does not fit raises KeyError, TypeError, ValueError, IndexError or RuntimeError.
+
+    Args:
+        path: The run directory, for messages.
+        description: Everything but the weights.
+        weights: Those of every network, under ``"member.part"``.
+        network: What builds the networks of a run that began with a network of one's own.
+    """
+    own = description.get("network")
+    preparations = [Preparation.from_json(one) for one in description["members"]]
+    networks: Sequence[Network]
+    if own is not None:
+        networks = own_members(path, own, network, weights, len(description["class_names"]))
+    else:
+        networks = [_network(_parts(weights, member)) for member in range(len(preparations))]
+    hidden = [len(one) // 2 for one in networks if isinstance(one, nn.Sequential)]
+    calibration, inputs = description.get("calibration"), int(description["inputs"])
+    ranges = tuple(None if one is None else (float(one[0]), float(one[1])) for one in description.get("ranges", ()))
+    if len(ranges) not in (0, len(preparations[0].columns) or inputs):
+        raise ValueError(ranges)
+    return SavedModel(
+        label=description["label"],
+        task=description["task"],
+        target=description["target"],
+        class_names=tuple(description["class_names"]),
+        columns=preparations[0].columns,
+        inputs=inputs,
+        members=tuple(zip(preparations, networks, strict=True)),
+        dropped=Dropped.from_json(description["dropped"], hidden) if "dropped" in description else None,
+        ranges=ranges,
+        calibration=None if calibration is None else Calibration.from_json(calibration),
+    )
+
+
+def _described(path: Path, method: str | None) -> dict[str, Any]:
+    """Return what is written down of the model of a method; ValueError and the like if it cannot be read."""
+    advised = _object(path / DESCRIPTION)
+    if method is None or method == advised.get("method"):
+        return advised
+    if "method" not in advised:
+        remedy = f"Write it anew: dropkit study --resume {path}"
+        raise RunError(f"{path}: the model was saved before its method could be chosen. {remedy}")
+    known = [advised["method"], *sorted(file.stem for file in method_path(path, method).parent.glob("*.json"))]
+    if method not in known:
+        rule = f"one of {', '.join(map(repr, known))}"
+        raise argument_error("load_models", "method", rule, method, f"These are the methods that {path} confirmed.")
+    return _object(method_path(path, method))
+
+
+def _object(path: Path) -> dict[str, Any]:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise TypeError(f"{path.name} holds no JSON object")
+    return found
+
+
+def _weights(path: Path, description: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the weights of the advised model, or of one that the study keeps among its confirmed ones."""
+    from safetensors.torch import load
+
+    if "kept" not in description:
+        return load((path / WEIGHTS).read_bytes())
+    packs = {pack: read_models(path, pack) for pack in {kept["pack"] for kept in description["kept"]}}
+    return {
+        f"{member}.{name}": torch.tensor(part)
+        for member, kept in enumerate(description["kept"])
+        for name, part in zip(description["names"], packs[kept["pack"]][kept["trial"]], strict=True)
+    }
 
 
 def _network(parameters: Sequence[torch.Tensor]) -> nn.Sequential:
@@ -193,7 +205,7 @@ def _network(parameters: Sequence[torch.Tensor]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1]).eval()
 
 
-def _parts(weights: dict[str, torch.Tensor], member: int) -> tuple[torch.Tensor, ...]:
+def _parts(weights: Mapping[str, torch.Tensor], member: int) -> tuple[torch.Tensor, ...]:
     own = [name for name in weights if name.startswith(f"{member}.")]
     names = sorted(own, key=lambda name: int(name.partition(".")[2]))
     if not names:

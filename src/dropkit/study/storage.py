@@ -27,7 +27,7 @@ from dropkit.study.packed import Training
 from dropkit.study.plan import Pack, Plan, plan_from_json
 from dropkit.study.records import CONFIRMATION, Record, Trial, curves
 
-__all__ = ["RunFolder", "check_new", "read_plan"]
+__all__ = ["RunFolder", "check_new", "method_path", "read_models", "read_plan"]
 
 _PLAN, _JOURNAL, _MODELS = "plan.json", "journal.log", "models"
 _CHECKPOINT = "checkpoint.safetensors"
@@ -166,7 +166,7 @@ class RunFolder:
         return Checkpoint(self.path / _CHECKPOINT, f"{self.plan.checksum} {pack.name}")
 
     def _models_path(self, pack: Pack) -> Path:
-        return self.path / _MODELS / f"{pack.name}.npz"
+        return _models_path(self.path, pack.name)
 
     def _save_models(self, pack: Pack, trials: Sequence[Trial], trainings: Sequence[Training]) -> None:
         content = io.BytesIO()
@@ -184,15 +184,33 @@ class RunFolder:
         Raises:
             RunError: If the file is damaged.
         """
-        found: dict[str, list[npt.NDArray[np.float32]]] = {}
-        try:
-            with self._models_path(pack).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                for name in sorted(arrays.files, key=lambda name: int(name.rpartition("/")[2])):
-                    found.setdefault(name.rpartition("/")[0], []).append(arrays[name])
-        except (OSError, EOFError, ValueError, zipfile.BadZipFile):
-            path = self._models_path(pack)
-            raise RunError(f"{path} is damaged. Delete it and resume: its models train again.") from None
-        return found
+        return read_models(self.path, pack.name)
+
+
+def method_path(path: Path, method: str) -> Path:
+    """Return where a run describes the confirmed models of a method."""
+    return path / _MODELS / f"{method}.json"
+
+
+def read_models(path: Path, pack: str) -> dict[str, list[npt.NDArray[np.float32]]]:
+    """Return the parameters of every model of a confirmation pack of a run, by trial name.
+
+    Raises:
+        RunError: If the file is damaged.
+    """
+    found: dict[str, list[npt.NDArray[np.float32]]] = {}
+    file_path = _models_path(path, pack)
+    try:
+        with file_path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            for name in sorted(arrays.files, key=lambda name: int(name.rpartition("/")[2])):
+                found.setdefault(name.rpartition("/")[0], []).append(arrays[name])
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile):
+        raise RunError(f"{file_path} is damaged. Delete it and resume: its models train again.") from None
+    return found
+
+
+def _models_path(path: Path, pack: str) -> Path:
+    return path / _MODELS / f"{pack}.npz"
 
 
 def _open_journal(path: Path, plan: Plan) -> Any:
