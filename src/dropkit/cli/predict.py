@@ -16,7 +16,7 @@ __all__ = ["HELP", "command"]
 _ARCHIVES = (".gz", ".bz2", ".xz", ".zst", ".zip")
 _OTHER_FORMATS = (*_ARCHIVES, ".parquet", ".pq", ".arrow", ".feather", ".json", ".jsonl", ".xlsx", ".xls", ".ods")
 
-HELP = """Predict new rows with the model that a study recommends.
+HELP = """Predict new rows with the model that a study recommends, or with the networks of another of its methods.
 
 Writes CSV: the prediction, and for classes the probability of each. With --samples, the networks of the model drop as
 they did in training, that many times each, and every value is the mean of these samples. Behind the values come the
@@ -26,14 +26,17 @@ ends of the interval that holds the --level of the samples in the middle, and th
   classes   "yes" where the predicted class is the likeliest in less than the --level of the samples
   numbers   "yes" where half of the interval is wider than the --tolerance
 
-It says that the samples disagree, which they do where the study's rows tell little; how often a class is right where
-they agree, its probability says.
+It says that the samples disagree. They may agree and be wrong, also on rows unlike the study's, which are counted on
+standard error; only where nothing is known of a row is it "yes" whatever they say. The level is a share of the samples
+and not of the targets: how many of these the intervals held on the study's test rows, or how many classes were right
+where samples agreed, is told on standard error too.
 
 \b
 Examples:
   dropkit predict runs/churn new.csv                    to the screen
   dropkit predict runs/churn new.csv --output out.csv   to a file
   dropkit predict runs/churn new.csv --samples 100      with intervals, and which rows are unsure
+  dropkit predict runs/churn new.csv --samples 100 --method dropout   whatever the study recommends
 """
 
 

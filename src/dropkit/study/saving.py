@@ -46,7 +46,10 @@ def save_models(folder: RunFolder, data: Dataset, findings: Findings, network: O
     if saved not in arms or not arms[saved].records:
         return
     describe = _Describing(folder, data, findings, network)
-    for method in [name for name, arm in arms.items() if arm.records and name != saved]:
+    for method, arm in arms.items():
+        is_fitted = network is not None and METHODS[method].recipe(arm.strength).is_linear  # no network of the user's
+        if method == saved or not arm.records or is_fitted:
+            continue
         description, _ = describe(method)
         described = {**description, "kept": describe.kept(method)}
         write_atomic(method_path(folder.path, method), _text(described))
