@@ -264,6 +264,33 @@ def test_examples_that_depend_on_each_other_between_sites_are_refused() -> None:
             exact(each, limit=2**40)(x)
 
 
+class Gated(nn.Module):
+    """Examples that meet where all of some paths are open, and behind those alone."""
+
+    def __init__(self, gates: int, couple: Callable[[Tensor], Tensor], *, is_shared: bool = False) -> None:
+        super().__init__()
+        self.gates = nn.Sequential(*[dropkit.nn.DropPath(0.5) for _ in range(gates)])
+        self.couple, self.is_shared = couple, is_shared
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.couple(self.gates(x))
+        return out * F.dropout(torch.ones(1, 1).to(x), 0.5, self.training) if self.is_shared else out
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Gated(2, lambda h: h * h.mean(0)),
+        Gated(1, lambda h: h * h.mean(0), is_shared=True),
+        nn.Sequential(Gated(1, lambda h: h - h.mean(0)), Gated(1, lambda h: h)),
+    ],
+    ids=["both_open", "shared_open", "one_open"],
+)
+def test_examples_that_meet_in_some_subnetworks_alone_are_refused(model: nn.Module) -> None:
+    with pytest.raises(UnsupportedError, match="depends on what runs with it"):
+        exact(model, output="raw")(batch(1, 4))
+
+
 class CentredInputs(Model):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.linear(self.drop(x - x.mean(0)))

@@ -91,11 +91,8 @@ class Subnetworks:
         return self.rounding if self.output != "softmax" else 2 * self.rounding.amax(self.class_dim, keepdim=True)
 
     def _slope(self, mean: Tensor) -> Tensor:
-        """Return how steeply a mean depends on logits: of a probability p ``p (1 - p)``, and the mean of that."""
-        if self.output == "raw":
-            return torch.ones_like(mean)
-        slope = mean * (1 - mean) - (self.variance if mean is self.arithmetic else 0.0)
-        return slope.clamp(min=0)
+        """Return how steeply a mean depends on logits: a probability p by ``p (1 - p)``, at most."""
+        return torch.ones_like(mean) if self.output == "raw" else mean * (1 - mean)
 
     def _divergence(self, p: Tensor, q: Tensor) -> float | None:
         if self.output == "raw":
