@@ -32,7 +32,7 @@ class Moments:
         mean: The means, of the output's shape (B, ...).
         variance: The variances, of the same shape.
         neglected: Of each module where covariances had to be neglected, by name, the share of its output's variance
-            whose covariances those were; empty where none were, as in dense networks.
+            whose covariances those were; empty where none were, as in dense networks. It measures nothing else.
     """
 
     mean: Tensor
@@ -52,30 +52,45 @@ class Moments:
 
     @property
     def error(self) -> float:
-        """The largest share that was neglected in any module; 0.0 where nothing was."""
+        """The largest share that the rank left out in any module, 0.0 where it left out nothing.
+
+        It does not measure what taking inputs of activations for Gaussian costs.
+        """
         return max(self.neglected.values(), default=0.0)
 
 
 def moments(model: Module, *, rank: int | None = None) -> "MomentPropagation":
     """Return a callable that gives mean and covariance of a model's outputs under its dropout, in one pass.
 
-    Nothing is drawn. Linear maps and dropout keep second moments exact. At an activation its input is taken for
-    Gaussian: means and variances are then exact, and of covariances it is the term linear in the input's (``C_ij
-    phi_i phi_j`` for a ReLU that is open with probabilities phi). The same is done with max pooling. Everything is
-    kept as factors of uncorrelated sources, so residual connections know how their two sides are correlated. For
-    vectors the covariance is full, without which standard deviations may be half of what they are. Few masks are far
-    from Gaussian: those of up to 64 inputs are followed through activations from one of their two values to the other,
-    with all else taken for Gaussian given each of these, without which deviations may be off by a third.
+    Nothing is drawn. Linear maps and dropout keep second moments exact, and so does any elementwise function of what a
+    mask has dropped from a tensor that is not random, for it follows the mask's two values; max pooling too, where a
+    window shares one draw, as in dropped channels. Otherwise the input of an activation, or of max pooling, is taken
+    for Gaussian: means and variances are those of the function of a Gaussian variable, and of covariances it is the
+    term linear in the input's (``C_ij phi_i phi_j`` for a ReLU that is open with probabilities phi). Everything is kept
+    as factors of uncorrelated sources, so residual connections know how their two sides are correlated. For vectors the
+    covariance is full, without which standard deviations may be half of what they are. Few masks are far from Gaussian:
+    those of vectors of up to 64 elements are followed also through the activations after a linear layer, each from one
+    of its values to the other with all else taken for Gaussian, without which deviations may be off by a third.
 
     On feature maps, which are tensors of three axes or more, at most `rank` sources are kept, by subspace iteration;
     noise beyond them keeps its variance and loses its covariances, and the result tells the share. That costs as much
     as some hundred passes, so this is for dense networks and for convolutional ones whose dropout comes late, or drops
     channels; else `mc` is as near in the same time.
 
+    `Moments.error` is about the rank alone. Nothing tells how far from Gaussian the input of an activation was, and an
+    error of 0.0 does not say that moments are exact. On trained dense networks of one to three hidden layers of 50 to
+    200 units standard deviations were within 15 % of sampling, near the data; they were off by up to a third with eight
+    layers or far from the data, by a factor of two where a layer has two units, by a factor of six after a saturated
+    sigmoid, by a fifth where single elements are dropped before max pooling, and by up to two thirds where whole
+    channels are dropped of three before a convolution. To check a model, compare with `mc` on a few rows, as in the
+    example below.
+
     Rules are there for linear layers, convolutions, batch normalisation in evaluation mode, average and max pooling,
     elementwise activations, sums, and functions that move elements; and for all dropout that draws a number for each
     unit, channel, path, time or weight. What runs before the first site may be anything. An operation without a rule is
-    an error that names it. The first call runs the model twice more, to find its sites.
+    an error that names it, and so is one that reaches a random tensor where rules cannot, as in TorchScript or under
+    ``torch.func.vmap``. Models of half precision are computed in single precision from the first site on, and the
+    result is in that. The first call runs the model twice more, to find its sites.
 
     Args:
         model: The model, in either mode; it is left as it was. Axis 0 of its inputs counts examples.
@@ -83,12 +98,14 @@ def moments(model: Module, *, rank: int | None = None) -> "MomentPropagation":
             than 2048 elements; up to that their covariance is full, and takes memory for its square.
 
     Returns:
-        A callable that takes what the model takes, and returns `Moments` of its output, in its structure.
+        A callable that takes what the model takes, and returns its output with `Moments` in the place of every tensor:
+        in lists, tuples, mappings, dataclasses and the like. For a distribution there is a namespace of its parameters.
 
     Raises:
         ArgumentError: If `rank` is out of range; by a call, if no dropout is active in the model.
         ArgumentTypeError: If `model` is no module or `rank` no integer.
-        UnsupportedError: By a call, if an operation or a site has no rule.
+        UnsupportedError: By a call, if an operation or a site has no rule, or an output is of a class that cannot be
+            looked into.
 
     Examples:
         >>> import torch, dropkit
@@ -97,6 +114,15 @@ def moments(model: Module, *, rank: int | None = None) -> "MomentPropagation":
         >>> found = dropkit.uncertainty.moments(model)(torch.tensor([[3.0, 4.0]]))
         >>> found.mean, found.std, found.covariance
         (tensor([[7.]]), tensor([[5.]]), tensor([[[25.]]]))
+
+        How far standard deviations are off, as a ratio to those of sampled passes:
+
+        >>> layers = torch.nn.Linear(4, 64), torch.nn.ReLU(), torch.nn.Dropout(0.2), torch.nn.Linear(64, 32)
+        >>> network = torch.nn.Sequential(*layers, torch.nn.Tanh(), torch.nn.Linear(32, 1))
+        >>> few = torch.randn(16, 4)
+        >>> ratio = dropkit.uncertainty.moments(network)(few).std / dropkit.uncertainty.mc(network, n=2000)(few).std
+        >>> bool(((ratio - 1).abs() < 0.15).all())
+        True
 
     References:
         Wang and Manning (2013), "Fast dropout training"; Postels, Ferroni, Coskun, Navab and Tombari (2019),
