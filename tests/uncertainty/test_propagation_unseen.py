@@ -1,5 +1,7 @@
 """Nothing that computes with a random tensor passes the rules unseen, and what is not random works as it does."""
 
+import copy
+import pickle
 from collections import namedtuple
 from collections.abc import Callable
 from contextlib import suppress
@@ -284,6 +286,19 @@ def test_moments_are_compared_by_identity() -> None:
     one = propagate(x)
     assert one == one
     assert one != propagate(x)
+
+
+def repickled(value: Any) -> Any:
+    return pickle.loads(pickle.dumps(value))  # noqa: S301
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, repickled])
+@pytest.mark.parametrize("last", [nn.Linear(8, 3), nn.Identity()], ids=["linear", "fresh"])
+def test_moments_and_what_gives_them_are_copied(copied: Callable[[Any], Any], last: nn.Module) -> None:
+    propagate, x = moments(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.5), last)), torch.randn(2, 4)
+    found = propagate(x)
+    assert torch.equal(copied(found).covariance, found.covariance)
+    assert torch.equal(copied(propagate)(x).covariance, found.covariance)
 
 
 @pytest.mark.parametrize("power", [0.5, -1, 2.0], ids=["root", "inverse", "float"])

@@ -206,7 +206,9 @@ def _moments(leaf: Any, name: str, neglected: Mapping[str, float]) -> Any:
         _check_opened(leaf, name)
         return leaf
     variable = leaf.variable if isinstance(leaf, Handle) else Variable(leaf)
-    return Moments(widened(variable.mean), widened(variable.variance), dict(neglected), variable)
+    mean, variance, factors = widened(variable.mean), widened(variable.variance), widened(variable.factors)
+    rest = variance - factors.square().sum(0)  # without what ties it to the other variables of the pass
+    return Moments(mean, variance, dict(neglected), Variable(mean, factors, rest))
 
 
 def _check_opened(value: Any, name: str) -> None:
