@@ -280,6 +280,37 @@ WRITES: dict[str, Callable[[nn.Module], Any]] = {
 }
 
 
+class Hooked(nn.Module):
+    """Registers hooks in its first forward, and notes that it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.drop, self.seen = nn.Linear(4, 4), nn.Dropout(0.5), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "is_hooked"):
+            self.linear.register_forward_hook(self.count, always_call=True)
+            self.drop.register_forward_pre_hook(self.count, with_kwargs=True)
+            self.is_hooked = True
+        return self.drop(self.linear(x))
+
+    def count(self, *_: Any) -> None:
+        self.seen += 1
+
+
+def test_hooks_that_a_forward_registers_are_there_once() -> None:
+    model = Hooked()
+    model.linear.register_forward_hook(model.count)
+    for _ in range(3):
+        assert len(find(model, X)) == 1
+    assert (len(model.linear._forward_hooks), len(model.drop._forward_pre_hooks)) == (1, 0)
+    assert not model.linear._forward_hooks_always_called
+    assert not model.drop._forward_pre_hooks_with_kwargs
+    model(X)
+    model(X)
+    assert model.seen == 6  # three hooks, twice
+
+
 class Moving(nn.Module):
     """Writes a parameter in its forward, as a momentum encoder does."""
 

@@ -22,6 +22,8 @@ from dropkit.sites.interception.values import kept_values
 
 __all__ = ["cloned", "restored", "set_mode"]
 
+_HOOKS = [name for name in vars(Module()) if name.startswith("_forward") and "hooks" in name]
+
 
 @contextmanager
 def restored(model: Module, copies_parameters: bool = True) -> Iterator[None]:
@@ -38,6 +40,7 @@ def restored(model: Module, copies_parameters: bool = True) -> Iterator[None]:
         stack.callback(_keep_runs(model))
         stack.callback(kept_attributes(model, copies_parameters))
         stack.callback(_keep_modules(model))
+        stack.callback(_keep_hooks(model))
         stack.callback(_keep_gradients(model))
         for put_back in _keep_generators(model):
             stack.callback(put_back)
@@ -69,6 +72,19 @@ def _keep_modules(model: Module) -> Callable[[], None]:
             module.training = training
         for put_back_buffer in buffers:
             put_back_buffer()
+
+    return put_back
+
+
+def _keep_hooks(model: Module) -> Callable[[], None]:
+    """Let hooks that a forward registers be gone: it forgets that it has, and would register them again."""
+    names = [vars(module) for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    kept = [(each[name], tuple(each[name])) for each in names for name in _HOOKS if name in each]
+
+    def put_back() -> None:
+        for hooks, before in kept:
+            for number in [number for number in hooks if number not in before]:
+                del hooks[number]
 
     return put_back
 
