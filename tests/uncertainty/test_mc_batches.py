@@ -157,6 +157,35 @@ def test_a_statistic_of_the_batch_cannot_be_joined() -> None:
         mc(Statistic(), 3, seed=0).batches(torch.randn(6, 8).split(3))
 
 
+class Small(Head):
+    """Takes three examples at most, so that passes cannot run together."""
+
+    def forward(self, x: Tensor) -> Any:
+        if len(x) > 3:
+            raise ValueError("too many")
+        return {"y": self.head(self.drop(x)), "zeros": torch.zeros(3), "square": torch.ones(len(x), 3)}
+
+
+@pytest.mark.filterwarnings("ignore:mc. passes over")
+def test_equal_values_do_not_tell_where_examples_lie() -> None:
+    x = torch.randn(6, 8)
+    predict = mc(Small(), 4, seed=0)
+    with pytest.raises(ArgumentError, match=r"output\.zeros lie.*axis 0 or none"):
+        predict.batches(x.split(3))
+    found = predict.batches(x[:5].split(3)).mean
+    assert {name: tuple(value.shape) for name, value in found.items()} == {"y": (5, 3), "zeros": (3,), "square": (5, 3)}
+
+
+@pytest.mark.parametrize("where", [0, 1, 2])
+@pytest.mark.filterwarnings("ignore:mc. passes over")
+def test_a_batch_without_examples_tells_nothing(where: int) -> None:
+    torch.manual_seed(0)
+    x, predict = torch.randn(5, 6, 8), mc(nn.LSTM(8, 4, 2, dropout=0.5), 4, seed=0)
+    parts = list(x.split(3, 1))
+    parts.insert(where, x[:, :0])
+    same(predict.batches(parts).mean, predict(x).mean)
+
+
 def two(a: Tensor, b: Tensor) -> tuple[MonteCarlo, Tensor]:
     torch.manual_seed(0)
     predict = mc(Two(), 4, seed=0)

@@ -51,11 +51,10 @@ def reordered_axes(
         known = axes[place] if axes is not None else None
         fits = [axis for axis in range(own.dim()) if own.shape[axis] and not own.shape[axis] % len(order)]
         tried = [*fits, NO_AXIS] if known is None else [known]
-        right = (axis for axis in tried if _are_close([other], [_reordered(own, axis, order)]))
-        axis = next(right, None)
-        if axis is None:
+        right = [axis for axis in tried if _are_close([other], [_reordered(own, axis, order)])]
+        if not right:
             return None
-        found.append(axis)
+        found.append(right[0] if len(right) == 1 else None)  # equal values do not tell
     return tuple(found) if any(axis is not None and axis != NO_AXIS for axis in found) else None
 
 

@@ -209,7 +209,7 @@ class Output:
 
 def _axis(wide: Any, single: Any, copies: int) -> Axis:
     is_dense = all(isinstance(each, Tensor) and not each.is_nested for each in (wide, single))
-    if not is_dense or wide.dim() != single.dim():
+    if not is_dense or wide.dim() != single.dim() or not wide.numel():
         return None
     longer = [axis for axis in range(wide.dim()) if wide.shape[axis] != single.shape[axis]]
     if not longer:
