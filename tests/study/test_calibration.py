@@ -65,9 +65,9 @@ def test_at_most_a_thousand_rows_are_taken_evenly(monkeypatch: pytest.MonkeyPatc
 
 def test_classes_are_counted_by_the_rule_for_unsure() -> None:
     found = Calibration((1.0, 0.95, 0.9, 0.6, 0.5), (True, True, False, True, False))
-    told = "On 5 test rows of the study 3 were not unsure, of which 2 were predicted rightly; of the others 1."
-    assert found.sentence(0.9) == told
-    assert "2 were not unsure, of which 2 were predicted rightly; of the others 1." in found.sentence(0.91)
+    begins, ends = "On 5 test rows of the study", "were predicted rightly"
+    assert found.sentence(0.9) == f"{begins} 3 were not unsure, of which 2 {ends}; 2 were unsure, of which 1 were."
+    assert found.sentence(0.91) == f"{begins} 2 were not unsure, of which 2 {ends}; 3 were unsure, of which 1 were."
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_study_writes_what_its_test_rows_say_of_classes(toy: Dataset, tiny: Bu
     assert 0 < sure.sum() < 100
     assert found.notes[0] == (
         f"On 100 test rows of the study {sure.sum()} were not unsure, of which {right[sure].sum()} were predicted "
-        f"rightly; of the others {right[~sure].sum()}."
+        f"rightly; {(~sure).sum()} were unsure, of which {right[~sure].sum()} were."
     )
 
 

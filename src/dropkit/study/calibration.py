@@ -44,7 +44,8 @@ class Calibration:
         right, sure = np.array(self.right), found >= level
         return (
             f"On {rows:,} test rows of the study {int(sure.sum()):,} were not unsure, of which "
-            f"{int(right[sure].sum()):,} were predicted rightly; of the others {int(right[~sure].sum()):,}."
+            f"{int(right[sure].sum()):,} were predicted rightly; {int((~sure).sum()):,} were unsure, of which "
+            f"{int(right[~sure].sum()):,} were."
         )
 
     def to_json(self) -> dict[str, Any]:
