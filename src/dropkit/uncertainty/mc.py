@@ -346,6 +346,9 @@ class MonteCarlo:
 
     def _found(self, batch: Batch) -> Way:
         way = found(batch, self._engine, self._batch_dim)
+        if self._batch_dim is not None and way.examples is None and not batch.inputs.is_empty:
+            rule = "an axis of the inputs along which examples lie"
+            raise argument_error("mc", "batch_dim", rule, self._batch_dim, f"It is none, for {way.reason}.")
         if self.masks == "shared" and way.examples is None and not (batch.inputs.is_vector or batch.inputs.is_empty):
             raise UnsupportedError(
                 f"mc: examples cannot be told apart, so that they cannot share masks: {way.reason}. Say along which "

@@ -169,7 +169,7 @@ class Output:
                 )
                 raise UnsupportedError(
                     f"mc: {name} is a {kind} tensor, which has no mean over passes. Let the model return a dense "
-                    f"one: {remedy} makes it."
+                    f"one: {remedy}."
                 )
         if any(type(leaf) is Pending for leaf in leaves):
             value = rebuild([leaf.base if type(leaf) is Pending else leaf for leaf in leaves])
