@@ -270,6 +270,11 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"n": "auto", "error": math.nan}, ArgumentError, "`error`"),
     ({"class_dim": 1.0}, ArgumentTypeError, "`class_dim`"),
     ({"keep_samples": 1}, ArgumentTypeError, "`keep_samples`"),
+    ({"batch_dim": -1}, ArgumentError, "`batch_dim`"),
+    ({"batch_dim": 64}, ArgumentError, "`batch_dim`"),
+    ({"batch_dim": 1.0}, ArgumentTypeError, "`batch_dim`"),
+    ({"batch_dim": "0"}, ArgumentTypeError, "`batch_dim`"),
+    ({"batch_dim": True}, ArgumentTypeError, "`batch_dim`"),
 ]
 
 

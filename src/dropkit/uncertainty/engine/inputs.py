@@ -52,9 +52,9 @@ class Inputs:
 
     @property
     def is_vector(self) -> bool:
-        """Whether there are tensors, though none with an axis for more than one example."""
-        dense = all(_is_plain(leaf) for leaf in self.leaves if isinstance(leaf, Tensor))
-        return dense and bool(self.tensors) and all(leaf.dim() < 2 for leaf in self.tensors)
+        """Whether there is a single vector, and numbers besides at most: one example."""
+        is_dense = all(_is_plain(leaf) for leaf in self.leaves if isinstance(leaf, Tensor))
+        return is_dense and sorted(leaf.dim() for leaf in self.tensors if leaf.dim()) == [1]
 
     def plain(self) -> Any:
         """Return what one pass takes: copies, so that no pass writes into what the others take."""
