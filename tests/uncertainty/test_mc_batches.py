@@ -140,6 +140,13 @@ def test_a_last_batch_of_one_example_may_be_squeezed(size: int, task: str | None
     same(predict.batches(x.split(6)).mean, predict(x).mean)
 
 
+@pytest.mark.filterwarnings("ignore:mc. passes over")
+def test_a_classifier_that_squeezes_a_last_batch_of_one_example_is_told_so() -> None:
+    with pytest.raises(ArgumentError, match=r"If the model has squeezed a batch of one example") as raised:
+        mc(Squeezed(3), 5, task="classification").batches(torch.randn(7, 8).split(3))
+    assert raised.value.__notes__ == ["MonteCarlo.batches: this was batch 2 of the loader, counted from 0."]
+
+
 @pytest.mark.parametrize("size", [2, 3, 4])
 @pytest.mark.filterwarnings("ignore:mc. passes over")
 def test_batches_that_run_one_pass_after_another_are_joined_too(size: int) -> None:

@@ -121,7 +121,10 @@ def class_axis(class_dim: int, like: Tensor) -> int:
         raise argument_error("mc", "class_dim", "an axis of one class or more", class_dim, f"{tuple(like.shape)}")
     if like.dim() == 1 and class_dim:
         rule = "0 where one axis is that of the classes of one example"
-        remedy = "If it is the axis of examples, let the model return `logits.unsqueeze(-1)`: one logit for each."
+        remedy = (
+            "If it is the axis of examples, let the model return `logits.unsqueeze(-1)`: one logit for each. If the "
+            "model has squeezed a batch of one example, let it name the axes that it squeezes."
+        )
         raise argument_error("mc", "class_dim", rule, class_dim, remedy)
     if _are_probabilities(like, class_dim):
         raise UnsupportedError(
