@@ -1,16 +1,17 @@
 """What a model's forward is given of the batches that a loader yields."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from typing import Any
 
 from torch.nn import Module
 
+from dropkit._checks import require
 from dropkit.errors import ArgumentTypeError
 from dropkit.sites.interception.names import unwrapped
 
-__all__ = ["explained", "given"]
+__all__ = ["explained", "given", "shown"]
 
 _TARGETS = ("label", "labels", "label_ids", "target", "targets")
 _NO_NAME = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
@@ -83,3 +84,11 @@ def _message(model: Module, number: int, batch: Any, kwargs: dict[str, Any], why
     shown = f"Of a {type(batch).__name__} the first entry alone is given to it. " if _is_sequence(batch) else ""
     named = ", ".join(f'"{name}": ...' for name in names)
     return f"{text} {shown}Let the loader yield inputs by name: {{{named}}}."
+
+
+def shown(loader: Iterable[Any]) -> Iterable[Any]:
+    """Return the batches of a loader with a progress bar."""
+    require("rich", "uncertainty", "A progress bar")
+    from rich.progress import track
+
+    return track(loader, description="Monte Carlo passes", total=len(loader) if isinstance(loader, Sized) else None)

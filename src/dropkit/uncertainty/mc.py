@@ -1,7 +1,7 @@
 """Monte Carlo dropout: what a model with dropout predicts, and how sure it is, from many passes."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from dropkit._checks import KEY, POSITIVE, Choice, Integer, argument_error, argument_type_error, require
+from dropkit._checks import KEY, POSITIVE, Choice, Integer, argument_error, argument_type_error
 from dropkit.errors import ArgumentError, UnsupportedError
 from dropkit.sites.find import Site, Sites
 from dropkit.sites.interception.attachment import attached
@@ -27,7 +27,7 @@ from dropkit.uncertainty.engine.learning import Learned, learn
 from dropkit.uncertainty.engine.passes import Passes
 from dropkit.uncertainty.engine.tape import MismatchError
 from dropkit.uncertainty.engine.ways import Way, Ways, found
-from dropkit.uncertainty.loading import explained, given
+from dropkit.uncertainty.loading import explained, given, shown
 from dropkit.uncertainty.results.result import Result
 from dropkit.uncertainty.results.running import Running
 
@@ -266,7 +266,7 @@ class MonteCarlo:
         """Return an iterator over the result of every batch; what is no loader raises before it is asked for any."""
         if not isinstance(loader, Iterable) or isinstance(loader, torch.Tensor | str | Mapping):
             raise argument_type_error("MonteCarlo.batches", "loader", "a DataLoader, or another iterable", loader)
-        return self._results(_shown(loader) if progress else loader)
+        return self._results(shown(loader) if progress else loader)
 
     def _results(self, batches: Iterable[Any]) -> Iterator[Result]:
         first = 0
@@ -404,10 +404,3 @@ class MonteCarlo:
     def _limit(self, running: Running) -> float:
         """Return the error at which passes stop."""
         return self._error or (0.01 if self.task == "classification" else 0.01 * running.scale())
-
-
-def _shown(loader: Iterable[Any]) -> Iterable[Any]:
-    require("rich", "uncertainty", "A progress bar")
-    from rich.progress import track
-
-    return track(loader, description="Monte Carlo passes", total=len(loader) if isinstance(loader, Sized) else None)
