@@ -172,3 +172,34 @@ def test_slopes_of_each_channel() -> None:
         alone = moments(nn.Sequential(*model[:2], nn.LeakyReLU(slope)))(x)
         torch.testing.assert_close(found.mean[:, channel], alone.mean[:, channel])
         torch.testing.assert_close(found.variance[:, channel], alone.variance[:, channel])
+
+
+@pytest.mark.parametrize("convolution_first", [False, True], ids=["pooling_first", "convolution_first"])
+def test_dropped_channels_are_followed_beside_a_convolution(convolution_first: bool) -> None:
+    torch.manual_seed(0)
+
+    def run(self: Written, x: Tensor) -> Tensor:
+        h = self.layers[0](x)
+        one = self.layers[1](h) if convolution_first else None
+        other = F.max_pool2d(F.relu(h), 2)
+        return torch.cat([(self.layers[1](h) if one is None else one).flatten(1), other.flatten(1)], 1)
+
+    model = Written(run, nn.Dropout2d(0.25), nn.Conv2d(3, 2, 2)).double()
+    x = torch.randn(2, 3, 4, 4).double()
+    found = moments(model)(x)
+    for i, example in enumerate(x.split(1)):
+        mean, covariance = moments_of(*enumerated(model, example, {"layers.0": (3, 1, 1)}, {"layers.0": 0.25}))
+        torch.testing.assert_close(found.mean[i], mean, rtol=1e-8, atol=1e-9)
+        torch.testing.assert_close(found.covariance[i], covariance, rtol=1e-7, atol=1e-9)
+
+
+def test_a_dropped_path_is_followed_through_layers() -> None:
+    torch.manual_seed(0)
+    layers = dropkit.nn.DropPath(0.3), nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 2)
+    model = nn.Sequential(*layers).double()
+    x = torch.randn(4, 3).double()
+    found = moments(model)(x)
+    for i, example in enumerate(x.split(1)):
+        mean, covariance = moments_of(*enumerated(model, example, {"0": (1,)}, {"0": 0.3}))
+        torch.testing.assert_close(found.mean[i], mean, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(found.covariance[i], covariance, rtol=1e-6, atol=1e-9)

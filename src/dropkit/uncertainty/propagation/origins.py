@@ -68,11 +68,13 @@ class Draws:
     ) -> "Draws":
         """Return new draws for a variable; a rate is the probability of the lower of two values."""
         axes = tuple(axis for axis in shared if axis > 0 and variable.mean.shape[axis] > 1)
+        is_followed = len(variable.event) == 1 and variable.event[0] <= _FEW and not variable.is_random
         if not axes:
-            is_few = math.prod(variable.event) <= _FEW and len(variable.event) == 1
-            return Draws(mean, deviation, axes, Noise(rate if is_few and not variable.is_random else 0.0))
+            return Draws(mean, deviation, axes, Noise(rate if is_followed else 0.0))
         sources.settle(variable)
         first, sources.count = sources.count, sources.count + len(_blocks(variable.mean, axes))
+        if is_followed and rate:
+            sources.rates |= dict.fromkeys(range(first, sources.count), rate)
         return Draws(mean, deviation, axes, Noise(), first)
 
     def copied(self, sources: Sources, variable: Variable) -> Variable:

@@ -58,7 +58,8 @@ class Variable:
         fresh: Factors of noise of the elements, of shape (B, ...).
 
     Attributes:
-        origin: How it was made, for functions that better look behind it (see `origins`); known until it takes sources.
+        origin: How it was made, for functions that better look behind it (see `origins`); known until its fresh noise
+            takes sources.
     """
 
     __slots__ = ("__weakref__", "factors", "fresh", "mean", "origin", "private")
@@ -179,7 +180,8 @@ class Sources:
 
     def _merge(self, variable: Variable) -> None:
         """Take fresh noise that no other variable depends on as if it were one; what made the variable is no other."""
-        variable.origin = None
+        if variable.fresh:
+            variable.origin = None
         own = [n for n in variable.fresh if not n.has_sources and not n.rate and len(n.users) == 1]
         if len(own) > 1:
             merged = sum((variable.fresh.pop(noise).square() for noise in own), variable.mean.new_zeros(()))
@@ -322,7 +324,7 @@ class Sources:
         for each in live:
             factors = torch.einsum("kb...,bkr->rb...", each.padded(self.count), basis)
             lost = (each.factors.square().sum(0) - factors.square().sum(0)).clamp_min(0)
-            each.factors = factors
+            each.factors, each.origin = factors, None  # for draws have lost their sources
             each.private = lost if each.private is None else each.private + lost
         self.count, self.rates = limit, {}
 
