@@ -157,6 +157,7 @@ def test_dropped_weights_are_the_same_for_all_rows_of_a_pass() -> None:
     assert np.ptp(torch.cat(list(samples(units, same, 30, 0)), 1).numpy(), axis=1).min() > 1
 
 
+@pytest.mark.filterwarnings("ignore:mc. 5 passes gave the same output")
 @pytest.mark.parametrize("variant", ["Dropout", "GaussianDropout"])
 def test_at_a_rate_near_0_every_sample_is_the_network_itself(variant: str) -> None:
     model = crafted(Dropped(variant, "units", ((1e-12,),), None), plain_network())
