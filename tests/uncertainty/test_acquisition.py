@@ -8,10 +8,20 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dropkit import uncertainty
 from dropkit.errors import ArgumentError, ArgumentTypeError
-from dropkit.uncertainty import bald, batch_bald, entropy, least_confidence, margin, select, variation_ratio
+from dropkit.uncertainty import (
+    acquisition,
+    bald,
+    batch_bald,
+    entropy,
+    least_confidence,
+    margin,
+    select,
+    variation_ratio,
+)
 
 
 def pool(passes: int, examples: int, classes: int, seed: int = 0, sharpness: float = 2.0) -> Tensor:
@@ -186,6 +196,34 @@ def test_more_configurations_come_closer_and_enough_of_them_are_exact() -> None:
     assert errors[32] < 0.05
 
 
+def test_labels_are_drawn_before_what_passes_say_of_them_is_worked_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 300 configurations with 400 labels each, no more than 300 rows of 20 passes are ever made."""
+    found = []
+    original = acquisition._extended
+
+    def extended(*given: Any) -> tuple[Tensor, Tensor]:
+        with Largest() as largest:
+            result = original(*given)
+        found.append(largest.numbers)
+        return result
+
+    monkeypatch.setattr(acquisition, "_extended", extended)
+    batch_bald(pool(20, 5, 400), 3, configurations=300)
+    assert max(found) == 300 * 400
+
+
+class Largest(TorchDispatchMode):
+    """Notes how many numbers the largest tensor has that is computed."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.numbers = max(self.numbers, result.numel())
+        return result
+
+
 def test_one_seed_gives_one_batch_and_leaves_random_generators_alone() -> None:
     probabilities, state = pool(10, 20, 4), torch.get_rng_state()
     first, second = (batch_bald(probabilities, 8, configurations=50, seed=3) for _ in range(2))
@@ -204,6 +242,69 @@ def test_arrays_lists_and_tensors_of_lower_precision_are_taken() -> None:
     torch.testing.assert_close(bald(probabilities.bfloat16()), bald(probabilities), atol=0.02, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_what_coarse_types_round_off_sums_is_divided_out(dtype: torch.dtype) -> None:
+    coarse = pool(30, 40, 10, sharpness=1.5).to(dtype)
+    exact = coarse.double() / coarse.double().sum(-1, keepdim=True)
+    assert (coarse.double().sum(-1) != 1).any()
+    for score in (bald, entropy, least_confidence, margin, variation_ratio):
+        torch.testing.assert_close(score(coarse), score(exact), atol=1e-12, rtol=0)
+    found = batch_bald(coarse, 4, configurations=10**4)
+    assert found.indices.tolist() == batch_bald(exact, 4, configurations=10**4).indices.tolist()
+    assert found.information[0].item() == pytest.approx(bald(coarse).max().item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_passes_that_agree_hold_no_information(dtype: torch.dtype) -> None:
+    agreeing = pool(1, 20, 10).to(dtype).expand(25, -1, -1)
+    found = batch_bald(agreeing, 5).information
+    assert (found >= 0).all()
+    assert found.max().item() < 1e-12
+
+
+def test_certain_predictions_have_no_negative_entropy() -> None:
+    assert entropy([[[1 + 5e-7, 0.0]]]).item() == 0
+
+
+class Elsewhere(Tensor):
+    """A tensor that says that it lies where there is no double precision."""
+
+    @property  # type: ignore[override]
+    def device(self) -> torch.device:
+        return torch.device("mps")
+
+
+@pytest.mark.parametrize("call", [entropy, bald, variation_ratio, least_confidence, margin])
+def test_where_a_device_has_no_double_precision_scores_are_on_the_cpu(call: Any) -> None:
+    given = pool(4, 3, 2)
+    found = call(given.as_subclass(Elsewhere))
+    assert type(found) is Tensor
+    assert torch.equal(found, call(given))
+
+
+def test_the_remedy_for_one_logit_gives_the_scores_of_the_result() -> None:
+    model = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(4, 1))
+    result = uncertainty.mc(model, 20, task="classification", seed=0, keep_samples=True)(pool(1, 6, 4)[0].float())
+    both = torch.cat([1 - result.samples, result.samples], -1)
+    torch.testing.assert_close(entropy(both), result.predictive_entropy.double(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(bald(both, corrected=True), result.mutual_information.double(), atol=1e-6, rtol=0)
+
+
+def test_the_remedy_for_several_places_gives_the_scores_of_the_result() -> None:
+    model = torch.nn.Sequential(torch.nn.Dropout2d(0.5), torch.nn.Conv2d(3, 4, 1))
+    mc = uncertainty.mc(model, 20, task="classification", class_dim=1, seed=0, keep_samples=True)
+    result = mc(pool(2, 3, 25).float().view(2, 3, 5, 5))
+    places = result.samples.movedim(2, -1).flatten(1, -2)
+    expected = result.mutual_information.double().flatten()
+    torch.testing.assert_close(bald(places, corrected=True), expected, atol=1e-6, rtol=0)
+
+
+def test_the_remedy_for_means_gives_the_scores_of_the_mean() -> None:
+    probabilities = pool(7, 4, 3)
+    for score in (entropy, least_confidence, margin):
+        torch.testing.assert_close(score(probabilities.mean(0)[None]), score(probabilities))
+
+
 SCORES = ("bald", "batch_bald", "entropy", "least_confidence", "margin", "variation_ratio")
 WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     "text": ("yes", ArgumentTypeError, "a dense tensor or an array of real numbers, got 'yes' (str)"),
@@ -215,7 +316,15 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
         ArgumentError,
         "(passes, examples, classes), two classes or more, got (2, 2)",
     ),
-    "one class": (torch.ones(2, 2, 1), ArgumentError, "two classes or more, got (2, 2, 1) (tuple)."),
+    "one class": (torch.ones(2, 2, 1), ArgumentError, "got (2, 2, 1) (tuple). Of two classes give both probabilities"),
+    "segmentation": (
+        torch.ones(2, 2, 3, 4, 4),
+        ArgumentError,
+        "(2, 2, 3, 4, 4) (tuple). Make an example of each",
+    ),
+    "means": (torch.ones(2, 2), ArgumentError, "A mean over them is one pass: mean[None]."),
+    "one axis": (torch.ones(2), ArgumentError, "two classes or more, got (2,) (tuple)."),
+    "rounded sums": (torch.full((2, 2, 2), 0.5002), ArgumentError, "(float). Divide them by their sum."),
     "logits": (torch.full((2, 2, 2), -1.0), ArgumentError, "in [0, 1], got -1.0 (float). Take the softmax of logits."),
     "sums": (
         torch.full((2, 2, 2), 0.25),

@@ -30,13 +30,29 @@ _AT_ONCE = 2**22  # numbers held at a time: 32 MiB
 
 
 def _passes(where: str, probabilities: Any) -> Tensor:
-    """Return probabilities of shape (passes, examples, classes), in float64 and on the device where they are."""
+    """Return probabilities of shape (passes, examples, classes), in float64 and on the device where they are.
+
+    They are divided by their sums, which coarse types round: what is computed of them relies on sums of 1. They stay on
+    the CPU where their device has no double precision.
+    """
     checked = torch.from_numpy(numbers(where, "probabilities", probabilities))
     if checked.ndim != 3 or checked.shape[2] < 2:
         rule = "of shape (passes, examples, classes), two classes or more"
-        raise argument_error(where, "probabilities", rule, tuple(checked.shape))
+        raise argument_error(where, "probabilities", rule, tuple(checked.shape), _shape_remedy(checked))
     simplex(where, "probabilities", checked, probabilities)
-    return checked.to(probabilities.device) if isinstance(probabilities, Tensor) else checked
+    checked /= checked.sum(-1, keepdim=True)
+    is_elsewhere = isinstance(probabilities, Tensor) and probabilities.device.type != "mps"
+    return checked.to(probabilities.device) if is_elsewhere else checked
+
+
+def _shape_remedy(probabilities: Tensor) -> str:
+    if probabilities.ndim == 2:
+        return "Keep the passes: mc(..., keep_samples=True). A mean over them is one pass: mean[None]."
+    if probabilities.ndim == 3:
+        return "Of two classes give both probabilities: torch.cat([1 - p, p], -1)."
+    if probabilities.ndim > 3:
+        return "Make an example of each place: samples.movedim(axis_of_classes, -1).flatten(1, -2)."
+    return ""
 
 
 def _entropy(probabilities: Tensor) -> Tensor:
@@ -273,17 +289,18 @@ def batch_bald(probabilities: Any, size: int, *, configurations: int = 1_000, se
     # One configuration is a label for each chosen example: how likely it is, and each pass given that it is true.
     chances = found.new_ones(1)
     posterior = found.new_full((1, passes), 1 / passes)
-    own = _entropy(found).mean(0)
+    own = _entropy(found)
     is_chosen = torch.zeros(examples, dtype=torch.bool, device=found.device)
     chosen, information = [], []
     for _ in range(size):
-        gain = (_conditional_entropy(chances, posterior, found) - own).masked_fill(is_chosen, -math.inf)
-        best = gain.argmax()
+        conditional = _conditional_entropy(chances, posterior, found)
+        best = (conditional - own.mean(0)).masked_fill(is_chosen, -math.inf).argmax()
         chosen.append(best)
         is_chosen[best] = True
-        chances, posterior = _extended(chances, posterior, found[:, best])
-        information.append(math.log(passes) - chances @ _entropy(posterior))
-        chances, posterior = _drawn(chances, posterior, limit, generator)
+        # The chain rule: pass and new label, given the others, are as uncertain as the label and then the pass.
+        left = chances @ (_entropy(posterior) + posterior @ own[:, best]) - conditional[best]
+        information.append((math.log(passes) - left).clamp(min=0))
+        chances, posterior = _extended(chances, posterior, found[:, best], limit, generator)
     return BatchSelection(torch.stack(chosen), torch.stack(information))
 
 
@@ -294,23 +311,29 @@ def _conditional_entropy(chances: Tensor, posterior: Tensor, probabilities: Tens
     return torch.cat([chances @ _entropy(torch.tensordot(posterior, part, dims=1)) for part in parts])
 
 
-def _extended(chances: Tensor, posterior: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
-    """Add one example, of which passes say `probabilities`: each configuration goes on with each of its labels."""
-    joint = (posterior[:, None] * probabilities.T).flatten(0, 1)  # rows are configurations, columns passes
-    given = joint.sum(1)
-    extended = (chances[:, None] * given.view(len(chances), -1)).flatten()
-    possible = extended > 0
-    return extended[possible], joint[possible] / given[possible, None]
+def _extended(
+    chances: Tensor, posterior: Tensor, probabilities: Tensor, limit: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Add one example, of which passes say `probabilities`: each configuration goes on with each of its labels.
+
+    If there are more than `limit` of these, that many are drawn before what passes say of each is worked out.
+    """
+    given = posterior @ probabilities  # rows are configurations, columns labels
+    extended = (chances[:, None] * given).flatten()
+    places = extended.nonzero()[:, 0]
+    chances = extended[places]
+    if len(places) > limit:
+        places = places[_drawn(chances, limit, generator)]
+        chances = chances.new_full((limit,), 1 / limit)
+    rows, labels = places // given.shape[1], places % given.shape[1]
+    return chances, posterior[rows] * probabilities.T[labels] / given[rows, labels, None]
 
 
-def _drawn(chances: Tensor, posterior: Tensor, limit: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw as many configurations as may be, if there are more: in even steps through all chances, from a random start.
+def _drawn(chances: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Return the places of as many as asked for: in even steps through all chances, from a random start.
 
     Each is drawn as often on average as its chance says, so means over those drawn are unbiased.
     """
-    if len(chances) <= limit:
-        return chances, posterior
-    steps = torch.arange(limit, dtype=torch.float64) + torch.rand((), generator=generator, dtype=torch.float64)
+    steps = torch.arange(count, dtype=torch.float64) + torch.rand((), generator=generator, dtype=torch.float64)
     sums = chances.cumsum(0)
-    rows = torch.searchsorted(sums, (steps / limit).to(sums.device) * sums[-1], right=True).clamp(max=len(chances) - 1)
-    return chances.new_full((limit,), 1 / limit), posterior[rows]
+    return torch.searchsorted(sums, (steps / count).to(sums.device) * sums[-1], right=True).clamp(max=len(chances) - 1)

@@ -8,7 +8,7 @@ import numpy as np
 from dropkit._checks import Integer, argument_error, require
 from dropkit._look import FIRST, LOOK, MUTED, SECOND
 from dropkit.uncertainty.metrics.calibration import BINNING, BINS, top_label_bins
-from dropkit.uncertainty.metrics.inputs import Array, rows_of, same_shape
+from dropkit.uncertainty.metrics.inputs import Array, plain, rows_of, same_shape
 from dropkit.uncertainty.metrics.intervals import LEVEL, intervals_of, scores_of
 from dropkit.uncertainty.metrics.out_of_distribution import detection, scores_and_origins
 from dropkit.uncertainty.metrics.selective import curve_of
@@ -92,7 +92,7 @@ def draw_reliability(
     """
     where = "draw_reliability"
     bins, binning = BINS.check(where, "bins", bins), BINNING.check(where, "binning", binning)
-    level = LEVEL.check(where, "level", level)
+    level = LEVEL.check(where, "level", plain(level))
     require("scipy", "uncertainty", "A reliability diagram")
     from scipy import stats
 
@@ -229,7 +229,7 @@ def draw_intervals(lower: Any, upper: Any, targets: Any, *, level: float, mean: 
         '90 % intervals: coverage 50.0 %, mean width 1.5'
     """
     where = "draw_intervals"
-    level = LEVEL.check(where, "level", level)
+    level = LEVEL.check(where, "level", plain(level))
     low, high, true = intervals_of(where, lower, upper, targets)
     if low.ndim != 1:
         raise argument_error(where, "lower", "of one axis", low.shape)

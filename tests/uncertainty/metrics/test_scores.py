@@ -1,6 +1,7 @@
 """Proper scores against scikit-learn, torch's distributions and the formulas of their parts."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -28,6 +29,23 @@ def test_the_brier_score_is_the_sum_of_scikit_learns_over_classes(rows: tuple[to
     probabilities, labels = rows
     each = [metrics.brier_score_loss(labels == k, probabilities[:, k]) for k in range(3)]
     assert brier_score(probabilities, labels) == pytest.approx(sum(each), rel=1e-12)
+
+
+def test_scores_of_many_classes_make_no_table_of_classes_by_classes() -> None:
+    """That would take 200 MB here, and 20 GB of a vocabulary. Ten rows call each of 5,000 classes equally likely."""
+    classes = 5_000
+    probabilities, labels = np.full((10, classes), 1 / classes), np.arange(10) * 500
+    expected = (1 - 1 / classes) ** 2 + (classes - 1) / classes**2
+    tracemalloc.start()
+    try:
+        score, parts = brier_score(probabilities, labels), brier_decomposition(probabilities, labels, bins=1)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert score == pytest.approx(expected, rel=1e-12)
+    assert parts.uncertainty == pytest.approx(0.9, rel=1e-12)  # ten classes of share 0.1: 10 * 0.1 * 0.9
+    assert parts.reliability - parts.resolution + parts.uncertainty == pytest.approx(expected, rel=1e-12)
+    assert peak < 20e6
 
 
 def test_the_negative_log_likelihood_is_scikit_learns(rows: tuple[torch.Tensor, torch.Tensor]) -> None:

@@ -34,6 +34,7 @@ NUMBERS = {
     "empty": (torch.ones(0), ArgumentError, "must be"),
     "NaN": (torch.tensor([math.nan, 1.0]), ArgumentError, "finite numbers, got nan"),
     "infinite": (np.array([1.0, -math.inf]), ArgumentError, "finite numbers, got -inf"),
+    "masked": (np.ma.masked_greater([1.0, 2.0], 1), ArgumentError, "without masked numbers"),
     "shape": (torch.ones(3, 1, 1, 1), ArgumentError, "1, 1, 1)"),
 }
 TABLES: dict[str, tuple[Any, type[Exception], str]] = {
@@ -47,7 +48,8 @@ TABLES: dict[str, tuple[Any, type[Exception], str]] = {
     "no rows": (torch.ones(0, 2), ArgumentError, "one row or more, got (0, 2)"),
     "logits": (torch.tensor([[2.0, -1.0], [0.0, 1.0]]), ArgumentError, "in [0, 1], got -1.0 (float). Take the softmax"),
     "above 1": (torch.tensor([[2.0, 0.0], [0.0, 1.0]]), ArgumentError, "in [0, 1], got 2.0 (float). Take the softmax"),
-    "sums": (torch.tensor([[0.5, 0.25], [0.0, 1.0]]), ArgumentError, "sum to 1 over the classes, got 0.75 (float)."),
+    "sums": (torch.tensor([[0.5, 0.25], [0.0, 1.0]]), ArgumentError, "classes, got 0.75 (float). Take the softmax of"),
+    "rounded sums": (torch.tensor([[0.5, 0.5], [0.25, 0.752]]), ArgumentError, "(float). Divide them by their sum."),
 }
 CLASSES: dict[str, tuple[Any, type[Exception], str]] = {
     "floats": (torch.tensor([0.0, 1.0]), ArgumentTypeError, "of an integer type, got dtype('float64')"),
@@ -97,6 +99,34 @@ def test_a_wrong_argument_is_named_with_the_rule(
     message = str(caught.value)
     assert message.startswith((f"{call}: `{name}` must be ", f"{call}: `{other}` must be "))
     assert rule in message
+
+
+@pytest.mark.parametrize(
+    ("call", "name", "value"),
+    [
+        ("gaussian_negative_log_likelihood", "std", 2.0),
+        ("interval_scores", "level", 0.5),
+        ("mixture_negative_log_likelihood", "precision", 4.0),
+    ],
+)
+def test_a_tensor_without_axes_is_a_number(call: str, name: str, value: float) -> None:
+    found, expected = (getattr(uncertainty, call)(**GOOD[call] | {name: each}) for each in (torch.tensor(value), value))
+    assert found == expected
+
+
+def test_a_masked_array_that_masks_nothing_is_an_array() -> None:
+    given = np.ma.masked_greater([1.0, 2.0], 3)
+    assert uncertainty.risk_coverage(given, [0, 1]).area == uncertainty.risk_coverage([1.0, 2.0], [0, 1]).area
+
+
+def test_half_precision_is_taken_and_what_it_became_in_another_type_is_told_to_be_divided() -> None:
+    half = torch.randn(200, 50, generator=torch.Generator().manual_seed(0)).softmax(1).bfloat16()
+    labels = torch.zeros(200, dtype=torch.long)
+    uncertainty.brier_score(half, labels)
+    with pytest.raises(ArgumentError, match=r"Divide them by their sum\.$"):
+        uncertainty.brier_score(half.float(), labels)
+    whole = half.float() / half.float().sum(1, keepdim=True)
+    assert uncertainty.brier_score(whole, labels) == pytest.approx(uncertainty.brier_score(half, labels), abs=0.01)
 
 
 @pytest.mark.parametrize("call", GOOD)

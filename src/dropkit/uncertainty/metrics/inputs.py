@@ -9,12 +9,25 @@ from torch import Tensor
 
 from dropkit._checks import argument_error, argument_type_error
 
-__all__ = ["Array", "LabelArray", "labels_of", "numbers", "probabilities_of", "rows_of", "same_shape", "simplex"]
+__all__ = [
+    "Array",
+    "LabelArray",
+    "labels_of",
+    "numbers",
+    "plain",
+    "probabilities_of",
+    "rows_of",
+    "same_shape",
+    "simplex",
+]
 
 Array = npt.NDArray[np.float64]
 LabelArray = npt.NDArray[np.int64]
 
 _PRECISION = {"float16": 2.0**-10, "bfloat16": 2.0**-7}  # coarser than what sums are checked to
+_ROUNDING = 8 * 2.0**-7  # how far sums of probabilities may be off that once were of the coarsest type
+_LOGITS = "Take the softmax of logits."
+_ROUNDED = "Divide them by their sum."
 _AVERAGE = "Average the passes first: samples.mean(0)."
 _BOTH = "Of two classes give both probabilities: torch.stack([1 - p, p], -1)."
 
@@ -29,6 +42,8 @@ def _as_array(where: str, name: str, value: Any) -> npt.NDArray[Any]:
         return (whole.double() if whole.is_floating_point() else whole).numpy()
     if isinstance(value, str | bytes | dict | set) or value is None:
         raise argument_type_error(where, name, rule, value)
+    if np.ma.is_masked(value):
+        raise argument_error(where, name, "without masked numbers", value, "Leave their rows out, or fill them.")
     try:
         found = np.asarray(value)
     except (TypeError, ValueError, RuntimeError):  # rows of different lengths, or what only looks like a sequence
@@ -52,6 +67,12 @@ def numbers(where: str, name: str, value: Any, rank: int | None = None) -> Array
     return found
 
 
+def plain(value: Any) -> Any:
+    """Return the number of a tensor without axes, and anything else as it is."""
+    is_number = isinstance(value, Tensor) and value.dim() == 0 and not value.is_complex()
+    return value.item() if is_number else value
+
+
 def same_shape(where: str, name: str, value: Any, other: str, shape: tuple[int, ...]) -> Array:
     """Return finite numbers of the shape that the argument `other` asks for."""
     found = numbers(where, name, value)
@@ -65,14 +86,15 @@ def simplex(where: str, name: str, found: Any, given: Any) -> None:
 
     The sum may be off by 0.0001, or by more where the numbers are given in a type that cannot say better.
     """
-    remedy = "Take the softmax of logits."
     for wrong in (found < 0, found > 1 + 1e-6):
         if wrong.any():
-            raise argument_error(where, name, "in [0, 1]", float(found[wrong][0]), remedy)
+            raise argument_error(where, name, "in [0, 1]", float(found[wrong][0]), _LOGITS)
     sums = found.sum(-1)
     wrong = abs(sums - 1) > max(1e-4, 8 * _PRECISION.get(str(getattr(given, "dtype", "")).removeprefix("torch."), 0.0))
     if wrong.any():
-        raise argument_error(where, name, "probabilities that sum to 1 over the classes", float(sums[wrong][0]), remedy)
+        off = float(sums[wrong][0])
+        remedy = _ROUNDED if abs(off - 1) < _ROUNDING else _LOGITS
+        raise argument_error(where, name, "probabilities that sum to 1 over the classes", off, remedy)
 
 
 def probabilities_of(where: str, value: Any) -> Array:

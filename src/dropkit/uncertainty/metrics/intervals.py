@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dropkit._checks import Number, argument_error
-from dropkit.uncertainty.metrics.inputs import Array, numbers, same_shape
+from dropkit.uncertainty.metrics.inputs import Array, numbers, plain, same_shape
 
 __all__ = ["LEVEL", "IntervalScores", "interval_scores", "intervals_of", "scores_of"]
 
@@ -58,7 +58,7 @@ def interval_scores(lower: Any, upper: Any, targets: Any, *, level: float) -> In
         Gneiting and Raftery (2007), "Strictly proper scoring rules, prediction, and estimation", section 6.2.
     """
     where = "interval_scores"
-    level = LEVEL.check(where, "level", level)
+    level = LEVEL.check(where, "level", plain(level))
     return scores_of(*intervals_of(where, lower, upper, targets), level)
 
 

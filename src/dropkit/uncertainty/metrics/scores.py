@@ -8,7 +8,7 @@ import numpy as np
 
 from dropkit._checks import POSITIVE, argument_error, as_float
 from dropkit.uncertainty.metrics.calibration import BINS, binned
-from dropkit.uncertainty.metrics.inputs import Array, numbers, rows_of, same_shape
+from dropkit.uncertainty.metrics.inputs import Array, LabelArray, numbers, plain, rows_of, same_shape
 
 __all__ = [
     "BrierDecomposition",
@@ -60,11 +60,13 @@ def brier_score(probabilities: Any, labels: Any) -> float:
         Brier (1950), "Verification of forecasts expressed in terms of probability".
     """
     found, classes = rows_of("brier_score", probabilities, labels)
-    return _squared(found, np.eye(found.shape[1])[classes])
+    return _squared(found, classes)
 
 
-def _squared(probabilities: Array, came_true: Array) -> float:
-    return float(np.square(probabilities - came_true).sum(1).mean())
+def _squared(probabilities: Array, classes: LabelArray) -> float:
+    apart = probabilities.copy()
+    apart[np.arange(len(apart)), classes] -= 1
+    return float(np.square(apart).sum(1).mean())
 
 
 def brier_decomposition(probabilities: Any, labels: Any, *, bins: int = 15) -> BrierDecomposition:
@@ -98,12 +100,11 @@ def brier_decomposition(probabilities: Any, labels: Any, *, bins: int = 15) -> B
     where = "brier_decomposition"
     found, classes = rows_of(where, probabilities, labels)
     bins = BINS.check(where, "bins", bins)
-    came_true = np.eye(found.shape[1])[classes]
-    each = [binned(p, is_class, bins, "equal_width") for p, is_class in zip(found.T, came_true.T, strict=True)]
+    each = [binned(of, (classes == k).astype(float), bins, "equal_width") for k, of in enumerate(found.T)]
     reliability = float(sum((of.share * of.gap**2).sum() for of in each))
-    shares = came_true.mean(0)
+    shares = np.bincount(classes, minlength=found.shape[1]) / len(classes)
     uncertainty = float((shares * (1 - shares)).sum())
-    return BrierDecomposition(reliability, reliability + uncertainty - _squared(found, came_true), uncertainty)
+    return BrierDecomposition(reliability, reliability + uncertainty - _squared(found, classes), uncertainty)
 
 
 def negative_log_likelihood(probabilities: Any, labels: Any) -> float:
@@ -152,7 +153,7 @@ def gaussian_negative_log_likelihood(mean: Any, std: Any, targets: Any) -> float
     """
     where = "gaussian_negative_log_likelihood"
     means = numbers(where, "mean", mean)
-    one = as_float(std)
+    one = as_float(plain(std))
     is_one = isinstance(one, float)
     deviations = POSITIVE.check(where, "std", one) if is_one else same_shape(where, "std", std, "mean", means.shape)
     found = same_shape(where, "targets", targets, "mean", means.shape)
@@ -192,7 +193,7 @@ def mixture_negative_log_likelihood(samples: Any, targets: Any, *, precision: fl
         learning", equation 8.
     """
     where = "mixture_negative_log_likelihood"
-    tau = POSITIVE.check(where, "precision", precision)
+    tau = POSITIVE.check(where, "precision", plain(precision))
     outputs = numbers(where, "samples", samples)
     if outputs.ndim < 2:
         raise argument_error(where, "samples", "of shape (passes, rows) or (passes, rows, outputs)", outputs.shape)
