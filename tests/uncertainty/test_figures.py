@@ -10,6 +10,12 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb, to_rgba
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.style import context as style_context
+from matplotlib.text import Text
 from scipy import stats
 from sklearn import metrics
 
@@ -74,12 +80,41 @@ def test_bins_of_equal_mass_begin_with_the_lowest_confidence() -> None:
     assert [bar.get_height() for bar in below.containers[0]] == pytest.approx([3 / 7, 4 / 7])
 
 
+def test_bins_too_narrow_for_a_bar_show_as_dots() -> None:
+    """All rows of one confidence make one bin of equal mass, which has no width."""
+    probabilities, labels = np.tile([0.9, 0.1], (10, 1)), np.repeat([0, 1], [7, 3])
+    panel, below = draw_reliability(probabilities, labels, binning="equal_mass").axes
+    x, y = line(panel, "accuracy at the mean confidence")
+    assert (x, y) == ([pytest.approx(0.9)], [pytest.approx(0.7)])
+    (shares,) = (each for each in below.lines if each.get_marker() == "o")
+    assert np.asarray(shares.get_xydata()).tolist() == [[pytest.approx(0.9), 1]]
+    figure = draw_reliability(probabilities, labels, binning="equal_mass")
+    figure.axes[0].lines[0].set_color("red")
+    assert len(pixels(figure, "red")) > 5
+
+
+def pixels(figure: Figure, colour: str) -> np.ndarray:
+    """The places of pixels of a colour."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    image = np.asarray(canvas.buffer_rgba())
+    return np.argwhere((image == np.round(255 * np.array(to_rgba(colour)))).all(-1))
+
+
 def test_a_risk_coverage_figure_shows_the_curve_and_that_of_the_best_order() -> None:
     losses, scores = np.array([0.0, 1.0, 0.0, 1.0, 0.0]), np.arange(5.0)
     (panel,) = draw_risk_coverage(scores, losses).axes
     assert line(panel, "in this order") == (pytest.approx([0.2, 0.4, 0.6, 0.8, 1]), [0, 0.5, 1 / 3, 0.5, 0.4])
     assert line(panel, "in the best order")[1] == [0, 0, 0, 0.25, 0.4]
     assert line(panel, "in random order")[1] == [0.4, 0.4]
+
+
+def test_a_risk_coverage_figure_of_one_row_shows_a_point() -> None:
+    figure = draw_risk_coverage([0.3], [0.5])
+    (panel,) = figure.axes
+    assert line(panel, "in this order") == ([1], [0.5])
+    panel.lines[1].set_color("red")
+    assert len(pixels(figure, "red")) > 5
 
 
 def test_a_figure_of_detection_shows_both_histograms_and_the_roc_curve() -> None:
@@ -107,6 +142,18 @@ def test_intervals_stand_in_the_order_of_the_predictions_and_targets_outside_sta
     assert panel.get_title("left") == "90 % intervals: coverage 33.3 %, mean width 1"
 
 
+def test_the_more_rows_the_smaller_their_targets_but_in_the_legend_they_are_seen() -> None:
+    sizes = {}
+    for rows in (10, 3000):
+        (panel,) = draw_intervals(np.zeros(rows), np.ones(rows), np.arange(rows) % 2 * 1.5, level=0.9).axes
+        sizes[rows] = [each.get_markersize() for each in panel.lines if each.get_marker() == "o"]
+        legend = panel.get_legend()
+        assert legend is not None
+        dots = [each for each in legend.legend_handles if isinstance(each, Line2D) and each.get_marker() == "o"]
+        assert [each.get_markersize() for each in dots] == [5, 5]
+    assert max(sizes[3000]) < min(sizes[10]) / 2
+
+
 def test_entropies_of_right_and_wrong_predictions_have_their_own_histograms() -> None:
     (panel,) = draw_entropies(PROBABILITIES, LABELS, bins=5).axes
     entropy = torch.special.entr(PROBABILITIES).sum(1).numpy()
@@ -119,6 +166,26 @@ def test_entropies_of_right_and_wrong_predictions_have_their_own_histograms() ->
 def test_where_all_are_right_the_histogram_of_the_wrong_is_empty() -> None:
     (panel,) = draw_entropies(PROBABILITIES, PROBABILITIES.argmax(1), bins=5).axes
     assert heights(panel, "wrong (0)") == [0] * 5
+
+
+def test_scores_that_are_equal_up_to_rounding_lie_in_the_middle() -> None:
+    """Entropies of the same 50 probabilities: one number, but for the order in which they are added."""
+    rng = np.random.default_rng(0)
+    probabilities = rng.permuted(np.tile(rng.dirichlet(np.ones(50)), (60, 1)), axis=1)
+    labels = probabilities.argmax(1)
+    entropy = -(probabilities * np.log(probabilities)).sum(1)
+    assert 0 < np.ptp(entropy) < 1e-14
+    (panel,) = draw_entropies(probabilities, labels, bins=3).axes
+    assert heights(panel, "right (60)") == [0, 1, 0]
+    panel, _ = draw_detection(entropy[:20], entropy[20:], bins=3).axes
+    assert heights(panel, "inside (20)") == heights(panel, "outside (40)") == [0, 1, 0]
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-12, -3.0, 1e17])
+def test_scores_that_are_all_one_number_lie_in_the_middle_whatever_its_size(value: float) -> None:
+    panel, _ = draw_detection([value], [value, np.nextafter(value, 2 * value)], bins=3).axes
+    assert heights(panel, "inside (1)") == heights(panel, "outside (2)") == [0, 1, 0]
+    assert all(bar.get_width() > 0 for bar in panel.containers[0])
 
 
 DRAWN: dict[str, dict[str, Any]] = {
@@ -138,6 +205,32 @@ def test_every_figure_can_be_saved_and_settings_are_as_before(call: str) -> None
     figure.savefig(file, format="png")
     assert file.getvalue().startswith(b"\x89PNG")
     assert dict(mpl.rcParams) == before
+
+
+@pytest.mark.parametrize("style", ["default", "dark_background"])
+@pytest.mark.parametrize("call", DRAWN)
+def test_all_text_and_lines_stand_out_from_the_background_of_the_style(call: str, style: str) -> None:
+    with style_context(style):
+        figure = getattr(uncertainty, call)(**DRAWN[call])
+        file = io.BytesIO()
+        figure.savefig(file, format="png")
+        saved = mpl.rcParams["savefig.facecolor"]
+    paper = brightness(figure.get_facecolor() if saved == "auto" else saved)
+    assert paper == (0 if style == "dark_background" else 1)
+    texts = [text for text in figure.findobj(Text) if text.get_text()]
+    assert len(texts) > 5
+    assert all(abs(brightness(text.get_color()) - paper) > 0.5 for text in texts)
+    for panel in figure.axes:
+        assert brightness(panel.get_facecolor()) == paper
+        assert all(abs(brightness(tick.get_color()) - paper) > 0.2 for tick in panel.get_xticklines())
+    if call == "draw_reliability":
+        assert abs(brightness(figure.axes[0].collections[0].get_edgecolor()[0]) - paper) > 0.5
+    if call == "draw_intervals":
+        assert abs(brightness(figure.axes[0].lines[0].get_color()) - paper) > 0.5
+
+
+def brightness(colour: Any) -> float:
+    return sum(to_rgb(colour)) / 3
 
 
 def test_figures_need_no_pyplot() -> None:

@@ -217,6 +217,27 @@ def test_an_axis_that_logits_do_not_have(class_dim):
         result_of(logits[0, :, :0], [logits[:, :, :0]], "classification")
 
 
+@pytest.mark.parametrize("rank", [4, 5])
+def test_that_the_last_of_many_axes_is_not_that_of_classes_is_warned_of_unless_it_is_told(rank):
+    """Logits of pixels are mostly of shape (batch, classes, height, width)."""
+    logits = random(50, 2, 3, 4, *[5] * (rank - 3))
+    with pytest.warns(
+        UserWarning, match=rf"last of the {rank} axes.*class_dim=1 .* or class_dim={rank - 1} if"
+    ) as told:
+        result = result_of(logits[0], [logits], "classification")
+    assert len(told) == 1
+    torch.testing.assert_close(result.mean, logits.softmax(-1).mean(0), **CLOSE)
+    for axis in (1, rank - 1, -3):
+        result = result_of(logits[0], [logits], "classification", class_dim=axis)
+        torch.testing.assert_close(result.mean, logits.softmax(axis if axis < 0 else axis + 1).mean(0), **CLOSE)
+
+
+def test_the_last_axis_of_the_logits_of_tokens_is_taken_for_that_of_classes():
+    logits = random(50, 2, 7, 4)
+    result = result_of(logits[0], [logits], "classification")
+    torch.testing.assert_close(result.mean, logits.softmax(-1).mean(0), **CLOSE)
+
+
 def test_a_regression_without_variance_says_how_to_give_one():
     values = random(50, 6)
     result = result_of(values[0], [values], "regression", quantiles=True)

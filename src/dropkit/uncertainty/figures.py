@@ -1,5 +1,6 @@
 """Figures of uncertainty: each is one call, and a Matplotlib figure that belongs to no window."""
 
+from collections.abc import Mapping
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["draw_detection", "draw_entropies", "draw_intervals", "draw_reliability", "draw_risk_coverage"]
 
 _GROUPS = Integer(1, 10**4, "[1, 10**4]")
+_DARK_GRID = "#374151"
 _P = ParamSpec("_P")
 
 
@@ -31,10 +33,21 @@ def _drawn(draw: "Callable[_P, Figure]") -> "Callable[_P, Figure]":
     @wraps(draw)
     def with_look(*args: _P.args, **kwargs: _P.kwargs) -> "Figure":
         mpl = require("matplotlib", "uncertainty", "Drawing")
-        with mpl.rc_context(LOOK):
+        with mpl.rc_context(LOOK | _dark_style(mpl.rcParams)):
             return draw(*args, **kwargs)
 
     return with_look
+
+
+def _dark_style(settings: Mapping[str, Any]) -> dict[str, object]:
+    """Return what stays of settings whose text is light: figures are saved on the background that these ask for."""
+    from matplotlib.colors import to_rgb
+
+    if sum(to_rgb(settings["text.color"])) < 1.5:
+        return {}
+    kept = ("figure.facecolor", "axes.facecolor", "text.color", "axes.titlecolor", "axes.labelcolor", "axes.edgecolor")
+    ticks = {f"{axis}tick.color": settings["text.color"] for axis in "xy"}
+    return {name: settings[name] for name in kept} | ticks | {"grid.color": _DARK_GRID}
 
 
 def _figure(width: float, height: float) -> "Figure":
@@ -43,9 +56,26 @@ def _figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def _inks() -> tuple[Any, Any]:
+    """Return the colours of text and of the paper below it."""
+    import matplotlib as mpl
+
+    return mpl.rcParams["text.color"], mpl.rcParams["axes.facecolor"]
+
+
+def _edges(values: Array, bins: int) -> Array:
+    """Return the edges of bins of equal width, around numbers that are equal up to rounding."""
+    low, high = values.min(), values.max()
+    size = max(abs(low), abs(high))
+    if high / 2 - low / 2 <= 1e-9 * size:
+        margin = size / 2 or 0.5
+        low, high = low - margin, high + margin
+    return np.linspace(low, high, bins + 1)
+
+
 def _histogram(panel: "Axes", groups: dict[str, Array], bins: int) -> None:
     """Draw the share of each group's rows in bins that all groups have in common."""
-    edges = np.histogram_bin_edges(np.concatenate(list(groups.values())), bins)
+    edges = _edges(np.concatenate(list(groups.values())), bins)
     for (name, values), paint in zip(groups.items(), (FIRST, SECOND), strict=True):
         shares = np.histogram(values, edges)[0] / max(len(values), 1)
         panel.bar(
@@ -61,9 +91,10 @@ def draw_reliability(
 ) -> "Figure":
     """Draw a reliability diagram: the accuracy at each confidence, and how often each confidence is stated.
 
-    Bars are the accuracy of each bin, and hatched ones its gap to the mean confidence. The vertical lines on the
-    diagonal are consistency bars: where the accuracy of a bin with as many rows would lie if its mean confidence were
-    right. The expected calibration error is in the title. It needs Matplotlib and SciPy.
+    Bars are the accuracy of each bin, and hatched ones its gap to the mean confidence. A dot at that confidence shows
+    bins, too, that are too narrow for a bar. The vertical lines on the diagonal are consistency bars: where the
+    accuracy of a bin with as many rows would lie if its mean confidence were right. The expected calibration error is
+    in the title. It needs Matplotlib and SciPy.
 
     Args:
         probabilities: Of shape (rows, classes), a tensor or an array; each row sums to 1.
@@ -104,17 +135,22 @@ def draw_reliability(
 
     figure = _figure(5, 6)
     panel, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    outline = {"align": "edge", "edgecolor": "white", "linewidth": 0.8}
+    ink, paper = _inks()
+    outline: Any = {"align": "edge", "edgecolor": paper, "linewidth": 0.8}
+    dots: Any = {"marker": "o", "markersize": 4.5, "markeredgecolor": paper, "markeredgewidth": 0.7}
+    dots |= {"linestyle": "none", "clip_on": False, "zorder": 4}
     panel.bar(left, accuracy, width, color=FIRST, alpha=0.8, label="accuracy", **outline)
     panel.bar(
         left, confidence - accuracy, width, accuracy, align="edge", color="none", edgecolor=SECOND, hatch="///",
         linewidth=0.8, label="gap to the confidence",
     )  # fmt: skip
-    panel.vlines(confidence, low, high, color="black", linewidth=1.2, label=f"{100 * level:g} % of calibrated bins")
+    panel.vlines(confidence, low, high, color=ink, linewidth=1.2, label=f"{100 * level:g} % of calibrated bins")
+    panel.plot(confidence, accuracy, color=FIRST, label="accuracy at the mean confidence", **dots)
     panel.plot([0, 1], [0, 1], color=MUTED, linestyle=(0, (4, 3)), linewidth=1.1)
     panel.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
     panel.set_title(f"expected calibration error {(top.share * top.gap).sum():.3f}")
     below.bar(left, top.share[is_full], width, color=MUTED, alpha=0.6, **outline)
+    below.plot(confidence, top.share[is_full], color=MUTED, **dots)
     below.axvline(float(top.share[is_full] @ confidence), color=SECOND, label="mean confidence")
     below.axvline(float(top.share[is_full] @ accuracy), color=FIRST, label="mean accuracy")
     below.set(xlabel="confidence", ylabel="share of rows")
@@ -149,8 +185,12 @@ def draw_risk_coverage(uncertainty: Any, losses: Any) -> "Figure":
     curve = curve_of("draw_risk_coverage", uncertainty, losses)
     figure = _figure(5, 4)
     panel = figure.subplots()
-    panel.plot(curve.coverage, curve.risk, color=FIRST, label="in this order")
-    panel.plot(curve.coverage, curve.best, color=SECOND, label="in the best order")
+    marker: Any = {
+        "marker": "o" if len(curve.coverage) == 1 else "",
+        "clip_on": len(curve.coverage) > 1,
+    }  # a dot, no line
+    panel.plot(curve.coverage, curve.risk, color=FIRST, label="in this order", **marker)
+    panel.plot(curve.coverage, curve.best, color=SECOND, label="in the best order", **marker)
     panel.axhline(float(curve.risk[-1]), color=MUTED, linestyle=(0, (4, 3)), linewidth=1.1, label="in random order")
     panel.set(xlim=(0, 1), xlabel="coverage: share of rows answered", ylabel="risk: mean loss of those")
     panel.set_ylim(bottom=0)
@@ -239,17 +279,22 @@ def draw_intervals(lower: Any, upper: Any, targets: Any, *, level: float, mean: 
     low, high, true, middle = low[order], high[order], true[order], middle[order]
     places, is_out = np.arange(len(low)), (true < low) | (true > high)
 
+    from matplotlib.lines import Line2D
+
     figure = _figure(8, 4)
     panel = figure.subplots()
     width = max(0.5, min(6.0, 300 / len(low)))
     panel.vlines(places, low, high, color=MUTED, alpha=0.45, linewidth=width, label="interval")
-    panel.plot(places, middle, color="black", linewidth=1, label="prediction")
-    panel.plot(places[~is_out], true[~is_out], "o", color=FIRST, markersize=3, label="target inside")
-    panel.plot(places[is_out], true[is_out], "o", color=SECOND, markersize=4, label="target outside")
+    panel.plot(places, middle, color=_inks()[0], linewidth=1, label="prediction", zorder=3)
+    dot = min(1.0, (300 / len(low)) ** 0.5)  # many rows lie close together
+    panel.plot(places[~is_out], true[~is_out], "o", color=FIRST, mew=0, markersize=4 * dot, label="target inside")
+    panel.plot(places[is_out], true[is_out], "o", color=SECOND, mew=0, markersize=5 * dot, label="target outside")
     panel.set(xlabel="rows in the order of their predictions", ylabel="target")
     title = f"{100 * level:.4g} % intervals: coverage {100 * found.coverage:.1f} %, mean width {found.width:.4g}"
     panel.set_title(title)
-    panel.legend()
+    for handle in panel.legend().legend_handles:
+        if isinstance(handle, Line2D) and handle.get_marker() == "o":
+            handle.set_markersize(5)
     return figure
 
 

@@ -10,6 +10,7 @@ from torch.distributions import Categorical, Distribution, OneHotCategorical
 
 from dropkit._checks import argument_error
 from dropkit.errors import UnsupportedError
+from dropkit.sites.interception.telling import warn
 from dropkit.uncertainty.results.moments import wide
 from dropkit.uncertainty.results.outputs import Rebuild
 
@@ -108,7 +109,7 @@ def classifier_head(output: Any, rebuild: Rebuild, leaves: Sequence[Any]) -> Cla
 
 
 def class_axis(class_dim: int, like: Tensor) -> int:
-    """Return the axis of classes, counted from the first.
+    """Return the axis of classes, counted from the first, with a warning where it may be another than the last.
 
     Raises:
         ArgumentError: If the logits have no such axis, no class along it, or no other but it is not asked for as 0.
@@ -130,6 +131,11 @@ def class_axis(class_dim: int, like: Tensor) -> int:
         raise UnsupportedError(
             "mc: the outputs are probabilities: they are in [0, 1] and sum to 1 over the classes. Let the model return "
             "logits, or the logarithms of probabilities, for their softmax is taken."
+        )
+    if class_dim == -1 and like.dim() >= 4:
+        warn(
+            f"mc: the softmax is taken over the last of the {like.dim()} axes of the logits. Give class_dim=1 where that "
+            f"is the axis of classes, as of images, or class_dim={like.dim() - 1} if it is the last."
         )
     return class_dim % like.dim()
 
