@@ -96,7 +96,7 @@ def mc(
         error: Of ``n="auto"``, the Monte Carlo error of the mean, in its units, at which to stop: that of the entry
             whose is largest. Default: 0.01 in classification, else 0.01 times the root mean square of the mean.
         class_dim: The axis of classes, in classification; of length 1 it holds the logit of one class against another.
-            Default: -1.
+            Default: -1, with a warning where there are four axes or more.
         keep_samples: Whether to keep the outputs of all passes. Default: False, for which memory does not grow with
             their number.
         batch_dim: The axis of the inputs along which examples lie. Default: found, axis 0 or axis 1: passes have to go

@@ -134,8 +134,8 @@ def class_axis(class_dim: int, like: Tensor) -> int:
         )
     if class_dim == -1 and like.dim() >= 4:
         warn(
-            f"mc: the softmax is taken over the last of the {like.dim()} axes of the logits. Give class_dim=1 where that "
-            f"is the axis of classes, as of images, or class_dim={like.dim() - 1} if it is the last."
+            f"mc: the softmax is taken over the last of the {like.dim()} axes of the logits. Give class_dim=1 where "
+            f"classes are axis 1, as of images, or class_dim={like.dim() - 1} if they are the last."
         )
     return class_dim % like.dim()
 
