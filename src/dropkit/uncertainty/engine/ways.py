@@ -242,6 +242,9 @@ def found(batch: Batch, engine: str, axis: int | None = None) -> Way:
     return Trial(batch, None).way(engine, reason or "no input has an axis of examples")
 
 
+_PREFIXES = ("UnsupportedError: ", "ArgumentError: ", "MismatchError: ", "samples: ", "address: ", "dropkit.sites: ")
+
+
 def shortened(error: Exception, is_ours: bool = False) -> str:
     """Return what an error says, without what it would advise.
 
@@ -250,20 +253,10 @@ def shortened(error: Exception, is_ours: bool = False) -> str:
         is_ours: Whether it is of something that is used here.
     """
     message = str(error) if is_ours else f"{type(error).__name__}: {error}"
-    for prefix in (
-        "UnsupportedError: ",
-        "ArgumentError: ",
-        "MismatchError: ",
-        "samples: ",
-        "address: ",
-        "dropkit.sites: ",
-    ):
+    for prefix in _PREFIXES:
         message = message.removeprefix(prefix)
     first, _, _ = message.partition(". ")
     return first.rstrip(".")
-
-
-_PREFIXES = ("UnsupportedError: ", "ArgumentError: ", "MismatchError: ", "samples: ", "address: ", "dropkit.sites: ")
 
 
 def _other_order(size: int) -> tuple[int, ...]:
