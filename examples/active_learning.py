@@ -3,10 +3,10 @@
     python examples/active_learning.py [--quick]
 
 A small convolutional network begins with 20 labelled images and asks for 30 more, six times over; it is trained anew
-each time. It chooses from a pool of 2,000 images: at random, by the entropy of the prediction, or by BALD. Each seed
-has its own test images, pool, first images, weights and batches, the same for all ways to choose, so that differences
-are paired; the intervals are of their mean over seeds. All is in double precision, so that other processors choose the
-same images.
+each time. It chooses from a pool of 2,000 images: at random, by the entropy of the prediction, by BALD, or by BatchBALD
+among the 200 with the highest BALD. Each seed has its own test images, pool, first images, weights and batches, the
+same for all ways to choose, so that differences are paired; the intervals are of their mean over seeds. All is in
+double precision, so that other processors choose the same images.
 """
 
 import argparse
@@ -18,11 +18,12 @@ from scipy import stats
 from torch import Tensor, nn
 
 from dropkit.study import embedded
-from dropkit.uncertainty import mc, select
+from dropkit.uncertainty import batch_bald, mc, select
 
 FIRST, MORE, ROUNDS = 20, 30, 6
 POOL, TEST = 2000, 2000
 PASSES, STEPS, BATCH = 20, 300, 16
+FUNCTIONS, CANDIDATES = 100, 200  # of BatchBALD: a batch tells its passes apart, so that it needs more of them
 SEEDS = 8
 
 
@@ -68,10 +69,17 @@ def by_bald(model: nn.Module, pool: Tensor, seed: int) -> Tensor:
     return select(mc(model, PASSES, task="classification", seed=seed)(pool).mutual_information, MORE)
 
 
+def by_batch_bald(model: nn.Module, pool: Tensor, seed: int) -> Tensor:
+    result = mc(model, FUNCTIONS, task="classification", masks="shared", seed=seed, keep_samples=True)(pool)
+    likely = select(result.mutual_information, CANDIDATES)
+    return likely[batch_bald(result.samples[:, likely], MORE, seed=seed).indices]
+
+
 WAYS: dict[str, Callable[[nn.Module, Tensor, int], Tensor]] = {
     "random": by_chance,
     "entropy": by_entropy,
     "BALD": by_bald,
+    "BatchBALD": by_batch_bald,
 }
 
 
