@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -240,26 +241,13 @@ class ByHand(nn.Module):
         return x * (torch.rand_like(x) > 0.5) * 2 if self.training else x
 
 
-def lstm() -> nn.Module:
-    class Last(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.lstm = nn.LSTM(4, 2, 2, dropout=0.5, batch_first=True)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.lstm(x)[0][:, -1]
-
-    return Last()
-
-
 @pytest.mark.parametrize(
     ("build", "shape"),
     [
         (lambda: nn.Sequential(dropkit.nn.GaussianDropout(0.5)), (2, 4)),
         (ByHand, (2, 4)),
-        (lstm, (2, 3, 4)),
     ],
-    ids=["gaussian", "by_hand", "lstm"],
+    ids=["gaussian", "by_hand"],
 )
 def test_noise_that_is_no_mask_is_refused(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
     with pytest.raises(
@@ -294,6 +282,54 @@ def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception], mess
         exact(model, **given)(x)
 
 
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN])
+def test_dropout_between_recurrent_layers_is_refused_for_what_it_is(layer: type[nn.RNNBase]) -> None:
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.recurrent = layer(4, 2, 2, dropout=0.5, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.recurrent(x)[0][:, -1]
+            return out
+
+    what = f"between the layers of an? {layer.__name__}, whose masks exact cannot give. Sample instead"
+    with pytest.raises(UnsupportedError, match=f"exact: site 'recurrent#0' is dropout {what}"):
+        exact(Last(), output="raw")(torch.randn(2, 3, 4))
+
+
+def test_dropout_in_torchscript_is_refused() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that torch.jit.script is deprecated
+        inner = torch.jit.script(nn.Sequential(nn.ReLU(), nn.Dropout(0.5)))
+        harmless = torch.jit.script(nn.Sequential(nn.ReLU(), nn.Linear(4, 2)))
+    model = nn.Sequential(nn.Linear(4, 4), inner, nn.Dropout(0.25), nn.Linear(4, 2))
+    with pytest.raises(UnsupportedError, match="exact: `1` is a TorchScript module that draws dropout"):
+        exact(model)(torch.ones(1, 4))
+    assert exact(nn.Sequential(nn.Dropout(0.25), harmless))(torch.ones(1, 4)).units == 4
+
+
+def test_a_single_logit_has_no_softmax() -> None:
+    model, x = rectified(outputs=1), torch.ones(2, 4).double()
+    with pytest.raises(
+        ArgumentError, match=r"exact: `output` must be .*, got .softmax. \(str\)\. Give output=.sigmoid"
+    ):
+        exact(model)(x)
+    assert float(exact(model, output="sigmoid")(x).std.min()) > 0.0
+
+
+def test_a_single_example_without_an_axis_of_examples_is_refused() -> None:
+    for outputs in (3, 4):  # other than inputs, and as many
+        model = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, outputs))
+        with pytest.raises(ArgumentError, match=r"\(4,\).* Give a single example x as x\[None\]"):
+            exact(model)(torch.ones(4))
+
+
+def test_a_call_without_inputs_is_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"got \[\] \(list\)\. Give what the model's forward takes"):
+        exact(softmax_layer(0.5))()
+
+
 def test_outputs_that_are_no_tensor_of_examples_are_refused() -> None:
     class Summed(nn.Module):
         def forward(self, x: Tensor) -> Any:
@@ -303,6 +339,8 @@ def test_outputs_that_are_no_tensor_of_examples_are_refused() -> None:
         def forward(self, x: Tensor) -> Any:
             return {"logits": F.dropout(x, 0.5, self.training)}
 
-    for model in (Summed(), Named()):
-        with pytest.raises(ArgumentError, match="floating tensor with as many examples"):
+    rule = "floating tensor with as many examples as its input"
+    shapes = r"of shape \(3,\) for inputs of shapes \[\(2, 3\)"
+    for model, got in ((Summed(), f"torch.float32 {shapes}"), (Named(), r"'a dict' \(str\). Give a module whose")):
+        with pytest.raises(ArgumentError, match=f"{rule}, got .*{got}"):
             exact(model)(torch.ones(2, 3))

@@ -147,7 +147,10 @@ def test_saturated_probabilities_are_told_apart_by_their_own_rounding() -> None:
 def test_what_is_no_number_never_coincides() -> None:
     x = batch()
     x[1] = torch.nan
-    assert said(network(), x) == [False]
+    assert said(network(), x) == [None]
+    assert said(network(nn.ReLU()), x) == [False]  # the other examples tell
+    found = exact(network(), output="raw")(x)
+    assert str(found).endswith("unclear: some outputs are no numbers; see whether inputs and weights are finite")
 
 
 @pytest.mark.parametrize("output", ["softmax", "sigmoid"])

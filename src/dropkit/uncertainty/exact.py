@@ -13,6 +13,7 @@ from dropkit.sites.interception.attachment import attached
 from dropkit.sites.interception.checkpoints import uncompiled
 from dropkit.sites.interception.names import runnable
 from dropkit.sites.interception.restoring import set_mode
+from dropkit.sites.interception.underneath import check_no_script
 from dropkit.uncertainty.dropping import active_sites, dropping
 from dropkit.uncertainty.engine.inputs import Inputs
 from dropkit.uncertainty.subnetworks.calls import REMEDY, Learner, Replay
@@ -24,6 +25,7 @@ __all__ = ["Difference", "Enumeration", "Subnetworks", "exact"]
 
 _OUTPUT = Choice(("softmax", "sigmoid", "raw"))
 _LIMIT = Integer(1, 2**40, "[1, 2**40]")
+_ONE_EXAMPLE = "Give a single example x as x[None]."
 _AXIS = Integer(-64, 63, "the range of a tensor's axes")
 
 
@@ -59,10 +61,10 @@ def exact(model: Module, *, output: str = "softmax", class_dim: int = -1, limit:
 
     Raises:
         ArgumentError: If a value is out of range; by a call, if no dropout is active, or there are more subnetworks
-            than `limit`.
+            than `limit`, or the softmax is over one logit.
         ArgumentTypeError: If an argument has a wrong type.
         UnsupportedError: By a call, if noise of a site is no mask of one rate, if examples lie along no axis of a mask
-            or depend on each other, or if what drops depends on the data.
+            or depend on each other, if what drops depends on the data, or a TorchScript module draws dropout.
 
     Examples:
         >>> import torch, dropkit
@@ -115,8 +117,10 @@ class Enumeration:
         along = inputs.along(0)
         examples = 0 if along is None else along.size
         if not examples:
-            shapes = [tuple(tensor.shape) for tensor in inputs.tensors]
-            raise argument_error("exact", "inputs", "tensors with an axis 0 of examples, 1 or more", shapes)
+            shapes = inputs.shapes
+            remedy = "" if shapes else "Give what the model's forward takes."
+            raise argument_error("exact", "inputs", "tensors with an axis 0 of examples, 1 or more", shapes, remedy)
+        check_no_script("exact", self.model)
         sites = active_sites("exact", self.model, args, kwargs)
         model = runnable(self.model)
         with dropping(model, sites), uncompiled():
@@ -162,11 +166,21 @@ class Enumeration:
 def _output(model: Module, inputs: Inputs, copies: int, examples: int) -> Tensor:
     """Run a model on copies of its inputs, one after another."""
     args, kwargs = inputs.repeated(inputs.along(0), copies)
-    found = model(*args, **kwargs)
+    try:
+        found = model(*args, **kwargs)
+    except RuntimeError as error:
+        if copies == 1 or not inputs.is_vector:
+            raise
+        rule = "tensors whose axis 0 counts examples"
+        raise argument_error("exact", "inputs", rule, f"one of shape {inputs.shapes[0]}", _ONE_EXAMPLE) from error
     if isinstance(found, Tensor) and found.is_floating_point() and found.shape[:1] == (copies * examples,):
         return found
     rule = "one whose output is a floating tensor with as many examples as its input"
-    raise argument_error("exact", "model", rule, tuple(found.shape) if isinstance(found, Tensor) else found)
+    if not isinstance(found, Tensor):
+        remedy = "Give a module whose forward returns its tensor, such as the attribute `logits` of what this one does."
+        raise argument_error("exact", "model", rule, f"a {type(found).__name__}", remedy)
+    value = f"{found.dtype} of shape {tuple(found.shape)} for inputs of shapes {inputs.shapes}"
+    raise argument_error("exact", "model", rule, value, _ONE_EXAMPLE if inputs.is_vector else "")
 
 
 def _evaluated(model: Module, inputs: Inputs, examples: int) -> Tensor:

@@ -45,6 +45,11 @@ class Inputs:
         return next((each for each in self.candidates(axis) if each.size == sizes[0]), None)
 
     @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shapes of the tensors."""
+        return [tuple(tensor.shape) for tensor in self.tensors]
+
+    @property
     def is_empty(self) -> bool:
         """Whether there are examples, though none of them, so that nothing can be told of them."""
         first = next((leaf for leaf in self.tensors if leaf.dim()), None)

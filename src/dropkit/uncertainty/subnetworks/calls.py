@@ -23,6 +23,7 @@ Name = tuple[str, int]  # of a site, and the number of the call
 REMEDY = "Sample instead: dropkit.uncertainty.mc."
 
 _DEPENDENT = ("drop_block1d", "drop_block2d", "drop_block3d")  # whose masks' elements fall together
+_RECURRENT = {"lstm": "an LSTM", "gru": "a GRU", "rnn_tanh": "an RNN", "rnn_relu": "an RNN"}  # with one mask a layer
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,10 @@ class _Calls(Handler):
         return function(*args, **kwargs) if draw is None else _refuse(draw.place.name)
 
 
-def _refuse(site: str) -> NoReturn:
+def _refuse(site: str, kind: str = "") -> NoReturn:
     what = f"the noise of site {site!r} is no mask that is drawn unit by unit at one rate"
+    if kind in _RECURRENT:
+        what = f"site {site!r} is dropout between the layers of {_RECURRENT[kind]}, whose masks exact cannot give"
     raise UnsupportedError(f"exact: {what}. {REMEDY}")
 
 
@@ -67,10 +70,10 @@ class Learner(_Calls):
         if not call.is_active:
             return call.run()
         if not _has_mask(call):
-            _refuse(place.name)
+            _refuse(place.name, call.function.kind)
         result, mask = replaced(call, return_mask=True, order=place.order)
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            _refuse(place.name)
+            _refuse(place.name, call.function.kind)
         self.drawn[place.name, place.run] = Drawn(mask, threshold(float(call.p)) / 2**32)
         return result
 

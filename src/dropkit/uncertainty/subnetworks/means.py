@@ -59,6 +59,9 @@ class Means:
         if output == "softmax" and (not -rank <= class_dim < rank or class_dim % rank == 0):
             rule = f"an axis of the output {tuple(evaluated.shape)} but the first"
             raise argument_error("exact", "class_dim", rule, class_dim)
+        if output == "softmax" and evaluated.shape[class_dim] == 1:
+            rule, remedy = 'one for outputs of a single logit, "sigmoid" or "raw"', 'Give output="sigmoid".'
+            raise argument_error("exact", "output", rule, output, remedy)
         self.output, self.kind = output, kind
         self.axis = class_dim % rank if output == "softmax" else class_dim
         logits = evaluated.double()

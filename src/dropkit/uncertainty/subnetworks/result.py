@@ -1,5 +1,6 @@
 """What all subnetworks of a model tell together."""
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -23,7 +24,8 @@ class Difference:
         divergence: The Kullback-Leibler divergence of the second from the first in nats, averaged over examples; None
             for outputs that are no probabilities.
         coincide: Whether they differ in no element by more than rounding may make of it there; None where they do not,
-            and rounding may hide what matters beside the standard deviation over masks, a hundredth of it.
+            and rounding may hide what matters beside the standard deviation over masks, a hundredth of it, or where
+            an element is no number.
     """
 
     first: str
@@ -81,8 +83,10 @@ class Subnetworks:
     def _coincide(self, apart: Tensor, one: Tensor, other: Tensor) -> bool | None:
         rounding = torch.maximum(self._slope(one), self._slope(other)) * self._rounding()
         of_sums = _EPS * torch.maximum(one.abs(), other.abs())
-        if not bool((apart <= rounding + of_sums).all()):
+        if bool((apart > rounding + of_sums).any()):
             return False
+        if bool(apart.isnan().any()):
+            return None
         is_hidden = (rounding > _MATTERS * self.std) & (self.std > of_sums)
         return None if bool(is_hidden.any()) else True
 
@@ -111,7 +115,9 @@ class Subnetworks:
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         deviation = f"standard deviation over masks: {float(self.std.mean()):.3g} on average"
         lines = [f"2**{self.units} = {2**self.units} subnetworks; {deviation}", *lines]
-        if any(each.coincide is None for each in differences):
+        if any(math.isnan(each.largest) for each in differences):
+            lines.append("unclear: some outputs are no numbers; see whether inputs and weights are finite")
+        elif any(each.coincide is None for each in differences):
             lines.append(f"unclear: rounding in {self.dtype} may hide a difference; give the model in torch.float64")
         return "\n".join(lines)
 
