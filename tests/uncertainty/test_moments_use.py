@@ -1,8 +1,10 @@
 """Using `moments`: either mode, any structure, nothing changed, and what has no rule is named."""
 
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -126,6 +128,49 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "comparison": (lambda: Written(lambda self, x: drop(self, x, 0.5) > 0), (2, 4), "has no rule"),
     "value": (lambda: Written(lambda self, x: x if drop(self, x, 0.5).sum() > 0 else -x), (2, 4), "has no rule"),
 }  # fmt: skip
+
+
+NOISE: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "randn_like": lambda self, x: x + torch.randn_like(x),
+    "in_training": lambda self, x: x + torch.randn(x.shape) if self.training else x,
+    "normal_": lambda self, x: x + torch.empty(x.shape).normal_(),
+    "rsample": lambda self, x: torch.distributions.Normal(x, 1.0).rsample(),
+    "gumbel_softmax": lambda self, x: F.gumbel_softmax(x),
+    "rrelu": lambda self, x: F.rrelu(x, 0.1, 0.3, True),
+    "randperm": lambda self, x: x[:, torch.randperm(4)],
+    "multinomial": lambda self, x: x[:, torch.multinomial(torch.ones(4), 4)],
+    "skipped_layers": lambda self, x: x if torch.rand(1) < 0.5 else 2 * x,
+    "pooling": lambda self, x: F.fractional_max_pool2d(x.view(-1, 1, 2, 2), 1, output_size=1).expand(-1, 1, 2, 2),
+    "numpy": lambda self, x: x + torch.from_numpy(np.random.randn(2, 4)).float(),  # noqa: NPY002
+    "numpy_of_the_model": lambda self, x: x + torch.from_numpy(self.generator.normal(size=(2, 4))).float(),
+    "python": lambda self, x: x + random.random(),  # noqa: S311
+}
+
+
+@pytest.mark.parametrize("is_after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("name", NOISE)
+def test_other_noise_than_dropout_is_refused(name: str, is_after: bool) -> None:
+    def run(self: Written, x: Tensor) -> Tensor:
+        first = x if is_after else NOISE[name](self, x).flatten(1)
+        h = self.layers[0](drop(self, first, 0.5))
+        return h + NOISE[name](self, x).flatten(1) if is_after else h
+
+    model = Written(run, nn.Linear(4, 4))
+    model.generator = np.random.default_rng(0)
+    before = model.generator.bit_generator.state
+    with pytest.raises(UnsupportedError, match=r"draws other noise than dropout.* Sample instead: "):
+        moments(model)(torch.rand(2, 4))
+    assert model.generator.bit_generator.state == before
+
+
+def test_a_random_rectifier_draws_nothing_in_evaluation() -> None:
+    torch.manual_seed(0)
+    parts = nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 3)
+    random_one, plain = nn.RReLU(0.1, 0.3), nn.LeakyReLU(0.2)
+    x = torch.randn(2, 4)
+    one, other = (moments(nn.Sequential(each, *parts, each))(x) for each in (random_one, plain))
+    torch.testing.assert_close(one.mean, other.mean)
+    torch.testing.assert_close(one.covariance, other.covariance)
 
 
 def _overwritten(x: Tensor) -> Tensor:

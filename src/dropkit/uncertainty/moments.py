@@ -1,9 +1,11 @@
 """Mean and covariance of a model's outputs under its dropout, in one pass."""
 
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import Module
 
@@ -11,7 +13,7 @@ from dropkit._checks import Integer, argument_type_error
 from dropkit.errors import UnsupportedError
 from dropkit.sites.find import Sites
 from dropkit.sites.interception.names import module_names, runnable
-from dropkit.sites.interception.restoring import cloned
+from dropkit.sites.interception.restoring import cloned, generators
 from dropkit.uncertainty.dropping import active_sites, dropping
 from dropkit.uncertainty.propagation.handle import Handle
 from dropkit.uncertainty.propagation.noise import NOISE
@@ -87,10 +89,11 @@ def moments(model: Module, *, rank: int | None = None) -> "MomentPropagation":
 
     Rules are there for linear layers, convolutions, batch normalisation in evaluation mode, average and max pooling,
     elementwise activations, sums, and functions that move elements; and for all dropout that draws a number for each
-    unit, channel, path, time or weight. What runs before the first site may be anything. An operation without a rule is
-    an error that names it, and so is one that reaches a random tensor where rules cannot, as in TorchScript or under
-    ``torch.func.vmap``. Models of half precision are computed in single precision from the first site on, and the
-    result is in that. The first call runs the model twice more, to find its sites.
+    unit, channel, path, time or weight. What runs before the first site may be anything that draws nothing. An
+    operation without a rule is an error that names it, and so is other noise than dropout, and an operation that
+    reaches a random tensor where rules cannot, as in TorchScript or under ``torch.func.vmap``. Models of half precision
+    are computed in single precision from the first site on, and the result is in that. The first call runs the model
+    twice more, to find its sites.
 
     Args:
         model: The model, in either mode; it is left as it was. Axis 0 of its inputs counts examples.
@@ -183,6 +186,7 @@ class MomentPropagation:
         propagation = Propagation(model, self.rank)
         with dropping(model, sites):
             given, named = propagation.wrapped(cloned((args, kwargs)))
+            before = _states(model)
             try:
                 with propagation:
                     output = model(*given, **named)
@@ -190,6 +194,10 @@ class MomentPropagation:
                 if propagation.refusal is None:
                     raise
                 raise propagation.refusal from error
+            if _states(model) != before:
+                raise UnsupportedError(
+                    f"moments: the model draws other noise than dropout, which has no rule. {REMEDY}"
+                )
         leaves, rebuild = flatten(output)
         neglected = propagation.sources.neglected
         found = [_moments(leaf, name, neglected) for leaf, name in zip(leaves, rebuild.names, strict=True)]
@@ -198,6 +206,13 @@ class MomentPropagation:
 
 def _calls(sites: Sites) -> int:
     return sum(site.calls for site in sites)
+
+
+def _states(model: Module) -> bytes:
+    """Return the states of PyTorch's, NumPy's, Python's and a model's random generators, to be compared."""
+    on_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    found = [torch.get_rng_state(), *on_cuda, *(get() for get, _ in generators(model))]
+    return pickle.dumps([state.tolist() if isinstance(state, Tensor) else state for state in found])
 
 
 def _moments(leaf: Any, name: str, neglected: Mapping[str, float]) -> Any:

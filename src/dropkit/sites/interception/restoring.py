@@ -20,8 +20,9 @@ from dropkit.sites.interception.attachment import attached_to
 from dropkit.sites.interception.attributes import kept_attributes
 from dropkit.sites.interception.values import kept_values
 
-__all__ = ["cloned", "restored", "set_mode"]
+__all__ = ["cloned", "generators", "restored", "set_mode"]
 
+_State = tuple[Callable[[], Any], Callable[[Any], object]]
 _HOOKS = [name for name in vars(Module()) if name.startswith("_forward") and "hooks" in name]
 
 
@@ -42,8 +43,8 @@ def restored(model: Module, copies_parameters: bool = True) -> Iterator[None]:
         stack.callback(_keep_modules(model))
         stack.callback(_keep_hooks(model))
         stack.callback(_keep_gradients(model))
-        for put_back in _keep_generators(model):
-            stack.callback(put_back)
+        for get, put in generators(model):
+            stack.callback(put, get())
         stack.callback(_keep_cache())
         devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
         stack.enter_context(torch.random.fork_rng(devices))
@@ -113,18 +114,18 @@ def _keep_cache() -> Callable[[], None]:
     return put_back
 
 
-def _keep_generators(model: Module) -> Iterator[Callable[[], None]]:
-    """Yield what puts back Python's and NumPy's generators, and those that modules have for themselves."""
-    yield _kept(random.getstate, random.setstate)
+def generators(model: Module) -> Iterator[_State]:
+    """Yield what gets and what sets the state of Python's and NumPy's generators, and of those that modules have."""
+    yield random.getstate, random.setstate
     numpy = sys.modules.get("numpy")
     if numpy is not None:
-        yield _kept(numpy.random.get_state, numpy.random.set_state)
+        yield numpy.random.get_state, numpy.random.set_state
     for module in model.modules():
         for value in vars(module).values():
             for each in _several(value):
-                put_back = None if type(each) in _WITHOUT_GENERATORS else _kept_generator(each)
-                if put_back is not None:
-                    yield put_back
+                found = None if type(each) in _WITHOUT_GENERATORS else _state(each)
+                if found is not None:
+                    yield found
 
 
 def _several(value: Any) -> Iterable[Any]:
@@ -134,18 +135,19 @@ def _several(value: Any) -> Iterable[Any]:
     return value if type(value) in (list, tuple) else (value,)
 
 
-def _kept_generator(value: Any) -> Callable[[], None] | None:
-    """Return what puts back a generator of random numbers; None of anything else."""
+def _state(value: Any) -> _State | None:
+    """Return what gets and what sets the state of a generator of random numbers; None of anything else."""
     numpy = sys.modules.get("numpy")
     own = getattr_static(value, "generator", value)  # dropkit's layers keep theirs in a box
     if isinstance(own, torch.Generator):
-        return _kept(own.get_state, own.set_state)
+        return own.get_state, own.set_state
     if isinstance(own, random.Random):
-        return _kept(own.getstate, own.setstate)
+        return own.getstate, own.setstate
     if numpy is not None and isinstance(own, numpy.random.RandomState):
-        return _kept(own.get_state, own.set_state)
+        return own.get_state, own.set_state
     if numpy is not None and isinstance(own, numpy.random.Generator):
-        return _kept_bits(own.bit_generator)
+        bits = own.bit_generator
+        return lambda: bits.state, lambda state: setattr(bits, "state", state)
     return None
 
 
@@ -153,19 +155,6 @@ def _kept_generator(value: Any) -> Callable[[], None] | None:
 _WITHOUT_GENERATORS = frozenset(
     (bool, int, float, str, tuple, list, dict, set, OrderedDict, Tensor, torch.nn.Parameter, type(None))
 )
-
-
-def _kept(get: Callable[[], Any], put: Callable[[Any], object]) -> Callable[[], None]:
-    state = get()
-
-    def put_back() -> None:
-        put(state)
-
-    return put_back
-
-
-def _kept_bits(bits: Any) -> Callable[[], None]:
-    return _kept(lambda: bits.state, lambda state: setattr(bits, "state", state))
 
 
 def set_mode(model: Module, training: bool) -> None:

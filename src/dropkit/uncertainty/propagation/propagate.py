@@ -14,7 +14,8 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_leaves, tree_map
 
 from dropkit.errors import UnsupportedError
-from dropkit.sites.calls.functions import Call, find_call
+from dropkit.sites.calls.functions import INFERENCE, Call, find_call
+from dropkit.sites.handwritten.draws import RANDOM, is_random
 from dropkit.sites.interception.names import module_names
 from dropkit.uncertainty.propagation.handle import Handle, can_be_handled, handles_among, without_handles
 from dropkit.uncertainty.propagation.noise import COMPOSED, NOISE
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["REMEDY", "Propagation"]
 
+_SWITCH = 3  # place of the argument of a random rectifier that says whether it draws
 _PAIRS = frozenset([torch.native_dropout])  # it returns its mask, too
 REMEDY = "Sample instead: dropkit.uncertainty.mc."
 
@@ -73,6 +75,7 @@ class Propagation(TorchFunctionMode):
         named = kwargs or {}
         if function in METADATA:
             return function(*args, **named)
+        self._check_noise(function, args, named)
         call = find_call(function, args, named)
         if call is not None and not call.is_active and call.switched(True).is_active:
             self.has_inactive = True
@@ -165,6 +168,11 @@ class Propagation(TorchFunctionMode):
         is_in_place = given.get("inplace") or call.function.function.__name__.endswith("_")
         return handle.overwrite(made) if is_in_place else self._wrap(made, handle.dtype)
 
+    def _check_noise(self, function: Callable[..., Any], args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        """Raise where a function draws what is no dropout: one draw of it is no constant."""
+        if find_call(function, args, named, INFERENCE) is not None or _draws(function, args, named):
+            raise self._refusal(_name(function), "draws other noise than dropout, which has no rule")
+
     def _check_current(self, function: Callable[..., Any], handles: list[Handle]) -> None:
         if not all(handle.is_current for handle in handles):
             raise self._refusal(_name(function), "of a view of what was overwritten in place has no rule")
@@ -224,6 +232,15 @@ def _narrow_type(function: Callable[..., Any], args: tuple[Any, ...], named: Map
         leaves = tree_leaves((args, dict(named)))
         types = {x.dtype for x in leaves if isinstance(x, Tensor) and x.dim() > 0 and x.is_floating_point()}
     return types.pop() if len(types) == 1 and types <= {torch.float16, torch.bfloat16} else None
+
+
+def _draws(function: Callable[..., Any], args: tuple[Any, ...], named: Mapping[str, Any]) -> bool:
+    """Tell whether a call of any function draws what is no dropout."""
+    if not is_random(function):
+        return False
+    if not RANDOM[function].startswith("rrelu"):
+        return True
+    return bool(args[_SWITCH] if len(args) > _SWITCH else named.get("training"))
 
 
 def _place(value: Tensor) -> int | None:

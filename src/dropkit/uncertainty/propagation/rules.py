@@ -1,5 +1,6 @@
 """The rule of every function that random tensors may be given to."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -47,8 +48,12 @@ def _leaky_relu(negative_slope: float = 0.01) -> Response:
     return rectified(negative_slope)
 
 
+def _rrelu(lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False) -> Response:
+    return rectified((lower + upper) / 2)  # in training it draws, and is refused before
+
+
 def _hardtanh(min_val: float = -1.0, max_val: float = 1.0) -> Response:
-    return piecewise_linear([min_val, max_val], [0.0, 1.0, 0.0], min_val)
+    return _clamp(min_val, max_val)
 
 
 def _relu6() -> Response:
@@ -58,11 +63,31 @@ def _relu6() -> Response:
 def _clamp(min: float | None = None, max: float | None = None) -> Response:
     if isinstance(min, Tensor | Variable) or isinstance(max, Tensor | Variable):
         raise UnsupportedError("with bounds that are tensors")
-    if min is not None and max is not None:
-        return _hardtanh(min, max)
-    if min is not None:
-        return piecewise_linear([min], [0.0, 1.0], min)
-    return piecewise_linear([max or 0.0], [1.0, 0.0], max or 0.0)
+    low = -math.inf if min is None else float(min)
+    high = math.inf if max is None else float(max)
+    if not (low < math.inf and high > -math.inf):
+        raise UnsupportedError(f"to [{low}, {high}]")
+    if low >= high:  # PyTorch takes the upper bound
+        return piecewise_linear([high], [0.0, 0.0], high)
+    knots = [bound for bound in (low, high) if math.isfinite(bound)]
+    if not knots:
+        return piecewise_linear([0.0], [1.0, 1.0], 0.0)
+    slopes = [1.0 if low == -math.inf else 0.0, 1.0, 0.0 if high < math.inf else 1.0]
+    return piecewise_linear(knots, slopes if len(knots) == 2 else [slopes[0], slopes[2]], knots[0])
+
+
+def _clamp_max(max: float) -> Response:
+    return _clamp(max=max)
+
+
+def _softshrink(lambd: float = 0.5) -> Response:
+    return piecewise_linear([-lambd, lambd], [1.0, 0.0, 1.0], 0.0)
+
+
+def _threshold(threshold: float, value: float) -> Response:
+    if threshold != value:
+        raise UnsupportedError("that jumps")
+    return _clamp(min=value)
 
 
 def _absolute() -> Response:
@@ -97,6 +122,12 @@ _CLOSED: Mapping[str, Callable[..., Response]] = {
     "hardtanh": _hardtanh,
     "relu6": _relu6,
     "clamp": _clamp,
+    "clip": _clamp,
+    "clamp_min": _clamp,
+    "clamp_max": _clamp_max,
+    "softshrink": _softshrink,
+    "threshold": _threshold,
+    "rrelu": _rrelu,
     "abs": _absolute,
     "hardsigmoid": _hardsigmoid,
     "elu": _elu,
@@ -111,8 +142,8 @@ _INTEGRATED = (
     "exp", "square", "sin", "cos",
 )  # fmt: skip
 _INCREASING = frozenset(
-    ("relu", "leaky_relu", "hardtanh", "relu6", "clamp", "hardsigmoid", "elu", "celu", "selu", "tanh", "sigmoid",
-     "softplus", "logsigmoid", "softsign", "tanhshrink", "exp")
+    ("relu", "leaky_relu", "hardtanh", "relu6", "clamp", "clip", "clamp_min", "clamp_max", "softshrink", "threshold",
+     "hardsigmoid", "elu", "celu", "selu", "tanh", "sigmoid", "softplus", "logsigmoid", "softsign", "tanhshrink", "exp")
 )  # fmt: skip
 _FALLING_IF_NEGATIVE = frozenset(("leaky_relu", "elu"))  # where their option is
 _MOVED = (
