@@ -1,5 +1,7 @@
 """`dropkit predict`: where it writes, and what it refuses before any work."""
 
+import io
+import json
 import os
 import stat
 import subprocess
@@ -84,6 +86,7 @@ def test_tabs_are_written_for_their_ending(run: Path, new: Path, tmp_path: Path)
         ("{}", "cannot be written: Is a directory"),
         ("{}/nowhere/out.csv", "cannot be written: No such file or directory"),
         ("{}/new.csv/out.csv", "cannot be written: Not a directory"),
+        ("{}/out.csv/", "out.csv/ names a folder. Add the name of a file to it."),
         ("{}/out.parquet", "CSV is written. Name it .csv, or .tsv"),
         ("{}/out.csv.GZ", "CSV is written. Name it .csv, or .tsv"),
     ],
@@ -100,6 +103,34 @@ def test_an_output_that_cannot_be_is_refused_before_any_work(
     assert err.startswith("dropkit: --output ")
     assert words in err
     assert {path: path.read_bytes() for path in new.parent.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("data", "output", "words"),
+    [
+        ("n" * 300, "out.csv", "{data} cannot be read: File name too long."),
+        ("new.csv", "o" * 300, "--output {output} cannot be written: File name too long."),
+    ],
+)
+def test_a_name_that_is_too_long_is_told_of_its_file(
+    run: Path, new: Path, data: str, output: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = {"data": str(new.parent / data), "output": str(new.parent / output)}
+    assert call("predict", str(run), paths["data"], "--output", paths["output"]) == 2
+    assert capsys.readouterr().err.startswith(f"dropkit: {words.format(**paths)}")
+
+
+def test_names_that_the_locale_lacks_are_written_whole(
+    run: Path, new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described = json.loads((run / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps({**described, "target": "z\u0142a"}))
+    (tmp_path / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes())
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert call("predict", str(tmp_path), str(new)) == 0
+    assert stream.buffer.getvalue().decode() == study.predict(tmp_path, new).to_csv()
+    assert stream.buffer.getvalue().startswith("predicted z\u0142a\n".encode())
 
 
 @pytest.fixture

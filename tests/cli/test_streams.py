@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dropkit.cli.streams import plain_where_needed
+from dropkit.cli.streams import plain_where_needed, print_data
 
 
 @pytest.mark.parametrize(("encoding", "written"), [("cp1252", b"-0.1 \xb1 lambda ?"), ("ascii", b"-0.1 +- lambda ?")])
@@ -20,6 +20,23 @@ def test_signs_that_an_encoding_lacks_are_spelled(
     stream.write("\N{MINUS SIGN}0.1 \N{PLUS-MINUS SIGN} \N{GREEK SMALL LETTER LAMDA} \N{CJK UNIFIED IDEOGRAPH-4E2D}")
     stream.flush()
     assert stream.buffer.getvalue() == written
+
+
+class Terminal(io.BytesIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+@pytest.mark.parametrize("kind", [io.BytesIO, Terminal])
+def test_different_data_stay_different(encoding: str, kind: type[io.BytesIO], monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(kind(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    plain_where_needed()
+    print_data("z\u0142a,z\u015ba")
+    is_utf_8 = kind is io.BytesIO or encoding == "utf-8"
+    expected = b"z\xc5\x82a,z\xc5\x9ba" if is_utf_8 else rb"z\u0142a,z\u015ba"
+    assert stream.buffer.getvalue() == expected
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")

@@ -68,6 +68,10 @@ def test_classes_are_counted_by_the_rule_for_unsure() -> None:
     begins, ends = "On 5 test rows of the study", "were predicted rightly"
     assert found.sentence(0.9) == f"{begins} 3 were not unsure, of which 2 {ends}; 2 were unsure, of which 1 were."
     assert found.sentence(0.91) == f"{begins} 2 were not unsure, of which 2 {ends}; 3 were unsure, of which 1 were."
+    assert found.sentence(0.5) == f"{begins} 5 were not unsure, of which 3 {ends}."
+    assert Calibration((0.6, 0.5), (True, False)).sentence(0.9) == (
+        "On 2 test rows of the study 2 were unsure, of which 1 were predicted rightly."
+    )
 
 
 @pytest.mark.parametrize(

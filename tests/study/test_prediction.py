@@ -18,6 +18,7 @@ from dropkit.study.splits import outer_split, seed_key, seed_split
 from dropkit.study.statements import statement_on_test_rows
 from tests.helpers.command import call
 
+DELETED = "deleted"
 HEADING = "age,colour,city,bought"
 
 
@@ -222,6 +223,60 @@ def test_a_damaged_model_is_one_line(classes: Result, toy: Dataset, tmp_path: Pa
     with pytest.raises(RunError, match=r"the model .*Write it anew: dropkit study --resume") as caught:
         study.predict(tmp_path, toy.inputs)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("places", "value"),
+    [
+        (("members", 1, "columns"), []),
+        (("members", 1, "columns", 1), DELETED),
+        (("members", 0, "columns", 0, "kind"), []),
+        (("members", 0, "columns", 0, "kind"), "roof"),
+        *((("members", 0, "columns", 0, "name"), value) for value in (None, True, -1, float("inf"), [], {})),
+        (("members", 1, "columns", 0, "name"), "other"),
+        (("members", 0, "columns", 1, "categories"), ["red"]),
+        (("members", 1, "fills"), []),
+        (("members", 1, "means"), [0.0]),
+        (("members", 0, "scales", 0), -1),
+        (("members", 0, "scales", 0), float("inf")),
+        (("members", 0, "seen"), []),
+        (("members", 0, "seen", 1), [True]),
+        (("members", 0, "target_mean"), float("nan")),
+        (("members", 0, "target_scale"), -1),
+        (("inputs",), float("inf")),
+        (("inputs",), 2),
+        (("inputs",), "3"),
+        (("task",), "classification"),
+        (("task",), "roof"),
+        (("target",), None),
+        (("class_names",), [5]),
+        (("ranges", 0), [1, 0]),
+        (("dropped", "error"), float("nan")),
+    ],
+    ids=str,
+)
+def test_a_description_whose_parts_do_not_fit_is_damaged(
+    numbers: Path, tmp_path: Path, places: tuple[str | int, ...], value: object
+) -> None:
+    described = json.loads((numbers / "model.json").read_text())
+    inner = described
+    for place in places[:-1]:
+        inner = inner[place]
+    if value is DELETED:
+        del inner[places[-1]]
+    else:
+        inner[places[-1]] = value
+    (tmp_path / "model.json").write_text(json.dumps(described))
+    (tmp_path / "model.safetensors").write_bytes((numbers / "model.safetensors").read_bytes())
+    new = write_table(tmp_path / "new.csv", 5, 1, target=False)
+    with pytest.raises(RunError, match=r"the model is damaged\. Write it anew: dropkit study --resume"):
+        study.predict(tmp_path, new)
+
+
+def test_missing_weights_are_called_missing(numbers: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.json").write_bytes((numbers / "model.json").read_bytes())
+    with pytest.raises(RunError, match=r"model.safetensors is missing\. Write it anew: dropkit study --resume"):
+        study.predict(tmp_path, "new.csv")
 
 
 def test_a_table_is_read_again_on_resuming(numbers: Path) -> None:

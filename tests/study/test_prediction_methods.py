@@ -120,6 +120,36 @@ def test_damage_is_one_line(copied: Path, damage: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["kept", "method"])
+def test_a_method_never_borrows_the_weights_of_the_advised_one(copied: Path, name: str) -> None:
+    path = copied / "models" / "dropout.json"
+    described = json.loads(path.read_text())
+    del described[name]
+    path.write_text(json.dumps(described))
+    with pytest.raises(RunError, match=r"the model is damaged\. Write it anew: dropkit study --resume"):
+        study.predict(copied, ROWS, method="dropout")
+
+
+def test_missing_networks_are_called_missing_and_trained_again(copied: Path, toy: Dataset) -> None:
+    before = study.predict(copied, ROWS, method="dropout").values
+    kept = json.loads((copied / "models" / "dropout.json").read_text())["kept"]
+    path = copied / "models" / f"{kept[0]['pack']}.npz"
+    path.unlink()
+    with pytest.raises(RunError) as caught:
+        study.predict(copied, ROWS, method="dropout")
+    assert str(caught.value) == f"{path} is missing. Train its models again: dropkit study --resume {copied}"
+    study.resume(copied, data=toy)
+    np.testing.assert_array_equal(study.predict(copied, ROWS, method="dropout").values, before)
+
+
+@pytest.mark.parametrize("method", ["../model", "../models/dropout", "/models/dropout", "*", "dropout/.."])
+def test_an_unknown_name_lists_methods_alone(copied: Path, method: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        study.predict(copied, ROWS, method=method)
+    others = sorted({*NAMES, "none"} - {advised := json.loads((copied / "model.json").read_text())["method"]})
+    assert f"must be one of {', '.join(map(repr, [advised, *others]))}, got {method!r}" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "damage",
     [{"ranges": [[0, 1]]}, {"ranges": [5] * 6}, {"calibration": {}}, {"calibration": {"levels": [3], "right": []}}],

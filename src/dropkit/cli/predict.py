@@ -1,6 +1,6 @@
 """`dropkit predict`: new rows through the model that a study recommends."""
 
-import sys
+import os
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -8,19 +8,20 @@ from typing import Annotated
 import typer
 
 from dropkit.cli.options import in_options, number, whole
-from dropkit.cli.streams import discard_output
+from dropkit.cli.streams import discard_output, print_data
 from dropkit.errors import ArgumentError, ArgumentTypeError, RunError
 
 __all__ = ["HELP", "command"]
 
+_SLASHES = tuple(filter(None, (os.sep, os.altsep)))
 _ARCHIVES = (".gz", ".bz2", ".xz", ".zst", ".zip")
 _OTHER_FORMATS = (*_ARCHIVES, ".parquet", ".pq", ".arrow", ".feather", ".json", ".jsonl", ".xlsx", ".xls", ".ods")
 
 HELP = """Predict new rows with the model that a study recommends, or with the networks of another of its methods.
 
-Writes CSV: the prediction, and for classes the probability of each. With --samples, the networks of the model drop as
-they did in training, that many times each, and every value is the mean of these samples. Behind the values come the
-ends of the interval that holds the --level of the samples in the middle, and the column "unsure":
+Writes CSV in UTF-8: the prediction, and for classes the probability of each. With --samples, the networks of the model
+drop as they did in training, that many times each, and every value is the mean of these samples. Behind the values
+come the ends of the interval that holds the --level of the samples in the middle, and the column "unsure":
 
 \b
   classes   "yes" where the predicted class is the likeliest in less than the --level of the samples
@@ -117,15 +118,25 @@ def _checked(output: str, data: Path) -> Path:
     path = Path(output)
     if not output.strip():
         raise ArgumentError(f"--output must be a file, or - for the screen, got {output!r}.")
+    if output.endswith(_SLASHES):
+        raise ArgumentError(f"--output {output} names a folder. Add the name of a file to it.")
     if path.suffix.lower() in _OTHER_FORMATS:
         raise ArgumentError(f"--output {output}: CSV is written. Name it .csv, or .tsv for tabs between the fields.")
+    if _is_same(path, data):
+        raise ArgumentError(f"--output {output} is the data themselves, which would be lost. Choose another file.")
     try:
-        if path.exists() and data.exists() and path.samefile(data):
-            raise ArgumentError(f"--output {output} is the data themselves, which would be lost. Choose another file.")
         check_writable(path)
     except OSError as error:
         raise _cannot_be_written(path, error) from None
     return path
+
+
+def _is_same(path: Path, data: Path) -> bool:
+    """Return whether two paths are one file; what is wrong with either is for those to tell who use it."""
+    try:
+        return path.samefile(data)
+    except OSError:
+        return False
 
 
 def _write(path: Path, text: str) -> None:
@@ -141,8 +152,7 @@ def _write(path: Path, text: str) -> None:
 
 def _print(text: str) -> None:
     try:
-        typer.echo(text, nl=False)
-        sys.stdout.flush()
+        print_data(text)
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -1,11 +1,11 @@
-"""Output that reaches every terminal: what an encoding lacks is written in letters that it has."""
+"""Output that reaches every terminal: what an encoding lacks is written in letters that it has, and data in UTF-8."""
 
 import codecs
 import io
 import os
 import sys
 
-__all__ = ["discard_output", "plain_where_needed"]
+__all__ = ["discard_output", "plain_where_needed", "print_data"]
 
 _PLAIN = {
     "\N{MINUS SIGN}": "-",
@@ -31,6 +31,15 @@ def plain_where_needed() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="dropkit-plain")
+
+
+def print_data(text: str) -> None:
+    """Write data to stdout, so that no two texts become one: in UTF-8, as to a file, or with escapes on a terminal."""
+    stream = sys.stdout
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(encoding=stream.encoding if stream.isatty() else "utf-8", errors="backslashreplace")
+    stream.write(text)
+    stream.flush()
 
 
 def discard_output() -> None:

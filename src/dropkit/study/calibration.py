@@ -42,11 +42,13 @@ class Calibration:
                 f"held {int((found <= level).sum()):,} of {rows:,} targets."
             )
         right, sure = np.array(self.right), found >= level
-        return (
-            f"On {rows:,} test rows of the study {int(sure.sum()):,} were not unsure, of which "
-            f"{int(right[sure].sum()):,} were predicted rightly; {int((~sure).sum()):,} were unsure, of which "
-            f"{int(right[~sure].sum()):,} were."
-        )
+        parts = [
+            f"{int(flags.sum()):,} were {word}, of which {int(right[flags].sum()):,} were"
+            for word, flags in (("not unsure", sure), ("unsure", ~sure))
+            if flags.any()
+        ]
+        first, *more = parts
+        return f"On {rows:,} test rows of the study {'; '.join((f'{first} predicted rightly', *more))}."
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain data."""

@@ -6,6 +6,7 @@ All that is learned from the training rows is plain numbers, so a saved model ca
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,19 @@ class Preparation:
             targets = ((targets - self.target_mean) / self.target_scale).astype(np.float32)
         return Prepared(self.apply(inputs), targets, self.target_mean, self.target_scale)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether every column has what belongs to it, and every number is one that training rows can give."""
+        parts = (self.fills, self.means, self.scales, self.seen)
+        scales = (*self.scales, self.target_scale)  # 0 where the deviation is less than the least number there is
+        return (
+            all(len(part) == len(self.columns) for part in parts)
+            and all(isinstance(one.name, str) and one.kind in (NUMBER, CATEGORY, DATE) for one in self.columns)
+            and [len(one) for one in self.seen] == [len(one.categories) for one in self.columns]
+            and all(map(isfinite, (*self.fills, *self.means, *scales, self.target_mean)))
+            and min(scales) >= 0
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return it as plain data."""
         return asdict(self)
@@ -106,10 +120,13 @@ class Preparation:
         )
         numbers = {name: tuple(float(value) for value in data[name]) for name in ("fills", "means", "scales")}
         seen = tuple(tuple(bool(value) for value in one) for one in data["seen"])
-        return cls(
+        found = cls(
             columns, **numbers, seen=seen,
             target_mean=float(data["target_mean"]), target_scale=float(data["target_scale"]),
         )  # fmt: skip
+        if not found.is_whole:
+            raise ValueError(data)
+        return found
 
 
 def fit(columns: Sequence[Column], inputs: Array, targets: Array | None, train: npt.NDArray[np.int64]) -> Preparation:

@@ -72,7 +72,8 @@ class Dropped:
         found = cls(data["variant"], data["place"], rates, error)
         fits = [len(one) for one in rates] == [*hidden] if found.variant else not rates
         known = found.variant in ("", *VARIANTS) and found.place in (UNITS, PRODUCTS, WEIGHTS)
-        if not (fits and known and all(0 <= rate < 1 for one in rates for rate in one)):
+        is_error = error is None or 0 <= error < float("inf")
+        if not (fits and known and is_error and all(0 <= rate < 1 for one in rates for rate in one)):
             raise ValueError(data)
         return found
 

@@ -19,18 +19,21 @@ from torch.nn.utils import skip_init
 from dropkit._checks import argument_error
 from dropkit.errors import DropkitError, RunError
 from dropkit.study.calibration import Calibration
-from dropkit.study.dataset import CLASSIFICATION
+from dropkit.study.dataset import CLASSIFICATION, REGRESSION
 from dropkit.study.new_rows import Ranges
 from dropkit.study.own import Factory, OwnMember, own_members
 from dropkit.study.preparation import Column, Preparation
 from dropkit.study.sampling import Dropped
-from dropkit.study.storage import method_path, read_models
+from dropkit.study.storage import described_methods, method_path, read_models
 
 __all__ = ["DESCRIPTION", "WEIGHTS", "SavedModel", "load_model", "model_of"]
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 Network = nn.Module | OwnMember
+
+_UNFIT = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError)
+"""What reading a damaged description raises: JSON may hold any value at any place."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +101,6 @@ def load_model(path: Path, network: Factory | None = None, method: str | None = 
     """
     from safetensors import SafetensorError
 
-    remedy = f"Write it anew: dropkit study --resume {path}"
     try:
         description = _described(path, method)
         weights = _weights(path, description)
@@ -108,16 +110,24 @@ def load_model(path: Path, network: Factory | None = None, method: str | None = 
         ) from None
     except DropkitError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, IndexError, SafetensorError) as error:
-        raise RunError(f"{path}: the model cannot be read ({error}). {remedy}") from None
+    except (OSError, SafetensorError, *_UNFIT) as error:
+        raise RunError(f"{path}: the model cannot be read ({error}). {_anew(path)}") from None
     if "network" not in description and network is not None:
         raise argument_error("load_models", "network", f"left out for {path}, which has the study's network", network)
     try:
         return model_of(path, description, weights, network)
     except DropkitError:
         raise  # of a network of one's own; an ArgumentError is a ValueError too
-    except (KeyError, TypeError, ValueError, IndexError, RuntimeError):
-        raise RunError(f"{path}: the model is damaged. {remedy}") from None
+    except _UNFIT:
+        raise _damaged(path) from None
+
+
+def _damaged(path: Path) -> RunError:
+    return RunError(f"{path}: the model is damaged. {_anew(path)}")
+
+
+def _anew(path: Path) -> str:
+    return f"Write it anew: dropkit study --resume {path}"
 
 
 def model_of(
@@ -125,7 +135,7 @@ def model_of(
 ) -> SavedModel:
     """Build a model of a run from what was written down of it.
 
-    What does not fit raises KeyError, TypeError, ValueError, IndexError or RuntimeError.
+    What does not fit raises one of `_UNFIT`.
 
     Args:
         path: The run directory, for messages.
@@ -141,22 +151,50 @@ def model_of(
     else:
         networks = [_network(_parts(weights, member)) for member in range(len(preparations))]
     hidden = [len(one) // 2 for one in networks if isinstance(one, nn.Sequential)]
-    calibration, inputs = description.get("calibration"), int(description["inputs"])
+    calibration = description.get("calibration")
     ranges = tuple(None if one is None else (float(one[0]), float(one[1])) for one in description.get("ranges", ()))
-    if len(ranges) not in (0, len(preparations[0].columns) or inputs):
-        raise ValueError(ranges)
-    return SavedModel(
+    model = SavedModel(
         label=description["label"],
         task=description["task"],
         target=description["target"],
         class_names=tuple(description["class_names"]),
         columns=preparations[0].columns,
-        inputs=inputs,
+        inputs=description["inputs"],
         members=tuple(zip(preparations, networks, strict=True)),
         dropped=Dropped.from_json(description["dropped"], hidden) if "dropped" in description else None,
         ranges=ranges,
         calibration=None if calibration is None else Calibration.from_json(calibration),
     )
+    if not _is_whole(model):
+        raise ValueError(description)
+    return model
+
+
+def _is_whole(model: SavedModel) -> bool:
+    """Whether all parts of a model are what they should be, and fit each other."""
+    preparations, networks = zip(*model.members, strict=True)
+    columns, inputs = model.columns, model.inputs
+    names = (model.label, model.target, *model.class_names)
+    width = sum(column.width for column in columns) if columns else inputs
+    outputs = len(model.class_names) if model.is_classifier else 1
+    return (
+        model.task in (CLASSIFICATION, REGRESSION)
+        and all(isinstance(name, str) for name in names)
+        and isinstance(inputs, int)
+        and inputs == (len(columns) or inputs)
+        and all(one.columns == columns for one in preparations)
+        and len(model.ranges) in (0, inputs)
+        and all(one is None or one[0] <= one[1] for one in model.ranges)
+        and all(_chain(one, width, outputs) for one in networks if isinstance(one, nn.Sequential))
+    )
+
+
+def _chain(network: nn.Sequential, inputs: int, outputs: int) -> bool:
+    """Whether each linear layer of a network of the study takes what the one before it gives."""
+    layers = [layer for layer in network if isinstance(layer, nn.Linear)]
+    taken = [layer.in_features for layer in layers]
+    given = [layer.out_features for layer in layers]
+    return [inputs, *given] == [*taken, outputs]
 
 
 def _described(path: Path, method: str | None) -> dict[str, Any]:
@@ -165,13 +203,15 @@ def _described(path: Path, method: str | None) -> dict[str, Any]:
     if method is None or method == advised.get("method"):
         return advised
     if "method" not in advised:
-        remedy = f"Write it anew: dropkit study --resume {path}"
-        raise RunError(f"{path}: the model was saved before its method could be chosen. {remedy}")
-    known = [advised["method"], *sorted(file.stem for file in method_path(path, method).parent.glob("*.json"))]
+        raise RunError(f"{path}: the model was saved before its method could be chosen. {_anew(path)}")
+    known = [advised["method"], *described_methods(path)]
     if method not in known:
         rule = f"one of {', '.join(map(repr, known))}"
         raise argument_error("load_models", "method", rule, method, f"These are the methods that {path} confirmed.")
-    return _object(method_path(path, method))
+    found = _object(method_path(path, method))
+    if found.get("method") != method or "kept" not in found:  # without it the weights would be the advised model's
+        raise _damaged(path)
+    return found
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -186,7 +226,11 @@ def _weights(path: Path, description: Mapping[str, Any]) -> dict[str, torch.Tens
     from safetensors.torch import load
 
     if "kept" not in description:
-        return load((path / WEIGHTS).read_bytes())
+        try:
+            content = (path / WEIGHTS).read_bytes()
+        except FileNotFoundError:
+            raise RunError(f"{path / WEIGHTS} is missing. {_anew(path)}") from None
+        return load(content)
     packs = {pack: read_models(path, pack) for pack in {kept["pack"] for kept in description["kept"]}}
     return {
         f"{member}.{name}": torch.tensor(part)

@@ -27,7 +27,7 @@ from dropkit.study.packed import Training
 from dropkit.study.plan import Pack, Plan, plan_from_json
 from dropkit.study.records import CONFIRMATION, Record, Trial, curves
 
-__all__ = ["RunFolder", "check_new", "method_path", "read_models", "read_plan"]
+__all__ = ["RunFolder", "check_new", "described_methods", "method_path", "read_models", "read_plan"]
 
 _PLAN, _JOURNAL, _MODELS = "plan.json", "journal.log", "models"
 _CHECKPOINT = "checkpoint.safetensors"
@@ -192,11 +192,16 @@ def method_path(path: Path, method: str) -> Path:
     return path / _MODELS / f"{method}.json"
 
 
+def described_methods(path: Path) -> list[str]:
+    """Return the methods whose confirmed models a run describes, but the advised one."""
+    return sorted(file.stem for file in (path / _MODELS).glob("*.json"))
+
+
 def read_models(path: Path, pack: str) -> dict[str, list[npt.NDArray[np.float32]]]:
     """Return the parameters of every model of a confirmation pack of a run, by trial name.
 
     Raises:
-        RunError: If the file is damaged.
+        RunError: If the file is missing or damaged.
     """
     found: dict[str, list[npt.NDArray[np.float32]]] = {}
     file_path = _models_path(path, pack)
@@ -204,6 +209,8 @@ def read_models(path: Path, pack: str) -> dict[str, list[npt.NDArray[np.float32]
         with file_path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             for name in sorted(arrays.files, key=lambda name: int(name.rpartition("/")[2])):
                 found.setdefault(name.rpartition("/")[0], []).append(arrays[name])
+    except FileNotFoundError:
+        raise RunError(f"{file_path} is missing. Train its models again: dropkit study --resume {path}") from None
     except (OSError, EOFError, ValueError, zipfile.BadZipFile):
         raise RunError(f"{file_path} is damaged. Delete it and resume: its models train again.") from None
     return found

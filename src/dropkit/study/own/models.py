@@ -52,6 +52,7 @@ def own_members(
         ArgumentTypeError: If it is no function.
         ArgumentError: If it builds other networks.
         KeyError: If a weight is missing.
+        ValueError: If what is said of the rows does not fit.
     """
     name = described["class"]
     if factory is None:
@@ -67,9 +68,14 @@ def own_members(
             "with."
         )
     shape = tuple(described["image_shape"]) if described["image_shape"] else None
+    rows_at_once = described["rows_at_once"]
+    are_rows = isinstance(rows_at_once, int) and rows_at_once > 0
+    are_images = shape is None or (len(shape) == 2 and all(isinstance(one, int) and one > 0 for one in shape))
+    if not (are_rows and are_images):
+        raise ValueError(described)
     members = []
     for member, key in enumerate(described["keys"]):
         module = network.build(described["p"], key)
         module.load_state_dict({part: weights[f"{member}.{part}"] for part in state_names(module)})
-        members.append(OwnMember(module.eval(), shape, classes, described["rows_at_once"]))
+        members.append(OwnMember(module.eval(), shape, classes, rows_at_once))
     return members
