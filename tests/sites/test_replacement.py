@@ -434,3 +434,21 @@ def test_half_types_take_wider_attention_masks() -> None:
     with with_masks(mask):
         expected = F.scaled_dot_product_attention(query, query, query, added, P)
     torch.testing.assert_close(found, expected, rtol=5e-2, atol=5e-2)
+
+
+@pytest.mark.filterwarnings("ignore:dropout[23]d")
+@pytest.mark.parametrize(
+    ("name", "rank"),
+    [("dropout1d", rank) for rank in (2, 3)]
+    + [(name, rank) for name in ("dropout2d", "dropout3d") for rank in range(2, 7)],
+)
+def test_draws_are_shared_along_the_axes_along_which_pytorch_shares_them(name: str, rank: int) -> None:
+    torch.manual_seed(0)
+    function, x = getattr(F, name), torch.ones(2, 3, 4, 5, 2, 2)[(..., *(0,) * (6 - rank))]
+    masks = torch.stack([function(x, 0.5, True) != 0 for _ in range(100)])
+    expected = tuple(axis for axis in range(rank) if torch.equal(masks, masks.narrow(axis + 1, 0, 1).expand_as(masks)))
+    call = find_call(function, (x, 0.5, True), {})
+    assert call is not None
+    assert call.shared == expected
+    _, mask = replaced(call, return_mask=True)
+    assert mask.shape == tuple(1 if axis in expected else length for axis, length in enumerate(x.shape))

@@ -203,3 +203,41 @@ def test_a_dropped_path_is_followed_through_layers() -> None:
         mean, covariance = moments_of(*enumerated(model, example, {"0": (1,)}, {"0": 0.3}))
         torch.testing.assert_close(found.mean[i], mean, rtol=1e-6, atol=1e-9)
         torch.testing.assert_close(found.covariance[i], covariance, rtol=1e-6, atol=1e-9)
+
+
+UNUSUAL = "ignore:dropout[23]d"
+
+
+@pytest.mark.filterwarnings(UNUSUAL)
+@pytest.mark.parametrize(
+    ("layer", "shape", "axes"),
+    [
+        pytest.param(nn.Dropout2d(0.25), (2, 4), (), id="vectors"),
+        pytest.param(nn.Dropout2d(0.25), (2, 3, 4), (2,), id="sequences"),
+        pytest.param(nn.Dropout2d(0.25), (2, 3, 2, 2, 2), (2, 3, 4), id="volumes"),
+        pytest.param(nn.Dropout3d(0.25), (2, 4), (1,), id="3d_of_vectors"),
+        pytest.param(nn.Dropout3d(0.25), (2, 3, 4), (1, 2), id="3d_of_sequences"),
+        pytest.param(nn.Dropout3d(0.25), (2, 3, 2, 2), (1, 2, 3), id="3d_of_images"),
+    ],
+)
+def test_draws_are_shared_as_pytorch_shares_them_in_any_shape(
+    layer: nn.Module, shape: tuple[int, ...], axes: tuple[int, ...]
+) -> None:
+    """One draw of each block of elements, whose sums vary as the squares of what the blocks add."""
+    torch.manual_seed(0)
+    x = torch.rand(shape).double()
+    found = moments(nn.Sequential(layer, nn.Flatten(), Written(lambda self, h: h.sum(1, keepdim=True))))(x)
+    blocks = x.sum(axes, keepdim=True) if axes else x
+    torch.testing.assert_close(found.mean, x.flatten(1).sum(1, keepdim=True))
+    torch.testing.assert_close(
+        found.variance, 0.25 / 0.75 * blocks.flatten(1).square().sum(1, keepdim=True), rtol=1e-8, atol=0
+    )
+
+
+@pytest.mark.filterwarnings(UNUSUAL)
+def test_volumes_of_dropped_channels_are_pooled_exactly() -> None:
+    x = torch.rand(1, 2, 2, 2, 2)
+    found = moments(nn.Sequential(nn.Dropout2d(0.4), nn.MaxPool3d(2), nn.Flatten()))(x)
+    largest = x.amax((2, 3, 4))
+    torch.testing.assert_close(found.mean, largest)
+    torch.testing.assert_close(found.variance, 0.4 / 0.6 * largest**2)

@@ -111,8 +111,10 @@ class Call:
     def shared(self) -> tuple[int, ...]:
         """Axes of the input along which one draw is shared."""
         kind, rank = self.function.kind, self.input.dim()
-        if self.function.function is F.dropout2d and rank == 3:  # which PyTorch takes for a batch of one-axis maps
-            return (2,)
+        if self.function.function is F.dropout2d:  # which takes axis 0 for the batch at every rank
+            return tuple(range(2, rank))
+        if self.function.function is F.dropout3d:  # which takes all that has not five axes for a single example
+            return tuple(range(2 if rank == _BATCHED else 1, rank))
         if kind in _MAPS:
             return tuple(range(rank - _MAPS[kind], rank))
         if kind in ("feature_dropout", "feature_alpha_dropout"):
@@ -147,6 +149,7 @@ class Call:
 
 
 _MAPS = {"dropout1d": 1, "dropout2d": 2, "dropout3d": 3}  # number of an element's axes
+_BATCHED = 5  # number of axes of a batch of maps of three axes
 _FLAGS = ("params", "has_biases", "num_layers", "dropout", "train", "bidirectional")
 _RECURRENT = ("input", "hx", *_FLAGS, "batch_first"), ("data", "batch_sizes", "hx", *_FLAGS)
 _ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")

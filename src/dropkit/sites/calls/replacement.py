@@ -145,10 +145,9 @@ def _of_maps(call: Call) -> dict[str, Any] | None:
     if x.is_nested or x.dim() < 2:
         return None  # PyTorch's has the message
     usual = _USUAL_AXES.get(call.function.kind)
-    if usual is None or x.dim() in usual:
-        return _plain(call, broadcast_dims=call.shared)
-    call.function.function(x[:0], 0.0, False)  # it warns of such shapes, and says what it takes them for
-    return _plain(call, broadcast_dims=tuple(range(2, x.dim())))
+    if usual is not None and x.dim() not in usual:
+        call.function.function(x[:0], 0.0, False)  # it warns of such shapes, and says what it takes them for
+    return _plain(call, broadcast_dims=call.shared)
 
 
 _USUAL_AXES = {"dropout1d": (2, 3), "dropout2d": (4,), "dropout3d": (4, 5)}

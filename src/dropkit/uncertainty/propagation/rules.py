@@ -65,7 +65,7 @@ def _clamp(min: float | None = None, max: float | None = None) -> Response:
         raise UnsupportedError("with bounds that are tensors")
     low = -math.inf if min is None else float(min)
     high = math.inf if max is None else float(max)
-    if not (low < math.inf and high > -math.inf):
+    if not (low < math.inf and high > -math.inf):  # nor is NaN
         raise UnsupportedError(f"to [{low}, {high}]")
     if low >= high:  # PyTorch takes the upper bound
         return piecewise_linear([high], [0.0, 0.0], high)
