@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import dropkit
 from dropkit.errors import UnsupportedError
 from dropkit.uncertainty import Moments, moments
 from tests.uncertainty.written import Written, drop
@@ -305,3 +306,91 @@ def test_moments_and_what_gives_them_are_copied(copied: Callable[[Any], Any], la
 def test_powers_other_than_positive_integers_are_refused(power: float) -> None:
     with pytest.raises(UnsupportedError, match="exponent that is no positive integer has no rule"):
         moments(head(lambda layer, x, h: h**power)())(torch.randn(2, 4))
+
+
+COPIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "new_tensor": lambda x, h: x.new_tensor(h),
+    "own_new_tensor": lambda x, h: h.new_tensor(h),
+    "tensor": lambda x, h: torch.tensor(h),
+    "as_tensor": lambda x, h: torch.as_tensor(h),
+}
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
+@pytest.mark.parametrize("name", COPIES)
+def test_tensors_that_are_made_of_random_values_are_refused(name: str) -> None:
+    model = head(lambda layer, x, h: layer(COPIES[name](x, h)))()
+    with pytest.raises(UnsupportedError, match="has no rule"):
+        moments(model)(torch.randn(2, 4))
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
+def test_tensors_that_are_made_like_random_ones_are_not_random() -> None:
+    model = head(lambda layer, x, h: layer(h + h.new_tensor([1.0, 2.0, 3.0, 4.0]) + x.new_tensor(x)))()
+    x, layer = torch.randn(2, 4), model.layers[0]
+    found = moments(model)(x)
+    torch.testing.assert_close(found.mean, layer(2 * x + torch.arange(1.0, 5.0)).detach())
+    torch.testing.assert_close(found.variance, (x**2 @ (layer.weight**2).T).detach())
+
+
+CONVERSIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "float": lambda x, h: h.float(),
+    "to": lambda x, h: h.to(torch.float32),
+    "to_device": lambda x, h: h.to("cpu"),
+    "to_other": lambda x, h: h.to(x),
+    "cpu": lambda x, h: h.cpu(),
+    "type": lambda x, h: h.type(torch.float32),
+    "type_as": lambda x, h: h.type_as(x),
+}
+
+
+@pytest.mark.parametrize("name", CONVERSIONS)
+def test_what_is_of_a_type_already_is_the_same_tensor(name: str) -> None:
+    def run(layer: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+        CONVERSIONS[name](x, h).relu_()
+        return layer(h)
+
+    model, x = head(run)(), torch.randn(2, 4)
+    found = moments(model)(x)
+    layer, positive = model.layers[0], x.relu()
+    torch.testing.assert_close(found.mean, layer(positive).detach())
+    torch.testing.assert_close(found.variance, (positive**2 @ (layer.weight**2).T).detach())
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [lambda h: h.double(), lambda h: h.bfloat16(), lambda h: h.to(h.dtype, copy=True)],
+    ids=["double", "bfloat16", "copy"],
+)
+def test_what_is_converted_is_another_tensor(convert: Callable[[Tensor], Tensor]) -> None:
+    def run(layer: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+        convert(h).relu_()
+        return layer(h)
+
+    model, x = head(run)(), torch.randn(2, 4)
+    found = moments(model)(x)
+    torch.testing.assert_close(found.mean, model.layers[0](x).detach())
+
+
+def test_only_the_type_of_a_random_tensor_is_asked_for() -> None:
+    def run(layer: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+        gate = (x > 0).type_as(h) + x.double().to(h)
+        return layer(h * gate) if h.type() == "torch.FloatTensor" else h
+
+    model, x = head(run)(), torch.randn(2, 4)
+    gated, layer = x * ((x > 0).float() + x), model.layers[0]
+    found = moments(model)(x)
+    torch.testing.assert_close(found.mean, layer(gated).detach())
+    torch.testing.assert_close(found.variance, (gated**2 @ (layer.weight**2).T).detach())
+
+
+def test_what_a_mask_keeps_unscaled_is_no_part_of_the_input() -> None:
+    def run(self: Written, x: Tensor) -> Tensor:
+        h = dropkit.functional.drop_path(x, 0.5, self.training, scale_by_keep=False)
+        x.mul_(3)
+        return torch.relu(h)
+
+    x = torch.randn(2, 4)
+    found = moments(Written(run))(x.clone())
+    torch.testing.assert_close(found.mean, x.relu() / 2)
+    torch.testing.assert_close(found.std, x.relu() / 2)

@@ -77,7 +77,7 @@ def dropped(sources: Sources, variable: Variable, mask: Masking, shared: tuple[i
     if mask.rate == 1:
         return sources.variable(constant)
     kept = variable
-    if mask.scale != 1 or mask.shift:
+    if mask.scale != 1 or mask.shift or not variable.is_random:  # whose tensor other code may overwrite
         kept = sources.variable(mask.scale * variable.mean + mask.shift, *variable.scaled(mask.scale))
     if mask.rate == 0:
         return kept

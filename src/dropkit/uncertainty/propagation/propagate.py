@@ -82,13 +82,26 @@ class Propagation(TorchFunctionMode):
         if call is not None and call.function.kind in NOISE and (call.is_active or function not in _PAIRS):
             return self._noise(call)
         handles = handles_among(args, named)
-        if function in FROM_SHAPE and handles:
+        if function in FROM_SHAPE and len(handles) == 1 and handles[0] is _first(args, named):
             given, by_name = tree_map(_emptied, (args, dict(named)))
             return self.run(function, given, by_name, [])
         self._check_current(function, handles)
         if not any(handle.variable.is_random for handle in handles):
             return self.run(function, args, named, handles)
+        if function in CONVERSIONS and args:
+            return self._converted(function, args, named)
         return self._random(function, args, named, handles)
+
+    def _converted(self, function: Callable[..., Any], args: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+        """Answer a call that makes a tensor of another type: of other tensors it asks for theirs alone."""
+        given = args[0]
+        (target, *rest), by_name = tree_map(_emptied, (args, dict(named)))
+        if not (isinstance(given, Handle) and given.variable.is_random):
+            return self.run(function, (given, *rest), by_name, handles_among(given))
+        made = function(target, *rest, **by_name)
+        if made is target:  # nothing is converted, and what works in place on the result works on the tensor
+            return given
+        return self._random(function, (given, *rest), by_name, [given]) if isinstance(made, Tensor) else made
 
     def _random(
         self, function: Callable[..., Any], args: tuple[Any, ...], named: Mapping[str, Any], handles: list[Handle]
@@ -97,7 +110,7 @@ class Propagation(TorchFunctionMode):
         rule = RULES.get(function)
         if rule is None:
             raise self._refusal(_name(function), "has no rule for random tensors")
-        target = next(iter((*args, *named.values()))) if _is_in_place(function, args, named) else None
+        target = _first(args, named) if _is_in_place(function, args, named) else None
         if target is not None and not isinstance(target, Handle):
             raise self._refusal(_name(function), "into a tensor from outside of the pass, as buffers are, has no rule")
         given, by_name = tree_map(_variable, (args, dict(named)))
@@ -215,6 +228,11 @@ def _precisely(device: str) -> AbstractContextManager[Any]:
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
+def _first(args: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+    """Return the first argument of a call."""
+    return next(iter((*args, *named.values())), None)
+
+
 def _emptied(value: Any) -> Any:
     """Return a tensor like a handle, of any values."""
     if not isinstance(value, Handle):
@@ -225,8 +243,7 @@ def _emptied(value: Any) -> Any:
 def _narrow_type(function: Callable[..., Any], args: tuple[Any, ...], named: Mapping[str, Any]) -> torch.dtype | None:
     """Return the type of a result in the model, if it is less than single precision, in which rules compute."""
     if function in CONVERSIONS:
-        emptied = tree_map(_emptied, (args, dict(named)))
-        given, by_name = tree_map(lambda leaf: leaf.new_empty(0) if isinstance(leaf, Tensor) else leaf, emptied)
+        given, by_name = tree_map(_emptied, (args, dict(named)))
         types = {function(*given, **by_name).dtype}
     else:
         leaves = tree_leaves((args, dict(named)))
@@ -275,7 +292,7 @@ def _position(function: Callable[..., Any]) -> int | None:
 
 _VIEWS = frozenset(
     ("flatten", "unflatten", "reshape", "view", "permute", "transpose", "swapaxes", "movedim", "squeeze", "unsqueeze",
-     "contiguous", "chunk", "split", "unbind", "select", "narrow", "expand", "__getitem__", "detach", "to")
+     "contiguous", "chunk", "split", "unbind", "select", "narrow", "expand", "__getitem__", "detach")
 )  # fmt: skip
 
 
