@@ -363,7 +363,16 @@ class MonteCarlo:
         if self._engine not in ("auto", way.engine) or (self._engine == "prefix" and not way.is_batched):
             remedy = 'Ask for engine="auto".'
             raise UnsupportedError(f"mc: engine={self._engine!r} is not right for this model: {way.reason}. {remedy}")
-        if not way.is_batched and self._engine == "auto" and way.reason:
+        if way.is_batched or not way.reason or way.is_vector:
+            return
+        if way.examples is None:
+            engine = "run one after another, and " if self._engine == "auto" else ""
+            warn(
+                f"mc: passes over this model {engine}have masks that belong to places in tensors and to no example, so "
+                f"that other batches see other networks, for {way.reason}. Say along which axis examples lie by "
+                "`batch_dim`, or give a single example an axis of its own."
+            )
+        elif self._engine == "auto":
             warn(f"mc: passes over this model run one after another, for {way.reason}.")
 
     def _passes(self, batch: Batch, way: Way, ways: Ways, is_new: bool) -> Running:

@@ -6,7 +6,7 @@ from typing import Any
 from torch.nn import Module
 
 from dropkit.sites.samples import Numbers
-from dropkit.uncertainty.engine.examples import Examples
+from dropkit.uncertainty.engine.examples import Examples, Met, SiteCall
 from dropkit.uncertainty.engine.inputs import Inputs, Output
 from dropkit.uncertainty.engine.passes import Drawing, Passes
 from dropkit.uncertainty.engine.tape import Player, Recorder, Reel, Tape
@@ -51,7 +51,7 @@ class Batch:
             runs = ((self.first, examples.size),)
         else:
             runs = tuple((self.first + place, 1) for place in order)
-        return Drawing(0, streams, Numbers(runs, examples.axis, streams=streams), reel)
+        return Drawing(0, streams, Numbers(runs, examples.axis, streams=streams), reel, examples.axes)
 
     def run(self, drawing: Drawing, given: Any, trace: Trace | None = None) -> Output:
         """Run the model."""
@@ -66,6 +66,11 @@ class Batch:
     def plain(self, examples: Examples | None, stream: int, trace: Trace | None = None) -> Output:
         """Run one pass as the model is written."""
         return self.run(self.drawing(examples, (stream,)), self.inputs.plain(), trace)
+
+    def met(self, examples: Examples | None, copies: int) -> dict[SiteCall, Met]:
+        """Return what sites drop in a pass over the examples, some times over."""
+        self.run(Drawing(self.step, (1,), None), self.inputs.repeated(examples, copies))
+        return self.handler.met
 
     def reordered(self, examples: Examples, stream: int, order: tuple[int, ...]) -> Output:
         """Run one pass over the same examples in another order, each with its masks."""

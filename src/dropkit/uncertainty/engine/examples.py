@@ -1,11 +1,28 @@
 """Which axis of which inputs holds the examples."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-__all__ = ["Examples", "candidates"]
+__all__ = ["Examples", "Met", "SiteCall", "candidates"]
+
+SiteCall = tuple[str, int]
+"""A site's name, and how many times its module ran before in a forward."""
+
+
+@dataclass(frozen=True)
+class Met:
+    """What a site drops.
+
+    Args:
+        shape: The shape of the tensor.
+        shared: Axes along which one draw is shared.
+    """
+
+    shape: tuple[int, ...]
+    shared: tuple[int, ...] = ()
+
 
 _MOST = 8  # candidates, of a model with inputs of many lengths
 
@@ -19,12 +36,16 @@ class Examples:
         size: How many there are.
         which: Numbers of the tensors that have them, among the leaves of the inputs.
         is_alone: Whether no tensor has another length along the axis.
+        axes: Along which axis they lie in what a site drops, where that is another.
+        unsure: A site of which that is not known; empty if there is none.
     """
 
     axis: int
     size: int
     which: frozenset[int]
     is_alone: bool
+    axes: Mapping[SiteCall, int] = field(default_factory=dict)
+    unsure: str = ""
 
     def along(self, number: int) -> int | None:
         """Return the axis of examples of a tensor; None if it has none."""

@@ -1,7 +1,7 @@
 """The handler of Monte Carlo passes: it turns sites on, and gives each the masks of its pass and example."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor
 from dropkit.functional.address import draw_key
 from dropkit.functional.examples import NumberedKey
 from dropkit.random import call_key
-from dropkit.sites.addressing.numbered import numbered, numbered_draw, numbered_key
+from dropkit.sites.addressing.numbered import is_weight, numbered, numbered_draw, numbered_key
 from dropkit.sites.calls.functions import INFERENCE, Call, find_call
 from dropkit.sites.calls.replacement import has_source, replaced
 from dropkit.sites.find import Site, _caller
@@ -22,6 +22,7 @@ from dropkit.sites.samples import Numbers
 from dropkit.sites.switching.probe import renamed
 from dropkit.sites.switching.rewriting import Plan, Rewriting
 from dropkit.sites.switching.selection import Selection
+from dropkit.uncertainty.engine.examples import Met, SiteCall
 from dropkit.uncertainty.engine.pending import has_pending, replaced_pending
 from dropkit.uncertainty.engine.tape import Reel
 from dropkit.uncertainty.engine.traces import Trace
@@ -38,12 +39,14 @@ class Drawing:
         streams: The passes that run together, as the mask definition numbers them; from 1 on.
         numbers: The examples of these passes; None if masks belong to places alone.
         reel: What answers calls before the first site; None to run them.
+        axes: Along which axis the examples lie in what a site drops, where it is another than that of `numbers`.
     """
 
     step: int
     streams: tuple[int, ...]
     numbers: Numbers | None
     reel: Reel | None = None
+    axes: Mapping[SiteCall, int] = field(default_factory=dict)
 
 
 class Passes(Rewriting):
@@ -74,6 +77,7 @@ class Passes(Rewriting):
         self.seed, self._selection, self._asked = seed, selection, asked
         self.drawing = Drawing(0, (1,), None)
         self.fired: dict[str, int] = {}  # how often sites have dropped in the last forward
+        self.met: dict[SiteCall, Met] = {}  # what they have dropped, where masks belong to places
         self.has_parted = False  # whether anything was drawn in it, so that passes differ
         self.unknown: set[str] = set()  # sites that could drop, and that no probe has met
         self.largest = 0  # bytes of the largest tensor that depends on a mask
@@ -84,7 +88,7 @@ class Passes(Rewriting):
     def start(self, drawing: Drawing, trace: Trace | None = None) -> None:
         """Draw other masks from the next forward on, and let a trace note what depends on them."""
         self.drawing, self.fired, self.largest, self.has_parted = drawing, {}, 0, False
-        self.path, self.trace = [], trace
+        self.path, self.trace, self.met = [], trace, {}
 
     def dropout(self, place: Place, call: Call) -> Any:
         """Run a call with the masks of its passes, if it drops."""
@@ -176,10 +180,13 @@ class Passes(Rewriting):
         call = call.changed(**self._real(dict(call.arguments), is_written=_is_in_place(call)))
         if has_source(call):
             return call.run()
-        key, drawing = self._key(place), self.drawing
-        if drawing.numbers is None:
-            return replaced(call, key=NumberedKey(key, (), drawing.streams), order=place.order)
-        return numbered(place, call, key, _numbers_of_rows(call, drawing.numbers))
+        key, numbers = self._key(place), self._numbers(place)
+        if numbers is None:
+            has_axis = not call.input.is_nested and call.arguments.get("batch_sizes") is None  # unless packed
+            if has_axis and not is_weight(call.input, 0):
+                self._meet_call(place, call.input.shape, call.shared)
+            return replaced(call, key=NumberedKey(key, (), self.drawing.streams), order=place.order)
+        return numbered(place, call, key, _numbers_of_rows(call, numbers))
 
     def _drawn_key(self, args: tuple[Any, ...]) -> Any:
         """Answer a layer that draws one key for several masks, for examples along axis 0 of a tensor."""
@@ -188,10 +195,11 @@ class Passes(Rewriting):
         self._part(place)
         if generator is not None:
             return draw_key(*self._real(args))
-        key, drawing = self._key(place), self.drawing
-        if drawing.numbers is None:
-            return NumberedKey(key, (), drawing.streams)
-        return numbered_key(place, examples, key, drawing.numbers)
+        key, numbers = self._key(place), self._numbers(place)
+        if numbers is None:
+            self._meet_call(place, examples.shape)
+            return NumberedKey(key, (), self.drawing.streams)
+        return numbered_key(place, examples, key, numbers)
 
     def _drawn_by_hand(self, draw: Draw) -> Any:
         self._part(draw.place)
@@ -199,11 +207,25 @@ class Passes(Rewriting):
         draw = Draw(draw.place, draw.function, args, kwargs)
         if not draw.has_address or draw.kwargs.get("generator") is not None:
             return draw.run()
-        key, drawing = self._key(draw.place), self.drawing
-        if drawing.numbers is None:
-            [stream] = drawing.streams
+        key, numbers = self._key(draw.place), self._numbers(draw.place)
+        if numbers is None:
+            [stream] = self.drawing.streams
+            if draw.shape and not draw.fills_weights:
+                self._meet_call(draw.place, draw.shape)
             return draw.at(key, stream)
-        return numbered_draw(draw, key, drawing.numbers)
+        return numbered_draw(draw, key, numbers)
+
+    def _numbers(self, place: Place) -> Numbers | None:
+        """Return the numbers of examples along the axis that they have at a site; None if masks belong to places."""
+        numbers = self.drawing.numbers
+        if numbers is None:
+            return None
+        axis = self.drawing.axes.get((renamed(place, self.plan.names), place.run))
+        return numbers if axis is None else replace(numbers, axis=axis)
+
+    def _meet_call(self, place: Place, shape: Sequence[int], shared: tuple[int, ...] = ()) -> None:
+        """Note the shape of what a site drops."""
+        self.met[renamed(place, self.plan.names), place.run] = Met(tuple(shape), shared)
 
     def _part(self, place: Place) -> None:
         """Note that passes differ from here on, and, if a site of the model drops, which."""
@@ -225,6 +247,8 @@ class Passes(Rewriting):
 
 def _numbers_of_rows(call: Call, numbers: Numbers) -> Numbers:
     """Return the numbers of what an example has several of along its axis, such as the windows of an image."""
+    if call.arguments.get("batch_sizes") is not None:  # packed sequences, one for each example
+        return numbers
     axis = 1 if call.function.kind == "multi_head_attention" else numbers.axis
     shape = () if call.input.is_nested else call.input.shape
     if not -len(shape) <= axis < len(shape) or not len(numbers) or shape[axis] % len(numbers):

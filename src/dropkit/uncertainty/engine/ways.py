@@ -8,6 +8,7 @@ from dropkit.uncertainty.engine.batch import Batch
 from dropkit.uncertainty.engine.comparing import difference, reordered_axes
 from dropkit.uncertainty.engine.examples import Examples
 from dropkit.uncertainty.engine.inputs import Output
+from dropkit.uncertainty.engine.placing import Placing
 from dropkit.uncertainty.engine.tape import Tape
 from dropkit.uncertainty.engine.traces import Trace, joint
 
@@ -36,6 +37,7 @@ class Way:
         reason: Why passes do not run together, or have nothing in common; empty if they do.
         leaves: For each leaf of the output the axis along which its examples lie; None if that is not known of any.
         path: What passes call that run together, and what they are told of by yes or no.
+        is_vector: Whether the inputs are a single vector, one example without an axis.
     """
 
     engine: str
@@ -46,6 +48,7 @@ class Way:
     reason: str = ""
     leaves: "tuple[Axis, ...] | None" = None
     path: Path = ()
+    is_vector: bool = False
 
     @property
     def name(self) -> str:
@@ -109,7 +112,9 @@ class Trial:
                 output = self.batch.together(examples, _TRIAL)
                 why = self._difference(output)
             except Exception as error:  # noqa: BLE001  # whatever it makes of inputs that are longer than they were
-                why = shortened(error)
+                why = (
+                    f"the model does not run on inputs that are longer along axis {examples.axis} ({shortened(error)})"
+                )
         self.reason = self._joint(examples) or why
         return not why
 
@@ -176,7 +181,16 @@ class Trial:
         return self._way("batched", is_batched=True, reason=why)
 
     def _way(self, engine: str, is_batched: bool = False, **known: Any) -> Way:
-        return Way(engine, self.examples, is_batched, bytes=self.bytes, leaves=self.leaves, path=self.path, **known)
+        return Way(
+            engine,
+            self.examples,
+            is_batched,
+            bytes=self.bytes,
+            leaves=self.leaves,
+            path=self.path,
+            is_vector=self.examples is None and self.batch.inputs.is_vector,
+            **known,
+        )
 
     def _tried_prefix(self, examples: Examples) -> tuple[Tape | None, str]:
         """Return the tape of a pass that the others can play, or why there is none."""
@@ -222,8 +236,10 @@ def found(batch: Batch, engine: str, axis: int | None = None) -> Way:
         return Way("loop", None, False)
     trials: list[tuple[Trial, Examples]] = []
     reason = ""
-    for examples in batch.inputs.candidates(axis):
+    placed = Placing(batch)
+    for candidate in batch.inputs.candidates(axis):
         try:
+            examples = placed(candidate)
             trial = Trial(batch, examples)
         except (ArgumentError, UnsupportedError) as error:
             reason = reason or shortened(error, is_ours=True)
@@ -237,8 +253,10 @@ def found(batch: Batch, engine: str, axis: int | None = None) -> Way:
     for trial, examples in trials:
         if trial.can_be_reordered(examples):
             return trial.way(engine)
-    if axis is not None and trials:
-        return trials[0][0].way(engine, reason)
+    for trial, examples in trials if axis is not None else ():
+        if not examples.unsure:
+            return trial.way(engine, reason)
+        reason = f"it cannot be told where the examples lie in what {examples.unsure} drops"
     return Trial(batch, None).way(engine, reason or "no input has an axis of examples")
 
 
