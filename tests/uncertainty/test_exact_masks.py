@@ -1,6 +1,7 @@
 """All subnetworks of models whose masks are not a row for each example, or depend on more than the example."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -289,6 +290,31 @@ class Gated(nn.Module):
 def test_examples_that_meet_in_some_subnetworks_alone_are_refused(model: nn.Module) -> None:
     with pytest.raises(UnsupportedError, match="depends on what runs with it"):
         exact(model, output="raw")(batch(1, 4))
+
+
+class Rare(nn.Module):
+    """Examples that meet in few subnetworks alone: those whose output is among the largest."""
+
+    def __init__(self, threshold: float, *, is_coupled: bool) -> None:
+        super().__init__()
+        self.threshold, self.is_coupled = threshold, is_coupled
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.dropout(x, 0.5, self.training).sum(-1, keepdim=True) / 8
+        is_large = out > self.threshold
+        return torch.where(is_large.any() if self.is_coupled else is_large, out.tanh(), out)
+
+
+def test_examples_that_meet_in_few_subnetworks_are_refused() -> None:
+    """Of 2**15 subnetworks, which are not run in one forward, those that keep 14 units or more are 16."""
+    x = torch.ones(1, 15).double()
+    found = exact(Rare(27 / 8, is_coupled=False), output="raw")(x)
+    counts = torch.arange(16).double()
+    chances = torch.tensor([math.comb(15, kept) / 2**15 for kept in range(16)]).double()
+    outputs = torch.where(counts > 13, (counts / 4).tanh(), counts / 4)
+    torch.testing.assert_close(found.arithmetic, (chances * outputs).sum().reshape(1, 1))
+    with pytest.raises(UnsupportedError, match="depends on what runs with it"):
+        exact(Rare(27 / 8, is_coupled=True), output="raw")(x)
 
 
 class CentredInputs(Model):

@@ -1,13 +1,17 @@
 """When means of all subnetworks are said to coincide, in types of any accuracy and elements of any size."""
 
+from contextlib import AbstractContextManager
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, kl_divergence
 
 from dropkit.uncertainty import exact
+from dropkit.uncertainty.subnetworks.rounding import measured
 
 HALVES = [torch.float16, torch.bfloat16]
 
@@ -96,6 +100,127 @@ def test_an_output_in_float32_of_a_coarse_model_is_taken_for_coarse() -> None:
     found = exact(Widened(), output="raw")(batch())
     assert found.dtype is torch.bfloat16
     assert found.differences[0].coincide is None
+
+
+class Rounded(nn.Module):
+    """A softmax layer that computes in bfloat16, of which neither its parameters nor its output tell."""
+
+    def __init__(self, *, is_autocast: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.is_autocast = nn.Sequential(nn.Dropout(0.3), nn.Linear(4, 3)), is_autocast
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.is_autocast):
+            out: Tensor = self.inner(x if self.is_autocast else x.bfloat16().float()).bfloat16().float()
+        return out
+
+
+@pytest.mark.parametrize("is_autocast", [True, False], ids=["autocast", "rounded"])
+def test_a_coarse_type_within_is_seen(is_autocast: bool) -> None:
+    found = exact(Rounded(is_autocast=is_autocast))(batch())
+    assert found.dtype is torch.bfloat16
+    assert found.differences[1].coincide is None
+
+
+class Shifted(nn.Module):
+    """A linear network with large values inside that cancel: of a bias, of statistics, or of a number in the code."""
+
+    def __init__(self, offset: float, *, is_constant: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.drop, self.first, self.norm, self.last = (
+            nn.Dropout(0.5),
+            nn.Linear(4, 6),
+            nn.BatchNorm1d(6),
+            nn.Linear(6, 2),
+        )
+        self.offset, self.is_constant = offset, is_constant
+        if not is_constant:
+            with torch.no_grad():
+                self.first.bias += offset
+                self.norm.running_mean += offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.drop(x)
+        if self.is_constant:
+            x = self.first(x + self.offset) - self.first(torch.full_like(x, self.offset))
+        else:
+            x = self.norm(self.first(x))
+        out: Tensor = self.last(x)
+        return out
+
+
+@pytest.mark.parametrize("is_constant", [True, False], ids=["constant", "parameters"])
+@pytest.mark.parametrize("offset", [1e2, 1e3, 1e4, 1e5])
+def test_values_that_cancel_inside_make_no_difference(offset: float, is_constant: bool) -> None:
+    model, x = Shifted(offset, is_constant=is_constant), batch()
+    for output, number in (("raw", 0), ("softmax", 1)):
+        in_float32 = said(model.float(), x, output)[number]
+        assert in_float32 is None if offset == 1e5 else in_float32 is not False
+        assert said(model.double(), x.double(), output)[number] is True
+
+
+@pytest.mark.parametrize("offset", [0.1, 1e2, 1e3])
+def test_values_that_cancel_inside_hide_no_large_difference(offset: float) -> None:
+    model = nn.Sequential(Shifted(offset, is_constant=False), nn.ReLU(), nn.Linear(2, 2))
+    assert said(model, batch()) == [False]
+
+
+def test_rounding_is_measured_the_same_every_time_and_leaves_all_as_it_was() -> None:
+    model, x = Shifted(1e3, is_constant=False), batch()
+    before, state = x.clone(), {name: value.clone() for name, value in model.state_dict().items()}
+    generator = torch.get_rng_state()
+    one, other = exact(model, output="raw")(x), exact(model, output="raw")(x)
+    assert torch.equal(one.rounding, other.rounding)
+    assert torch.equal(x, before)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_measured_rounding_is_that_of_the_type(dtype: torch.dtype) -> None:
+    """A product is changed by up to eps in either factor and in itself: at most 3 eps of the sum of sizes, together."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(4, 1, bias=False).to(dtype), batch(8).to(dtype)
+
+    def run(within: AbstractContextManager[Any]) -> Tensor:
+        with within:
+            found: Tensor = layer(x)[None]
+        return found
+
+    with torch.no_grad():
+        found = measured(run, dtype)
+        sizes = (x.abs() @ layer.weight.abs().T).double()
+    relative = (found.measured / sizes / torch.finfo(dtype).eps).flatten()
+    assert found.kind is dtype
+    assert 0.1 < float(relative.median()) <= float(relative.max()) < 3.5
+
+
+def test_inputs_of_a_coarser_type_than_the_models_are_taken_as_they_are() -> None:
+    class Widening(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network().double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.inner(x.double() + 1e6)
+            return out
+
+    found = exact(Widening(), output="raw")(batch())
+    assert found.dtype is torch.float64
+    assert found.differences[0].coincide is True
+
+
+def test_a_model_that_checks_its_values_is_taken_as_other_models_are() -> None:
+    class Checking(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            h = F.dropout(x, 0.5, self.training)
+            if not torch.equal(h + 0.1, h + 0.1):
+                raise ValueError("rounded in another way")
+            return h + 0.1
+
+    assert said(Checking(), batch()) == [True]
 
 
 def test_autocast_is_taken_for_coarse() -> None:

@@ -1,6 +1,8 @@
 """Every subnetwork of a small model: what averaging over all masks gives, beside weight scaling."""
 
 import math
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,14 +19,17 @@ from dropkit.sites.interception.underneath import check_no_script
 from dropkit.uncertainty.dropping import active_sites, dropping
 from dropkit.uncertainty.engine.inputs import Inputs
 from dropkit.uncertainty.subnetworks.calls import REMEDY, Learner, Replay
-from dropkit.uncertainty.subnetworks.means import Means, are_alike, computing_type
+from dropkit.uncertainty.subnetworks.means import Means, are_alike
 from dropkit.uncertainty.subnetworks.result import Difference, Subnetworks
-from dropkit.uncertainty.subnetworks.units import Chunk, Units
+from dropkit.uncertainty.subnetworks.rounding import Within, computing_type, measured
+from dropkit.uncertainty.subnetworks.units import TRIED, Chunk, Units, spread
 
 __all__ = ["Difference", "Enumeration", "Subnetworks", "exact"]
 
 _OUTPUT = Choice(("softmax", "sigmoid", "raw"))
 _LIMIT = Integer(1, 2**40, "[1, 2**40]")
+_AS_IT_IS: Within = nullcontext()
+_MEASURED = 16  # subnetworks whose rounding is measured, at most
 _ONE_EXAMPLE = "Give a single example x as x[None]."
 _AXIS = Integer(-64, 63, "the range of a tensor's axes")
 
@@ -42,10 +47,13 @@ def exact(model: Module, *, output: str = "softmax", class_dim: int = -1, limit:
     networks have the arithmetic mean of weight scaling, too; their softmax has not. Where dropout comes before an
     activation such as a ReLU neither holds, and the table says by how much.
 
-    Whether means coincide is told for each element by what rounding may make of it: 64 times the accuracy of the type
-    that the model computes in, 16 times in half precision, of the largest value over all masks. Where that may hide
-    what matters beside the standard deviation, the table says "unclear", and the model in float64 tells. TF32, in which
-    convolutions on CUDA compute unless PyTorch is told otherwise, counts as float32.
+    Whether means coincide is told for each element by what rounding may make of it: 64 times the accuracy of the
+    coarsest type that the model computes in, 16 times in half precision, of the largest value over all masks, or four
+    times what rounding every operation of a few subnetworks at random was seen to change, if that is more. Where this
+    may hide what matters beside the standard deviation, the table says "unclear", and the model in float64 tells. TF32,
+    in which convolutions on CUDA compute unless PyTorch is told otherwise, counts as float32.
+
+    That examples do not depend on each other is verified: a few subnetworks of each forward run alone, too.
 
     Args:
         model: The model, in either mode; it is left as it was. Its output is one tensor; what it gives for an example
@@ -142,32 +150,45 @@ class Enumeration:
     def _averaged(self, model: Module, inputs: Inputs, units: Units, examples: int) -> Subnetworks:
         replay = Replay()
 
-        def run(chunk: Chunk) -> Tensor:
+        def run(chunk: Chunk, within: Within = _AS_IT_IS) -> Tensor:
             count = len(chunk.probabilities)
             replay.start(chunk.masks)
-            found = _output(model, inputs, count, examples)
+            found = _output(model, inputs, count, examples, within)
             replay.check()
             return found.unflatten(0, (count, examples))
 
-        with attached(model, replay, is_eager=True):
-            evaluated = _evaluated(model, inputs, examples)  # in which dropout that is always on drops nothing either
-            kind = computing_type(model, evaluated)
-            means = Means(self.output, self.class_dim, evaluated, kind)
-            trial, singles = units.trial()
-            together, alone = run(trial), torch.cat([run(single) for single in singles])
-            if not are_alike(alone, together, kind):
+        def evaluate(within: Within = _AS_IT_IS) -> Tensor:  # with dropout that is always on dropping nothing either
+            replay.start(None)
+            return _evaluated(model, inputs, examples, within)
+
+        def compare(chunk: Chunk, together: Tensor, positions: Sequence[int]) -> None:
+            alone = torch.cat([run(units.part(chunk, [position])) for position in positions])
+            if not are_alike(alone, together, positions, rounding):
                 what = "what this model gives for an example depends on what runs with it"
                 raise UnsupportedError(f"exact: {what}, so that subnetworks cannot run together. {REMEDY}")
-            for chunk in units.chunks():
-                means.add(chunk.probabilities, run(chunk))
+
+        with attached(model, replay, is_eager=True):
+            evaluated, trial = evaluate(), units.trial()
+            few = units.part(trial, range(min(_MEASURED, units.together)))
+            rounding = measured(
+                lambda within: torch.cat([run(few, within), evaluate(within)[None]]), computing_type(model, evaluated)
+            )
+            means = Means(self.output, self.class_dim, evaluated, rounding)
+            compare(trial, run(trial), range(TRIED))
+            for number, chunk in enumerate(units.chunks()):
+                found = run(chunk)
+                if units.together > 1:
+                    compare(chunk, found, [spread(number, units.together)])  # for what few masks bring about
+                means.add(chunk.probabilities, found)
         return means.result(units.count)
 
 
-def _output(model: Module, inputs: Inputs, copies: int, examples: int) -> Tensor:
+def _output(model: Module, inputs: Inputs, copies: int, examples: int, within: Within = _AS_IT_IS) -> Tensor:
     """Run a model on copies of its inputs, one after another."""
     args, kwargs = inputs.repeated(inputs.along(0), copies)
     try:
-        found = model(*args, **kwargs)
+        with within:
+            found = model(*args, **kwargs)
     except RuntimeError as error:
         if copies == 1 or not inputs.is_vector:
             raise
@@ -183,11 +204,11 @@ def _output(model: Module, inputs: Inputs, copies: int, examples: int) -> Tensor
     raise argument_error("exact", "model", rule, value, _ONE_EXAMPLE if inputs.is_vector else "")
 
 
-def _evaluated(model: Module, inputs: Inputs, examples: int) -> Tensor:
+def _evaluated(model: Module, inputs: Inputs, examples: int, within: Within) -> Tensor:
     """Return what a model gives in evaluation mode."""
     flags = [(module, module.training) for module in model.modules()]
     set_mode(model, training=False)
-    found = _output(model, inputs, 1, examples)
+    found = _output(model, inputs, 1, examples, within)
     for module, training in flags:
         module.training = training
     return found

@@ -1,7 +1,7 @@
 """The units that draw, and the masks of subnetworks, which are numbers whose bits are units: 1 = kept."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -11,9 +11,10 @@ from torch import Tensor
 from dropkit.errors import UnsupportedError
 from dropkit.uncertainty.subnetworks.calls import REMEDY, Drawn, Name
 
-__all__ = ["Chunk", "Units"]
+__all__ = ["TRIED", "Chunk", "Units", "spread"]
 
 _ROWS = 2**13  # of one batch of subnetworks and examples
+TRIED = 3  # of a trial
 _GOLDEN = 0.6180339887498949  # multiples of which spread evenly, modulo 1
 
 
@@ -62,10 +63,12 @@ class Chunk:
     """Subnetworks that run together.
 
     Args:
+        codes: Their numbers.
         probabilities: Their probabilities, in float64.
         masks: Their masks, by site and number of the call.
     """
 
+    codes: Tensor
     probabilities: Tensor
     masks: Mapping[Name, Tensor]
 
@@ -94,24 +97,28 @@ class Units:
         self._examples = examples
         self.count = sum(call.units for call in calls.values())
         self._own = sum(call.units for call in calls.values() if call.axis is not None)
-        self._together = 2 ** min(self._own, max(2, _ROWS // examples).bit_length() - 1)
+        self.together = 2 ** min(self._own, max(2, _ROWS // examples).bit_length() - 1)
 
     def chunks(self) -> Iterator[Chunk]:
         """Yield all subnetworks, some at a time."""
-        for first in range(0, 2**self.count, self._together):
-            yield self._chunk(torch.arange(first, first + self._together))
+        for first in range(0, 2**self.count, self.together):
+            yield self._chunk(torch.arange(first, first + self.together))
 
-    def trial(self) -> tuple[Chunk, list[Chunk]]:
-        """Return subnetworks of all kinds together, and the first of them each alone: what runs together to be tested.
+    def part(self, chunk: Chunk, positions: Sequence[int]) -> Chunk:
+        """Return some subnetworks of a chunk."""
+        return self._chunk(chunk.codes[list(positions)])
+
+    def trial(self) -> Chunk:
+        """Return subnetworks of all kinds, of which the first `TRIED` are to be compared with what they give alone.
 
         The first are two of which each has every second unit, and the whole network.
         """
         whole = 2**self._own - 1
         halves = [sum(1 << bit for bit in range(first, self._own, 2)) for first in (0, 1)]
-        others = torch.arange(self._together) * (int(whole * _GOLDEN) | 1) & whole  # spread over all
+        others = torch.arange(self.together) * (int(whole * _GOLDEN) | 1) & whole  # spread over all
         shared = 2**self.count - 2**self._own  # kept in all
         codes = torch.cat([torch.tensor([*halves, whole]), others]) + shared
-        return self._chunk(codes), [self._chunk(code) for code in codes[:3].split(1)]
+        return self._chunk(codes)
 
     def _chunk(self, codes: Tensor) -> Chunk:
         probabilities, masks = torch.ones(len(codes), dtype=torch.float64), {}
@@ -123,7 +130,12 @@ class Units:
                 chances = torch.tensor([call.rate, 1 - call.rate], dtype=torch.float64)
                 probabilities *= chances[kept.long()].prod(1)
             masks[name] = call.mask(kept, self._examples)
-        return Chunk(probabilities, masks)
+        return Chunk(codes, probabilities, masks)
+
+
+def spread(number: int, length: int) -> int:
+    """Return a position in a length, others for other numbers, and those of all numbers spread evenly."""
+    return int((number + 1) * _GOLDEN % 1 * length)
 
 
 def _call(site: str, once: Drawn, twice: Drawn, examples: int) -> _Call:
