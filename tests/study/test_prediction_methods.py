@@ -182,3 +182,9 @@ def test_networks_of_ones_own_are_chosen_too(toy: Dataset, tiny: Budget, tmp_pat
     assert study.predict(directory, ROWS, network=network, method="dropout", samples=5).unsure is not None
     with pytest.raises(ArgumentError, match="must be one of"):
         study.predict(directory, ROWS, network=network, method="linear")
+    path = directory / "model.json"
+    described = json.loads(path.read_text())
+    for damage in ({"rows_at_once": "5"}, {"rows_at_once": 0}, {"image_shape": "ab"}, {"image_shape": [6]}):
+        path.write_text(json.dumps({**described, "network": {**described["network"], **damage}}))
+        with pytest.raises(RunError, match="the model is damaged"):
+            study.predict(directory, ROWS, network=network)
