@@ -108,6 +108,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "batch_mean": (lambda: Written(lambda self, x: drop(self, x, 0.5).mean(0)), (2, 4), "the axis of examples"),
     "batch_mixed": (lambda: Written(lambda self, x: drop(self, x, 0.5).view(1, 8)), (2, 4), "across the examples"),
     "batch_turned": (lambda: Written(lambda self, x: drop(self, x, 0.5).permute(1, 0)), (4, 4), "across the examples"),
+    "squeezed": (
+        lambda: nn.Sequential(nn.Dropout(0.5), Written(lambda self, x: x.squeeze())), (1, 4), r"as in squeeze\(-1\)"),
     "batch_norm": (
         lambda: nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(4, track_running_stats=False)), (2, 4),
         "batch_norm with the statistics of the batch has no rule, in module '1'"),

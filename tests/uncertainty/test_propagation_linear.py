@@ -43,6 +43,10 @@ VECTORS: dict[str, Callable[[Tensor], Tensor]] = {
     "repeat": lambda x: x.repeat(1, 2),
     "types": lambda x: x.to(torch.float64).clone().contiguous(),
     "absolute": lambda x: (x + 1000).abs(),
+    "where": lambda x: torch.where(ROW > 0, 2 * x, -1.0),
+    "where_of_two": lambda x: torch.where(x.new_tensor([1.0, 2.0, 0.0] * 2) > 0.5, x.flip(1), 3 * x),
+    "where_method": lambda x: x.where(ROW > 0, ROW),
+    "masked_fill": lambda x: x.masked_fill(ROW > 0, -2).masked_fill_(ROW < -1, 3.0),
     "conv1d": lambda x: F.conv1d(x.unsqueeze(1), KERNEL[:, :1, 0], BIAS, padding=1),
     "avg_pool1d": lambda x: F.avg_pool1d(x.unsqueeze(1), 2),
 }  # fmt: skip
@@ -61,6 +65,7 @@ MAPS: dict[str, Callable[[Tensor], Tensor]] = {
     "batch_norm": lambda x: F.batch_norm(x, ROW[:2], ROW[2:4] ** 2, ROW[4:], MAP[0, 0, :2]),
     "residual": lambda x: F.conv2d(x, KERNEL[:2], padding=1)[:, :, 1:, 1:] + x,
     "product": lambda x: MAP * x - 0.5,
+    "where": lambda x: torch.where(MAP[:, :1] > 0, x, MAP),
     "linear": lambda x: F.linear(x, MATRIX[:4].T),
     "flatten": lambda x: x.flatten(1)[:, 3:-2],
     "dense": lambda x: F.linear(x.flatten(1), MAP.reshape(1, 24)),
@@ -101,7 +106,7 @@ REFUSED = {
     "vectors-broadcast_product", "vectors-broadcast_sum", "vectors-index", "vectors-narrow", "vectors-repeat",
     "vectors-scaled_difference", "maps-padded_avg_pool2d", "maps-uneven_adaptive_avg_pool2d", "maps-pixel_shuffle",
 }  # fmt: skip
-INEXACT = {"vectors-cat", "vectors-stack", "vectors-chunks", "maps-residual"}
+INEXACT = {"vectors-cat", "vectors-stack", "vectors-chunks", "vectors-where_of_two", "maps-residual"}
 
 
 @pytest.mark.parametrize("name", [name for name in FUNCTIONS if name not in REFUSED])
@@ -139,6 +144,9 @@ NOT_AFFINE: dict[str, Callable[[Tensor], Tensor]] = {
     "inverse": lambda x: 1 / x,
     "ratio": lambda x: x / x,
     "matrix_of_it": lambda x: x @ x.new_ones(6),
+    "condition_alone": lambda x: torch.where(x)[0],
+    "condition_of_it": lambda x: torch.where(x.to(torch.bool), x, 2 * x),
+    "integers": lambda x: x.to(torch.int64).double(),
     "bounds": lambda x: x.clamp(min=ROW),
     "no_batch": lambda x: F.conv1d(x, KERNEL[:3, :1, 0].expand(3, 3, 2)),
 }

@@ -18,9 +18,12 @@ __all__ = [
     "batch_normalised",
     "biased_projection",
     "check_batch",
+    "chosen",
+    "chosen_else",
     "concatenated",
     "converted",
     "divided",
+    "filled",
     "for_each_axis",
     "multiplied",
     "negated",
@@ -117,6 +120,29 @@ def divided(sources: Sources, input: Any, other: Any) -> Variable:
 def negated(sources: Sources, input: Variable) -> Variable:
     """Return a random tensor with the other sign."""
     return multiplied(sources, input, -1)
+
+
+def chosen(sources: Sources, condition: Tensor, input: Any, other: Any) -> Variable:
+    """Return the elements of one tensor where a condition holds, which no random one can be, and else of another."""
+    dtype = next(each.mean.dtype for each in (input, other) if isinstance(each, Variable))
+
+    def part(value: Any, where: Tensor) -> Any:
+        if isinstance(value, Variable):
+            return multiplied(sources, value, where.to(dtype))
+        value = value if isinstance(value, Tensor) else torch.tensor(value, dtype=dtype, device=where.device)
+        return torch.where(where, value, torch.zeros_like(value))
+
+    return added(sources, part(input, condition), part(other, condition.logical_not()))
+
+
+def chosen_else(sources: Sources, input: Any, condition: Any, other: Any) -> Variable:
+    """Return `chosen`, as the method of a tensor has its arguments."""
+    return chosen(sources, condition, input, other)
+
+
+def filled(sources: Sources, input: Any, mask: Any, value: Any) -> Variable:
+    """Return a random tensor with a constant in the place of some elements."""
+    return chosen(sources, mask, value, input)
 
 
 def reduced(function: _Function) -> _Function:
@@ -223,6 +249,8 @@ def rearranged(function: _Function) -> _Function:
     """Return the rule of a function that moves or picks elements, each within its example."""
 
     def rule(sources: Sources, input: Variable, *rest: Any, **named: Any) -> Any:
+        if function.__name__ == "squeeze" and not (rest or named) and len(input.mean) == 1:
+            raise UnsupportedError("of the axis of a single example, too (name the axis, as in squeeze(-1)),")
         size = math.prod(input.event)
         places = torch.arange(input.mean.numel(), device=input.mean.device).reshape(input.mean.shape)
         results = function(input.mean, *rest, **named)
@@ -257,6 +285,8 @@ def converted(function: _Function) -> _Function:
 
     def rule(sources: Sources, input: Variable, *rest: Any, **named: Any) -> Variable:
         mean = widened(function(input.mean, *rest, **named))
+        if not mean.is_floating_point():
+            raise UnsupportedError(f"to {mean.dtype}")
         private = None if input.private is None else input.private.to(mean)
         return sources.variable(mean, input.factors.to(mean), private)
 
