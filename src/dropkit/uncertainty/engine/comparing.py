@@ -12,6 +12,9 @@ from dropkit.uncertainty.results.axes import NO_AXIS, Axis
 
 __all__ = ["difference", "reordered_axes"]
 
+_PART = 0.05  # of what passes differ by, that values may be off in precise types
+_ENOUGH = 8  # values, that tell how large those beside them are
+
 
 def difference(output: Output, plain: list[Output]) -> str:
     """Return in what passes that ran together differ from single ones; empty if in nothing but rounding."""
@@ -25,7 +28,7 @@ def difference(output: Output, plain: list[Output]) -> str:
             continue
         shared = output.leaves[position]
         found = [getattr(shared, "base", shared)] * len(plain) if values is None else list(values)
-        if not _are_close(found, expected):
+        if not _are_close(found, expected, expected[::-1]):
             return f"{plain[0].names[position]} has other values where passes run together"
     return ""
 
@@ -51,7 +54,7 @@ def reordered_axes(
         known = axes[place] if axes is not None else None
         fits = [axis for axis in range(own.dim()) if own.shape[axis] and not own.shape[axis] % len(order)]
         tried = [*fits, NO_AXIS] if known is None else [known]
-        right = [axis for axis in tried if _are_close([other], [_reordered(own, axis, order)])]
+        right = [axis for axis in tried if _are_close([other], [_reordered(own, axis, order)], [own])]
         if not right:
             return None
         found.append(right[0] if len(right) == 1 else None)  # equal values do not tell
@@ -65,8 +68,14 @@ def _reordered(tensor: Tensor, axis: int, order: Sequence[int]) -> Tensor:
     return rows.index_select(axis, torch.tensor(order, device=tensor.device)).flatten(axis, axis + 1)
 
 
-def _are_close(found: list[Any], expected: list[Tensor]) -> bool:
-    """Tell whether values are those of single passes but for rounding, which sums in another order change."""
+def _are_close(found: Sequence[Any], expected: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Tell whether values are those that are expected but for rounding, which sums in another order change.
+
+    Args:
+        found: The values, one tensor a pass.
+        expected: The values that are expected.
+        others: What is as likely in their places, such as those of other passes.
+    """
     for value, single in zip(found, expected, strict=True):
         if not isinstance(value, Tensor) or value.shape != single.shape or value.dtype != single.dtype:
             return False
@@ -75,13 +84,59 @@ def _are_close(found: list[Any], expected: list[Tensor]) -> bool:
         return True
     if not (one.is_floating_point() or one.is_complex()):
         return all(map(torch.equal, found, expected))
-    wide = torch.stack(found), torch.stack(expected)
-    finite = wide[1].isfinite()
-    if not torch.equal(finite, wide[0].isfinite()):
+    value, single, other = (_wide(torch.stack(list(each))) for each in (found, expected, others))
+    finite = single.isfinite()
+    is_same = (value == single) | (value.isnan() & single.isnan())
+    if not bool(torch.where(finite, value.isfinite(), is_same).all()):
         return False
-    value, single = (each.where(finite, 0.0) for each in wide)
-    scale, error = single.abs().max(), (value - single).abs().max()
-    eps = torch.finfo(one.dtype).eps
-    # Less than what passes differ by, or another pass would do as well, and yet more than rounding.
-    between = 0.05 * (single - single[:1]).abs().max() if len(expected) > 1 else scale
-    return bool(error <= torch.maximum(256 * eps * scale, torch.minimum(eps**0.5 * scale, between)))
+    error = (value - single).where(finite, 0.0).abs()
+    finite &= other.isfinite()
+    between = (single - other).where(finite, 0.0).abs()
+    tolerance = _tolerance(single.where(single.isfinite(), 0.0).abs(), between, torch.finfo(one.dtype).eps)
+    return bool((error <= tolerance).all())
+
+
+def _wide(values: Tensor) -> Tensor:
+    """Return values in a type in which the squares of any of them are finite."""
+    return values.to(torch.complex128 if values.is_complex() else torch.float64)
+
+
+def _tolerance(size: Tensor, between: Tensor, eps: float) -> Tensor:
+    """Return how far values of passes, along axis 0, may be from what is expected.
+
+    What rounding changes in a value is small beside those around it that masks change, too, as it is summed up from
+    what they are; constants do not count, such as the logits of what is masked, however large they are. And it is small
+    beside what passes differ by there, or one pass would do as well as another. What no mask changes is right but for
+    rounding.
+
+    Args:
+        size: The sizes of the values.
+        between: How far those of other passes are from them.
+        eps: The relative precision of their type.
+    """
+    varies = between > 0
+    fixed = min(256 * eps, eps**0.5) * _around(size, ~varies)
+    if not varies.any():
+        return fixed
+    apart = _around(between, varies)
+    part = min(max(_PART, 256 * eps), 0.5)  # in half precision rounding may come to a tenth of what passes differ by
+    changed = torch.minimum(max(64 * eps, eps**0.5) * _around(size, varies), part * apart)
+    return torch.where(apart > 0, changed, fixed).maximum(4 * eps * size)
+
+
+def _around(values: Tensor, counts: Tensor) -> Tensor:
+    """Return the root mean square of the values in a value's example, or column, or other slice, whichever is least.
+
+    Args:
+        values: The values, with passes along axis 0.
+        counts: Which of them count; slices with few that do tell nothing, but those that have none have 0.
+    """
+    squares, numbers = values.square().where(counts, 0.0), counts.to(values.dtype)
+    mean = squares.sum() / numbers.sum().clamp_min(1)
+    least = mean.expand_as(values)
+    for axis in range(1, values.dim()):
+        others = [each for each in range(values.dim()) if each != axis]
+        number = numbers.sum(others, keepdim=True)
+        of_slice = squares.sum(others, keepdim=True) / number.clamp_min(1)
+        least = torch.minimum(least, of_slice.where((number >= _ENOUGH) | (number == 0), mean))
+    return least.sqrt()
