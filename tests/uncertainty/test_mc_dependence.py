@@ -3,6 +3,7 @@
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -149,10 +150,50 @@ class Returned(Base):
         return y, y.abs().max().clamp(min=1.0)
 
 
+class Filled(Base):
+    """Fills a tensor with one value of all examples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(self.body(x))
+        return y / torch.full_like(y, y.max().clamp(min=1.0))
+
+
+class NewFilled(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(self.body(x))
+        return y / y.new_full((3,), y.max().clamp(min=1.0))
+
+
+class Running(Base):
+    """Clips by the largest value of the examples so far, which few passes have to."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(self.body(x))
+        return y - (y.cummax(0).values - 3).relu()
+
+
+class Survivors(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(self.body(x))
+        return y * (y[:, :1] < 2).float().cumprod(dim=-2)
+
+
+class Pairs(Base):
+    """Takes the mean of examples that are almost equal, of which there are few."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(self.body(x))
+        near = (torch.cdist(y, y) < 1e-3).float()
+        return near @ y / near.sum(-1, keepdim=True)
+
+
 USED = "examples depend on one value of all of them, by"
 JOINT = {
     Clipped: rf"{USED} max\(\)", ClippedByColumn: rf"{USED} amax\(\)", Written: rf"{USED} max\(\)",
     Returned: r"output\[1\] is one value of all examples, by max\(\)",
+    Filled: rf"{USED} max\(\)", NewFilled: rf"{USED} max\(\)",
+    Running: r"depend on others by their order, by cummax\(\)",
+    Survivors: r"depend on others by their order, by cumprod\(\)", Pairs: r"examples meet one another, by cdist\(\)",
 }  # fmt: skip
 
 
@@ -192,6 +233,33 @@ def test_a_value_that_nothing_depends_on_does_not_matter() -> None:
         assert mc(Logged(), 3, seed=0)(torch.randn(6, 8)).facts["engine"] == "prefix"
 
 
+class AlongFeatures(Base):
+    """Sorts, sums up and multiplies within each example."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(self.body(x))
+        products = y.unsqueeze(2) @ y.unsqueeze(1)
+        return y.sort().values.cumsum(1) + products.sum(-1) + y.t().argsort(0).t()
+
+
+def test_orders_and_products_within_examples_do_not_matter() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert mc(AlongFeatures(), 3, seed=0)(torch.randn(6, 8)).facts["engine"] == "prefix"
+
+
+class Slotted:
+    """An option without a dictionary."""
+
+    __slots__ = ("__hidden",)
+
+    def __init__(self, *, is_centred: bool) -> None:
+        self.__hidden = is_centred
+
+    def __bool__(self) -> bool:
+        return self.__hidden
+
+
 class Option:
     """An option of a forward, of a class that nobody knows."""
 
@@ -216,6 +284,8 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
     "flag": (torch.tensor(False), torch.tensor(True)),
     "number": (torch.zeros(1), torch.ones(1)),
     "constant": (False, True),
+    "numpy": (np.bool_(0), np.bool_(1)),
+    "slots": (Slotted(is_centred=False), Slotted(is_centred=True)),
     "data": (None, None),
 }
 

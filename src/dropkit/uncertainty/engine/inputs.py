@@ -1,9 +1,10 @@
 """What a model takes and returns, one pass or many at a time."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module
@@ -126,15 +127,30 @@ def _name(leaf: Any, depth: int = 3) -> Any:
     """Return a constant, or the type of an object and what it holds, as far as that can be told."""
     if isinstance(leaf, _CONSTANTS):
         return type(leaf), leaf
+    if isinstance(leaf, np.generic):
+        return type(leaf), leaf.tobytes()
     if isinstance(leaf, Tensor):
         return tuple(leaf.shape), leaf.dtype, leaf.device
+    if isinstance(leaf, np.ndarray):
+        return leaf.shape, leaf.dtype.str
+    if not depth or isinstance(leaf, Module | type):
+        return type(leaf)
     if isinstance(leaf, Mapping):
         parts: Any = leaf.items()
     else:
-        parts = enumerate(leaf) if isinstance(leaf, list | tuple) else getattr(leaf, "__dict__", {}).items()
-    if not depth or isinstance(leaf, Module | type):
-        return type(leaf)
+        parts = enumerate(leaf) if isinstance(leaf, list | tuple) else _attributes(leaf)
     return type(leaf), *((str(name), _name(part, depth - 1)) for name, part in parts)
+
+
+def _attributes(value: object) -> Iterator[tuple[str, Any]]:
+    """Yield what an object holds, whether or not its class has a dictionary for that."""
+    yield from getattr(value, "__dict__", {}).items()
+    for kind in type(value).__mro__:
+        slots = kind.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if name not in ("__dict__", "__weakref__"):
+                hidden = f"_{kind.__name__.lstrip('_')}{name}"
+                yield name, getattr(value, hidden if name.startswith("__") and not name.endswith("__") else name, None)
 
 
 def _is_plain(leaf: Any) -> bool:

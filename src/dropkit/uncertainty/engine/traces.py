@@ -7,6 +7,7 @@ reads once for all.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ class Traced:
         results: Numbers of those that it returns or writes.
         shapes: Their shapes.
         is_read: Whether Python reads values by it.
+        along: The axis along which it makes values depend on one another, if it gives as many as it takes.
     """
 
     function: str
@@ -42,6 +44,7 @@ class Traced:
     results: tuple[int, ...]
     shapes: tuple[tuple[int, ...], ...]
     is_read: bool
+    along: int | None = None
 
     @property
     def kind(self) -> Any:
@@ -78,7 +81,9 @@ class Trace:
         name = getattr(function, "__name__", "")
         if name in _OF_SHAPES:
             return ()
-        taken = args[:1] if name in _LIKE_OTHERS else (args, kwargs)
+        taken: Any = args[:1] if name in _LIKE_OTHERS else (args, kwargs)
+        if name in _FILLED:
+            taken = args[1:], {key: value for key, value in kwargs.items() if key != "input"}
         numbers = map(self.number, _pytree.tree_leaves(taken))
         return tuple(number for number in numbers if number is not None and number != _KEY)
 
@@ -123,7 +128,8 @@ class Trace:
         shapes = tuple(() if each.is_nested else tuple(each.shape) for each in found)
         is_read = bool(sources) and self._is_read(function, args, kwargs)
         name = getattr(function, "__name__", str(function))
-        self.calls.append(Traced(name, place, sources, numbers, shapes, is_read))
+        along = _along(name, args, kwargs) if sources else None
+        self.calls.append(Traced(name, place, sources, numbers, shapes, is_read, along))
 
     def _has_key(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Tell whether a call is told what to draw."""
@@ -156,8 +162,8 @@ def joint(few: Trace, many: Trace) -> str:
     """Return why passes that run together depend on one another, or run by values of all; empty if they do not.
 
     Args:
-        few: The trace of some passes that ran together.
-        many: That of more.
+        few: The trace of two passes that ran together.
+        many: That of three.
     """
     makers: dict[int, Traced] = {}  # of tensors that all examples share, by number
     for one in few.calls:
@@ -169,8 +175,9 @@ def joint(few: Trace, many: Trace) -> str:
         used = [makers[number] for number in one.sources if number in makers]
         for number, shape, longer in zip(one.results, one.shapes, other.shapes, strict=True):
             if shape != longer:
-                if used:
-                    return _of_all(used[0])
+                why = _of_all(used[0]) if used else _of_others(one, shape, longer)
+                if why:
+                    return why
             elif 0 not in shape:
                 makers[number] = used[0] if used else one
     shared = ((name, makers[number]) for number, name in few.returned.items() if number in makers)
@@ -179,6 +186,24 @@ def joint(few: Trace, many: Trace) -> str:
 
 def _of_all(call: Traced) -> str:
     return f"examples depend on one value of all of them, by {call.shown}"
+
+
+def _of_others(call: Traced, shape: tuple[int, ...], longer: tuple[int, ...]) -> str:
+    """Return why a call lets examples depend on others, by what it gives for two passes and for three; or nothing."""
+    if call.sources and 4 * prod(longer) >= 9 * prod(shape):  # as many as there are pairs
+        return f"examples meet one another, by {call.shown}"
+    if call.along is not None and shape[call.along] != longer[call.along]:
+        return f"examples depend on others by their order, by {call.shown}"
+    return ""
+
+
+def _along(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
+    """Return the axis along which a call makes values depend on others there, while it gives as many as it takes."""
+    name = name.removesuffix("_")
+    if name not in _ALONG:
+        return None
+    given = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis"))
+    return given if type(given) is int else _ALONG[name]
 
 
 def _is_mask(index: Tensor) -> bool:
@@ -191,7 +216,13 @@ _READS = frozenset(
      "is_nonzero", "bincount", "one_hot")
 )  # fmt: skip
 _OF_SHAPES = frozenset(
-    ("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like", "new_zeros",
-     "new_ones", "new_empty", "new_full", "new_tensor", "new_empty_strided")
+    ("zeros_like", "ones_like", "empty_like", "rand_like", "randn_like", "randint_like", "new_zeros", "new_ones",
+     "new_empty", "new_empty_strided")
 )  # fmt: skip  # what they return has no values of what they take
+_FILLED = frozenset(("full_like", "new_full", "new_tensor"))  # it has those of all but the first
+_ALONG = {
+    **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp"), None),
+    **dict.fromkeys(("sort", "argsort"), -1),
+    "msort": 0,
+}  # what gives as many values as it takes, each of others along an axis; and that, unless it is told
 _LIKE_OTHERS = frozenset(("expand_as", "view_as", "reshape_as", "type_as", "to"))  # of the first alone
