@@ -13,7 +13,7 @@ from dropkit.uncertainty.results.axes import NO_AXIS, Axis
 __all__ = ["difference", "reordered_axes"]
 
 _PART = 0.05  # of what passes differ by, that values may be off in precise types
-_ENOUGH = 8  # values, that tell how large those beside them are
+_ENOUGH = 3  # values, that tell how large those beside them are
 
 
 def difference(output: Output, plain: list[Output]) -> str:
