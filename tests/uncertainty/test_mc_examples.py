@@ -253,3 +253,44 @@ def test_passes_stop_where_the_error_will_never_be_a_number(task: str | None) ->
     assert result.n < 100
     assert result.facts["reached"] is False
     assert bool(result.mean[[0, 1, 3, 4, 5]].isfinite().all())
+
+
+def test_a_single_vector_is_nothing_to_be_warned_of() -> None:
+    """Pytest turns warnings into errors."""
+    model = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.5), nn.Linear(16, 3))
+    assert mc(model, 3, seed=0)(torch.randn(8)).facts["engine"] == "loop"
+
+
+class Unbatched(nn.Module):
+    """Takes a sequence, of which no axis has examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.gru, self.last = nn.Dropout(0.5), nn.GRU(8, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.gru(self.drop(x))[0])
+
+
+@pytest.mark.parametrize(
+    ("engine", "said"), [("auto", "run one after another, and have masks"), ("loop", "over this model have masks")]
+)
+def test_masks_that_belong_to_places_are_warned_of(engine: str, said: str) -> None:
+    with pytest.warns(UserWarning, match=rf"{said} that belong to places .*other batches.*by `batch_dim`, or give a"):
+        mc(Unbatched(), 3, seed=0, engine=engine)(torch.randn(5, 8))
+
+
+def test_a_model_that_takes_no_longer_inputs_is_told_of_in_words() -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.5), nn.Flatten(0), nn.Linear(64, 3))
+    reason = r"for the model does not run on inputs that are longer along axis 0 \(RuntimeError: mat1 and mat2"
+    with pytest.warns(UserWarning, match=reason):
+        mc(model, 3, seed=0)(torch.randn(4, 8))
+
+
+@pytest.mark.parametrize("shape", [(7, 8), (1, 8), (7, 5, 8)], ids=str)
+def test_classes_along_the_axis_of_examples_are_refused(shape: tuple[int, ...]) -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.5), nn.Linear(16, 3))
+    for axis in (0, -len(shape)):
+        with pytest.raises(ArgumentError, match=r"`class_dim` must be the axis of classes, got .* lie the examples"):
+            mc(model, 3, task="classification", class_dim=axis, seed=0)(torch.randn(shape))
+    assert mc(model, 3, task="classification", class_dim=0, seed=0)(torch.randn(8)).mean.shape == (3,)

@@ -378,7 +378,11 @@ class MonteCarlo:
     def _passes(self, batch: Batch, way: Way, ways: Ways, is_new: bool) -> Running:
         """Run all passes in a way, which is new, or else has to be that for the path that the first pass takes."""
         running = Running(
-            self.task, class_dim=self._class_dim, keep_samples=self._keep_samples, quantiles=self.task == "regression"
+            self.task,
+            class_dim=self._class_dim,
+            keep_samples=self._keep_samples,
+            quantiles=self.task == "regression",
+            examples=way.leaves,
         )
 
         def take(first: Output, leaves: list[Tensor | None], count: int) -> bool:

@@ -111,10 +111,12 @@ class Trial:
             try:
                 output = self.batch.together(examples, _TRIAL)
                 why = self._difference(output)
+            except (ArgumentError, UnsupportedError) as error:
+                why = shortened(error, is_ours=True)
             except Exception as error:  # noqa: BLE001  # whatever it makes of inputs that are longer than they were
-                why = (
-                    f"the model does not run on inputs that are longer along axis {examples.axis} ({shortened(error)})"
-                )
+                axis = examples.axis
+                self.reason = f"the model does not run on inputs that are longer along axis {axis} ({shortened(error)})"
+                return False
         self.reason = self._joint(examples) or why
         return not why
 

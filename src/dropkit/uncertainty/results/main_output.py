@@ -11,6 +11,7 @@ from torch.distributions import Categorical, Distribution, OneHotCategorical
 from dropkit._checks import argument_error
 from dropkit.errors import UnsupportedError
 from dropkit.sites.interception.telling import warn
+from dropkit.uncertainty.results.axes import Axis
 from dropkit.uncertainty.results.moments import wide
 from dropkit.uncertainty.results.outputs import Rebuild
 
@@ -108,11 +109,17 @@ def classifier_head(output: Any, rebuild: Rebuild, leaves: Sequence[Any]) -> Cla
     )
 
 
-def class_axis(class_dim: int, like: Tensor) -> int:
+def class_axis(class_dim: int, like: Tensor, examples: Axis = None) -> int:
     """Return the axis of classes, counted from the first, with a warning where it may be another than the last.
 
+    Args:
+        class_dim: The axis that is asked for.
+        like: The logits of a pass.
+        examples: The axis along which examples lie in them, if it is known.
+
     Raises:
-        ArgumentError: If the logits have no such axis, no class along it, or no other but it is not asked for as 0.
+        ArgumentError: If the logits have no such axis, no class along it, or no other but it is not asked for as 0; or
+            if it is that of the examples.
         UnsupportedError: If what lies along it are probabilities.
     """
     if not -like.dim() <= class_dim < like.dim():
@@ -127,6 +134,9 @@ def class_axis(class_dim: int, like: Tensor) -> int:
             "model has squeezed a batch of one example, let it name the axes that it squeezes."
         )
         raise argument_error("mc", "class_dim", rule, class_dim, remedy)
+    if like.dim() > 1 and examples == class_dim % like.dim():
+        shape = f"Along it lie the examples of logits of shape {tuple(like.shape)}."
+        raise argument_error("mc", "class_dim", "the axis of classes", class_dim, shape)
     if _are_probabilities(like, class_dim):
         raise UnsupportedError(
             "mc: the outputs are probabilities: they are in [0, 1] and sum to 1 over the classes. Let the model return "

@@ -40,6 +40,7 @@ class Running:
         keep_samples: Whether to keep every pass.
         quantiles: Of a regression, whether to gather quantiles.
         groups: Number of groups of passes for the jackknife.
+        examples: Along which axis of each leaf examples lie, as far as that is known.
     """
 
     def __init__(
@@ -50,10 +51,11 @@ class Running:
         keep_samples: bool = False,
         quantiles: bool = False,
         groups: int = 8,
+        examples: Sequence[Axis] | None = None,
     ) -> None:
         self.task, self.class_dim, self.groups = task, class_dim, groups
         self.n = 0
-        self._quantiles = quantiles
+        self._quantiles, self._examples = quantiles, examples
         self._samples: list[list[Tensor]] | None = [] if keep_samples else None
         self._leaves: list[Any] = []  # of the first pass
         self._rebuild: Rebuild | None = None
@@ -100,7 +102,9 @@ class Running:
         if self.task == "classification":
             self._head = classifier_head(template, rebuild, leaves)
             logits = self._head.read(leaves, rebuild)
-            axis = logits.dim() - 1 if self._head.main is None else class_axis(self.class_dim, logits)
+            main = self._head.main
+            examples = None if main is None or self._examples is None else self._examples[main]
+            axis = logits.dim() - 1 if main is None else class_axis(self.class_dim, logits, examples)
             self._classes = Classes(logits.detach(), self.groups, axis)
         elif self.task == "regression":
             self._head = regression_head(template, rebuild, leaves)
