@@ -132,6 +132,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
 }  # fmt: skip
 
 
+GENERATOR = np.random.default_rng(0)
 NOISE: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "randn_like": lambda self, x: x + torch.randn_like(x),
     "in_training": lambda self, x: x + torch.randn(x.shape) if self.training else x,
@@ -145,6 +146,7 @@ NOISE: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "pooling": lambda self, x: F.fractional_max_pool2d(x.view(-1, 1, 2, 2), 1, output_size=1).expand(-1, 1, 2, 2),
     "numpy": lambda self, x: x + torch.from_numpy(np.random.randn(2, 4)).float(),  # noqa: NPY002
     "numpy_of_the_model": lambda self, x: x + torch.from_numpy(self.generator.normal(size=(2, 4))).float(),
+    "numpy_of_a_file": lambda self, x: x + torch.from_numpy(GENERATOR.normal(size=(2, 4))).float(),
     "python": lambda self, x: x + random.random(),  # noqa: S311
 }
 

@@ -23,6 +23,7 @@ from dropkit.uncertainty.results.outputs import flatten
 
 __all__ = ["MomentPropagation", "Moments", "moments"]
 
+_ALIKE = 1e-3  # what kernels that are not deterministic, in a coarse type, may make of the same numbers
 _RANK = Integer(1, 2**31 - 1, "[1, 2**31)")
 
 
@@ -93,7 +94,7 @@ def moments(model: Module, *, rank: int | None = None) -> "MomentPropagation":
     operation without a rule is an error that names it, and so is other noise than dropout, and an operation that
     reaches a random tensor where rules cannot, as in TorchScript or under ``torch.func.vmap``. Models of half precision
     are computed in single precision from the first site on, and the result is in that. The first call runs the model
-    twice more, to find its sites.
+    four times more, to find its sites and to see that nothing else is random.
 
     Args:
         model: The model, in either mode; it is left as it was. Axis 0 of its inputs counts examples.
@@ -166,6 +167,7 @@ class MomentPropagation:
             if propagation.calls == _calls(self._sites) and not propagation.has_inactive:
                 return found
         self._sites = self._checked(active_sites("moments", self.model, args, kwargs))
+        self._check_repeated(self._sites, args, kwargs)
         found, propagation = self._run(self._sites, args, kwargs)
         if propagation.calls != _calls(self._sites):
             names = ", ".join(site.name for site in self._sites)
@@ -180,10 +182,19 @@ class MomentPropagation:
                 raise UnsupportedError(f"moments: the site {site.name!r}, {site.kind}, has no rule. {REMEDY}")
         return sites
 
-    def _run(self, sites: Sites, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Propagation]:
+    def _check_repeated(self, sites: Sites, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise if what the model gives without dropout is another a second time: nobody knows of all generators."""
+        first, second = (flatten(self._run(sites, args, kwargs, drops=False)[0])[0] for _ in range(2))
+        found = [pair for pair in zip(first, second, strict=True) if all(map(_is_floating, pair))]
+        if not all(a.shape == b.shape and torch.allclose(a, b, _ALIKE, _ALIKE, equal_nan=True) for a, b in found):
+            raise _noisy()
+
+    def _run(
+        self, sites: Sites, args: tuple[Any, ...], kwargs: dict[str, Any], drops: bool = True
+    ) -> tuple[Any, Propagation]:
         """Return the moments, and the pass that gave them."""
         model = runnable(self.model)
-        propagation = Propagation(model, self.rank)
+        propagation = Propagation(model, self.rank, drops)
         with dropping(model, sites):
             given, named = propagation.wrapped(cloned((args, kwargs)))
             before = _states(model)
@@ -195,9 +206,7 @@ class MomentPropagation:
                     raise
                 raise propagation.refusal from error
             if _states(model) != before:
-                raise UnsupportedError(
-                    f"moments: the model draws other noise than dropout, which has no rule. {REMEDY}"
-                )
+                raise _noisy()
         leaves, rebuild = flatten(output)
         neglected = propagation.sources.neglected
         found = [_moments(leaf, name, neglected) for leaf, name in zip(leaves, rebuild.names, strict=True)]
@@ -206,6 +215,14 @@ class MomentPropagation:
 
 def _calls(sites: Sites) -> int:
     return sum(site.calls for site in sites)
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _noisy() -> UnsupportedError:
+    return UnsupportedError(f"moments: the model draws other noise than dropout, which has no rule. {REMEDY}")
 
 
 def _states(model: Module) -> bytes:

@@ -39,10 +39,12 @@ class Propagation(TorchFunctionMode):
     Args:
         model: The model, whose forward runs within.
         rank: As for `Sources`.
+        drops: Whether dropout drops; else nothing is random. Default: yes.
     """
 
-    def __init__(self, model: Module, rank: int | None) -> None:
+    def __init__(self, model: Module, rank: int | None, drops: bool = True) -> None:
         super().__init__()
+        self.drops = drops
         self.sources = Sources(rank, self._where)
         self.calls = 0  # of functions that dropped
         self.is_over = False
@@ -163,15 +165,16 @@ class Propagation(TorchFunctionMode):
             raise self._refusal(_name(call.function.function), "returns its mask, too, and so has no rule")
         if any(given.get(name) is not None for name in ("mask", "noise")) or given.get("return_mask"):
             raise self._refusal(kind, "with a mask of its own has no rule")
-        if not call.is_active and kind not in COMPOSED:
+        is_active = call.is_active and self.drops
+        if not is_active and kind not in COMPOSED:
             return given["input"]
         handle = given["input"]
         if not isinstance(handle, Handle):
             raise self._refusal(kind, "of what is no example's, such as weights, has no rule")
-        self.calls += call.is_active
+        self.calls += is_active
         self._check_current(call.function.function, handles_among(dict(given)))
         variables = {name: _variable(value) for name, value in given.items()} | {"input": _widened(handle.variable)}
-        if not call.is_active:  # and does more than drop
+        if not is_active:  # and does more than drop
             variables[str(call.function.rate)] = 0.0
         try:
             with _precisely(handle.device.type):
