@@ -106,11 +106,46 @@ def test_numbers_that_are_missing_have_no_quantiles(n):
     assert result.quantile([0.1, 0.5]).isnan().tolist() == [[False, True, False]] * 2
 
 
-def test_infinite_numbers_of_many_passes_have_no_quantiles():
+@pytest.mark.parametrize("options", [{}, {"keep_samples": True}], ids=["streamed", "kept"])
+def test_infinite_numbers_are_passes_like_others(options):
     values = normal(2000, 3)
-    values[3, 0] = math.inf
-    values[1500, 1] = -math.inf
-    assert regression(values).quantile(0.5).isnan().tolist() == [True, True, False]
+    values[::100, 0], values[50::100, 1] = math.inf, -math.inf  # 1 % of them
+    result = regression(values, **options)
+    q = torch.tensor([0.005, 0.1, 0.5, 0.9, 0.995])
+    found, bound = result.quantile(q), result.quantile_error(q)
+    assert found[-1, 0] == math.inf
+    assert found[0, 1] == -math.inf
+    finite = found.isfinite()
+    assert finite.sum() == 13
+    assert bool(((found - values.quantile(q.double(), 0)).abs() <= bound + 1e-12)[finite].all())
+    assert float(bound[1:4].max()) < 0.3
+
+
+def test_numbers_that_are_always_infinite():
+    values = torch.full((300, 2), math.inf)
+    values[:, 1] *= -1
+    result = regression(values)
+    assert result.quantile(0.5).tolist() == [math.inf, -math.inf]
+    assert result.quantile_error(0.5).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["early", "late"])
+def test_few_outliers_do_not_make_quantiles_rough(first):
+    values = normal(2000, 4)
+    values[7 if first else 77 :: 80] *= 3e4
+    result = regression(values)
+    q = torch.tensor([0.05, 0.5, 0.95])
+    apart = (result.quantile(q) - values.quantile(q.double(), 0)).abs()
+    assert float(apart.max()) < 0.1
+    assert float(result.quantile_error(q).max()) < 0.3
+    result.interval(0.9)
+
+
+def test_an_interval_with_rough_ends_warns():
+    values = normal(2000, 2)
+    values[60::8, 0] += 1e5
+    with pytest.warns(UserWarning, match="interval: of 1 of 2 numbers an end may be off by more than half"):
+        regression(values * torch.linspace(1, 2, 2000).unsqueeze(1)).interval(0.9)
 
 
 def test_results_stay_as_they_were_while_more_passes_come():

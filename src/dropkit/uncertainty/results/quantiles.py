@@ -13,7 +13,7 @@ from dropkit.uncertainty.results.moments import cached, wide
 __all__ = ["JoinedQuantiles", "Quantiles", "Sketch", "exact"]
 
 EXACT = 50  # passes that are kept as they are
-_INNER = 44  # bins of equal width over the range of those
+_INNER = 44  # bins of equal width over the range of those, but for outliers
 # Where wider and wider bins end on either side, in widths of an inner one.
 _BEYOND = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 40.0)
 # Whole numbers, for how many of an inner bin's widths a pass is away then tells its bin.
@@ -42,12 +42,12 @@ class _Histogram:
     """How many passes fell in each bin, of elements along the last axis.
 
     Args:
-        counts: Of shape ``(bins, elements)``; the first and the last bin are open.
+        counts: Of shape ``(bins, elements)``. The first and the last bin hold infinities, those beside them are open.
         low: Where the inner bins begin.
         width: How wide they are.
-        least: The least of all passes.
+        least: The least of all passes that are finite.
         most: The largest.
-        broken: Whether some pass was no finite number.
+        broken: Whether some pass was no number.
     """
 
     counts: Tensor
@@ -71,17 +71,16 @@ class _Histogram:
     def _bins(self) -> Tensor:
         """The bin of every whole number of widths of an inner one, from that below the first edge on."""
         steps = torch.arange(_EDGES[0] - 1, _EDGES[-1] + 1, device=self.low.device)
-        return torch.bucketize(steps, steps.new_tensor(_EDGES), right=True)
+        return torch.bucketize(steps, steps.new_tensor(_EDGES), right=True) + 1
 
     @staticmethod
     def of(values: Tensor) -> "_Histogram":
         """Return an empty histogram for passes such as the first ones, over whose range are the inner bins."""
-        values = values.nan_to_num(0, 0, 0)
-        least, most = values.amin(0), values.amax(0)
-        spread = most - least
-        spread = torch.where(spread > 0, spread, most.abs().clamp_min(1) * 1e-3)
-        counts = torch.zeros(len(_EDGES) + 1, values.shape[1], dtype=torch.int32, device=values.device)
-        return _Histogram(counts, least, spread / _INNER, least, most, torch.zeros_like(least, dtype=torch.bool))
+        low, high = _range(values)
+        spread = torch.where(high > low, high - low, high.abs().clamp_min(1) * 1e-3)
+        counts = torch.zeros(len(_EDGES) + 3, values.shape[1], dtype=torch.int32, device=values.device)
+        least, most = torch.full_like(low, torch.inf), torch.full_like(low, -torch.inf)
+        return _Histogram(counts, low, spread / _INNER, least, most, torch.zeros_like(low, dtype=torch.bool))
 
     def with_passes(self, values: Tensor) -> "_Histogram":
         """Return it with more passes; all but the counts are new."""
@@ -90,29 +89,51 @@ class _Histogram:
         for part in cached(values):
             taken, low = wide(values[:, part]), self.low[part]
             is_finite = taken.isfinite()
+            known = taken
             if not is_finite.all():
-                broken[part] |= ~is_finite.all(0)
-                taken = torch.where(is_finite, taken, low)
-            torch.minimum(least[part], taken.amin(0), out=least[part])
-            torch.maximum(most[part], taken.amax(0), out=most[part])
-            steps = ((taken - low) / self.width[part]).floor_().clamp_(_EDGES[0] - 1, _EDGES[-1])
+                broken[part] |= taken.isnan().any(0)
+                known = torch.where(is_finite, taken, low)
+            torch.minimum(least[part], taken.where(is_finite, torch.inf).amin(0), out=least[part])
+            torch.maximum(most[part], taken.where(is_finite, -torch.inf).amax(0), out=most[part])
+            steps = ((known - low) / self.width[part]).floor_().clamp_(_EDGES[0] - 1, _EDGES[-1])
             bins = self._bins[steps.sub_(_EDGES[0] - 1).long()]
+            if known is not taken:
+                bins = bins.where(taken != -torch.inf, 0).where(taken != torch.inf, len(_EDGES) + 2)
             self.counts[:, part].scatter_add_(0, bins, one.expand_as(bins))
         return replace(self, least=least, most=most, broken=broken)
 
     def ordered(self, rank: int) -> tuple[Tensor, Tensor]:
         """Return about where the pass is that so many are below, and how far from there it can be at most."""
         upto = self.counts.cumsum(0)
-        at = (upto <= rank).sum(0).clamp_max(len(_EDGES))
+        at = (upto <= rank).sum(0).clamp_max(len(_EDGES) + 2)
         count = self.counts.gather(0, at.unsqueeze(0))[0]
         before = upto.gather(0, at.unsqueeze(0))[0] - count
         edges = self._edges
-        left = torch.where(at == 0, self.least, self.low + edges[(at - 1).clamp_min(0)] * self.width)
-        right = torch.where(at == len(edges), self.most, self.low + edges[at.clamp_max(len(edges) - 1)] * self.width)
+        last = len(edges) - 1
+        left = torch.where(at <= 1, self.least, self.low + edges[(at - 2).clamp(0, last)] * self.width)
+        right = torch.where(at > last + 1, self.most, self.low + edges[(at - 1).clamp(0, last)] * self.width)
         left, right = torch.maximum(left, self.least), torch.minimum(right, self.most)
         value = left + (right - left) * ((rank - before + 0.5) / count)
         bound = torch.maximum(value - left, right - value)
+        infinite = torch.where(at == 0, -torch.inf, torch.inf)
+        is_finite = (at > 0) & (at < last + 3)
+        value, bound = value.where(is_finite, infinite), bound.where(is_finite, 0.0)
         return torch.where(self.broken, torch.nan, value), torch.where(self.broken, torch.nan, bound)
+
+
+def _range(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the range of the finite values along axis 0, without those that are far from four fifths of them."""
+    is_finite = values.isfinite()
+    number = is_finite.sum(0)
+    values = values.where(is_finite, torch.inf).sort(0).values
+
+    def at(share: float) -> Tensor:
+        place = (share * (number - 1)).round().clamp_min(0).long()
+        return values.gather(0, place.unsqueeze(0))[0].where(number > 0, 0.0)
+
+    lower, upper = at(0.1), at(0.9)
+    reach = (upper - lower).where(upper > lower, torch.inf)  # where most are equal, none is far
+    return torch.maximum(at(0.0), lower - reach), torch.minimum(at(1.0), upper + reach)
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +183,8 @@ class _Found:
         if not part:
             return left, bound
         right, other = _ordered(held, below + 1)
-        return left + (right - left) * part, bound + (other - bound) * part
+        between = left.where(left == right, left + (right - left) * part)  # equal infinities stay
+        return between, bound + (other - bound) * part
 
 
 def _ordered(held: Tensor | _Histogram, rank: int) -> tuple[Tensor, Tensor]:

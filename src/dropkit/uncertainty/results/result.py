@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dropkit._checks import Number, argument_type_error
+from dropkit.sites.interception.telling import warn
 from dropkit.uncertainty.results.joining import Parts, joined
 from dropkit.uncertainty.results.outputs import flatten
 from dropkit.uncertainty.results.statistics import Errors, Statistics, levels
@@ -98,15 +99,15 @@ class Result(Statistics):
         """Return quantiles of a regression's prediction over passes; of the mean, not of the noise of the data.
 
         They are those of `torch.quantile` if there are at most 50 passes or samples were kept. Otherwise they come from
-        a histogram for each number: 44 bins over the range of the first 50 passes, 10 of growing width on either
-        side, and two open ones; `quantile_error` bounds how far they can be from those.
+        a histogram for each number: 44 bins over the range of the first 50 passes but for outliers, 10 of growing
+        width on either side, and two open ones; `quantile_error` bounds how far they can be from those.
 
         Args:
             q: One or more numbers in [0, 1].
 
         Returns:
-            A tensor of shape ``(*prediction,)``, with an axis for several ``q`` first. A number that was not finite in
-            some pass has NaN.
+            A tensor of shape ``(*prediction,)``, with an axis for several ``q`` first. A number that was NaN in some
+            pass has NaN.
 
         Raises:
             ArgumentError: If `q` has another number.
@@ -145,7 +146,8 @@ class Result(Statistics):
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Return the central interval of a regression's prediction over passes, from quantiles.
 
-        It says where the mean lies, not the data: see `gaussian_interval` for those.
+        It says where the mean lies, not the data: see `gaussian_interval` for those. It warns where an end may be off
+        by more than half the interval, as `quantile_error` tells.
 
         Args:
             level: Share of the passes in it, in (0, 1). Default: 0.95.
@@ -158,8 +160,15 @@ class Result(Statistics):
             UnavailableError: If there are no quantiles.
         """
         level = _LEVEL.check("interval", "level", level)
-        ends = self.quantile([(1 - level) / 2, (1 + level) / 2])
-        return ends[0], ends[1]
+        (low, high), bounds = self._known_quantiles().at(levels("interval", [(1 - level) / 2, (1 + level) / 2]))
+        rough = bounds.amax(0) > (high - low) / 2
+        if rough.any():
+            warn(
+                f"interval: of {int(rough.sum())} of {rough.numel()} numbers an end may be off by more than half the "
+                "interval, as few passes lie far from the others (quantile_error says how much). Use "
+                "keep_samples=True, which makes quantiles exact."
+            )
+        return low, high
 
     def gaussian_interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Return the mean plus and minus as many total standard deviations as a normal distribution has.
