@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt --build
 KERNELS := CMakeLists.txt $(wildcard src/dropkit/kernels/native/*.cpp src/dropkit/kernels/native/*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help study test test-slow native-arm sanitize examples stats lint format docs bench clean
+.PHONY: help study test test-slow native-arm sanitize triton examples stats lint format docs bench clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -35,6 +35,9 @@ sanitize: .venv/.dev ## Compare this processor's kernels with it, under sanitize
 
 examples: .venv/.dev ## Compare what the longest examples print with the docs
 	$(BIN)/python -m pytest -m exhaustive -k docs_show tests/test_examples.py
+
+triton: .venv/.dev ## Run all tests of Triton's kernels, in its interpreter where there is no GPU
+	$(BIN)/python -m pytest $(WORKERS) -k triton tests/kernels tests/functional
 
 stats: .venv/.dev ## Run a battery of statistical tests on masks (ARGS="--bits 28 --seeds 2" for longer ones)
 	$(BIN)/python -m tests.statistics.battery $(ARGS)

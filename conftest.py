@@ -2,6 +2,7 @@
 
 import os
 import random
+from importlib.util import find_spec
 
 import hypothesis
 import numpy as np
@@ -15,6 +16,15 @@ from dropkit.kernels.native import library
 
 if library._find() is None:  # portable operations are tested as if they were wanted: warnings are errors
     os.environ.setdefault(library.ENVIRONMENT, "portable")
+
+if torch.cuda.is_available():
+    os.environ.setdefault(library.ENVIRONMENT, library.TRITON)
+else:  # Triton's kernels run in its interpreter, which it looks for when it is imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+collect_ignore_glob = (
+    [] if find_spec("triton") else ["src/dropkit/kernels/triton_*.py"]
+)  # of whose docstrings it runs the examples
 
 hypothesis.settings.register_profile("dropkit", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("dropkit")

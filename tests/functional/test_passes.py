@@ -77,6 +77,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         F.linear, x, WEIGHT, WEIGHT.square(), BIAS, **how
     ),
     "dropout_add": lambda x, **how: ours.dropout_add(x, 2 * x, 0.5, **how),
+    "dropout_add_layer_norm": lambda x, **how: ours.dropout_add_layer_norm(x, 2 * x, SCALE, p=0.5, **how),
+    "dropout_add_rms_norm, sums": lambda x, **how: ours.dropout_add_rms_norm(x, 2 * x, p=0.5, prenorm=True, **how),
     "activation_dropout": lambda x, **how: ours.activation_dropout(x, "gelu", bias=SCALE, p=0.5, **how),
     "word_dropout": lambda x, **how: ours.word_dropout(x, 0.5, return_mask=True, **how),
     "embedding_dropout": embedded,

@@ -174,10 +174,15 @@ def test_a_blank_choice_is_none() -> None:
     assert outcome(" ")["reason"] == "the best that this processor has"
 
 
+@pytest.mark.native
+def test_on_a_cpu_the_choice_of_gpus_is_none() -> None:
+    assert outcome("triton") | {"said": []} == outcome("") | {"said": []}
+
+
 def test_an_unknown_choice_is_refused() -> None:
     result = start("fast")
     assert result.returncode == 1
-    known = "'auto', 'portable', 'avx512', 'avx2', 'neon', 'scalar'"
+    known = "'auto', 'portable', 'triton', 'avx512', 'avx2', 'neon', 'scalar'"
     message = f"dropkit.kernels: `DROPKIT_KERNEL` must be one of {known}, got 'fast' (str)."
     assert result.stderr.splitlines()[-1] == f"dropkit.errors.ArgumentError: {message}"
 

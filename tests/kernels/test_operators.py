@@ -12,11 +12,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dropkit import kernels, random
-from dropkit.kernels import affine, fields, fused, gaussian, operators
+from dropkit.kernels import affine, fields, fused, gaussian, norms, operators
 from dropkit.kernels.native import operations
 from dropkit.random.layout import layout
 
 for _module in pkgutil.iter_modules(kernels.__path__):
+    if _module.name.startswith("triton_"):  # has kernels of operators that other modules make known
+        continue
     importlib.import_module(f"dropkit.kernels.{_module.name}")  # each makes its operators known
 
 KEY, STREAM, RATE = torch.tensor(77), torch.tensor(0), torch.tensor(random.threshold(0.4))
@@ -172,6 +174,41 @@ def gradient_samples() -> dict[str, tuple[Any, ...]]:
     return {name: (torch.randn_like(x), x, *rest) for name, (x, *rest) in activation_samples().items()}
 
 
+def norm_samples() -> dict[str, tuple[Any, ...]]:
+    def of(x: Tensor, residual: Tensor, *address: Tensor, centred: bool = True, **columns: Any) -> tuple[Any, ...]:
+        given = columns.get("weight"), columns.get("bias")
+        return x, residual, *given, centred, 1e-5, x.dtype, *(address or (KEY, STREAM, RATE))
+
+    x, residual, weight, bias = torch.randn(3, 4, 5), torch.randn(3, 4, 5), torch.randn(5), torch.randn(5)
+    return {
+        "layer": of(x, residual, weight=weight, bias=bias),
+        "layer, without weights": of(x, residual),
+        "layer, bias alone": of(x, residual, bias=bias),
+        "root mean square": of(x, residual, weight=weight, centred=False),
+        "root mean square, without weights": of(x, residual, centred=False),
+        "float64": of(x.double(), residual.double(), weight=weight.double(), bias=bias.double()),
+        "mixed": of(x.bfloat16(), residual, weight=weight, bias=bias.bfloat16()),
+        "float16": of(x.half(), residual.half(), weight=weight.half(), centred=False),
+        "transposed": of(x.transpose(0, 1), torch.randn(4, 3, 5), weight=weight),
+        "strided": of(torch.randn(3, 4, 10)[..., ::2], residual, weight=torch.randn(10)[::2]),
+        "slices": of(x, residual, torch.arange(3), torch.tensor([0]), RATE, weight=weight),
+        "rates": of(x, residual, KEY, STREAM, RATE.expand(3).clone(), bias=bias),
+        "one axis": of(x[0, 0], residual[0, 0], weight=weight, bias=bias),
+        "empty": of(x[:0], residual[:0], weight=weight, bias=bias),
+    }
+
+
+def norm_gradient_samples() -> dict[str, tuple[Any, ...]]:
+    samples = {}
+    for name, (x, residual, weight, bias, is_centred, eps, dtype, *address) in norm_samples().items():
+        _, *saved = norms.forward(x, residual, weight, bias, is_centred, eps, dtype, *address)
+        for of_sum in (None, torch.randn_like(saved[0])):
+            given = torch.randn(x.shape).to(dtype), of_sum, saved[0], weight, *saved[1:], is_centred
+            label = name if of_sum is None else f"{name}, of the sum too"
+            samples[label] = (*given, [weight is not None, bias is not None], x.dtype, *address)
+    return samples
+
+
 def key_samples() -> dict[str, tuple[Any, ...]]:
     return {
         "plain": (KEY, torch.tensor(1)),
@@ -192,6 +229,8 @@ SAMPLES = {
     "dropkit::dropout_add": add_samples(),
     "dropkit::activation_dropout": activation_samples(),
     "dropkit::activation_dropout_backward": gradient_samples(),
+    "dropkit::dropout_add_norm": norm_samples(),
+    "dropkit::dropout_add_norm_backward": norm_gradient_samples(),
     "dropkit::integers": field_samples(),
     "dropkit::uniform": field_samples(torch.float32) | {"half": field_samples(torch.float16)["plain"]},
     "dropkit::normal": field_samples(torch.float64) | {"half": field_samples(torch.bfloat16)["plain"]},
@@ -203,12 +242,17 @@ def resolve(operator: str) -> Any:
     return getattr(torch.ops.dropkit, operator.partition("::")[2]).default
 
 
+def several(found: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (found,) if isinstance(found, Tensor) else tuple(found)
+
+
 def registered() -> set[str]:
     return {schema.name for schema in torch._C._jit_get_all_schemas() if schema.name.startswith("dropkit::")}
 
 
 def test_every_operator_is_checked() -> None:
-    assert registered() == SAMPLES.keys()
+    elsewhere = {f"dropkit::{name}" for name in ("attention", "attention_backward", "attention_bits")}
+    assert registered() == SAMPLES.keys() | elsewhere  # by test_attention_operators.py
 
 
 @pytest.mark.parametrize(("operator", "name"), CASES)
@@ -224,10 +268,11 @@ def test_shape_only_versions_tell_the_truth(operator: str, name: str) -> None:
     real = resolve(operator)(*arguments)
     with FakeTensorMode() as mode:
         fake = resolve(operator)(*(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in arguments))
-    for attribute in ("shape", "dtype", "device", "layout"):
-        assert getattr(fake, attribute) == getattr(real, attribute)
-    assert fake.stride() == real.stride()
-    assert fake.is_conj() == real.is_conj()
+    for one, other in zip(several(fake), several(real), strict=True):
+        for attribute in ("shape", "dtype", "device", "layout"):
+            assert getattr(one, attribute) == getattr(other, attribute)
+        assert one.stride() == other.stride()
+        assert one.is_conj() == other.is_conj()
 
 
 @pytest.mark.parametrize(("operator", "name"), CASES)
@@ -239,12 +284,13 @@ def test_meta_tensors_get_the_same_answer(operator: str, name: str) -> None:
         alone = dict.fromkeys(
             ("dropkit::dropout", "dropkit::affine_dropout", "dropkit::gaussian_dropout", "dropkit::grow"), 1
         )
-        tensors = {**alone, "dropkit::activation_dropout_backward": 3}.get(operator, 2)
+        norms_ = {"dropkit::dropout_add_norm": 4, "dropkit::dropout_add_norm_backward": 6}
+        tensors = {**alone, **norms_, "dropkit::activation_dropout_backward": 3}.get(operator, 2)
         on_meta = [a.to("meta") if isinstance(a, Tensor) else a for a in arguments[:tensors]]
         meta = resolve(operator)(*on_meta, *arguments[tensors:])
-    real = resolve(operator)(*arguments)
-    assert meta.is_meta
-    assert (meta.shape, meta.dtype) == (real.shape, real.dtype)
+    for one, other in zip(several(meta), several(resolve(operator)(*arguments)), strict=True):
+        assert one.is_meta
+        assert (one.shape, one.dtype) == (other.shape, other.dtype)
 
 
 @pytest.mark.parametrize("name", ["channels last", "transposed", "complex, transposed", "bfloat16, channels last"])
@@ -372,3 +418,22 @@ def test_batching_rules_of_fused_operators_equal_a_loop(batched: tuple[bool, ...
         for found, wanted in zip(outs, want, strict=True):
             torch.testing.assert_close(found[i], wanted)
             assert torch.equal(found[i] == 0, wanted == 0)
+
+
+@pytest.mark.parametrize("batched", [*itertools.product((True, False), repeat=5)][:-1])
+def test_batching_rules_of_norms_equal_a_loop(batched: tuple[bool, ...]) -> None:
+    rates = torch.tensor([random.threshold(p) for p in (0, 0.2, 0.7, 0.9)])
+    full = (torch.randn(4, 3, 5), torch.randn(4, 3, 5), torch.randn(4, 5), torch.arange(4), rates)
+    arguments = [value if b else value[1] for value, b in zip(full, batched, strict=True)]
+
+    def run(x: Tensor, residual: Tensor, weight: Tensor, key: Tensor, rate: Tensor) -> tuple[Tensor, ...]:
+        address = key, STREAM, rate
+        out, *saved = norms.dropout_add_norm(x, residual, weight, None, True, 1e-5, x.dtype, *address)
+        given = out, residual, saved[0], weight, *saved[1:], True, [True, False], x.dtype
+        return out, *norms.dropout_add_norm_backward(*given, *address)
+
+    found = torch.vmap(run, in_dims=tuple(0 if b else None for b in batched))(*arguments)
+    for i in range(4):
+        want = run(*(value[i] if b else value for value, b in zip(arguments, batched, strict=True)))
+        for one, other in zip(found, want, strict=True):
+            assert torch.equal(one[i], other)

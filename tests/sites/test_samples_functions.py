@@ -75,6 +75,8 @@ FUNCTIONS_OF_ROWS: dict[str, Callable[[Tensor], Any]] = {
     "concrete_dropout": lambda x: ours.concrete_dropout(x, SCALE, broadcast_dims=-1),
     "variational_dropout": lambda x: ours.variational_dropout(x, SCALE),
     "dropout_add": lambda x: ours.dropout_add(x, 2 * x, 0.5),
+    "dropout_add_layer_norm": lambda x: ours.dropout_add_layer_norm(x, 2 * x, SCALE, p=0.5),
+    "dropout_add_rms_norm": lambda x: ours.dropout_add_rms_norm(x, 2 * x, p=0.5, prenorm=True),
     "activation_dropout": lambda x: ours.activation_dropout(x, "gelu", bias=SCALE, p=0.5),
     "word_dropout": lambda x: ours.word_dropout(x, 0.5, return_mask=True),
     "drop_connect": lambda x: ours.drop_connect(x, WEIGHT, BIAS, return_mask=True),

@@ -9,6 +9,7 @@ from dropkit.functional.concrete import concrete_dropout
 from dropkit.functional.drop_connect import drop_connect, drop_connect_inference
 from dropkit.functional.dropout import dropout
 from dropkit.functional.gaussian import gaussian_dropout
+from dropkit.functional.norms import dropout_add_layer_norm, dropout_add_rms_norm
 from dropkit.functional.paths import drop_path, linear_rates, skip_path
 from dropkit.functional.residual import dropout_add
 from dropkit.functional.variational import local_reparameterization, log_uniform_kl, variational_dropout
@@ -30,6 +31,8 @@ __all__ = [
     "dropout2d",
     "dropout3d",
     "dropout_add",
+    "dropout_add_layer_norm",
+    "dropout_add_rms_norm",
     "embedding_dropout",
     "feature_alpha_dropout",
     "gaussian_dropout",

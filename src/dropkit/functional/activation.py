@@ -10,7 +10,7 @@ from dropkit.functional.address import check_source, find_address, plain_rate
 from dropkit.functional.autograd import apply_function
 from dropkit.functional.dropout import dropout
 from dropkit.functional.eager import is_one_key, is_plain_gradient, one_key
-from dropkit.functional.fused import check_activated, check_bias, gated, is_alike, takes_operator
+from dropkit.functional.fused import check_activated, check_columns, gated, is_alike, takes_operator
 from dropkit.functional.inputs import autocast_dtype, check_input
 from dropkit.functional.overrides import overridable
 from dropkit.kernels import fused
@@ -92,7 +92,7 @@ def activation_dropout(
     if isinstance(bias, Tensor) and bias.is_floating_point() and autocast_dtype(input) is not None:
         bias = bias.to(input.dtype)
     if bias is not None:
-        check_bias(_WHERE, bias, input)
+        check_columns(_WHERE, "bias", bias, input)
     if takes_operator(input, p, training, key):
         found = find_address(_WHERE, input, p, key, generator, stream)
         return apply_function(_ActivationDropout, input, bias, activation, *found)

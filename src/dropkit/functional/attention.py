@@ -19,6 +19,8 @@ from dropkit.functional.attention_inputs import (
     leading_axes,
     plain_scale,
 )
+from dropkit.functional.attention_jagged import are_jagged, attend_jagged
+from dropkit.functional.attention_tiles import attend_by_tiles, takes_tiles
 from dropkit.functional.attention_weights import attend, find_weights, widened
 from dropkit.functional.eager import is_plain
 from dropkit.functional.examples import NumberedKey, check_examples, numbers_of
@@ -61,11 +63,14 @@ def scaled_dot_product_attention(
     False. The weight of a query and a key has the place (..., head, query, key) in the mask, whatever is computed
     together. On a CPU, in eager code and for one dropout key, weights are computed some queries at a time, and where
     there are more than 2**22 of them for the backward pass again, so that memory grows with the number of keys and not
-    with its square. Half types are computed in float32 there, and rounded once.
+    with its square. Half types are computed in float32 there, and rounded once. On a GPU with Triton, weights are
+    computed a tile at a time and never stored, and in the backward pass again, for any number of dropout keys.
 
     Args:
         query: Tensor of shape (..., heads, queries, width). The leading axes of all three broadcast; those of query and
-            key alone address the mask, so values with more of them share it.
+            key alone address the mask, so values with more of them share it. Or, like key and value then, a nested
+            tensor of layout `torch.jagged` and shape (examples, heads, queries, width), whose queries vary in number;
+            the mask counts both them and the keys as 2**32.
         key: Tensor of shape (..., heads, keys, width).
         value: Tensor of shape (..., heads, keys, columns).
         attn_mask: A bool tensor, True = takes part, or numbers to add to the scores; broadcasts to
@@ -102,8 +107,16 @@ def scaled_dot_product_attention(
         Vaswani et al. (2017), "Attention is all you need", sections 3.2.1 and 5.4. Rabe and Staats (2021),
         "Self-attention does not need O(n^2) memory", for computing it in parts.
     """
-    check_tensors(query, key, value)
     dropout_p = plain_rate(dropout_p)
+    if are_jagged(query, key, value):
+        without = {
+            "attn_mask": attn_mask, "dropout_mask": dropout_mask, "return_dropout_mask": return_dropout_mask,
+        }  # fmt: skip
+        return attend_jagged(
+            query, key, value, dropout_p, is_causal, scale, enable_gqa, training, generator, dropout_key, stream,
+            _NAMES, without,
+        )  # fmt: skip
+    check_tensors(query, key, value)
     half = autocast_dtype(query)
     if half is not None:  # as PyTorch's, in one type; what is computed within is no matter of autocast
         query, key, value, attn_mask = (cast(tensor, half) for tensor in (query, key, value, attn_mask))
@@ -118,7 +131,7 @@ def scaled_dot_product_attention(
     check_options(query, attn_mask, **flags, return_dropout_mask=return_dropout_mask)
     leading = leading_axes(query, key, value, attn_mask, enable_gqa)
     whole = query.expand(*leading[0], *query.shape[-2:])  # whose axis 0 is that of the weights
-    check_source(WHERE, whole, dropout_p, dropout_key, generator, stream, _NAMES)
+    thresholds, streams, _ = check_source(WHERE, whole, dropout_p, dropout_key, generator, stream, _NAMES)
     weights = query.new_empty(()).expand(*whole.shape[:-1], key.size(-2))
     sources = {"dropout_key": dropout_key, "generator": generator}
     check_mask(WHERE, dropout_mask, weights, sources, {"stream": stream}, "dropout_mask")
@@ -127,8 +140,15 @@ def scaled_dot_product_attention(
             query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
         )
         return (output, torch.ones_like(weights, dtype=torch.bool)) if return_dropout_mask else output
-    query, key, value = broadcast(query, key, value, leading, enable_gqa)
     factor = 1 / math.sqrt(max(query.size(-1), 1)) if scale is None else scale
+    if dropout_mask is None and not return_dropout_mask and takes_tiles(query, key, value, attn_mask, leading):
+        check_not_traced(WHERE)
+        drawn = draw_key(WHERE, generator, whole, _NAMES) if dropout_key is None else dropout_key
+        return attend_by_tiles(
+            query, key, value, attn_mask, is_causal, factor, leading, enable_gqa, dropout_p, drawn, stream,
+            thresholds, streams,
+        )  # fmt: skip
+    query, key, value = broadcast(query, key, value, leading, enable_gqa)
     one_key = dropout_key is None or type(dropout_key) is int or numbers_of(dropout_key) is not None
     plain = type(dropout_p) is float and generator is None and type(stream) is int and stream == 0 and one_key
     check_not_traced(WHERE)

@@ -1,6 +1,6 @@
 """What the operations that fuse dropout with its neighbours share: checks, and which way serves a call.
 
-There are three: the kernels at once for a plain call, a fused operator for real numbers on a CPU, and
+There are three: the kernels at once for a plain call, a fused operator for real numbers on a CPU or a GPU, and
 PyTorch's operations one after another for the rest.
 """
 
@@ -15,11 +15,12 @@ from dropkit._checks import argument_error, argument_type_error
 from dropkit.functional.autograd import apply_dropout
 from dropkit.functional.examples import runs_of
 from dropkit.kernels.native.operations import TYPES, takes
+from dropkit.kernels.portable import computing_type
 from dropkit.random.layout import layout
 
 __all__ = [
     "check_activated",
-    "check_bias",
+    "check_columns",
     "check_residual",
     "gated",
     "is_alike",
@@ -34,20 +35,27 @@ def check_activated(where: str, activation: str, input: Tensor) -> None:
         raise argument_type_error(where, "input", f"real for {activation!r}", input.dtype, remedy)
 
 
-def check_bias(where: str, bias: Any, input: Tensor) -> None:
-    """Raise unless the bias has a number for every column of the input."""
-    _check_like(where, "bias", bias, input)
-    if bias.is_nested:
-        raise argument_type_error(where, "bias", "a dense tensor", bias.layout)
+def check_columns(where: str, name: str, value: Any, input: Tensor, is_mixed: bool = False) -> None:
+    """Raise unless a tensor has a number for every column of the input; `is_mixed` as for `check_residual`."""
+    _check_like(where, name, value, input, is_mixed)
+    if value.is_nested:
+        raise argument_type_error(where, name, "a dense tensor", value.layout)
     if input.is_nested and input.layout != torch.jagged:
-        raise argument_error(where, "bias", "None where the input is nested without the jagged layout", bias.dtype)
-    if bias.shape != input.shape[-1:]:
-        raise argument_error(where, "bias", f"of shape {tuple(input.shape[-1:])}", tuple(bias.shape))
+        raise argument_error(where, name, "None where the input is nested without the jagged layout", value.dtype)
+    if value.shape != input.shape[-1:]:
+        raise argument_error(where, name, f"of shape {tuple(input.shape[-1:])}", tuple(value.shape))
 
 
-def check_residual(where: str, residual: Any, input: Tensor) -> None:
-    """Raise unless the residual has a number for every element of the input."""
-    _check_like(where, "residual", residual, input)
+def check_residual(where: str, residual: Any, input: Tensor, is_mixed: bool = False) -> None:
+    """Raise unless the residual has a number for every element of the input.
+
+    Args:
+        where: The function on whose behalf to check.
+        residual: What was given.
+        input: The checked input.
+        is_mixed: Whether it may also be of the type in which the input is computed.
+    """
+    _check_like(where, "residual", residual, input, is_mixed)
     if (residual.is_nested, residual.layout) != (input.is_nested, input.layout):
         rule = "nested as the input is" if input.is_nested else "a dense tensor like the input"
         raise argument_type_error(where, "residual", rule, residual.layout)
@@ -57,13 +65,14 @@ def check_residual(where: str, residual: Any, input: Tensor) -> None:
         raise argument_error(where, "residual", f"of shape {wanted}", found, remedy)
 
 
-def _check_like(where: str, name: str, value: object, input: Tensor) -> None:
+def _check_like(where: str, name: str, value: object, input: Tensor, is_mixed: bool = False) -> None:
     if not isinstance(value, Tensor):
         raise argument_type_error(where, name, "a torch.Tensor", value)
     if value.layout not in (torch.strided, torch.jagged):
         raise argument_type_error(where, name, "a dense or nested tensor", value.layout, "Call to_dense() first.")
-    if value.dtype != input.dtype:
-        raise argument_type_error(where, name, f"of the input's type {input.dtype}", value.dtype)
+    types = dict.fromkeys((input.dtype, computing_type(input)) if is_mixed else (input.dtype,))
+    if value.dtype not in types:
+        raise argument_type_error(where, name, f"of the input's type {' or '.join(map(str, types))}", value.dtype)
     if value.device != input.device:
         raise argument_error(where, name, f"on the input's device {input.device}", value.device)
 
@@ -91,7 +100,7 @@ def takes_operator(input: Tensor, p: float | Tensor, training: bool, key: object
     Such an operator draws for examples in order from 0.
     """
     drops = training and (isinstance(p, Tensor) or (isinstance(p, float) and 0.0 < p <= 1.0))
-    is_served = input.is_cpu and input.dtype in TYPES and not input.is_nested and not runs_of(key)
+    is_served = (input.is_cpu or input.is_cuda) and input.dtype in TYPES and not input.is_nested and not runs_of(key)
     return drops and is_served and not _is_transformed()
 
 

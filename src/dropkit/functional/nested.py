@@ -10,7 +10,7 @@ from dropkit._checks import argument_error, argument_type_error, check_axes
 from dropkit.functional.address import draw_key, key_tensor, pass_of
 from dropkit.functional.examples import NumberedKey, check_examples, numbers_of
 
-__all__ = ["apply", "lengths", "nest_alike"]
+__all__ = ["apply", "lengths", "nest_alike", "of_slice"]
 
 _RAGGED = 2**32  # what a ragged axis counts as, so that the longest length of a batch does not matter
 
@@ -74,15 +74,15 @@ def apply(
             source: dict[str, Any] = {"mask": masks[i].unsqueeze(0)}
         else:
             own, number = examples[i]
-            source = {"key": _of_slice(key, i), "stream": _of_slice(own, i), "broadcast_dims": broadcast_dims}
+            source = {"key": of_slice(key, i), "stream": of_slice(own, i), "broadcast_dims": broadcast_dims}
             source |= {"offset": (number, *(0,) * part.dim()), "full_shape": whole}
-        found = drop(where, part.unsqueeze(0), _of_slice(p, i), training, return_mask=True, scale_at=scale_at, **source)
+        found = drop(where, part.unsqueeze(0), of_slice(p, i), training, return_mask=True, scale_at=scale_at, **source)
         results.append([tensor.squeeze(0) for tensor in found])
     output = input if identity else nest_alike(input, [output for output, _ in results])
     return (output, nest_alike(input, [keep for _, keep in results])) if return_mask else output
 
 
-def _of_slice(value: Any, i: int) -> Any:
+def of_slice(value: Any, i: int) -> Any:
     """Return what belongs to one example: its own value, or the one value of all."""
     return value[i : i + 1] if isinstance(value, Tensor) and value.dim() else value
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dropkit.kernels import portable
+from dropkit.kernels import gpu, portable
 from dropkit.kernels.activations import activate, activate_backward
 from dropkit.kernels.native import fused as native
 from dropkit.kernels.operators import batch_first
@@ -112,5 +112,6 @@ for _name, _made_of, _cpu_kernel, _batch in (
 ):
     _LIBRARY.impl(_name, _made_of(_dropout), "CompositeExplicitAutograd")
     _LIBRARY.impl(_name, _cpu_kernel, "CPU")
+    _LIBRARY.impl(_name, gpu.served("triton_fused", _name, _made_of(_dropout)), "CUDA")
     torch.library.register_fake(f"dropkit::{_name}", _made_of(_fake_dropout), lib=_LIBRARY)
     torch.library.register_vmap(f"dropkit::{_name}", _batch, lib=_LIBRARY)

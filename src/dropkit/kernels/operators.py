@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dropkit.kernels import portable
+from dropkit.kernels import gpu, portable
 from dropkit.kernels.native import operations as native
 from dropkit.random.layout import Layout
 
@@ -80,5 +80,7 @@ for _name, _before, _fake, _batch in (
 ):
     _LIBRARY.impl(_name, of_place(getattr(portable, _name), _before), "CompositeExplicitAutograd")
     _LIBRARY.impl(_name, of_place(getattr(native, _name), _before), "CPU")
+    _served = gpu.served("triton_dropout", _name, getattr(portable, _name))
+    _LIBRARY.impl(_name, of_place(_served, _before), "CUDA")
     torch.library.register_fake(f"dropkit::{_name}", _fake, lib=_LIBRARY)
     torch.library.register_vmap(f"dropkit::{_name}", _batch, lib=_LIBRARY)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from dropkit._checks import PROBABILITY, Choice
+from dropkit._checks import PROBABILITY, Choice, Number
 from dropkit.errors import ArgumentError, ArgumentTypeError
 from tests.helpers.wrong import (
     FLAGS,
@@ -51,6 +51,19 @@ def addition() -> Iterator[Wrong]:
     yield from other("residual", (2, 3))
 
 
+def normalisation(*columns: str) -> Iterator[Wrong]:
+    yield from inputs()
+    complex_, remedy = X.cfloat(), "Pass torch.view_as_real(input)."
+    yield Wrong("input", complex_, ArgumentTypeError, "of a real floating type", remedy, shown=(complex_.dtype,))
+    yield Wrong("input", X.sum(), ArgumentError, "of one axis or more", shown=((),))
+    yield from source()
+    yield from other("residual", (2, 3))
+    for name in columns:
+        yield from other(name, (3,))
+    yield from by_constraint("eps", Number(0.0, math.inf, open_high=True))
+    yield from by_type("prenorm", FLAGS, "True or False")
+
+
 def activation() -> Iterator[Wrong]:
     yield from inputs()
     yield from source()
@@ -86,12 +99,16 @@ def attention() -> Iterator[Wrong]:
 GOOD: dict[str, dict[str, Any]] = {
     "dropkit.functional.dropout": {"input": X},
     "dropkit.functional.dropout_add": {"input": X, "residual": X},
+    "dropkit.functional.dropout_add_layer_norm": {"input": X, "residual": X},
+    "dropkit.functional.dropout_add_rms_norm": {"input": X, "residual": X},
     "dropkit.functional.activation_dropout": {"input": X},
     "dropkit.functional.scaled_dot_product_attention": {"query": X, "key": X, "value": X},
 }
 CASES = {
     "dropkit.functional.dropout": list(function()),
     "dropkit.functional.dropout_add": list(addition()),
+    "dropkit.functional.dropout_add_layer_norm": list(normalisation("weight", "bias")),
+    "dropkit.functional.dropout_add_rms_norm": list(normalisation("weight")),
     "dropkit.functional.activation_dropout": list(activation()),
     "dropkit.functional.scaled_dot_product_attention": list(attention()),
 }

@@ -24,7 +24,8 @@ ENVIRONMENT = "DROPKIT_KERNEL"
 _PORTABLE = "portable"
 _ONE, _PYTORCH = "one", "PyTorch"  # threads
 _INSTRUCTION_SETS = ("avx512", "avx2", "neon", "scalar")
-_CHOICE = Choice(("auto", _PORTABLE, *_INSTRUCTION_SETS))
+TRITON = "triton"  # on GPUs; CPUs are served as by "auto"
+_CHOICE = Choice(("auto", _PORTABLE, TRITON, *_INSTRUCTION_SETS))
 _SUFFIX = {"win32": "dll", "darwin": "dylib"}.get(sys.platform, "so")
 _NAME = f"dropkit_kernels.{_SUFFIX}"
 
@@ -147,7 +148,7 @@ def _state() -> tuple[Library | None, Info]:
     except (OSError, AttributeError) as error:
         return None, Info(_PORTABLE, f"the compiled library does not load: {error}", path, _ONE)
     reason = "the best that this processor has"
-    if wanted != "auto":
+    if wanted not in ("auto", TRITON):
         if not found.use(wanted.encode()):
             _warn(f"{asked}: this processor or build lacks it; {_kernel(found)} serves.")
             reason = f"{asked} is not to be had, and this is {reason}"
@@ -205,7 +206,8 @@ def info() -> Info:
     """Say which kernels serve CPU tensors and NumPy arrays, and why. PyTorch is not imported for it.
 
     The environment variable ``DROPKIT_KERNEL`` chooses others, before dropkit is first used: ``avx512``, ``avx2``,
-    ``neon``, ``scalar`` (compiled without vector instructions), ``portable``, or ``auto``, the best that there is.
+    ``neon``, ``scalar`` (compiled without vector instructions), ``portable``, or ``auto``, the best that there is. On
+    GPUs portable operations serve, unless it is ``triton``: Triton's kernels, which are new.
 
     Returns:
         An `Info`, which prints as text.

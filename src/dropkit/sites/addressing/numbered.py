@@ -273,6 +273,8 @@ _TRAILING: Mapping[Callable[..., Any], Callable[[Mapping[str, Any]], int]] = Map
         ours.concrete_dropout: lambda given: 0,
         ours.variational_dropout: lambda given: 0,
         ours.dropout_add: lambda given: 0,
+        ours.dropout_add_layer_norm: lambda given: 1,
+        ours.dropout_add_rms_norm: lambda given: 1,
         ours.activation_dropout: lambda given: int(given["bias"] is not None),
         ours.word_dropout: lambda given: int(given["unknown"] is None),
         ours.drop_connect: lambda given: 1,

@@ -1,0 +1,88 @@
+"""Where the mask of a call lies, as Triton's kernels are told.
+
+A mask is lines of consecutive rows: the slices and places of `dropkit.kernels.native.division`, which have an address
+each, side by side in one launch.
+"""
+
+import contextlib
+import itertools
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from dropkit.kernels.native.division import Division, remembered
+from dropkit.kernels.native.packing import int64
+
+__all__ = ["Launch", "launch", "on_device", "spread"]
+
+_BLOCKS = 256  # of eight elements, in a tile
+
+
+class Launch(NamedTuple):
+    """The grid and the arguments of a kernel, but for the tensors that it maps.
+
+    Args:
+        programs: How many.
+        arguments: Key, stream and rate of every line or of all, where its rows begin, and sizes.
+        options: What is known when a kernel is compiled.
+        device: Where it is run.
+    """
+
+    programs: int
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+    device: torch.device
+
+    def run(self, kernel: Any, *tensors: Any, **options: Any) -> None:
+        """Run a kernel, which takes some tensors before the address."""
+        with on_device(self.device):
+            kernel[(self.programs,)](*tensors, *self.arguments, **self.options, **options)
+
+
+def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Let kernels run on a device: Triton asks PyTorch for it, not the tensors."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def launch(division: Division, key: Tensor, stream: Tensor, threshold: Tensor, device: torch.device) -> Launch:
+    """Return how a kernel is run over a mask that is not empty.
+
+    Args:
+        division: What `dropkit.kernels.native.division.divide` has found for the address and the place.
+        key: Int64 tensor of keys.
+        stream: Int64 tensor of streams.
+        threshold: Int64 tensor of rates' thresholds.
+        device: Where it is run.
+    """
+    axes = () if division.slices is None else (*division.places, division.slices)
+    address = [spread(value, axes, device) for value in (key, stream, threshold)]
+    several = [isinstance(value, Tensor) and value.numel() > 1 for value in address]
+    columns, first = division.columns, division.first_column & 7
+    blocks_per_row = (first + columns + 7) >> 3
+    lines, blocks = max(torch.Size(axes).numel(), 1), division.rows * blocks_per_row
+    tiles = triton.cdiv(blocks, _BLOCKS)
+    begins = _begins(axes, division.steps, device) if len(axes) > 1 else None
+    step = division.steps[-1] if len(axes) == 1 else 0
+    arguments = (
+        *address, *map(int, several), int64(division.first_row), begins, step, division.first_column >> 3, first,
+        columns, blocks_per_row, blocks, tiles, division.rows * columns,
+    )  # fmt: skip
+    return Launch(lines * tiles, arguments, {"BLOCKS": _BLOCKS, "IS_ALIGNED": not first and columns % 8 == 0}, device)
+
+
+def spread(value: Tensor, axes: tuple[int, ...], device: torch.device) -> Tensor | int:
+    """Return a number a line, or one for all: as a plain number where it can be read without waiting for a device."""
+    if value.numel() == 1:
+        return int(value) if value.device.type == "cpu" and device.type != "cpu" else value.reshape(1)
+    value = value.reshape(value.shape + (1,) * (len(axes) - value.dim())).expand(axes)
+    return value.reshape(-1).to(device)
+
+
+@remembered
+def _begins(axes: tuple[int, ...], steps: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return how many rows after the first every line begins."""
+    places = itertools.product(*map(range, axes))
+    begins = [int64(sum(i * step for i, step in zip(index, steps, strict=True)) % 2**64) for index in places]
+    return torch.tensor(begins, dtype=torch.int64, device=device)

@@ -1,0 +1,135 @@
+"""The mask definition for Triton: what a kernel calls to learn which elements of its tile are kept.
+
+A kernel works on blocks of eight neighbouring columns, for which one Philox call has the bits. So a thread that holds
+eight elements draws for itself, and no mask is ever in memory.
+"""
+
+import triton
+import triton.language as tl
+
+__all__ = ["keep", "near", "places", "read", "scale_of", "scaled"]
+
+
+@triton.jit
+def read(values, line, step):
+    """Return the number of a line: from memory, or the one that is given for all."""
+    if values.dtype.is_ptr():
+        return tl.load(values + line * step)
+    else:
+        return tl.cast(values, tl.int64)
+
+
+@triton.jit
+def places(
+    keys, streams, thresholds, key_step, stream_step, threshold_step, first_row, begins, row_step, first_block, skipped,
+    columns, blocks_per_row, blocks, tiles, size, BLOCKS: tl.constexpr, IS_ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """Return the address of this program's tile, and where its elements lie.
+
+    Args:
+        keys: The keys, one a line, or one for all; and so `streams` and `thresholds`.
+        key_step: How far apart the keys of two lines are, 1 or 0; and so `stream_step` and `threshold_step`.
+        first_row: Number of the first row.
+        begins: How many rows after that every line begins; None where each does so many after the one before.
+        row_step: How many.
+        first_block: Number of the block of eight columns in which rows begin.
+        skipped: How many of its columns are before that.
+        columns: Number of columns.
+        blocks_per_row: Number of blocks of eight columns in a row.
+        blocks: Number of blocks in a line.
+        tiles: Number of tiles in a line.
+        size: Number of elements in a line.
+        BLOCKS: Number of blocks in a tile.
+        IS_ALIGNED: Whether a row is made of whole blocks, so that elements follow one another through rows.
+
+    Returns:
+        Key, stream, threshold; rows and blocks in the mask, one below the other; offsets of the elements, and which of
+        them exist, a row for every block.
+    """
+    program = tl.program_id(0)
+    line, tile = (program // tiles).to(tl.int64), program % tiles
+    key, stream = read(keys, line, key_step), read(streams, line, stream_step)
+    threshold = read(thresholds, line, threshold_step)
+    first_row += tl.load(begins + line) if begins is not None else line * row_step
+    along = tl.arange(0, BLOCKS)[:, None]
+    begin = tile.to(blocks.dtype) * BLOCKS
+    row, start = begin // blocks_per_row, (begin % blocks_per_row).to(tl.int32)
+    # What is left fits into 32 bits, however long a line is.
+    row = row.to(tl.int64) + (start + along) // blocks_per_row.to(tl.int32)
+    block = (start + along) % blocks_per_row.to(tl.int32)
+    exists, lane = begin + along < blocks, tl.arange(0, 8)[None, :]
+    if IS_ALIGNED:  # the compiler sees that these follow one another, and moves 16 bytes at once
+        offset = line * blocks * 8 + begin.to(tl.int64) * 8 + (along * 8 + lane)
+        is_inside = exists & (lane < 8)
+    else:
+        column = block * 8 + lane - skipped
+        offset = line * size + row * columns + column
+        is_inside = exists & (column >= 0) & (column < columns)
+    return key, stream, threshold, row + first_row, first_block + block, offset, is_inside
+
+
+@triton.jit
+def _halves(block, low, high, stream, key_low, key_high):
+    """Return the halves of eight lanes of every block, along the second axis."""
+    a, b, c, d = tl.philox_impl(block, low, high, stream, key_low, key_high, 10)
+    lane = tl.arange(0, 8)[None, :]
+    # A thread has all lanes of a block and knows each when it is compiled: nothing is selected when it runs.
+    words = tl.where(lane < 4, tl.where(lane < 2, a, b), tl.where(lane < 6, c, d))
+    return (words >> ((lane & 1) * 16).to(tl.uint32) & 0xFFFF).to(tl.int32)
+
+
+@triton.jit
+def keep(key, stream, threshold, row, block, near):
+    """Return which elements of blocks are kept.
+
+    Args:
+        key: The key.
+        stream: The stream.
+        threshold: Of the rate.
+        row: Number of the row of every block.
+        block: Number of every block in its row.
+        near: What `near` has made of values that were loaded for these elements.
+    """
+    low, high = (row & 0xFFFFFFFF).to(tl.uint32), ((row >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    key_low, key_high = (key & 0xFFFFFFFF).to(tl.uint32), ((key >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    number, stream = block.to(tl.uint32, bitcast=True), (low & 0) + stream.to(tl.uint32)
+    half, rest = (threshold >> 16).to(tl.int32), (threshold & 0xFFFF).to(tl.int32)
+    halves = _halves(number, low, high, stream, key_low, key_high)
+    kept = (halves >= half) & near
+    if rest != 0:
+        is_tied = (halves == half) & near
+        if tl.max(is_tied.to(tl.int32)) > 0:  # for one element in 65,536, the bits below decide
+            below = _halves(number | 0x80000000, low, high, stream, key_low, key_high)
+            kept = tl.where(is_tied, below >= rest, kept)
+    return kept
+
+
+@triton.jit
+def near(values):
+    """Return True for every value, in a way that the compiler learns late.
+
+    It places what is computed where the values lie that it is combined with. Without this it computes a mask eight
+    times, or moves it from thread to thread.
+    """
+    if values.dtype.primitive_bitwidth == 16:
+        return (values.to(tl.int16, bitcast=True) | 1) != 0
+    elif values.dtype.primitive_bitwidth == 32:
+        return (values.to(tl.int32, bitcast=True) | 1) != 0
+    else:
+        return (values.to(tl.int64, bitcast=True) | 1) != 0
+
+
+@triton.jit
+def scale_of(threshold):
+    """Return what survivors are multiplied by, in double precision; of no meaning where nothing survives."""
+    left = tl.maximum(4294967296 - threshold, 1)
+    return 4294967296.0 / left.to(tl.float64)
+
+
+@triton.jit
+def scaled(values, scale):
+    """Return values times a number in double precision, in float32 or wider."""
+    if values.dtype == tl.float64:
+        return values * scale
+    else:
+        return values.to(tl.float32) * scale.to(tl.float32)

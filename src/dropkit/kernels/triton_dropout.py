@@ -1,0 +1,81 @@
+"""Dropout on a GPU in one pass over memory, by Triton; the same masks as everywhere."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dropkit.kernels import portable
+from dropkit.kernels.native.division import Division, divide
+from dropkit.kernels.triton_address import launch
+from dropkit.kernels.triton_bits import keep, near, places, scale_of, scaled
+from dropkit.kernels.triton_spread import spread
+from dropkit.random.layout import Layout
+
+__all__ = ["TYPES", "dropout", "keep_mask"]
+
+TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+_NOT_SPECIALIZED = ["keys", "streams", "thresholds", "first_row", "row_step", "first_block"]
+
+
+@triton.jit(do_not_specialize=_NOT_SPECIALIZED)
+def _dropout(
+    input, output,
+    keys, streams, thresholds, key_step, stream_step, threshold_step, first_row, begins, row_step, first_block,
+    skipped, columns, blocks_per_row, blocks, tiles, size, BLOCKS: tl.constexpr, IS_ALIGNED: tl.constexpr,
+    IS_SCALED: tl.constexpr,
+):  # fmt: skip
+    key, stream, threshold, row, block, offset, is_inside = places(
+        keys, streams, thresholds, key_step, stream_step, threshold_step, first_row, begins, row_step, first_block,
+        skipped, columns, blocks_per_row, blocks, tiles, size, BLOCKS, IS_ALIGNED,
+    )  # fmt: skip
+    values = tl.load(input + offset, mask=is_inside)
+    kept = keep(key, stream, threshold, row, block, near(values))
+    if IS_SCALED:
+        values = scaled(values, scale_of(threshold))
+    tl.store(output + offset, tl.where(kept, values, 0.0).to(output.dtype.element_ty), mask=is_inside)
+
+
+@triton.jit(do_not_specialize=_NOT_SPECIALIZED)
+def _keep_mask(
+    output,
+    keys, streams, thresholds, key_step, stream_step, threshold_step, first_row, begins, row_step, first_block,
+    skipped, columns, blocks_per_row, blocks, tiles, size, BLOCKS: tl.constexpr, IS_ALIGNED: tl.constexpr,
+):  # fmt: skip
+    key, stream, threshold, row, block, offset, is_inside = places(
+        keys, streams, thresholds, key_step, stream_step, threshold_step, first_row, begins, row_step, first_block,
+        skipped, columns, blocks_per_row, blocks, tiles, size, BLOCKS, IS_ALIGNED,
+    )  # fmt: skip
+    tl.store(output + offset, keep(key, stream, threshold, row, block, True), mask=is_inside)
+
+
+def dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, is_scaled: bool) -> Tensor:
+    """Do what `dropkit.kernels.portable.dropout` does."""
+    division = divide(key, stream, threshold, place)
+    if division.is_too_fine:
+        return portable.dropout(input, key, stream, threshold, place, is_scaled)
+    if input.dtype in TYPES and input.is_contiguous() and input.shape == division.mask_shape:
+        output = torch.empty_like(input)
+        if output.numel():
+            launch(division, key, stream, threshold, input.device).run(_dropout, input, output, IS_SCALED=is_scaled)
+        return output
+    mask = _mask(division, key, stream, threshold, input.device)
+    if input.dtype in TYPES and mask.dim() == input.dim():
+        return spread(input, mask, threshold, is_scaled)
+    return portable.select(input, mask, portable.survivor_scale(threshold) if is_scaled else None)
+
+
+def keep_mask(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, device: torch.device) -> Tensor:
+    """Do what `dropkit.kernels.portable.keep_mask` does."""
+    division = divide(key, stream, threshold, place)
+    if division.is_too_fine:
+        return portable.keep_mask(key, stream, threshold, place, device)
+    return _mask(division, key, stream, threshold, device)
+
+
+def _mask(division: Division, key: Tensor, stream: Tensor, threshold: Tensor, device: torch.device) -> Tensor:
+    mask = torch.empty(division.mask_shape, dtype=torch.bool, device=device)
+    if mask.numel():
+        launch(division, key, stream, threshold, device).run(_keep_mask, mask)
+    return mask
