@@ -3,6 +3,7 @@
 A model whose networks dropped nothing has one sample a network.
 """
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -188,5 +189,12 @@ def _passes(
         module = dropped.put_into(network, member)
         engine = "loop" if dropped.place == WEIGHTS else "auto"  # masks of weights are of all rows of a pass
     predict = mc(module, count, seed=seed, engine=engine, keep_samples=True)
-    for result in predict.each({"input": part} for part in parts):  # by name, for inputs may be a dictionary
+    results = predict.each({"input": part} for part in parts)  # by name, for inputs may be a dictionary
+    while True:
+        with warnings.catch_warnings():  # weights belong to no row, as is said where they are chosen
+            if engine == "loop":
+                warnings.filterwarnings("ignore", "mc: passes over this model have masks that belong to places")
+            result = next(results, None)
+        if result is None:
+            return
         yield result.samples.cpu()
