@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt --build
 KERNELS := CMakeLists.txt $(wildcard src/dropkit/kernels/native/*.cpp src/dropkit/kernels/native/*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help study test test-slow native-arm sanitize triton examples stats lint format docs bench clean
+.PHONY: help study test test-slow native-arm sanitize workers triton examples stats lint format docs bench clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -34,7 +34,10 @@ sanitize: .venv/.dev ## Compare this processor's kernels with it, under sanitize
 	$(BIN)/python -m pytest -m exhaustive -k sanitizer
 
 examples: .venv/.dev ## Compare what the longest examples print with the docs
-	$(BIN)/python -m pytest -m exhaustive -k docs_show tests/test_examples.py
+	$(BIN)/python -m pytest -m exhaustive tests/test_examples.py
+
+workers: .venv/.dev ## Run the longest tests of masks on many workers
+	$(BIN)/python -m pytest $(WORKERS) -m "slow and exhaustive" tests/sites
 
 triton: .venv/.dev ## Run all tests of Triton's kernels, in its interpreter where there is no GPU
 	$(BIN)/python -m pytest $(WORKERS) -k triton tests/kernels tests/functional

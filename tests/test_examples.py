@@ -56,6 +56,7 @@ def test_every_example_prints_what_the_docs_show(script: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_active_learning_runs() -> None:
     command = [sys.executable, "-W", "error", "examples/active_learning.py", "--quick"]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout

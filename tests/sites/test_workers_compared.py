@@ -20,6 +20,8 @@ from dropkit.sites.addressing.comparison import _is_same
 from tests.helpers.processes import together
 from tests.sites.test_workers import SEED, Calling, addressed, half, mask_of
 
+pytestmark = pytest.mark.exhaustive  # those of them that are slow: each starts processes of its own
+
 X = torch.arange(1.0, 33, dtype=torch.float64).reshape(4, 8)
 Pair = tuple[Tensor, Tensor]
 

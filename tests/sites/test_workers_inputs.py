@@ -18,6 +18,8 @@ from dropkit.random import call_key, keep_mask
 from dropkit.sites import Workers, address, samples
 from tests.helpers.processes import together
 
+pytestmark = pytest.mark.exhaustive  # those of them that are slow: each starts processes of its own
+
 SEED = 5
 LENGTHS = [2, 3, 1, 2]
 Pair = tuple[Tensor, Tensor]

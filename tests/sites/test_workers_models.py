@@ -16,6 +16,8 @@ from dropkit.sites import Workers, address, record, samples
 from tests.sites.test_samples import REFUSED, SEED, SKIPPED, chosen, eval_norms
 from tests.sites.zoo import CASES, Model, tensors
 
+pytestmark = pytest.mark.exhaustive  # those of them that are slow: each starts processes of its own
+
 WRAPPED = {"ddp", "fsdp"}  # which have processes of their own
 
 

@@ -23,7 +23,7 @@ JOBS = {
         TENSOR[-1],
     ],
 }
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]  # each starts processes of its own
 
 
 @pytest.fixture(scope="module")
