@@ -39,7 +39,7 @@ def are_jagged(*tensors: Any) -> bool:
         and tensor.layout == torch.jagged
         and tensor.dim() == 4
         and tensor._ragged_idx == 2  # type: ignore[attr-defined]  # of nested tensors
-        and tensor.lengths() is None  # type: ignore[attr-defined]
+        and tensor.lengths() is None  # type: ignore[attr-defined]  # so too, where rows leave no gaps
         for tensor in tensors
     )
 

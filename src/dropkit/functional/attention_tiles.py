@@ -65,7 +65,7 @@ def _has_kernels() -> bool:
 
 
 # As torch.compiler.assume_constant_result, which takes seconds to load.
-_has_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_has_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]  # which Dynamo looks for
 
 
 def attend_by_tiles(
