@@ -269,6 +269,58 @@ def test_saturated_probabilities_are_told_apart_by_their_own_rounding() -> None:
     assert said(model, batch(), "softmax") == [False, True, False]
 
 
+class MaskedOut(nn.Module):
+    """A softmax layer of four classes, of which some have a number in the place of their logit."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.inner, self.value = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 4)), value
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x).masked_fill(torch.tensor([False, False, True, False]), self.value)
+
+
+@pytest.mark.parametrize("value", [-1e3, -1e4, -1e9, -1e30, torch.finfo(torch.float32).min, -torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_classes_that_are_masked_out_hide_nothing(dtype: torch.dtype, value: float) -> None:
+    torch.manual_seed(0)
+    model = MaskedOut(value).to(dtype)
+    found = exact(model)(batch().to(dtype))
+    assert [each.coincide for each in found.differences] == [False, True, False]
+    first, others = found.arithmetic[:, 2], found.arithmetic[:, [0, 1, 3]]
+    rest = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 3)).to(dtype)
+    with torch.no_grad():
+        rest[1].weight.copy_(model.inner[1].weight[[0, 1, 3]])
+        rest[1].bias.copy_(model.inner[1].bias[[0, 1, 3]])
+    torch.testing.assert_close(others, exact(rest)(batch().to(dtype)).arithmetic, rtol=1e-5, atol=1e-5)
+    assert float(first.max()) < 1e-100
+
+
+def test_the_least_of_float64_masks_out_too() -> None:
+    torch.manual_seed(0)
+    found = exact(MaskedOut(torch.finfo(torch.float64).min).double())(batch().double())
+    assert [each.coincide for each in found.differences] == [False, True, False]
+    assert not torch.isnan(found.std).any()
+
+
+def test_a_class_that_is_likely_in_few_subnetworks_counts() -> None:
+    class Rare(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            h = F.dropout(x, 0.5, self.training)
+            return torch.cat([h, 1e8 * h[:, :1] - 5e7], -1)  # 3e8 where the first unit is kept
+
+    assert None in said(Rare(), torch.tensor([[2.0, 1e-3, 2e-3]]), "softmax")
+
+
+def test_the_advice_is_not_float64_where_that_is_the_type() -> None:
+    model = network().double()
+    with torch.no_grad():
+        model[-1].bias += 1e12
+    found = str(exact(model, output="raw")(batch().double()))
+    assert "unclear: rounding in torch.float64 may hide a difference; outputs are too large beside" in found
+    assert "give the model" not in found
+
+
 def test_what_is_no_number_never_coincides() -> None:
     x = batch()
     x[1] = torch.nan

@@ -103,7 +103,8 @@ def moments(model: Module, *, rank: int | None = None) -> "MomentPropagation":
 
     Returns:
         A callable that takes what the model takes, and returns its output with `Moments` in the place of every tensor:
-        in lists, tuples, mappings, dataclasses and the like. For a distribution there is a namespace of its parameters.
+        in lists, tuples, mappings, dataclasses and the like. For a distribution there is a namespace of its parameters;
+        one that normalises them, such as a categorical, is refused.
 
     Raises:
         ArgumentError: If `rank` is out of range; by a call, if no dropout is active in the model.

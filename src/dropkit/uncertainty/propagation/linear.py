@@ -17,6 +17,7 @@ __all__ = [
     "averaged",
     "batch_normalised",
     "biased_projection",
+    "broadcast",
     "check_batch",
     "chosen",
     "chosen_else",
@@ -268,6 +269,15 @@ def rearranged(function: _Function) -> _Function:
         return made[0] if is_one else tuple(made)
 
     return rule
+
+
+def broadcast(sources: Sources, *tensors: Any) -> tuple[Any, ...]:
+    """Return random tensors and constants expanded to one shape."""
+    shape = torch.broadcast_shapes(*(_mean(each).shape for each in tensors))
+    expanded = rearranged(Tensor.expand)
+    return tuple(
+        expanded(sources, each, shape) if isinstance(each, Variable) else each.expand(shape) for each in tensors
+    )
 
 
 def _check_places(moved: Tensor, input: Variable, size: int) -> None:

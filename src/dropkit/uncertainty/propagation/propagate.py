@@ -30,6 +30,13 @@ __all__ = ["REMEDY", "Propagation"]
 
 _SWITCH = 3  # place of the argument of a random rectifier that says whether it draws
 _PAIRS = frozenset([torch.native_dropout])  # it returns its mask, too
+_DISTRIBUTIONS = torch.distributions.__file__.removesuffix("__init__.py")
+_COMPARISONS = frozenset(
+    getattr(place, spelled)
+    for name in ("lt", "gt", "le", "ge", "eq", "ne")
+    for place, spelled in ((torch, name), (Tensor, name), (Tensor, f"__{name}__"))
+)
+_PARAMETERS = "Return the distribution's parameters, such as logits, in its place."
 REMEDY = "Sample instead: dropkit.uncertainty.mc."
 
 
@@ -88,7 +95,7 @@ class Propagation(TorchFunctionMode):
             given, by_name = tree_map(_emptied, (args, dict(named)))
             return self.run(function, given, by_name, [])
         self._check_current(function, handles)
-        if not any(handle.variable.is_random for handle in handles):
+        if not any(handle.variable.is_random for handle in handles) or _is_validation(function):
             return self.run(function, args, named, handles)
         if function in CONVERSIONS and args:
             return self._converted(function, args, named)
@@ -201,7 +208,8 @@ class Propagation(TorchFunctionMode):
 
     def _refusal(self, what: str, why: str) -> UnsupportedError:
         where = self._where()
-        return UnsupportedError(f"moments: {what} {why}{f', in module {where!r}' if where else ''}. {REMEDY}")
+        remedy = f"{_PARAMETERS} {REMEDY}" if _distribution_files() else REMEDY
+        return UnsupportedError(f"moments: {what} {why}{f', in module {where!r}' if where else ''}. {remedy}")
 
     def _where(self) -> str:
         """Return the name of the innermost module whose code runs."""
@@ -261,6 +269,24 @@ def _draws(function: Callable[..., Any], args: tuple[Any, ...], named: Mapping[s
     if not RANDOM[function].startswith("rrelu"):
         return True
     return bool(args[_SWITCH] if len(args) > _SWITCH else named.get("training"))
+
+
+def _distribution_files() -> list[str]:
+    """Return the names of the files of `torch.distributions` whose code runs now, innermost first."""
+    frame: FrameType | None = sys._getframe(1)
+    found = []
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name.startswith(_DISTRIBUTIONS):
+            found.append(name.removeprefix(_DISTRIBUTIONS))
+        frame = frame.f_back
+    return found
+
+
+def _is_validation(function: Callable[..., Any]) -> bool:
+    """Tell whether a distribution checks its parameters, of which the means are checked then."""
+    files = _distribution_files()
+    return bool(files) and (files[0] == "constraints.py" or function in _COMPARISONS)
 
 
 def _place(value: Tensor) -> int | None:

@@ -195,6 +195,7 @@ def _table() -> Iterator[tuple[Callable[..., Any], _Rule]]:
         yield from ((f, linear.adaptively_averaged(f, axes)) for f in _named(f"adaptive_avg_pool{axes}d"))
         yield from ((f, max_pooled(axes)) for f in _named(f"max_pool{axes}d"))
     yield from ((function, through_masks(_prelu)) for function in _named("prelu"))
+    yield torch.broadcast_tensors, linear.broadcast
     yield torch.where, linear.chosen
     yield Tensor.where, linear.chosen_else
     yield F.batch_norm, through_masks(linear.batch_normalised)

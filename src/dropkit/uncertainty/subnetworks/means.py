@@ -54,6 +54,7 @@ class Means:
         self.weight = torch.zeros((), dtype=torch.float64)  # of the subnetworks so far: their probability
         self.mean, self.squares, self.logits = (torch.zeros_like(logits) for _ in range(3))
         self.largest = logits.nan_to_num(0.0, 0.0, 0.0).abs()  # logit of each element
+        self.likeliest = self.weight_scaling  # of each element, its largest prediction
 
     def _predictions(self, logits: Tensor, shift: int = 0) -> Tensor:
         if self.output == "softmax":
@@ -70,6 +71,7 @@ class Means:
         self.largest = torch.maximum(self.largest, logits.nan_to_num(0.0, 0.0, 0.0).abs().amax(0))
         self.logits += torch.tensordot(weights, logits, 1)
         values, share = self._predictions(logits, 1), weights.sum()
+        self.likeliest = torch.maximum(self.likeliest, values.amax(0))
         mean = torch.tensordot(weights / share, values, 1)
         whole = self.weight.to(share) + share
         shift = mean - self.mean
@@ -79,14 +81,16 @@ class Means:
 
     def result(self, units: int) -> Subnetworks:
         """Return the means; the renormalised geometric one is that of the mean logits."""
+        geometric = self._predictions(self.logits)
         return Subnetworks(
             units=units,
             output=self.output,
             arithmetic=self.mean,
-            geometric=None if self.output == "raw" else self._predictions(self.logits),
+            geometric=None if self.output == "raw" else geometric,
             weight_scaling=self.weight_scaling,
             variance=self.squares,
             rounding=self.rounding.of(self.largest),
+            weight=torch.maximum(self.likeliest, geometric) if self.output == "softmax" else None,
             class_dim=self.axis,
             dtype=self.rounding.kind,
         )

@@ -47,6 +47,7 @@ class Subnetworks:
         weight_scaling: What the model gives with nothing dropped, in evaluation mode.
         variance: The variance over the masks.
         rounding: By how much rounding in the type that the model computes in may change its output.
+        weight: The largest probability of each class in any subnetwork or mean; None for outputs that are no classes.
         class_dim: The axis of classes.
         dtype: The type that the model computes in, of several the coarsest.
     """
@@ -58,6 +59,7 @@ class Subnetworks:
     weight_scaling: Tensor
     variance: Tensor
     rounding: Tensor
+    weight: Tensor | None
     class_dim: int
     dtype: torch.dtype
 
@@ -81,7 +83,7 @@ class Subnetworks:
         return Difference(name, other_name, float(apart.max()), self._divergence(one, other), coincide)
 
     def _coincide(self, apart: Tensor, one: Tensor, other: Tensor) -> bool | None:
-        rounding = torch.maximum(self._slope(one), self._slope(other)) * self._rounding()
+        rounding = torch.maximum(self._rounded(one), self._rounded(other))
         of_sums = _EPS * torch.maximum(one.abs(), other.abs())
         if bool((apart > rounding + of_sums).any()):
             return False
@@ -90,13 +92,21 @@ class Subnetworks:
         is_hidden = (rounding > _MATTERS * self.std) & (self.std > of_sums)
         return None if bool(is_hidden.any()) else True
 
-    def _rounding(self) -> Tensor:
-        """Return what rounding may change of what elements depend on: of a probability all logits of the example."""
-        return self.rounding if self.output != "softmax" else 2 * self.rounding.amax(self.class_dim, keepdim=True)
+    def _rounded(self, mean: Tensor) -> Tensor:
+        """Return what rounding may change of a mean: of a probability p by ``p (1 - p)`` times that of its logit.
 
-    def _slope(self, mean: Tensor) -> Tensor:
-        """Return how steeply a mean depends on logits: a probability p by ``p (1 - p)``, at most."""
-        return torch.ones_like(mean) if self.output == "raw" else mean * (1 - mean)
+        It depends on the other logits, too, which together weigh 1 - p, and each no more than its own probability: one
+        that is never likely, as of a class that is masked out by a large number, changes nothing.
+        """
+        if self.output == "raw":
+            return self.rounding
+        own = mean * (1 - mean) * self.rounding
+        if self.weight is None:
+            return own
+        weighted = self.weight * self.rounding
+        by_weight = weighted.sum(self.class_dim, keepdim=True) - weighted
+        by_largest = (1 - mean) * self.rounding.amax(self.class_dim, keepdim=True)
+        return own + mean * torch.minimum(by_weight, by_largest)
 
     def _divergence(self, p: Tensor, q: Tensor) -> float | None:
         if self.output == "raw":
@@ -118,7 +128,10 @@ class Subnetworks:
         if any(math.isnan(each.largest) for each in differences):
             lines.append("unclear: some outputs are no numbers; see whether inputs and weights are finite")
         elif any(each.coincide is None for each in differences):
-            lines.append(f"unclear: rounding in {self.dtype} may hide a difference; give the model in torch.float64")
+            remedy = "give the model in torch.float64"
+            if self.dtype == torch.float64:
+                remedy = "outputs are too large beside what masks change in them for any type to tell"
+            lines.append(f"unclear: rounding in {self.dtype} may hide a difference; {remedy}")
         return "\n".join(lines)
 
 
