@@ -300,6 +300,7 @@ class MonteCarlo:
                 f"mc: none of the sites {names} drops on these inputs, though they did when the model was looked at. "
                 "If it keeps what it has computed from one forward to the next, let it keep nothing in evaluation mode."
             )
+        running.tell_of_shares(handler.path)
         if running.is_constant:
             warn(
                 f"mc: {running.n} passes gave the same output, although {', '.join(handler.fired)} dropped. That is no "

@@ -15,9 +15,24 @@ from dropkit.uncertainty.results.axes import Axis
 from dropkit.uncertainty.results.moments import wide
 from dropkit.uncertainty.results.outputs import Rebuild
 
-__all__ = ["ClassifierHead", "RegressionHead", "class_axis", "classifier_head", "main_leaves", "regression_head"]
+__all__ = [
+    "ClassifierHead",
+    "RegressionHead",
+    "are_shares",
+    "class_axis",
+    "classifier_head",
+    "main_leaves",
+    "regression_head",
+    "tell_of_shares",
+]
 
 _VARIANCES = {"variance": False, "var": False, "log_variance": True, "logvar": True, "log_var": True}  # in logarithms?
+_SIGMOIDS = ("sigmoid", "special_expit", "hardsigmoid")
+_MOVES = frozenset(
+    ("__get__", "__getitem__", "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "ravel", "transpose",
+     "permute", "movedim", "contiguous", "clone", "detach", "to", "float", "double", "size", "dim", "__len__")
+)  # fmt: skip  # functions that let numbers be what they are
+_SEVERAL = 8  # rows: the logits of so many hardly all lie in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -155,6 +170,38 @@ def _are_probabilities(like: Tensor, class_dim: int) -> bool:
         return False
     sums, tolerance = wide(like).sum(class_dim), 1e-2 if like.dtype.itemsize < 4 else 1e-5
     return bool(((like >= 0) & (like <= 1)).all() and ((sums - 1).abs() < tolerance).all())
+
+
+def are_shares(logits: Tensor) -> bool:
+    """Tell whether all numbers lie in [0, 1], as probabilities do."""
+    return bool(logits.numel()) and bool(((logits >= 0) & (logits <= 1)).all())
+
+
+def tell_of_shares(path: Sequence[Any], classes: int, rows: int) -> None:
+    """Refuse what a sigmoid has returned where logits are asked for, or warn of what looks like it.
+
+    Args:
+        path: What a forward has called that returned numbers in [0, 1] alone, in order.
+        classes: How many the logits are of; one of a single logit.
+        rows: How many logits of each class there are in a pass.
+
+    Raises:
+        UnsupportedError: If the last function that changes numbers was a sigmoid.
+    """
+    names = (getattr(function, "__name__", "") for function in reversed(path))
+    is_sigmoid = next((name for name in names if name not in _MOVES), "").removesuffix("_") in _SIGMOIDS
+    taken = "sigmoid" if classes == 1 else "softmax"
+    remedy = "Let the model return logits: leave its sigmoid out"
+    if classes > 1:
+        remedy += f", and where the {classes} labels do not exclude one another return `logits.unsqueeze(-1)`"
+    remedy += "; or leave `task` out, whose mean is that of the probabilities."
+    if is_sigmoid:
+        raise UnsupportedError(f"mc: the outputs are probabilities: a sigmoid returns them. {remedy}")
+    if rows >= _SEVERAL:
+        warn(
+            f"mc: all outputs of all passes lie in [0, 1], as probabilities do, and their {taken} is taken. If they "
+            f"are logits, all is well. If a sigmoid returns them, it is taken twice. {remedy}"
+        )
 
 
 def regression_head(output: Any, rebuild: Rebuild, leaves: Sequence[Any]) -> RegressionHead:

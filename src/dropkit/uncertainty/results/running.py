@@ -15,10 +15,12 @@ from dropkit.uncertainty.results.joining import Parts
 from dropkit.uncertainty.results.main_output import (
     ClassifierHead,
     RegressionHead,
+    are_shares,
     class_axis,
     classifier_head,
     main_leaves,
     regression_head,
+    tell_of_shares,
 )
 from dropkit.uncertainty.results.moments import wide
 from dropkit.uncertainty.results.outputs import Rebuild, flatten
@@ -64,6 +66,7 @@ class Running:
         self._predictions: Predictions | None = None
         self._head: ClassifierHead | RegressionHead | None = None
         self._main: list[int] = []
+        self._are_shares = True  # whether all logits so far lie in [0, 1]
 
     def add(self, template: Any, leaves: Sequence[Tensor | None], passes: int | None = None) -> None:
         """Take passes in.
@@ -89,6 +92,7 @@ class Running:
             for i, leaf in enumerate(leaves):
                 self._add_elements(i, leaf, passes)
             if self._classes and isinstance(read, Tensor):
+                self._are_shares = self._are_shares and are_shares(read)
                 for piece in _pieces(read):
                     self._classes.add(piece)
             if self._predictions and isinstance(read, tuple):
@@ -184,6 +188,19 @@ class Running:
                 samples[i] += [fitted(probabilities(piece, axis), whole[i]) for piece in _pieces(whole[i])]
             else:
                 samples[i].append(whole[i] if leaf is None else leaf.detach())
+
+    def tell_of_shares(self, path: Sequence[Any]) -> None:
+        """Refuse what a sigmoid has returned in place of logits, or warn of what looks like it.
+
+        Args:
+            path: What a forward has called, in order.
+
+        Raises:
+            UnsupportedError: If the last function that changes numbers was a sigmoid.
+        """
+        if self._classes and self.n and self._are_shares:
+            classes = self._classes.like.shape[self._classes.class_dim]
+            tell_of_shares(path, classes, self._classes.axes.numel())
 
     def error(self) -> float:
         """Return the largest Monte Carlo error of the mean of the main output, NaN of fewer than two passes."""
