@@ -1,6 +1,6 @@
 """Dropout on a GPU: against a copy of memory, PyTorch's eager dropout and compiled code, all in one process.
 
-    python benchmarks/gpu.py [--rounds 20] [masks copy backward norm memory attention small]
+    python benchmarks/gpu.py [--rounds 20] [masks copy backward small fusion memory norm attention]
 
 Times are medians over rounds of what the GPU took, sides taking turns; the whole takes less than eight minutes on one
 H100. A row says whether its bar is met, and the process fails if a mask is wrong.
@@ -9,52 +9,23 @@ H100. A row says whether its bar is met, and the process fails if a mask is wron
 import argparse
 import os
 import sys
-import warnings
 from collections.abc import Callable
-from typing import Any
 
 os.environ.setdefault("DROPKIT_KERNEL", "triton")  # before dropkit reads it
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from gpu_attention import attention
+from gpu_compiled import fusion, memory
+from gpu_norm import norm
+from gpu_timing import P, milliseconds, show, verdict
+from torch import Tensor
 
-import dropkit
 from dropkit import kernels, random
 from dropkit.functional import dropout
 from dropkit.kernels import gpu
 
-warnings.simplefilter("ignore")
 ELEMENTS = 2**28
-P = 0.1
-
-
-def milliseconds(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Return how long each side takes, which take turns; the first calls compile."""
-    for run in sides.values():
-        for _ in range(3):
-            run()
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, run in sides.items():
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            run()
-            end.record()
-            end.synchronize()
-            times[name].append(begin.elapsed_time(end))
-    return {name: sorted(found)[len(found) // 2] for name, found in times.items()}
-
-
-def verdict(name: str, value: float, rule: str, bar: float) -> None:
-    is_met = value <= bar if rule == "<=" else value >= bar
-    print(f"  {name:58} {value:8.3f}   bar {rule} {bar:<5} {'met' if is_met else 'MISSED'}", flush=True)
-
-
-def show(found: dict[str, float], moved: dict[str, float] | None = None) -> None:
-    for name, time in found.items():
-        speed = f"   {moved[name] / time / 1e6:8.0f} GB/s" if moved and name in moved else ""
-        print(f"  {name:58} {time:8.3f} ms{speed}", flush=True)
 
 
 def masks(_: int) -> None:
@@ -127,44 +98,6 @@ def backward(rounds: int) -> None:
         torch.cuda.empty_cache()
 
 
-class Block(nn.Module):
-    """A transformer block with dropout where GPT-2 has it, of one library or the other."""
-
-    def __init__(self, width: int, heads: int, is_ours: bool) -> None:
-        super().__init__()
-        layer = dropkit.nn.Dropout if is_ours else nn.Dropout
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
-        self.heads, self.is_ours = heads, is_ours
-        self.mix, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.wide, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        self.drops = nn.ModuleList(layer(P) for _ in range(3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, length, _ = x.shape
-        mixed = self.mix(self.norms[0](x)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(*mixed).transpose(1, 2).reshape(x.shape)
-        x = x + self.drops[0](self.out(attended))
-        return x + self.drops[1](self.narrow(self.drops[2](F.gelu(self.wide(self.norms[1](x))))))
-
-
-def memory(_: int) -> None:
-    print("\npeak memory of a training step, 12 blocks 1,024 wide, 16 x 1,024 tokens, bf16")
-    peaks = {}
-    for name in ("dropkit", "PyTorch"):
-        torch.manual_seed(0)
-        model = nn.Sequential(*(Block(1024, 16, name == "dropkit") for _ in range(12))).cuda().bfloat16()
-        x = torch.randn(16, 1024, 1024, device="cuda", dtype=torch.bfloat16)
-        for _ in range(2):
-            torch.cuda.reset_peak_memory_stats()
-            model(x).square().mean().backward()
-            model.zero_grad()
-        peaks[name] = torch.cuda.max_memory_allocated() / 2**20
-        print(f"  {name:58} {peaks[name]:8.0f} MiB", flush=True)
-        del model, x
-        torch.cuda.empty_cache()
-    verdict("of PyTorch's peak memory", peaks["dropkit"] / peaks["PyTorch"], "<=", 1)
-
-
 def small(rounds: int) -> None:
     print("\n2**16 elements under CUDA graphs, 100 forward and backward passes")
     x = torch.randn(2**16, device="cuda", requires_grad=True)
@@ -191,14 +124,25 @@ def small(rounds: int) -> None:
     verdict("x as fast as eager", found["eager"] / found["dropkit"], ">=", 1)
 
 
-ROWS = {"masks": masks, "copy": copy, "backward": backward, "memory": memory, "small": small}
+ROWS: dict[str, Callable[[int], None]] = {
+    "masks": masks,
+    "copy": copy,
+    "backward": backward,
+    "small": small,
+    "fusion": fusion,
+    "memory": memory,
+    "norm": norm,
+    "attention": attention,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}")
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=20, help="how often each side is timed (default: 20)")
     arguments = parser.parse_args()
+    if arguments.rounds < 1:
+        parser.error(f"--rounds must be 1 or more, got {arguments.rounds}")
     unknown = set(arguments.rows) - ROWS.keys()
     if unknown:
         parser.error(f"unknown rows {', '.join(sorted(unknown))}; known are {', '.join(ROWS)}")

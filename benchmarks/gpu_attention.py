@@ -1,25 +1,25 @@
 """Attention with dropout on a GPU against PyTorch's flash backend with dropout: rows of benchmarks/gpu.py.
 
-    python benchmarks/gpu_attention.py [--rounds 10]
-
 Both forms are timed: the mask drawn where it is needed, and read from bits that a kernel has drawn beside, whose time
-counts. It takes less than three minutes on one H100.
+counts.
 """
 
-import argparse
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from gpu_timing import P, milliseconds, verdict
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dropkit import random
 from dropkit.functional import attention_tiles, scaled_dot_product_attention
 
-P, BAR = 0.1, 0.8
+__all__ = ["attention"]
+
+BAR = 0.8
 TOKENS = {4096: 4, 16384: 1}  # and sequences of so many
 HEADS = 16
 WIDTHS = (64, 128)
@@ -51,18 +51,8 @@ def of_form(name: str, run: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return in_form
 
 
-def attention(
-    rounds: int,
-    milliseconds: Callable[[dict[str, Callable[[], Any]], int], dict[str, float]],
-    verdict: Callable[[str, float, str, float], None],
-) -> None:
-    """Print all rows.
-
-    Args:
-        rounds: How often each side is timed.
-        milliseconds: What times sides, which take turns.
-        verdict: What prints whether a bar is met.
-    """
+def attention(rounds: int) -> None:
+    """Print all rows."""
     check()
     for width in WIDTHS:
         for is_causal in (False, True):
@@ -103,19 +93,3 @@ def _sides(given: list[Tensor], grad: Tensor, is_causal: bool) -> dict[str, Call
         sides[f"{name}, forward"] = lambda run=run: run(*plain)
         sides[f"{name}, both"] = lambda run=run: torch.autograd.grad(run(*given), given, grad)
     return sides
-
-
-def main() -> None:
-    from gpu import milliseconds, verdict  # beside this file
-
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=10)
-    arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        parser.error("it needs a CUDA device, and there is none")
-    print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}")
-    attention(arguments.rounds, milliseconds, verdict)
-
-
-if __name__ == "__main__":
-    main()

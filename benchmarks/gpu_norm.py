@@ -1,26 +1,21 @@
-"""Dropout, residual and normalisation on a GPU: against PyTorch's eager and compiled code, all in one process.
+"""Dropout, residual and normalisation on a GPU against PyTorch's eager and compiled code: rows of benchmarks/gpu.py.
 
-    python benchmarks/gpu_norm.py [--rounds 30]
-
-Forward and backward in bfloat16. Times are medians over rounds of what the GPU took, sides taking turns. The whole is
-meant to take less than two minutes. A row says whether its bar is met, and the process fails if a mask is wrong.
+Forward and backward in bfloat16. The process fails if a mask is wrong.
 """
 
-import argparse
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from gpu import P, milliseconds, show, verdict
+from gpu_timing import P, milliseconds, show, verdict
 from torch import Tensor
 
-from dropkit import kernels, random
+from dropkit import random
 from dropkit.functional import activation_dropout, dropout_add, dropout_add_layer_norm, dropout_add_rms_norm
-from dropkit.kernels import gpu
 
-warnings.simplefilter("ignore")
+__all__ = ["norm"]
+
 ELEMENTS = 2**26
 DTYPE = torch.bfloat16
 Outputs = tuple[Tensor, ...]
@@ -120,18 +115,9 @@ def measure(columns: int, rounds: int) -> None:
         torch._dynamo.reset()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=30)
-    arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        parser.error("it needs a CUDA device, and there is none")
-    print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}")
-    print(f"GPU kernels: {gpu.why_portable() or 'Triton'}\n{kernels.info()}")
+def norm(rounds: int) -> None:
+    """Print all rows."""
+    print("\nnormalisation")
     check()
     for columns in (1024, 4096, 8192):
-        measure(columns, arguments.rounds)
-
-
-if __name__ == "__main__":
-    main()
+        measure(columns, rounds)

@@ -222,6 +222,10 @@ def key_samples() -> dict[str, tuple[Any, ...]]:
 SAMPLES = {
     "dropkit::dropout": dropout_samples(),
     "dropkit::keep_mask": mask_samples(),
+    "dropkit::keep_bits": mask_samples()
+    | {
+        "shard": (KEY, STREAM, RATE, *place((3, 40), (), (1, 3), (9, 99)), CPU),
+    },
     "dropkit::affine_dropout": affine_samples(),
     "dropkit::gaussian_dropout": gaussian_samples(),
     "dropkit::grow": grow_samples(),

@@ -152,7 +152,7 @@ def _threshold_tensor(where: str, p: float | Tensor, input: Tensor, names: Names
     """Return the threshold T of a rate, or of one rate a slice of axis 0."""
     name = names.p
     if not isinstance(p, Tensor):
-        return _constant(threshold(names.rate.check(where, name, p)))
+        return _constant(threshold(names.rate.check(where, name, p)), input)
     _check_tensor(where, name, p, torch.float64, input, names.input)
     if p.requires_grad:
         remedy = f"Dropout has no gradient with respect to its rate; pass {name}.detach()."
@@ -170,7 +170,7 @@ def _key_tensor(where: str, key: int | Tensor, input: Tensor, names: Names) -> T
     if isinstance(key, Tensor):
         _check_tensor(where, names.key, key, torch.int64, input, names.input)
         return key
-    return key_tensor(_KEY.check(where, names.key, key))
+    return _constant(signed(_KEY.check(where, names.key, key)), input)
 
 
 def key_tensor(key: int | Tensor) -> Tensor:
@@ -215,14 +215,18 @@ def _check_replay(where: str, names: Names) -> None:
 def _stream_tensor(where: str, stream: int | Tensor, input: Tensor, names: Names) -> Tensor:
     """Return the stream, or one stream a slice of axis 0."""
     if not isinstance(stream, Tensor):
-        return _constant(_STREAM.check(where, "stream", stream))
+        return _constant(_STREAM.check(where, "stream", stream), input)
     _check_tensor(where, "stream", stream, torch.int64, input, names.input)
     if is_readable(stream) and not bool(((stream >= STREAM.low) & (stream <= STREAM.high)).all()):
         raise argument_error(where, "stream", STREAM.rule, stream)
     return stream
 
 
-def _constant(value: int) -> Tensor:
+def _constant(value: int, input: Tensor | None = None) -> Tensor:
+    """Return a number as operators read it, for a call with a given input."""
+    if input is not None and input.is_cuda and torch.compiler.is_compiling():
+        # A tensor on a CPU would keep compiled code out of CUDA graphs.
+        return torch.full((), value, dtype=torch.int64, device=input.device)
     return torch.tensor(value, device="cpu")  # whatever the default device: kernels read it without waiting
 
 

@@ -146,7 +146,8 @@ def select(input: Tensor, keep: Tensor, scale: Tensor | None, *, in_place: bool 
     """
     # As real numbers, for a complex product would make NaN of infinities.
     real = torch.view_as_real(input.resolve_conj()) if input.is_complex() else input
-    values, drop = real, ~keep.unsqueeze(-1) if input.is_complex() else ~keep
+    drop = keep.logical_not()
+    values, drop = real, drop.unsqueeze(-1) if input.is_complex() else drop
     if scale is None:
         values = values.clone()
     else:

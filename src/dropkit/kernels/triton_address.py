@@ -15,9 +15,9 @@ from torch import Tensor
 from dropkit.kernels.native.division import Division, remembered
 from dropkit.kernels.native.packing import int64
 
-__all__ = ["Launch", "launch", "on_device", "spread"]
+__all__ = ["Launch", "launch", "launch_words", "on_device", "spread"]
 
-_BLOCKS = 256  # of eight elements, in a tile
+_BLOCKS, _WORDS = 256, 256  # of eight and of thirty-two elements, in a tile
 
 
 class Launch(NamedTuple):
@@ -56,20 +56,37 @@ def launch(division: Division, key: Tensor, stream: Tensor, threshold: Tensor, d
         threshold: Int64 tensor of rates' thresholds.
         device: Where it is run.
     """
+    columns, skipped = division.columns, division.first_column & 7
+    blocks_per_row = (skipped + columns + 7) >> 3
+    blocks = division.rows * blocks_per_row
+    tiles = triton.cdiv(blocks, _BLOCKS)
+    lines, address = _address(division, key, stream, threshold, device)
+    arguments = (*address, skipped, columns, blocks_per_row, blocks, tiles, division.rows * columns)
+    is_aligned = not skipped and columns % 8 == 0
+    return Launch(lines * tiles, arguments, {"BLOCKS": _BLOCKS, "IS_ALIGNED": is_aligned}, device)
+
+
+def launch_words(
+    division: Division, key: Tensor, stream: Tensor, threshold: Tensor, device: torch.device, words_per_row: int
+) -> Launch:
+    """Return how a kernel is run over the words of a mask that is not empty; arguments are those of `launch`."""
+    words = division.rows * words_per_row
+    tiles = triton.cdiv(words, _WORDS)
+    lines, address = _address(division, key, stream, threshold, device)
+    return Launch(lines * tiles, (*address, words_per_row, words, tiles), {"WORDS": _WORDS}, device)
+
+
+def _address(
+    division: Division, key: Tensor, stream: Tensor, threshold: Tensor, device: torch.device
+) -> tuple[int, tuple[Any, ...]]:
+    """Return how many lines there are, and the arguments that say which draws are theirs."""
     axes = () if division.slices is None else (*division.places, division.slices)
     address = [spread(value, axes, device) for value in (key, stream, threshold)]
     several = [isinstance(value, Tensor) and value.numel() > 1 for value in address]
-    columns, first = division.columns, division.first_column & 7
-    blocks_per_row = (first + columns + 7) >> 3
-    lines, blocks = max(torch.Size(axes).numel(), 1), division.rows * blocks_per_row
-    tiles = triton.cdiv(blocks, _BLOCKS)
     begins = _begins(axes, division.steps, device) if len(axes) > 1 else None
     step = division.steps[-1] if len(axes) == 1 else 0
-    arguments = (
-        *address, *map(int, several), int64(division.first_row), begins, step, division.first_column >> 3, first,
-        columns, blocks_per_row, blocks, tiles, division.rows * columns,
-    )  # fmt: skip
-    return Launch(lines * tiles, arguments, {"BLOCKS": _BLOCKS, "IS_ALIGNED": not first and columns % 8 == 0}, device)
+    first = int64(division.first_row), begins, step, division.first_column >> 3
+    return max(torch.Size(axes).numel(), 1), (*address, *map(int, several), *first)
 
 
 def spread(value: Tensor, axes: tuple[int, ...], device: torch.device) -> Tensor | int:

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from dropkit.kernels.triton_attention_tiles import NOT_SPECIALIZED, address, segment
+from dropkit.kernels.triton_bits import keep_word
 
 __all__ = ["keep_bits"]
 
@@ -33,33 +34,5 @@ def keep_bits(
     )  # fmt: skip
     place = bits + (batch * logs_batch + head * logs_head) * words + start + rows
     for word in range(first_word, tl.minimum(first_word + WORDS, tl.cdiv(keys, 32))):
-        found = _word(key, stream, threshold, mask_row + rows, word)
+        found = keep_word(key, stream, threshold, mask_row + rows, word * 4)
         tl.store(place + tl.cast(word, tl.int64) * logs_head, found.to(tl.int32, bitcast=True), mask=rows < queries)
-
-
-@triton.jit
-def _word(key, stream, threshold, row, word):
-    """Return which of thirty-two keys every query keeps."""
-    half, rest = (threshold >> 16).to(tl.uint32), (threshold & 0xFFFF).to(tl.uint32)
-    found, tied = _compared(key, stream, row, word * 4, half)
-    if rest != 0:  # noqa: SIM102  # not `and`, which would take the maximum either way
-        if tl.max((tied != 0).to(tl.int32)) > 0:
-            below, _ = _compared(key, stream, row, word * 4 | -0x80000000, rest)
-            found &= (tied ^ 0xFFFFFFFF) | below
-    return found
-
-
-@triton.jit
-def _compared(key, stream, row, first_block, half):
-    """Return where the halves of four blocks are at least a number, and where they equal it: a bit each."""
-    low, high = (row & 0xFFFFFFFF).to(tl.uint32), (row >> 32 & 0xFFFFFFFF).to(tl.uint32)
-    key_low, key_high = (key & 0xFFFFFFFF).to(tl.uint32), (key >> 32 & 0xFFFFFFFF).to(tl.uint32)
-    found, tied = low & 0, low & 0
-    for i in tl.static_range(4):
-        number = tl.cast(first_block + i, tl.int32).to(tl.uint32, bitcast=True)
-        drawn = tl.philox_impl(number, low, high, stream.to(tl.uint32), key_low, key_high, 10)
-        for j in tl.static_range(8):
-            value = drawn[j // 2] >> 16 if j % 2 else drawn[j // 2] & 0xFFFF
-            found |= (value >= half).to(tl.uint32) << (8 * i + j)
-            tied |= (value == half).to(tl.uint32) << (8 * i + j)
-    return found, tied

@@ -7,7 +7,7 @@ eight elements draws for itself, and no mask is ever in memory.
 import triton
 import triton.language as tl
 
-__all__ = ["keep", "near", "places", "read", "scale_of", "scaled"]
+__all__ = ["along_line", "keep", "keep_word", "near", "places", "read", "scale_of", "scaled"]
 
 
 @triton.jit
@@ -17,6 +17,33 @@ def read(values, line, step):
         return tl.load(values + line * step)
     else:
         return tl.cast(values, tl.int64)
+
+
+@triton.jit
+def along_line(
+    keys, streams, thresholds, key_step, stream_step, threshold_step, first_row, begins, row_step, blocks_per_row,
+    blocks, tiles, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """Return the address of this program's tile, and where its blocks, or words, lie in rows.
+
+    Args are those of `places`.
+
+    Returns:
+        Key, stream, threshold, and number of the line's first row; the line, the number of the tile's first block in
+        it, and those of all blocks after that; rows in the line, and blocks in their rows.
+    """
+    program = tl.program_id(0)
+    line, tile = (program // tiles).to(tl.int64), program % tiles
+    key, stream = read(keys, line, key_step), read(streams, line, stream_step)
+    threshold = read(thresholds, line, threshold_step)
+    first_row += tl.load(begins + line) if begins is not None else line * row_step
+    along = tl.arange(0, BLOCKS)
+    begin = tile.to(blocks.dtype) * BLOCKS
+    row, start = begin // blocks_per_row, (begin % blocks_per_row).to(tl.int32)
+    # What is left fits into 32 bits, however long a line is.
+    row = row.to(tl.int64) + (start + along) // blocks_per_row.to(tl.int32)
+    block = (start + along) % blocks_per_row.to(tl.int32)
+    return key, stream, threshold, first_row, line, begin, along, row, block
 
 
 @triton.jit
@@ -46,17 +73,11 @@ def places(
         Key, stream, threshold; rows and blocks in the mask, one below the other; offsets of the elements, and which of
         them exist, a row for every block.
     """
-    program = tl.program_id(0)
-    line, tile = (program // tiles).to(tl.int64), program % tiles
-    key, stream = read(keys, line, key_step), read(streams, line, stream_step)
-    threshold = read(thresholds, line, threshold_step)
-    first_row += tl.load(begins + line) if begins is not None else line * row_step
-    along = tl.arange(0, BLOCKS)[:, None]
-    begin = tile.to(blocks.dtype) * BLOCKS
-    row, start = begin // blocks_per_row, (begin % blocks_per_row).to(tl.int32)
-    # What is left fits into 32 bits, however long a line is.
-    row = row.to(tl.int64) + (start + along) // blocks_per_row.to(tl.int32)
-    block = (start + along) % blocks_per_row.to(tl.int32)
+    key, stream, threshold, first_row, line, begin, along, row, block = along_line(
+        keys, streams, thresholds, key_step, stream_step, threshold_step, first_row, begins, row_step, blocks_per_row,
+        blocks, tiles, BLOCKS,
+    )  # fmt: skip
+    along, row, block = along[:, None], row[:, None], block[:, None]
     exists, lane = begin + along < blocks, tl.arange(0, 8)[None, :]
     if IS_ALIGNED:  # the compiler sees that these follow one another, and moves 16 bytes at once
         offset = line * blocks * 8 + begin.to(tl.int64) * 8 + (along * 8 + lane)
@@ -133,3 +154,31 @@ def scaled(values, scale):
         return values * scale
     else:
         return values.to(tl.float32) * scale.to(tl.float32)
+
+
+@triton.jit
+def keep_word(key, stream, threshold, row, first_block):
+    """Return which elements of four blocks are kept, as the bits of one word, the first in the lowest."""
+    half, rest = (threshold >> 16).to(tl.uint32), (threshold & 0xFFFF).to(tl.uint32)
+    found, tied = _compared(key, stream, row, first_block, half)
+    if rest != 0:  # noqa: SIM102  # not `and`, which would take the maximum either way
+        if tl.max((tied != 0).to(tl.int32)) > 0:
+            below, _ = _compared(key, stream, row, first_block | -0x80000000, rest)
+            found &= (tied ^ 0xFFFFFFFF) | below
+    return found
+
+
+@triton.jit
+def _compared(key, stream, row, first_block, half):
+    """Return where the halves of four blocks are at least a number, and where they equal it: a bit each."""
+    low, high = (row & 0xFFFFFFFF).to(tl.uint32), (row >> 32 & 0xFFFFFFFF).to(tl.uint32)
+    key_low, key_high = (key & 0xFFFFFFFF).to(tl.uint32), (key >> 32 & 0xFFFFFFFF).to(tl.uint32)
+    found, tied = low & 0, low & 0
+    for i in tl.static_range(4):
+        number = (low & 0) + tl.cast(first_block + i, tl.int32).to(tl.uint32, bitcast=True)
+        drawn = tl.philox_impl(number, low, high, stream.to(tl.uint32), key_low, key_high, 10)
+        for j in tl.static_range(8):
+            value = drawn[j // 2] >> 16 if j % 2 else drawn[j // 2] & 0xFFFF
+            found |= (value >= half).to(tl.uint32) << (8 * i + j)
+            tied |= (value == half).to(tl.uint32) << (8 * i + j)
+    return found, tied

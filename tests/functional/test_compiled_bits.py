@@ -1,0 +1,123 @@
+"""Compiled dropout by bits, which the compiler fuses with its neighbours: on GPUs in use, here forced on a CPU."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._inductor import metrics
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from dropkit.functional import autograd, dropout
+from tests.functional.test_compile import CALLS, INDUCTOR, X, assert_equal
+
+pytestmark = [
+    # Of PyTorch's own making, while it traces.
+    pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex:UserWarning"),
+    pytest.mark.filterwarnings("ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated:FutureWarning"),
+]
+BACKENDS = pytest.mark.parametrize("backend", ["aot_eager", INDUCTOR])
+
+
+@pytest.fixture(autouse=True)
+def by_bits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(autograd, "_fuses", lambda _: True)
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@BACKENDS
+@pytest.mark.parametrize("name", CALLS)
+def test_masks_are_those_of_eager_code(name: str, backend: str) -> None:
+    found, want = torch.compile(CALLS[name], backend=backend, fullgraph=True)(X), CALLS[name](X)
+    if backend == "inductor" and name in ("half", "bfloat16"):  # which it does not round to, between two operations
+        torch.testing.assert_close(found, want)
+        assert torch.equal(found == 0, want == 0)
+    else:
+        assert_equal(found, want)
+
+
+@BACKENDS
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64, torch.complex64], ids=str)
+def test_gradients_are_those_of_eager_code(dtype: torch.dtype, backend: str) -> None:
+    gradients = []
+    for call in (dropout, torch.compile(dropout, backend=backend, fullgraph=True)):
+        x = X.to(dtype, copy=True).requires_grad_()
+        out = call(x, 0.3, key=3)
+        gradients.append(torch.autograd.grad(out, x, torch.ones_like(out))[0])
+    assert_equal(*gradients)
+
+
+@BACKENDS
+def test_checkpoints_repeat_the_mask(backend: str) -> None:
+    def block(x: Tensor) -> Tensor:
+        return checkpoint(lambda v: dropout(v, 0.5).sin(), x, use_reentrant=False)
+
+    x = torch.ones(500, requires_grad=True)
+    out = torch.compile(block, backend=backend, fullgraph=True)(x)
+    out.sum().backward()
+    assert torch.equal(x.grad != 0, out != 0)
+
+
+def between(x: Tensor, residual: Tensor, key: Tensor) -> Tensor:
+    return dropout(x.sin(), 0.3, key=key) * 2 + residual
+
+
+@pytest.mark.slow
+def test_a_mask_costs_an_eighth_of_a_byte_an_element_and_no_kernel_of_its_own() -> None:
+    x, residual = torch.randn(64, 1024, requires_grad=True), torch.randn(64, 1024)
+    compiled = torch.compile(between, fullgraph=True)
+    metrics.reset()
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each) or each, lambda each: each):
+        out = compiled(x, residual, torch.tensor(5))
+    assert metrics.generated_kernel_count == 3  # one forward, one backward, and one that writes down constants
+    masks = [each for each in kept if each.shape != x.shape]
+    assert sum(each.nbytes for each in masks) <= x.numel() / 8 + 64
+    assert not any(each.dtype == torch.bool for each in kept)
+    found = torch.autograd.grad(out.sum(), x)[0]
+    want = torch.autograd.grad(between(x, residual, torch.tensor(5)).sum(), x)[0]
+    torch.testing.assert_close(found, want)
+    assert torch.equal(found == 0, want == 0)
+
+
+class Devices(TorchDispatchMode):
+    """Gathers the devices of all that operations return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **kwargs or {})
+        if isinstance(out, Tensor):
+            self.found.add(out.device.type)
+        return out
+
+
+@pytest.mark.parametrize("key", [None, 3])
+def test_nothing_of_it_is_on_a_cpu_which_would_keep_it_out_of_cuda_graphs(
+    monkeypatch: pytest.MonkeyPatch, key: int | None
+) -> None:
+    with FakeTensorMode(), Devices() as devices:
+        x = torch.empty(8, 40, device="cuda")
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert dropout(x, 0.3, key=key).is_cuda
+        monkeypatch.undo()
+    assert devices.found == {"cuda"}
+
+
+def test_new_keys_and_lengths_do_not_compile_again() -> None:
+    compiled = torch.compile(between, fullgraph=True, backend="aot_eager", dynamic=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for rows, columns in ((3, 40), (4, 70), (9, 33)):
+            x, residual = torch.randn(2, rows, columns)
+            for number in (5, 6):
+                key = torch.tensor(number)
+                assert_equal(compiled(x, residual, key), between(x, residual, key))
