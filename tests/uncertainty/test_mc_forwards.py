@@ -216,6 +216,7 @@ class Skipping(nn.Module):
         return x
 
 
+@pytest.mark.filterwarnings("ignore:mc. in training mode alone, this Skipping draws rand")
 @pytest.mark.parametrize("seed", range(6))
 def test_layers_that_training_skips_at_random_drop(seed: int) -> None:
     model, x = Skipping(), torch.randn(6, 8)

@@ -63,9 +63,10 @@ def mc(
 ) -> "MonteCarlo":
     """Return a model's predictions as Monte Carlo dropout makes them: the mean of many passes, and how they differ.
 
-    Every kind of dropout is on in every pass, whatever draws it (`dropkit.sites.find` lists it), and everything else is
-    in evaluation mode. The model, its buffers and flags, the inputs and all random generators are left as they were,
-    also where a forward raises. No gradients are recorded. Compiled models run as they were written.
+    Whatever drops in training drops in every pass (`dropkit.sites.find` lists it), and everything else is in evaluation
+    mode; of other noise that training alone draws you are warned, for it may be dropout. The model, its buffers and
+    flags, the inputs and all random generators are left as they were, also where a forward raises. No gradients are
+    recorded. Compiled models run as they were written.
 
     What comes before the first site is computed once, and the rest for many passes together, with the values that
     single passes have under the same masks, but for rounding: that is verified on the first inputs of each shape, for
@@ -292,7 +293,7 @@ class MonteCarlo:
             self._copies_parameters = versions != [version_of(parameter) for parameter in self.model.parameters()]
         if handler.unknown:  # a branch that no inputs before have taken
             self._asked |= handler.unknown
-            self._learned = learn(self.model, self._selection, args, kwargs).joined(learned)
+            self._learned = learn(self.model, self._selection, args, kwargs, learned.noise).joined(learned)
             return self._predict(args, kwargs, first, step)
         if not handler.fired:
             names = ", ".join(sorted(learned.chosen))
@@ -315,9 +316,8 @@ class MonteCarlo:
     @contextmanager
     def _attached(self, learned: Learned) -> Iterator[Passes]:
         """Run the model, meanwhile, as passes want it, and leave all as it was."""
-        handler = Passes(
-            learned.known, learned.chosen, learned.plan, self.seed, selection=self._selection, asked=self._asked
-        )
+        known = learned.known, learned.chosen, learned.plan
+        handler = Passes(*known, self.seed, self._selection, self._asked, learned.silent)
         model = runnable(self.model)
         with ExitStack() as stack:
             stack.enter_context(restored(model, self._copies_parameters))

@@ -28,6 +28,7 @@ class Mask:
         is_read: Whether it was counted or indexed with, and not only to scale survivors.
         is_combined: Whether it was combined with what is no draw, or put through what cannot be followed.
         is_pooled: Whether its dropped parts were grown to blocks.
+        is_idle: Whether it was seen to have one outcome alone, as of a comparison with a rate of 0.
         senses: Which of the two outcomes of the draw it was seen to drop.
         scales: What stands for scales of what is kept that may be meant to make up for what is dropped, and do not.
     """
@@ -41,6 +42,7 @@ class Mask:
     is_read: bool = False
     is_combined: bool = False
     is_pooled: bool = False
+    is_idle: bool = False
     senses: set[int] = field(default_factory=set)
     scales: set[object] = field(default_factory=set)
 

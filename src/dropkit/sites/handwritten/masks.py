@@ -36,7 +36,7 @@ from dropkit.sites.handwritten.tags import (
     joined,
     note_read,
 )
-from dropkit.sites.handwritten.values import constant
+from dropkit.sites.handwritten.values import Discrete, constant
 from dropkit.sites.interception.interceptor import Handler
 from dropkit.sites.interception.places import Place
 
@@ -82,6 +82,7 @@ class Masks:
         self._draw = draw
         self._apply = apply
         self._tags: Any = WeakTensorKeyDictionary()
+        self.drawn: dict[str, Mask] = {}  # the last draw of each name
         self._places: dict[int, Any] = {}  # in memory, of random tensors
         self._halves: Any = WeakTensorKeyDictionary()  # what half of a tensor was dropped from, with that tensor
 
@@ -97,7 +98,10 @@ class Masks:
         draw = find_draw(function, args, kwargs, self._place)
         if draw is not None:
             result = self._draw(draw)
-            self._tag(result, Random(Mask(draw.place), draw.values, False, draw.is_centred, draw.is_data))
+            values = draw.values
+            mask = Mask(draw.place, is_idle=isinstance(values, Discrete) and values.is_sure)
+            self.drawn[draw.place.name] = mask
+            self._tag(result, Random(mask, values, False, draw.is_centred, draw.is_data))
             return result
         if function in GRADIENT_HOOKS:
             self._note_held(args[1:] or kwargs.values())
@@ -247,6 +251,7 @@ class Masks:
         dropped = values.values.index(1.0 if choice.survivor == 0 else 0.0)
         p = values.chance(dropped)
         if p == 0:
+            mask.is_idle = True
             return operation.run()
         mask.p = p
         mask.senses.add(dropped)

@@ -220,10 +220,18 @@ def follow(operation: Operation, source: Tensor, tag: Any, result: Any, is_relat
         tag.mask.is_combined = True
     if tag.values is None:
         return _of_noise(operation, tag)
-    values = image_of(operation, source, tag.values, result.dtype if isinstance(result, Tensor) else source.dtype)
-    if is_relative and isinstance(values, Discrete):
-        values = values.unlike()
-    return None if values is None else replace(tag, values=values)
+    return _of_values(operation, source, tag, tag.values, result, is_relative)
+
+
+def _of_values(
+    operation: Operation, source: Tensor, tag: Random, values: Values, result: Any, is_relative: bool
+) -> Random | None:
+    """Return the tag of a function of elements of which it is known what they may be."""
+    image = image_of(operation, source, values, result.dtype if isinstance(result, Tensor) else source.dtype)
+    if is_relative and isinstance(image, Discrete):
+        image = image.unlike()
+    tag.mask.is_idle |= isinstance(image, Discrete) and image.is_sure
+    return None if image is None else replace(tag, values=image)
 
 
 def _of_noise(operation: Operation, tag: Random) -> Random | None:

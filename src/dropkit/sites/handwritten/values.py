@@ -73,6 +73,11 @@ class Discrete:
         return len(self.values) == 2 and 0.0 in self.values
 
     @property
+    def is_sure(self) -> bool:
+        """Whether they all have one and the same of these values."""
+        return 1.0 in self.chances
+
+    @property
     def mean(self) -> float | None:
         """The mean; None where it is not known."""
         mean = sum(value * chance for value, chance in zip(self.values, self.chances, strict=True))

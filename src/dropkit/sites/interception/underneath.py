@@ -25,11 +25,13 @@ class Operator(NamedTuple):
         kind: What dropout it is; None where it is none, or cannot be told.
         p: Probability of dropping; None where it is not known.
         input: The tensor that noise is drawn for.
+        name: Its name.
     """
 
     kind: str | None
     p: float | None
     input: Tensor | None
+    name: str
 
 
 class Underneath(TorchDispatchMode):
@@ -60,11 +62,11 @@ def _operator(name: str, given: dict[str, Any]) -> Operator:
     first = next((value for value in given.values() if isinstance(value, Tensor)), None)
     if name.startswith("bernoulli"):
         kept = given.get("p", 0.5) if "p" in given or name.endswith("_") else None
-        return Operator("dropout", round(1 - kept, 12) if isinstance(kept, float) else None, first)
+        return Operator("dropout", round(1 - kept, 12) if isinstance(kept, float) else None, first, name)
     rate = given.get("p" if name == "native_dropout" else "dropout_p", given.get("dropout"))
     is_active = given.get("train") is not False and isinstance(rate, float) and rate > 0
     kind = "dropout" if name == "native_dropout" else "scaled_dot_product_attention" if "dropout_p" in given else "rnn"
-    return Operator(kind if is_active else None, rate, first)
+    return Operator(kind if is_active else None, rate, first, name)
 
 
 @contextmanager

@@ -4,8 +4,8 @@ A module gates a site if in evaluation it does not ask for dropout at all: it le
 0. No rewriting of calls can turn such a site on; the module has to see another ``training``.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree
 
 from dropkit.errors import UnsupportedError
+from dropkit.functional.address import draw_key
 from dropkit.sites.calls.functions import Call
 from dropkit.sites.find import _RUNNERS, Site, _caller, _code, _merged, _Recorder
 from dropkit.sites.handwritten.draws import Draw
@@ -26,7 +27,8 @@ from dropkit.sites.interception.checkpoints import watched
 from dropkit.sites.interception.names import module_names
 from dropkit.sites.interception.places import Frame, Place
 from dropkit.sites.interception.restoring import cloned, restored, set_mode
-from dropkit.sites.interception.underneath import Underneath, scripts_followed
+from dropkit.sites.interception.underneath import Operator, Underneath, scripts_followed
+from dropkit.sites.switching.noise import HIDDEN, PYTORCH, Generators, Noise
 
 if TYPE_CHECKING:
     from dropkit.sites.switching.rewriting import Rewriting
@@ -44,22 +46,27 @@ class Witness(_Recorder):
 
     Args:
         names: Names in evaluation mode of sites that have others in training mode, with those.
+        generators: What tells of generators that are not PyTorch's.
     """
 
-    def __init__(self, names: Mapping[str, str]) -> None:
+    def __init__(self, names: Mapping[str, str], generators: Generators) -> None:
         super().__init__()
         self._names = names
+        self._generators = generators
         self.masks = Masks(self, draw=self._draw, apply=self._apply)
         self.sites: dict[str, Site] = {}  # all that were met
         self.active: set[str] = set()  # names of those that dropped
         self.possible: list[str] = []  # of those that did, or would have if they were switched on
         self.rewritable: set[str] = set()  # of those that are calls of functions
         self.draws: dict[str, Any] = {}  # what is drawn by random operators: module, operator and line, by its name
+        self.hidden: dict[Noise, None] = {}  # what is drawn otherwise
         self.moved: set[str] = set()  # of buffers that changed
         self.callers: dict[str, tuple[str, ...]] = {}  # the modules that were running at a site, outermost first
         self.runs: dict[str, int] = {}
         self.outputs: dict[str, list[Any]] = {}
         self._running: list[str] = []
+        self._is_drawing = False
+        self._has_drawn = False  # whether a random operator was seen, since generators were last looked at
 
     def close(self) -> None:
         """Take stock, after the forward."""
@@ -71,11 +78,37 @@ class Witness(_Recorder):
         """Note a call that drops or could drop."""
         if call.switched(True).is_active:
             self.rewritable.add(renamed(place, self._names))
-        return super().dropout(place, call)
+        with self._drawing():
+            return super().dropout(place, call)
+
+    def other(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Note what any other call draws."""
+        with self._drawing() if function is draw_key else nullcontext():
+            return super().other(function, args, kwargs)
 
     def _draw(self, draw: Draw) -> Any:
         self.draws[draw.place.name] = draw.place.path, draw.operator, *_caller(draw.place.module)
-        return draw.run()
+        with self._drawing():
+            return draw.run()
+
+    @contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """Let random operators that run meanwhile be those of a call that is known to draw."""
+        before, self._is_drawing, self._has_drawn = self._is_drawing, True, True
+        try:
+            yield
+        finally:
+            self._is_drawing = before
+
+    def underneath(self, operator: Operator) -> None:
+        """Note a random operator that no call has run which is known to draw."""
+        self._has_drawn = True
+        is_site = operator.kind is not None and not self._depth
+        is_seen = self._is_drawing or is_site or self.interceptor.is_muted() or not self.interceptor.frames
+        if operator.name in HIDDEN and not is_seen:
+            frame = self.interceptor.frames[-1]
+            self.hidden[Noise(frame.name, operator.name, *_caller(frame.module))] = None
+        super().underneath(operator)
 
     def known(self, place: Place) -> Place:
         """Return a place by the name that its site has in training mode."""
@@ -87,13 +120,24 @@ class Witness(_Recorder):
 
     def entered(self, frame: Frame) -> None:
         """Note that a module runs."""
+        self._note_moved(frame)
         self.runs[frame.name] = self.runs.get(frame.name, 0) + 1
         self._running.append(frame.name)
 
     def left(self, frame: Frame, output: Any) -> None:
         """Note what kind of thing a module returned."""
+        self._note_moved(frame)
         self._running.pop()
         self.outputs.setdefault(frame.name, []).append(_structure(output))
+
+    def _note_moved(self, frame: Frame) -> None:
+        """Note of generators that have moved that the module which has been running drew from them."""
+        if type(frame.module).__module__.startswith("torch.nn."):  # which draws from PyTorch's alone
+            return
+        for name in self._generators.moved():
+            if self._running and not (name == PYTORCH and self._has_drawn):
+                self.hidden[Noise(self._running[-1], name)] = None
+        self._has_drawn = False
 
     def matched(self, other: "Witness") -> dict[str, str]:
         """Return the sites that could drop in both forwards: the names here by those there."""
@@ -130,7 +174,7 @@ class Probe:
 
     def run(self, training: bool, handler: "Rewriting | None" = None) -> Witness:
         """Run the module in one mode, perhaps with a handler that changes calls."""
-        witness = Witness(self.names)
+        witness = Witness(self.names, Generators(self.model))
         values = {name: buffer.detach().clone() for name, buffer in self.model.named_buffers()}
         with _muted(self.model), restored(self.model), ExitStack() as stack:
             if handler is not None:

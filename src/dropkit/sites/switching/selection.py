@@ -55,6 +55,10 @@ class Selection:
             return False
         return self.predicate is None or bool(self.predicate(site))
 
+    def covers(self, path: str) -> bool:
+        """Whether it may mean something that a module draws, as far as the module's name tells."""
+        return self.patterns is None or any(fnmatchcase(path, each) for each in self.patterns)
+
     def mismatch(self, caller: str, sites: "Iterable[Site]") -> ArgumentError:
         """Return the error for a model none of whose sites is meant."""
         known = ", ".join(f"{site.name} ({site.kind})" for site in sites)

@@ -1,7 +1,7 @@
 """Learning which sites of a model drop, and how to turn on those that evaluation mode turns off."""
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from dropkit.sites.find import Site, _recorded
 from dropkit.sites.interception.names import runnable, unwrapped
 from dropkit.sites.interception.restoring import set_mode
 from dropkit.sites.interception.telling import warn
+from dropkit.sites.switching.noise import Noise, listed, training_noise
 from dropkit.sites.switching.planning import planned
 from dropkit.sites.switching.probe import Probe
 from dropkit.sites.switching.rewriting import Plan
@@ -31,20 +32,38 @@ class Learned:
         known: All sites, by name.
         chosen: Names of those that drop in Monte Carlo passes.
         plan: What has to be done to turn them on.
+        silent: Names of calls that could drop, and do so in neither mode, as of a backbone that is frozen.
+        noise: What else is drawn in training mode alone.
     """
 
     known: Mapping[str, Site]
     chosen: set[str]
     plan: Plan
+    silent: frozenset[str] = frozenset()
+    noise: frozenset[Noise] = frozenset()
 
     def joined(self, other: "Learned") -> "Learned":
         """Return what is known from these inputs and from others."""
         known = {**other.known, **self.known}
-        return Learned(known, self.chosen | other.chosen, other.plan.joined(self.plan))
+        plan, noise = other.plan.joined(self.plan), self.noise | other.noise
+        return Learned(known, self.chosen | other.chosen, plan, self.silent | other.silent, noise)
 
 
-def learn(model: Module, selection: Selection, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Learned:
+def learn(
+    model: Module,
+    selection: Selection,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    told: Collection[Noise] = (),
+) -> Learned:
     """Run a model on inputs, in training and in evaluation mode, and learn its sites.
+
+    Args:
+        model: The model.
+        selection: Which sites drop.
+        args: What its forward takes, by position.
+        kwargs: The same, by name.
+        told: Noise that has been warned of.
 
     Raises:
         ArgumentError: If there is none, or none that is chosen.
@@ -56,8 +75,10 @@ def learn(model: Module, selection: Selection, args: tuple[Any, ...], kwargs: Ma
         certain = {name: site for name, site in sites.items() if site.is_certain}
         if not found:
             sites = certain = _seen_in_evaluation(model, args, kwargs)
+        noise = list(dict.fromkeys(each for probe in found for each in training_noise(probe)))
+        silent = {name for probe in found for name in probe.train.rewritable - sites.keys()}
         if not certain:
-            raise ArgumentError(_nothing(model, [name for name in sites if name not in certain]))
+            raise ArgumentError(_nothing(model, [name for name in sites if name not in certain], noise, silent))
         chosen = {name for name, site in certain.items() if site in selection}
         if not chosen:
             raise selection.mismatch("mc", certain.values())
@@ -74,7 +95,13 @@ def learn(model: Module, selection: Selection, args: tuple[Any, ...], kwargs: Ma
         if chosen <= plan.stuck:
             raise UnsupportedError(f"mc: the model's dropout cannot be turned on in evaluation: {names}.")
         warn(f"mc: these sites cannot be turned on, and do not drop: {names}.")
-    return Learned(sites, chosen - plan.stuck, plan)
+    if not told and any(selection.covers(each.path) for each in noise):
+        warn(
+            f"mc: in training mode alone, this {type(model).__name__} draws {listed(noise)}. That may be dropout, but "
+            "cannot be told from other noise, and is off in these passes: if it is dropout, they differ too little. "
+            f"{_REMEDY}"
+        )
+    return Learned(sites, chosen - plan.stuck, plan, frozenset(silent), frozenset(noise))
 
 
 _PROBES = 8  # at most, of a model that skips layers at random in training
@@ -149,11 +176,27 @@ def _seen_in_evaluation(model: Module, args: tuple[Any, ...], kwargs: Mapping[st
     return sites
 
 
-def _nothing(model: Module, uncertain: list[str]) -> str:
-    names = ", ".join(uncertain)
-    perhaps = f" What {names} draws may be dropout, but cannot be told from other noise." if uncertain else ""
+_REMEDY = (
+    "Draw dropout by layers of torch.nn or dropkit.nn, by their functions, or as a product with a mask of "
+    "torch.bernoulli; for noise of another kind nothing has to be done."
+)
+
+
+def _nothing(model: Module, uncertain: list[str], noise: list[Noise], silent: set[str]) -> str:
+    surely = "surely " if uncertain or noise else ""
+    what = (
+        f"mc: nothing in this {type(model).__name__} {surely}drops on these inputs, so that all passes would be equal."
+    )
+    if surely:
+        shown = listed(noise) or ", ".join(uncertain)
+        return f"{what} It draws {shown}, which may be dropout, but cannot be told from other noise. {_REMEDY}"
+    if silent:
+        names = ", ".join(sorted(silent))
+        return (
+            f"{what} The dropout of {names} is off in training mode, too, where a method `train`, or the code around "
+            "it, keeps it off. Let it drop there, and train with it."
+        )
     return (
-        f"mc: nothing in this {type(model).__name__} drops on these inputs, so that all passes would be equal."
-        f"{perhaps} Give its dropout a rate above 0; or put some in (dropkit.sites.convert shows where) and train with "
+        f"{what} Give its dropout a rate above 0; or put some in (dropkit.sites.convert shows where) and train with "
         "it. dropkit.sites.find(model, ...) lists what drops."
     )

@@ -1,6 +1,6 @@
 """The handler of Monte Carlo passes: it turns sites on, and gives each the masks of its pass and example."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
@@ -60,6 +60,7 @@ class Passes(Rewriting):
         selection: Which sites shall drop.
         asked: Names of sites that inputs have come to and no run in training mode has, as of layers that are skipped
             at random.
+        silent: Names of calls that drop in no mode, though they could.
     """
 
     interceptor: Interceptor
@@ -72,9 +73,10 @@ class Passes(Rewriting):
         seed: int,
         selection: Selection,
         asked: set[str],
+        silent: Collection[str] = (),
     ) -> None:
         super().__init__("on", known, chosen, plan)
-        self.seed, self._selection, self._asked = seed, selection, asked
+        self.seed, self._selection, self._asked, self._silent = seed, selection, asked, silent
         self.drawing = Drawing(0, (1,), None)
         self.fired: dict[str, int] = {}  # how often sites have dropped in the last forward
         self.met: dict[SiteCall, Met] = {}  # what they have dropped, where masks belong to places
@@ -128,7 +130,7 @@ class Passes(Rewriting):
 
     def _switched(self, place: Place, call: Call) -> Any:
         name = renamed(place, self.plan.names)
-        if name not in self.known and call.switched(True).is_active:
+        if name not in self.known and name not in self._silent and call.switched(True).is_active:
             self._meet(name, place, call)
         call = self.wanted(place, call)
         if not call.is_active:
