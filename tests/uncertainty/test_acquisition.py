@@ -282,12 +282,15 @@ def test_where_a_device_has_no_double_precision_scores_are_on_the_cpu(call: Any)
     assert torch.equal(found, call(given))
 
 
-def test_the_remedy_for_one_logit_gives_the_scores_of_the_result() -> None:
+def test_samples_of_one_logit_have_the_scores_of_the_result() -> None:
     model = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(4, 1))
     result = uncertainty.mc(model, 20, task="classification", seed=0, keep_samples=True)(pool(1, 6, 4)[0].float())
-    both = torch.cat([1 - result.samples, result.samples], -1)
-    torch.testing.assert_close(entropy(both), result.predictive_entropy.double(), atol=1e-6, rtol=0)
-    torch.testing.assert_close(bald(both, corrected=True), result.mutual_information.double(), atol=1e-6, rtol=0)
+    second = result.samples
+    assert second.shape == (20, 6, 1)
+    torch.testing.assert_close(entropy(second), result.predictive_entropy.double(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(bald(second, corrected=True), result.mutual_information.double(), atol=1e-6, rtol=0)
+    both = torch.cat([1 - second, second], -1).double()
+    torch.testing.assert_close(batch_bald(second, 3).information, batch_bald(both, 3).information, atol=1e-6, rtol=0)
 
 
 def test_the_remedy_for_several_places_gives_the_scores_of_the_result() -> None:
@@ -311,19 +314,15 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     "none": (None, ArgumentTypeError, "a dense tensor or an array of real numbers, got None"),
     "NaN": (torch.full((2, 2, 2), math.nan), ArgumentError, "finite numbers, got nan"),
     "empty": (torch.ones(0, 2, 2), ArgumentError, "one row or more, got (0, 2, 2)"),
-    "one pass": (
-        torch.full((2, 2), 0.5),
-        ArgumentError,
-        "(passes, examples, classes), two classes or more, got (2, 2)",
-    ),
-    "one class": (torch.ones(2, 2, 1), ArgumentError, "got (2, 2, 1) (tuple). Of two classes give both probabilities"),
+    "one pass": (torch.full((2, 2), 0.5), ArgumentError, "(passes, examples, classes), got (2, 2)"),
+    "one logit": (torch.full((2, 2, 1), 3.0), ArgumentError, "in [0, 1], got 3.0 (float). Take the sigmoid of a"),
     "segmentation": (
         torch.ones(2, 2, 3, 4, 4),
         ArgumentError,
         "(2, 2, 3, 4, 4) (tuple). Make an example of each",
     ),
     "means": (torch.ones(2, 2), ArgumentError, "A mean over them is one pass: mean[None]."),
-    "one axis": (torch.ones(2), ArgumentError, "two classes or more, got (2,) (tuple)."),
+    "one axis": (torch.ones(2), ArgumentError, "(passes, examples, classes), got (2,) (tuple)."),
     "rounded sums": (torch.full((2, 2, 2), 0.5002), ArgumentError, "(float). Divide them by their sum."),
     "logits": (torch.full((2, 2, 2), -1.0), ArgumentError, "in [0, 1], got -1.0 (float). Take the softmax of logits."),
     "sums": (
@@ -383,7 +382,9 @@ def test_a_correction_from_one_pass_is_refused() -> None:
     ("scores", "size", "error", "message"),
     [
         (torch.ones(2, 2), 1, ArgumentError, "`scores` must be of one axis, got (2, 2)"),
+        (torch.ones(2, 1), 1, ArgumentError, "`scores` must be of one axis, got (2, 1) (tuple). Take the last"),
         (torch.tensor([math.nan]), 1, ArgumentError, "`scores` must be finite numbers, got nan"),
+        (torch.tensor([-math.inf, 0.0]), 1, ArgumentError, "`scores` must be finite numbers, got -inf (float). Leave"),
         (torch.ones(2), 3, ArgumentError, "`size` must be an integer in [1, 2], got 3 (int). There are 2 examples."),
         (torch.ones(2), "1", ArgumentTypeError, "`size` must be an integer in [1, 2], got '1' (str)."),
     ],

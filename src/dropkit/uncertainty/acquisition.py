@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dropkit._checks import KEY, Integer, argument_error, argument_type_error
-from dropkit.uncertainty.metrics.inputs import numbers, simplex
+from dropkit.uncertainty.metrics.inputs import both, numbers, simplex
 from dropkit.uncertainty.results.classification import corrected_information
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 _CONFIGURATIONS = Integer(1, 10**7, "[1, 10**7]")
+_LEAVE_OUT = "Leave such examples out, and take the places of the rest: places[select(scores[places], size)]."
 _AT_ONCE = 2**22  # numbers held at a time: 32 MiB
 
 
@@ -35,22 +36,21 @@ def _passes(where: str, probabilities: Any) -> Tensor:
     They are divided by their sums, which coarse types round: what is computed of them relies on sums of 1. They stay on
     the CPU where their device has no double precision.
     """
-    checked = torch.from_numpy(numbers(where, "probabilities", probabilities))
-    if checked.ndim != 3 or checked.shape[2] < 2:
-        rule = "of shape (passes, examples, classes), two classes or more"
-        raise argument_error(where, "probabilities", rule, tuple(checked.shape), _shape_remedy(checked))
-    simplex(where, "probabilities", checked, probabilities)
+    found = numbers(where, "probabilities", probabilities)
+    if found.ndim != 3:
+        rule = "of shape (passes, examples, classes)"
+        raise argument_error(where, "probabilities", rule, found.shape, _shape_remedy(found.ndim))
+    simplex(where, "probabilities", found, probabilities)
+    checked = torch.from_numpy(both(found))
     checked /= checked.sum(-1, keepdim=True)
     is_elsewhere = isinstance(probabilities, Tensor) and probabilities.device.type != "mps"
     return checked.to(probabilities.device) if is_elsewhere else checked
 
 
-def _shape_remedy(probabilities: Tensor) -> str:
-    if probabilities.ndim == 2:
+def _shape_remedy(axes: int) -> str:
+    if axes == 2:
         return "Keep the passes: mc(..., keep_samples=True). A mean over them is one pass: mean[None]."
-    if probabilities.ndim == 3:
-        return "Of two classes give both probabilities: torch.cat([1 - p, p], -1)."
-    if probabilities.ndim > 3:
+    if axes > 3:
         return "Make an example of each place: samples.movedim(axis_of_classes, -1).flatten(1, -2)."
     return ""
 
@@ -65,7 +65,8 @@ def entropy(probabilities: Any) -> Tensor:
     It is high both where the passes disagree and where they agree that classes are about equally likely.
 
     Args:
-        probabilities: Of shape (passes, examples, classes), a tensor or an array; each sums to 1 over the classes.
+        probabilities: Of shape (passes, examples, classes), a tensor or an array; each sums to 1 over the classes. One
+            column is the probability of the second of two classes.
 
     Returns:
         Of shape (examples,), from 0 to the logarithm of the number of classes, in float64.
@@ -92,7 +93,8 @@ def bald(probabilities: Any, *, corrected: bool = False) -> Tensor:
     It is the entropy of the mean prediction less the mean entropy of the passes' predictions.
 
     Args:
-        probabilities: Of shape (passes, examples, classes), a tensor or an array; each sums to 1 over the classes.
+        probabilities: Of shape (passes, examples, classes), a tensor or an array; each sums to 1 over the classes. One
+            column is the probability of the second of two classes.
         corrected: Whether to add what few passes lack on average, to first order: half the sum over classes of the
             passes' variance over their number times the mean probability, up to the entropy of the mean prediction. It
             needs two passes. Default: False.
@@ -131,7 +133,8 @@ def variation_ratio(probabilities: Any) -> Tensor:
     """Return the share of passes whose likeliest class is not that of most passes.
 
     Args:
-        probabilities: Of shape (passes, examples, classes), a tensor or an array; each sums to 1 over the classes.
+        probabilities: Of shape (passes, examples, classes), a tensor or an array; each sums to 1 over the classes. One
+            column is the probability of the second of two classes.
 
     Returns:
         Of shape (examples,), from 0 (all agree) to below 1, in float64.
@@ -158,7 +161,8 @@ def least_confidence(probabilities: Any) -> Tensor:
     """Return what the mean prediction of each example leaves to all but its likeliest class.
 
     Args:
-        probabilities: Of shape (passes, examples, classes), a tensor or an array; each sums to 1 over the classes.
+        probabilities: Of shape (passes, examples, classes), a tensor or an array; each sums to 1 over the classes. One
+            column is the probability of the second of two classes.
 
     Returns:
         Of shape (examples,), from 0 to below 1, in float64.
@@ -182,7 +186,8 @@ def margin(probabilities: Any) -> Tensor:
     """Return how close the two likeliest classes of the mean prediction are: 1 less the difference between them.
 
     Args:
-        probabilities: Of shape (passes, examples, classes), a tensor or an array; each sums to 1 over the classes.
+        probabilities: Of shape (passes, examples, classes), a tensor or an array; each sums to 1 over the classes. One
+            column is the probability of the second of two classes.
 
     Returns:
         Of shape (examples,), from 0 (certain) to 1 (two classes are equally likely), in float64.
@@ -209,7 +214,7 @@ def select(scores: Any, size: int) -> Tensor:
     Random acquisition, which every score has to beat, is ``select(torch.rand(examples), size)``.
 
     Args:
-        scores: One an example, of shape (examples,), a tensor or an array.
+        scores: One an example, finite, of shape (examples,), a tensor or an array.
         size: How many to select, from 1 to the number of examples.
 
     Returns:
@@ -224,7 +229,7 @@ def select(scores: Any, size: int) -> Tensor:
         >>> uncertainty.select([0.1, 0.7, 0.3, 0.7], 3)
         tensor([1, 3, 2])
     """
-    found = torch.from_numpy(numbers("select", "scores", scores, rank=1))
+    found = torch.from_numpy(numbers("select", "scores", scores, rank=1, remedy=_LEAVE_OUT))
     size = Integer(1, len(found), remedy=f"There are {len(found)} examples.").check("select", "size", size)
     places = found.sort(descending=True, stable=True).indices[:size]
     return places.to(scores.device) if isinstance(scores, Tensor) else places
@@ -252,7 +257,8 @@ def batch_bald(probabilities: Any, size: int, *, configurations: int = 1_000, se
     ``masks="shared"`` gives them. With masks of their own, passes say nothing of how labels belong together.
 
     Args:
-        probabilities: Of shape (passes, examples, classes), a tensor or an array; each sums to 1 over the classes.
+        probabilities: Of shape (passes, examples, classes), a tensor or an array; each sums to 1 over the classes. One
+            column is the probability of the second of two classes.
         size: How many to select, from 1 to the number of examples.
         configurations: How many combinations of labels of the chosen examples are followed, in ``[1, 10**7]``. As long
             as there are no more, the result is exact; then that many are sampled. Time grows with passes, examples,

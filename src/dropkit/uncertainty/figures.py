@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 import numpy as np
 
-from dropkit._checks import Integer, argument_error, require
+from dropkit._checks import Integer, require
 from dropkit._look import FIRST, LOOK, MUTED, SECOND
 from dropkit.uncertainty.metrics.calibration import BINNING, BINS, top_label_bins
-from dropkit.uncertainty.metrics.inputs import Array, plain, rows_of, same_shape
+from dropkit.uncertainty.metrics.inputs import Array, numbers, plain, rows_of, same_shape
 from dropkit.uncertainty.metrics.intervals import LEVEL, intervals_of, scores_of
 from dropkit.uncertainty.metrics.out_of_distribution import detection, scores_and_origins
 from dropkit.uncertainty.metrics.selective import curve_of
@@ -97,7 +97,8 @@ def draw_reliability(
     in the title. It needs Matplotlib and SciPy.
 
     Args:
-        probabilities: Of shape (rows, classes), a tensor or an array; each row sums to 1.
+        probabilities: Of shape (rows, classes), a tensor or an array; each row sums to 1. One column is the probability
+            of the second of two classes.
         labels: The true classes, integers from 0, of shape (rows,).
         bins: How many, in ``[1, 10**6]``. Default: 15.
         binning: ``"equal_width"``, or ``"equal_mass"`` for bins of about equally many rows. Default: ``"equal_width"``.
@@ -270,9 +271,8 @@ def draw_intervals(lower: Any, upper: Any, targets: Any, *, level: float, mean: 
     """
     where = "draw_intervals"
     level = LEVEL.check(where, "level", plain(level))
+    numbers(where, "lower", lower, rank=1)
     low, high, true = intervals_of(where, lower, upper, targets)
-    if low.ndim != 1:
-        raise argument_error(where, "lower", "of one axis", low.shape)
     found = scores_of(low, high, true, level)
     middle = (low + high) / 2 if mean is None else same_shape(where, "mean", mean, "lower", low.shape)
     order = np.argsort(middle, kind="stable")
@@ -305,7 +305,8 @@ def draw_entropies(probabilities: Any, labels: Any, *, bins: int = 30) -> "Figur
     The further the histograms are apart, the more errors the entropy gives away.
 
     Args:
-        probabilities: Of shape (rows, classes), a tensor or an array; each row sums to 1.
+        probabilities: Of shape (rows, classes), a tensor or an array; each row sums to 1. One column is the probability
+            of the second of two classes.
         labels: The true classes, integers from 0, of shape (rows,).
         bins: Of the histograms, in ``[1, 10**4]``. Default: 30.
 

@@ -9,7 +9,9 @@ import torch
 from scipy import integrate
 from sklearn.calibration import calibration_curve
 
+from dropkit.errors import ArgumentError
 from dropkit.uncertainty import calibration_error
+from dropkit.uncertainty.metrics.calibration import top_label_bins
 
 
 def example() -> tuple[torch.Tensor, torch.Tensor]:
@@ -72,6 +74,36 @@ def test_the_square_of_the_debiased_error_is_unbiased(chance: float) -> None:
         plain += weight * calibration_error(probabilities, labels, bins=1) ** 2
     assert mean == pytest.approx((1 - chance) ** 2)
     assert plain == pytest.approx((1 - chance) ** 2 + chance * (1 - chance) / 5)
+
+
+@pytest.mark.parametrize("rows", [2, 4, 15, 20, 30, 60])
+def test_the_debiased_error_of_few_rows_is_unbiased_in_its_square_and_the_lowest(rows: int) -> None:
+    """Of a calibrated model, whose error is 0. By draws; the square is that of which the error is the root, uncut."""
+    rng = np.random.default_rng(0)
+    squares, found = [], {name: [] for name in ("debiased", "equal_width", "equal_mass")}
+    for _ in range(300):
+        probabilities = rng.dirichlet(np.ones(4), rows)
+        labels = (probabilities.cumsum(1) > rng.random((rows, 1))).argmax(1)
+        for name, values in found.items():
+            values.append(calibration_error(probabilities, labels, estimator=name))
+        top = top_label_bins(probabilities, labels, min(15, rows // 2), "equal_mass")
+        assert top.counts.min() > 1
+        noise = top.accuracy * (1 - top.accuracy) / (top.counts - 1)
+        squares.append((top.share * (top.gap**2 - noise)).sum())
+    assert found["debiased"] == pytest.approx(np.maximum(squares, 0) ** 0.5)
+    assert abs(np.mean(squares)) < 4 * np.std(squares) / 300**0.5
+    means = {name: np.mean(values) for name, values in found.items()}
+    assert min(means, key=lambda name: means[name]) == "debiased"
+
+
+def test_rows_that_ties_leave_alone_in_a_bin_say_nothing_of_noise() -> None:
+    """Three bins of two rows would be, but five rows share a confidence; the one that is left is wrong."""
+    confidence = np.array([0.6, 0.6, 0.6, 0.6, 0.6, 0.9])
+    probabilities = np.stack([confidence, 1 - confidence], 1)
+    for labels, expected in (([0, 0, 0, 1, 1, 1], 0.0), ([1, 1, 1, 1, 1, 1], 0.6)):
+        assert calibration_error(probabilities, labels, estimator="debiased", bins=15) == pytest.approx(expected)
+    with pytest.raises(ArgumentError, match="two rows or more for the debiased estimator"):
+        calibration_error(probabilities[:1], [0], estimator="debiased")
 
 
 def test_the_debiased_error_of_a_calibrated_model_is_lower_than_the_plain_one() -> None:

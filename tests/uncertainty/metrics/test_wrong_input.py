@@ -27,6 +27,8 @@ NUMBERS = {
     "no numbers": ("yes", ArgumentTypeError, "a dense tensor or an array of real numbers, got 'yes' (str)"),
     "none": (None, ArgumentTypeError, "a dense tensor or an array of real numbers, got None"),
     "objects": ([object(), object()], ArgumentTypeError, "a dense tensor or an array of real numbers"),
+    "needing gradients": ([torch.ones(1).requires_grad_()] * 2, ArgumentTypeError, "Join tensors by torch.cat or"),
+    "ragged tensors": ([torch.ones(1), torch.ones(2)], ArgumentTypeError, "Join tensors by torch.cat or torch.stack"),
     "ragged": ([[1.0], [1.0, 2.0]], ArgumentTypeError, "a dense tensor or an array of real numbers"),
     "complex": (torch.ones(2, dtype=torch.cfloat), ArgumentTypeError, "a dense tensor or an array of real numbers"),
     "complex array": (np.ones(2, complex), ArgumentTypeError, "a dense tensor or an array of real numbers"),
@@ -41,9 +43,10 @@ TABLES: dict[str, tuple[Any, type[Exception], str]] = {
     "one axis": (
         torch.ones(2),
         ArgumentError,
-        "(rows, classes), two classes or more, got (2,) (tuple). Of two classes",
+        "(rows, classes), got (2,) (tuple). The probability of the second of two classes is one column: p.unsq",
     ),
-    "one class": (torch.ones(2, 1), ArgumentError, "two classes or more, got (2, 1) (tuple). Of two classes give both"),
+    "one logit": (torch.tensor([[0.5], [2.0]]), ArgumentError, "in [0, 1], got 2.0 (float). Take the sigmoid of a"),
+    "four axes": (torch.full((2, 2, 2, 2), 0.5), ArgumentError, "(rows, classes), got (2, 2, 2, 2) (tuple)."),
     "passes": (torch.full((4, 2, 2), 0.5), ArgumentError, "got (4, 2, 2) (tuple). Average the passes first"),
     "no rows": (torch.ones(0, 2), ArgumentError, "one row or more, got (0, 2)"),
     "logits": (torch.tensor([[2.0, -1.0], [0.0, 1.0]]), ArgumentError, "in [0, 1], got -1.0 (float). Take the softmax"),
@@ -53,7 +56,7 @@ TABLES: dict[str, tuple[Any, type[Exception], str]] = {
 }
 CLASSES: dict[str, tuple[Any, type[Exception], str]] = {
     "floats": (torch.tensor([0.0, 1.0]), ArgumentTypeError, "of an integer type, got dtype('float64')"),
-    "truth": (np.array([True, False]), ArgumentTypeError, "of an integer type, got dtype('bool')"),
+    "true of no second class": (np.array([[True], [False]]), ArgumentError, "of shape (2,), one a row"),
     "negative": (torch.tensor([0, -1]), ArgumentError, "classes from 0 to 1, got -1 (int)"),
     "too many": (torch.tensor([2, 0]), ArgumentError, "classes from 0 to 1, got 2 (int)"),
     "fewer rows": (torch.tensor([0]), ArgumentError, "of shape (2,), one a row of `probabilities`, got (1,)"),
@@ -65,7 +68,7 @@ OTHERS = [
     ("calibration_error", "bins", 0, ArgumentError, "an integer in [1, 10**6], got 0"),
     ("calibration_error", "bins", 1.5, ArgumentTypeError, "an integer in [1, 10**6], got 1.5"),
     ("brier_decomposition", "bins", True, ArgumentTypeError, "an integer in [1, 10**6], got True"),
-    ("detection", "inside", torch.ones(2, 1), ArgumentError, "of one axis, got (2, 1)"),
+    ("detection", "inside", torch.ones(2, 1), ArgumentError, "(2, 1) (tuple). Take the last axis off: inside.squ"),
     ("gaussian_negative_log_likelihood", "std", torch.tensor([1.0, 0.0]), ArgumentError, "above 0, got 0.0"),
     ("gaussian_negative_log_likelihood", "std", -1.0, ArgumentError, "a number in (0, inf), got -1.0"),
     ("interval_scores", "level", 1.0, ArgumentError, "a number in (0, 1), got 1.0"),
@@ -73,6 +76,18 @@ OTHERS = [
     ("mixture_negative_log_likelihood", "precision", 0.0, ArgumentError, "a number in (0, inf), got 0.0"),
     ("mixture_negative_log_likelihood", "precision", None, ArgumentError, "a number in (0, inf), got None"),
     ("mixture_negative_log_likelihood", "samples", torch.ones(2), ArgumentError, "of shape (passes, rows) or"),
+    *(
+        (call, name, torch.ones(2, 1), ArgumentError, f"(2, 1) (tuple). Take the last axis off: {name}.squeeze(-1).")
+        for call, name in (
+            ("gaussian_negative_log_likelihood", "std"),
+            ("gaussian_negative_log_likelihood", "targets"),
+            ("interval_scores", "targets"),
+            ("mixture_negative_log_likelihood", "targets"),
+            ("risk_coverage", "losses"),
+        )
+    ),
+    ("mixture_negative_log_likelihood", "samples", torch.ones(3, 2, 1), ArgumentError, "off: samples.squeeze(-1)."),
+    ("interval_scores", "lower", torch.ones(2, 1), ArgumentError, "Take the last axis off: lower.squeeze(-1)."),
     ("risk_coverage", "losses", torch.tensor([0.0, -1.0]), ArgumentError, "0 or more, got -1.0"),
 ]  # fmt: skip
 
@@ -112,6 +127,22 @@ def test_a_wrong_argument_is_named_with_the_rule(
 def test_a_tensor_without_axes_is_a_number(call: str, name: str, value: float) -> None:
     found, expected = (getattr(uncertainty, call)(**GOOD[call] | {name: each}) for each in (torch.tensor(value), value))
     assert found == expected
+
+
+def test_one_column_is_the_probability_of_the_second_class() -> None:
+    """As `mc` gives it of a single logit."""
+    second, labels = torch.linspace(0, 1, 20, dtype=torch.float64)[:, None], torch.arange(20) % 3 == 0
+    whole = torch.cat([1 - second, second], -1)
+    for call in ("brier_score", "negative_log_likelihood", "calibration_error", "brier_decomposition"):
+        assert getattr(uncertainty, call)(second, labels) == getattr(uncertainty, call)(whole, labels.long())
+    assert uncertainty.negative_log_likelihood([[1.0], [0.0], [0.5]], [1, 0, 0]) == pytest.approx(math.log(2) / 3)
+    assert uncertainty.negative_log_likelihood([[1 + 1e-7]], [True]) == 0
+
+
+def test_targets_that_are_hopelessly_far_off_have_no_density() -> None:
+    """NumPy's warnings of overflow would be errors here."""
+    assert uncertainty.gaussian_negative_log_likelihood([1e200, 0.0], 1.0, [0.0, 0.0]) == math.inf
+    assert uncertainty.mixture_negative_log_likelihood([[1e200], [1e200]], [0.0], precision=1.0) == math.inf
 
 
 def test_a_masked_array_that_masks_nothing_is_an_array() -> None:

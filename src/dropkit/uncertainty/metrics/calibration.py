@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from dropkit._checks import Choice, Integer, require
+from dropkit._checks import Choice, Integer, argument_error, require
 from dropkit.uncertainty.metrics.inputs import Array, LabelArray, rows_of
 
 __all__ = ["BINNING", "BINS", "Bins", "calibration_error", "top_label_bins"]
@@ -71,11 +71,13 @@ def top_label_bins(probabilities: Array, labels: LabelArray, bins: int, binning:
 def calibration_error(probabilities: Any, labels: Any, *, estimator: str = "equal_width", bins: int = 15) -> float:
     """Return how far confidence and accuracy are apart.
 
-    All but one of the estimators look at the probability of the likeliest class alone. Except for the debiased one they
-    are too high on average, most of all with few rows and many bins: a model without any error has one above 0.
+    All but one of the estimators look at the probability of the likeliest class alone. Of a model with little error
+    they are too high on average, for noise makes gaps and none is below 0: most of all with few rows and many bins, and
+    least of all the debiased one.
 
     Args:
-        probabilities: Of shape (rows, classes), a tensor or an array; each row sums to 1.
+        probabilities: Of shape (rows, classes), a tensor or an array; each row sums to 1. One column is the probability
+            of the second of two classes.
         labels: The true classes, integers from 0, of shape (rows,).
         estimator: Of the error. Default: ``"equal_width"``.
 
@@ -83,7 +85,9 @@ def calibration_error(probabilities: Any, labels: Any, *, estimator: str = "equa
               confidence and accuracy in their bin, with bins of equal width.
             - ``"equal_mass"``: the same with bins of about equally many rows, the adaptive one.
             - ``"debiased"``: the root of the mean squared difference, in bins of about equally many rows, less what the
-              labels' noise adds to it; 0 where the noise explains all. A bin of one row has nothing subtracted.
+              labels' noise adds to it; 0 where the noise explains all. Before it is cut off there, its square has no
+              bias. What noise adds is seen in bins of two rows or more, so of few rows there are fewer bins, and rows
+              that ties leave alone in a bin do not count.
             - ``"maximum"``: the largest difference of any bin, of equal width.
             - ``"classwise"``: the mean over classes of the difference between the class's mean probability and its
               share, in bins of equal width; also called static calibration error.
@@ -121,18 +125,20 @@ def calibration_error(probabilities: Any, labels: Any, *, estimator: str = "equa
         return float(np.mean([(of.share * of.gap).sum() for of in each]))
     if estimator == "smooth":
         return _smooth(found.max(1), found.argmax(1) == classes)
-    binning = "equal_mass" if estimator in {"equal_mass", "debiased"} else "equal_width"
-    top = top_label_bins(found, classes, bins, binning)
     if estimator == "debiased":
-        return _debiased(top)
+        if len(found) < 2:
+            raise argument_error(where, "probabilities", "two rows or more for the debiased estimator", found.shape)
+        return _debiased(top_label_bins(found, classes, min(bins, len(found) // 2), "equal_mass"))
+    top = top_label_bins(found, classes, bins, "equal_mass" if estimator == "equal_mass" else "equal_width")
     return float(top.gap.max() if estimator == "maximum" else (top.share * top.gap).sum())
 
 
 def _debiased(top: Bins) -> float:
     """Return the root of the squared gaps less an unbiased estimate of the variance of each bin's accuracy."""
-    accuracy = np.nan_to_num(top.accuracy)
-    noise = accuracy * (1 - accuracy) / np.maximum(top.counts - 1, 1)
-    return float(max((top.share * (top.gap**2 - noise)).sum(), 0.0) ** 0.5)
+    shows_noise = top.counts > 1
+    counts, accuracy = top.counts[shows_noise], top.accuracy[shows_noise]
+    squares = top.gap[shows_noise] ** 2 - accuracy * (1 - accuracy) / (counts - 1)
+    return float(max(np.average(squares, weights=counts), 0.0) ** 0.5)
 
 
 def _smooth(confidence: Array, is_right: Any) -> float:

@@ -12,6 +12,8 @@ from dropkit._checks import argument_error, argument_type_error
 __all__ = [
     "Array",
     "LabelArray",
+    "both",
+    "column",
     "labels_of",
     "numbers",
     "plain",
@@ -27,9 +29,11 @@ LabelArray = npt.NDArray[np.int64]
 _PRECISION = {"float16": 2.0**-10, "bfloat16": 2.0**-7}  # coarser than what sums are checked to
 _ROUNDING = 8 * 2.0**-7  # how far sums of probabilities may be off that once were of the coarsest type
 _LOGITS = "Take the softmax of logits."
+_LOGIT = "Take the sigmoid of a single logit."
 _ROUNDED = "Divide them by their sum."
+_JOIN = "Join tensors by torch.cat or torch.stack; in a list they are taken only of one shape and without gradients."
 _AVERAGE = "Average the passes first: samples.mean(0)."
-_BOTH = "Of two classes give both probabilities: torch.stack([1 - p, p], -1)."
+_SECOND = "The probability of the second of two classes is one column: p.unsqueeze(-1)."
 
 
 def _as_array(where: str, name: str, value: Any) -> npt.NDArray[Any]:
@@ -47,23 +51,28 @@ def _as_array(where: str, name: str, value: Any) -> npt.NDArray[Any]:
     try:
         found = np.asarray(value)
     except (TypeError, ValueError, RuntimeError):  # rows of different lengths, or what only looks like a sequence
-        raise argument_type_error(where, name, rule, value) from None
+        remedy = _JOIN if isinstance(value, list | tuple) and any(isinstance(each, Tensor) for each in value) else ""
+        raise argument_type_error(where, name, rule, value, remedy) from None
     if found.dtype.kind not in "biuf":
         raise argument_type_error(where, name, rule, value)
     return found
 
 
-def numbers(where: str, name: str, value: Any, rank: int | None = None) -> Array:
-    """Return finite numbers of one row or more, as float64; of `rank` axes, if that is given."""
+def numbers(where: str, name: str, value: Any, rank: int | None = None, remedy: str = "") -> Array:
+    """Return finite numbers of one row or more, as float64; of `rank` axes, if that is given.
+
+    Where one is not finite, the error ends with the remedy.
+    """
     found = _as_array(where, name, value).astype(np.float64)
     if rank is not None and found.ndim != rank:
         axes = "one axis" if rank == 1 else f"{rank} axes"
-        raise argument_error(where, name, f"of {axes}", found.shape)
+        squeezed = f"Take the last axis off: {name}.squeeze(-1)." if found.ndim == 2 and found.shape[1] == 1 else ""
+        raise argument_error(where, name, f"of {axes}", found.shape, squeezed)
     if found.size == 0 or found.ndim == 0:
         raise argument_error(where, name, "one row or more", found.shape)
     is_finite = np.isfinite(found)
     if not is_finite.all():
-        raise argument_error(where, name, "finite numbers", float(found[~is_finite][0]))
+        raise argument_error(where, name, "finite numbers", float(found[~is_finite][0]), remedy)
     return found
 
 
@@ -77,18 +86,31 @@ def same_shape(where: str, name: str, value: Any, other: str, shape: tuple[int, 
     """Return finite numbers of the shape that the argument `other` asks for."""
     found = numbers(where, name, value)
     if found.shape != shape:
-        raise argument_error(where, name, f"of shape {shape}, as `{other}` is", found.shape)
+        rule = f"of shape {shape}, as `{other}` is"
+        raise argument_error(where, name, rule, found.shape, column(shape, other, found.shape, name))
     return found
+
+
+def column(shape: tuple[int, ...], name: str, other_shape: tuple[int, ...], other: str) -> str:
+    """Return the remedy where of two arguments one has a last axis of length 1, and the other none."""
+    for one, two, called in ((shape, other_shape, name), (other_shape, shape, other)):
+        if one == (*two, 1):
+            return f"Take the last axis off: {called}.squeeze(-1)."
+    return ""
 
 
 def simplex(where: str, name: str, found: Any, given: Any) -> None:
     """Check that numbers, in an array or a tensor, are probabilities that sum to 1 over the last axis.
 
-    The sum may be off by 0.0001, or by more where the numbers are given in a type that cannot say better.
+    The sum may be off by 0.0001, or by more where the numbers are given in a type that cannot say better. One number is
+    the probability of the second of two classes.
     """
+    is_one = found.shape[-1] == 1
     for wrong in (found < 0, found > 1 + 1e-6):
         if wrong.any():
-            raise argument_error(where, name, "in [0, 1]", float(found[wrong][0]), _LOGITS)
+            raise argument_error(where, name, "in [0, 1]", float(found[wrong][0]), _LOGIT if is_one else _LOGITS)
+    if is_one:
+        return
     sums = found.sum(-1)
     wrong = abs(sums - 1) > max(1e-4, 8 * _PRECISION.get(str(getattr(given, "dtype", "")).removeprefix("torch."), 0.0))
     if wrong.any():
@@ -98,21 +120,27 @@ def simplex(where: str, name: str, found: Any, given: Any) -> None:
 
 
 def probabilities_of(where: str, value: Any) -> Array:
-    """Return probabilities of shape (rows, classes)."""
+    """Return probabilities of shape (rows, classes), of two classes where the second's alone are given."""
     found = numbers(where, "probabilities", value)
-    if found.ndim != 2 or found.shape[1] < 2:
-        remedy = _AVERAGE if found.ndim == 3 else _BOTH
-        raise argument_error(
-            where, "probabilities", "of shape (rows, classes), two classes or more", found.shape, remedy
-        )
+    if found.ndim != 2:
+        remedy = {1: _SECOND, 3: _AVERAGE}.get(found.ndim, "")
+        raise argument_error(where, "probabilities", "of shape (rows, classes)", found.shape, remedy)
     simplex(where, "probabilities", found, value)
-    return found
+    return both(found)
+
+
+def both(found: Array) -> Array:
+    """Return the probabilities of both of two classes where the last axis has but the second's."""
+    if found.shape[-1] > 1:
+        return found
+    second = np.minimum(found, 1)  # rounding may leave more
+    return np.concatenate([1 - second, second], -1)
 
 
 def labels_of(where: str, value: Any, rows: int, classes: int) -> LabelArray:
-    """Return the classes of rows, whole numbers from 0."""
+    """Return the classes of rows, whole numbers from 0; what is true is 1."""
     found = _as_array(where, "labels", value)
-    if found.dtype.kind not in "iu":
+    if found.dtype.kind not in "iub":
         remedy = "Give each row the number of its class."
         raise argument_type_error(where, "labels", "of an integer type", found.dtype, remedy)
     if found.shape != (rows,):

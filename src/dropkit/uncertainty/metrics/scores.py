@@ -8,7 +8,7 @@ import numpy as np
 
 from dropkit._checks import POSITIVE, argument_error, as_float
 from dropkit.uncertainty.metrics.calibration import BINS, binned
-from dropkit.uncertainty.metrics.inputs import Array, LabelArray, numbers, plain, rows_of, same_shape
+from dropkit.uncertainty.metrics.inputs import Array, LabelArray, column, numbers, plain, rows_of, same_shape
 
 __all__ = [
     "BrierDecomposition",
@@ -40,7 +40,8 @@ def brier_score(probabilities: Any, labels: Any) -> float:
     """Return the Brier score: the mean squared distance between probabilities and what came true.
 
     Args:
-        probabilities: Of shape (rows, classes), a tensor or an array; each row sums to 1.
+        probabilities: Of shape (rows, classes), a tensor or an array; each row sums to 1. One column is the probability
+            of the second of two classes.
         labels: The true classes, integers from 0, of shape (rows,).
 
     Returns:
@@ -76,7 +77,8 @@ def brier_decomposition(probabilities: Any, labels: Any, *, bins: int = 15) -> B
     probabilities vary inside a bin counts as resolution, so that the parts give the score exactly, whatever the bins.
 
     Args:
-        probabilities: Of shape (rows, classes), a tensor or an array; each row sums to 1.
+        probabilities: Of shape (rows, classes), a tensor or an array; each row sums to 1. One column is the probability
+            of the second of two classes.
         labels: The true classes, integers from 0, of shape (rows,).
         bins: How many, in ``[1, 10**6]``. Default: 15.
 
@@ -111,7 +113,8 @@ def negative_log_likelihood(probabilities: Any, labels: Any) -> float:
     """Return the mean negative logarithm of the true classes' probabilities, in nats.
 
     Args:
-        probabilities: Of shape (rows, classes), a tensor or an array; each row sums to 1.
+        probabilities: Of shape (rows, classes), a tensor or an array; each row sums to 1. One column is the probability
+            of the second of two classes.
         labels: The true classes, integers from 0, of shape (rows,).
 
     Returns:
@@ -159,8 +162,9 @@ def gaussian_negative_log_likelihood(mean: Any, std: Any, targets: Any) -> float
     found = same_shape(where, "targets", targets, "mean", means.shape)
     if np.min(deviations) <= 0:
         raise argument_error(where, "std", "above 0", float(np.min(deviations)))
-    each = np.square((found - means) / deviations) / 2 + np.log(deviations) + math.log(2 * math.pi) / 2
-    return float(each.sum() / len(means))
+    with np.errstate(over="ignore"):  # of targets that are so far off the density is 0
+        each = np.square((found - means) / deviations) / 2 + np.log(deviations) + math.log(2 * math.pi) / 2
+        return float(each.sum() / len(means))
 
 
 def mixture_negative_log_likelihood(samples: Any, targets: Any, *, precision: float) -> float:
@@ -199,9 +203,11 @@ def mixture_negative_log_likelihood(samples: Any, targets: Any, *, precision: fl
         raise argument_error(where, "samples", "of shape (passes, rows) or (passes, rows, outputs)", outputs.shape)
     found = numbers(where, "targets", targets)
     if found.shape != outputs.shape[1:]:
-        raise argument_error(where, "targets", f"of shape {outputs.shape[1:]}, that of one pass", found.shape)
+        remedy = column(outputs.shape[1:], "samples", found.shape, "targets")
+        raise argument_error(where, "targets", f"of shape {outputs.shape[1:]}, that of one pass", found.shape, remedy)
     passes, rows = outputs.shape[:2]
-    distances = np.square(outputs - found).reshape(passes, rows, -1)
-    logs = -tau / 2 * distances.sum(-1)
-    constant = distances.shape[-1] / 2 * math.log(tau / (2 * math.pi)) - math.log(passes)
-    return -float(np.logaddexp.reduce(logs, axis=0).mean() + constant)
+    with np.errstate(over="ignore"):  # of targets that are so far off the density is 0
+        distances = np.square(outputs - found).reshape(passes, rows, -1)
+        logs = -tau / 2 * distances.sum(-1)
+        constant = distances.shape[-1] / 2 * math.log(tau / (2 * math.pi)) - math.log(passes)
+        return -float(np.logaddexp.reduce(logs, axis=0).mean() + constant)
