@@ -101,8 +101,6 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
         lambda: nn.TransformerEncoderLayer(4, 1, 4, 0.5, batch_first=True), (2, 3, 4), "multi_head_attention, has no"),
     "lstm": (lambda: nn.LSTM(4, 4, 2, dropout=0.5), (2, 3, 4), "lstm, has no rule"),
     "learned": (lambda: nn.Sequential(dropkit.nn.ConcreteDropout(nn.Linear(4, 4))), (2, 4), "concrete_dropout, has no"),
-    "by_hand": (
-        lambda: Written(lambda self, x: x * (torch.rand_like(x) > 0.5) if self.training else x), (2, 4), "mask, has"),
     "product": (
         lambda: Written(lambda self, x: drop(self, x, 0.5) * drop(self, x, 0.5)), (2, 4), "of two random tensors"),
     "batch_mean": (lambda: Written(lambda self, x: drop(self, x, 0.5).mean(0)), (2, 4), "the axis of examples"),

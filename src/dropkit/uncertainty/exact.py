@@ -1,7 +1,7 @@
 """Every subnetwork of a small model: what averaging over all masks gives, beside weight scaling."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -18,7 +18,7 @@ from dropkit.sites.interception.restoring import set_mode
 from dropkit.sites.interception.underneath import check_no_script
 from dropkit.uncertainty.dropping import active_sites, dropping
 from dropkit.uncertainty.engine.inputs import Inputs
-from dropkit.uncertainty.subnetworks.calls import REMEDY, Learner, Replay
+from dropkit.uncertainty.subnetworks.calls import REMEDY, Drawn, Learner, Name, Replay
 from dropkit.uncertainty.subnetworks.means import Means, are_alike
 from dropkit.uncertainty.subnetworks.result import Difference, Subnetworks
 from dropkit.uncertainty.subnetworks.rounding import Within, computing_type, measured
@@ -132,24 +132,23 @@ class Enumeration:
         sites = active_sites("exact", self.model, args, kwargs)
         model = runnable(self.model)
         with dropping(model, sites), uncompiled():
-            units = self._units(model, inputs, examples)
-            return self._averaged(model, inputs, units, examples)
+            units, drawn = self._units(model, inputs, examples)
+            return self._averaged(model, inputs, units, Replay(drawn), examples)
 
-    def _units(self, model: Module, inputs: Inputs, examples: int) -> Units:
-        """Return the units that draw, as told by two forwards of different numbers of examples."""
+    def _units(self, model: Module, inputs: Inputs, examples: int) -> tuple[Units, Mapping[Name, Drawn]]:
+        """Return the units that draw, as told by two forwards of different numbers of examples, and what they draw."""
         once, twice = Learner(), Learner()
         for copies, learner in ((1, once), (2, twice)):
             with attached(model, learner, is_eager=True):
                 _output(model, inputs, copies, examples)
+            learner.check()
         units = Units(once.drawn, twice.drawn, examples)
         if units.count > math.log2(self.limit):
             rule, remedy = f"one of at most {self.limit} subnetworks", "Give a smaller model, or raise the limit."
             raise argument_error("exact", "model", rule, f"2**{units.count}", f"{remedy} {REMEDY}")
-        return units
+        return units, once.drawn
 
-    def _averaged(self, model: Module, inputs: Inputs, units: Units, examples: int) -> Subnetworks:
-        replay = Replay()
-
+    def _averaged(self, model: Module, inputs: Inputs, units: Units, replay: Replay, examples: int) -> Subnetworks:
         def run(chunk: Chunk, within: Within = _AS_IT_IS) -> Tensor:
             count = len(chunk.probabilities)
             replay.start(chunk.masks)

@@ -90,7 +90,7 @@ def moments(model: Module, *, rank: int | None = None) -> "MomentPropagation":
 
     Rules are there for linear layers, convolutions, batch normalisation in evaluation mode, average and max pooling,
     elementwise activations, sums, and functions that move elements; and for all dropout that draws a number for each
-    unit, channel, path, time or weight. What runs before the first site may be anything that draws nothing. An
+    unit, channel, path, time or weight, also by hand, where each mask drops from one tensor at one rate. What runs before the first site may be anything that draws nothing. An
     operation without a rule is an error that names it, and so is other noise than dropout, and an operation that
     reaches a random tensor where rules cannot, as in TorchScript or under ``torch.func.vmap``. Models of half precision
     are computed in single precision from the first site on, and the result is in that. The first call runs the model
@@ -179,7 +179,7 @@ class MomentPropagation:
 
     def _checked(self, sites: Sites) -> Sites:
         for site in sites:
-            if site.kind not in NOISE:
+            if site.kind not in NOISE and site.kind != "mask":
                 raise UnsupportedError(f"moments: the site {site.name!r}, {site.kind}, has no rule. {REMEDY}")
         return sites
 

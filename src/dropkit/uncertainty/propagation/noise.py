@@ -17,7 +17,7 @@ from dropkit.uncertainty.propagation.origins import Draws, Masked
 from dropkit.uncertainty.propagation.rules import RULES
 from dropkit.uncertainty.propagation.variables import Sources, Variable
 
-__all__ = ["COMPOSED", "NOISE", "Masking"]
+__all__ = ["COMPOSED", "NOISE", "Masking", "dropped"]
 
 
 @dataclass(frozen=True)

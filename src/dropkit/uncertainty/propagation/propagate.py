@@ -18,7 +18,8 @@ from dropkit.sites.calls.functions import INFERENCE, Call, find_call
 from dropkit.sites.handwritten.draws import RANDOM, is_random
 from dropkit.sites.interception.names import module_names
 from dropkit.uncertainty.propagation.handle import Handle, can_be_handled, handles_among, without_handles
-from dropkit.uncertainty.propagation.noise import COMPOSED, NOISE
+from dropkit.uncertainty.propagation.masks import HandDrawn
+from dropkit.uncertainty.propagation.noise import COMPOSED, NOISE, Masking, dropped
 from dropkit.uncertainty.propagation.rules import CONVERSIONS, FROM_SHAPE, LEAVES_FRESH, METADATA, RULES
 from dropkit.uncertainty.propagation.variables import Sources, Variable, widened
 from dropkit.uncertainty.results.outputs import flatten
@@ -37,6 +38,7 @@ _COMPARISONS = frozenset(
     for place, spelled in ((torch, name), (Tensor, name), (Tensor, f"__{name}__"))
 )
 _PARAMETERS = "Return the distribution's parameters, such as logits, in its place."
+_BY_HAND = "Drop by dropkit.nn.Dropout or dropkit.nn.DropPath in its place."
 REMEDY = "Sample instead: dropkit.uncertainty.mc."
 
 
@@ -57,6 +59,7 @@ class Propagation(TorchFunctionMode):
         self.is_over = False
         self.has_inactive = False  # whether one was asked not to that has a rate
         self.refusal: UnsupportedError | None = None  # by code that may have made another error of it
+        self._masks = HandDrawn(self)
         self._names = {id(module): name for name, module in module_names(model).items()}
 
     def __exit__(self, *error: Any) -> None:
@@ -84,6 +87,9 @@ class Propagation(TorchFunctionMode):
         named = kwargs or {}
         if function in METADATA:
             return function(*args, **named)
+        if function not in FROM_SHAPE and self._masks.concern(function, (args, dict(named))):
+            self._check_current(function, handles_among(args, named))
+            return self._masks.answer(function, args, named)
         self._check_noise(function, args, named)
         call = find_call(function, args, named)
         if call is not None and not call.is_active and call.switched(True).is_active:
@@ -191,6 +197,24 @@ class Propagation(TorchFunctionMode):
         is_in_place = given.get("inplace") or call.function.function.__name__.endswith("_")
         return handle.overwrite(made) if is_in_place else self._wrap(made, handle.dtype)
 
+    def masked(self, handle: Handle, mask: Masking, shared: tuple[int, ...], dtype: torch.dtype) -> Any:
+        """Return a tensor with a mask that was drawn by hand."""
+        self.calls += self.drops
+        if not self.drops:
+            return handle
+        with _precisely(handle.device.type):
+            made = dropped(self.sources, _widened(handle.variable), mask, shared)
+        return self._wrap(made, dtype if dtype in (torch.float16, torch.bfloat16) else None)
+
+    def refuse_by_hand(self, why: str) -> UnsupportedError:
+        """Return the error about a mask that was drawn by hand."""
+        return self._refusal("a mask drawn by hand", f"{why} has no rule", _BY_HAND)
+
+    def refuse_noise(self) -> UnsupportedError:
+        """Return the error about noise that is no mask, or a mask that does more than drop."""
+        why = "draws other noise than dropout, or makes more of a mask drawn by hand than to drop by it"
+        return self._refusal("the model", f"{why}, which has no rule")
+
     def _check_noise(self, function: Callable[..., Any], args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         """Raise where a function draws what is no dropout: one draw of it is no constant."""
         if find_call(function, args, named, INFERENCE) is not None or _draws(function, args, named):
@@ -206,10 +230,11 @@ class Propagation(TorchFunctionMode):
         self.refusal = self._refusal(name, f"met a random tensor {where}, where nothing has a rule")
         return self.refusal
 
-    def _refusal(self, what: str, why: str) -> UnsupportedError:
+    def _refusal(self, what: str, why: str, remedy: str = "") -> UnsupportedError:
         where = self._where()
-        remedy = f"{_PARAMETERS} {REMEDY}" if _distribution_files() else REMEDY
-        return UnsupportedError(f"moments: {what} {why}{f', in module {where!r}' if where else ''}. {remedy}")
+        remedy = remedy or (_PARAMETERS if _distribution_files() else "")
+        place = f", in module {where!r}" if where else ""
+        return UnsupportedError(" ".join(filter(None, (f"moments: {what} {why}{place}.", remedy, REMEDY))))
 
     def _where(self) -> str:
         """Return the name of the innermost module whose code runs."""

@@ -12,7 +12,10 @@ from dropkit.functional.address import draw_key
 from dropkit.random import threshold
 from dropkit.sites.calls.functions import INFERENCE, Call, find_call
 from dropkit.sites.calls.replacement import replaced, replacement
-from dropkit.sites.handwritten.draws import find_draw
+from dropkit.sites.handwritten.applications import Application, Mask
+from dropkit.sites.handwritten.draws import Draw
+from dropkit.sites.handwritten.masks import Masks
+from dropkit.sites.handwritten.values import Uniform
 from dropkit.sites.interception.interceptor import Handler, Interceptor
 from dropkit.sites.interception.places import Place
 
@@ -33,10 +36,12 @@ class Drawn:
     Args:
         mask: The mask, True = kept.
         rate: The realised rate.
+        drops_least: Of a mask drawn by hand, whether it drops where the draw is least, and not where it is greatest.
     """
 
     mask: Tensor
     rate: float
+    drops_least: bool = True
 
 
 class _Calls(Handler):
@@ -44,12 +49,20 @@ class _Calls(Handler):
 
     interceptor: Interceptor
 
+    def __init__(self) -> None:
+        self._masks = Masks(self, draw=self.draw, apply=self.apply)
+
     def other(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Let a call run that draws nothing."""
+        """Let a call run that draws nothing, and follow draws by hand to where they drop."""
         if function is draw_key or find_call(function, args, kwargs, INFERENCE) is not None:
             _refuse(self.interceptor.place().name)
-        draw = find_draw(function, args, kwargs, self.interceptor.random_place)
-        return function(*args, **kwargs) if draw is None else _refuse(draw.place.name)
+        return self._masks.call(function, args, kwargs)
+
+    def draw(self, draw: Draw) -> Any:
+        """Return what a random operator shall return."""
+
+    def apply(self, application: Application) -> Any:
+        """Return what the application of a mask drawn by hand shall return."""
 
 
 def _refuse(site: str, kind: str = "") -> NoReturn:
@@ -59,11 +72,49 @@ def _refuse(site: str, kind: str = "") -> NoReturn:
     raise UnsupportedError(f"exact: {what}. {REMEDY}")
 
 
+def _refuse_by_hand(site: str) -> NoReturn:
+    what = f"site {site!r} is a mask drawn by hand whose units, or their rate, cannot be told"
+    raise UnsupportedError(
+        f"exact: {what}. Drop by dropkit.nn.Dropout or dropkit.nn.DropPath in its place. Or sample: "
+        "dropkit.uncertainty.mc."
+    )
+
+
 class Learner(_Calls):
     """Notes what every call of a forward draws."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.drawn: dict[Name, Drawn] = {}
+        self._results: dict[Name, Tensor] = {}  # of draws by hand
+        self._by_hand: dict[Name, Mask] = {}
+
+    def draw(self, draw: Draw) -> Any:
+        """Draw, if a mask may come of it."""
+        values = draw.values
+        if values is None or not draw.has_address or (isinstance(values, Uniform) and not values.is_known):
+            _refuse(draw.place.name)
+        result = draw.run()
+        self._results[draw.place.name, draw.place.run] = result
+        return result
+
+    def apply(self, application: Application) -> Any:
+        """Apply a mask that was drawn by hand, and note its units and its rate."""
+        mask, name = application.mask, (application.place.name, application.place.run)
+        known, rate = self.drawn.get(name), application.p
+        if rate is None or (known is not None and known.rate != rate) or name not in self._results:
+            _refuse_by_hand(name[0])
+        self.drawn[name] = Drawn(torch.ones_like(self._results[name], dtype=torch.bool), rate, 0 in mask.senses)
+        self._by_hand[name] = mask
+        return application.run()
+
+    def check(self) -> None:
+        """Raise if a draw did not become a mask, or not surely dropout."""
+        for name in self._results:
+            if name not in self._by_hand:
+                _refuse(name[0])
+            if not self._by_hand[name].is_dropout:
+                _refuse_by_hand(name[0])
 
     def dropout(self, place: Place, call: Call) -> Any:
         """Run a call, and note its mask and its rate."""
@@ -94,17 +145,47 @@ def _has_mask(call: Call) -> bool:
 class Replay(_Calls):
     """Gives every call the mask of a subnetwork, or drops nothing.
 
+    Args:
+        drawn: What calls draw.
+
     Attributes:
         masks: Masks by site and number of the call; None to drop nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, drawn: Mapping[Name, Drawn]) -> None:
+        super().__init__()
         self.masks: Mapping[Name, Tensor] | None = None
+        self._drawn = drawn
         self._unused: set[Name] = set()
 
     def start(self, masks: Mapping[Name, Tensor] | None) -> None:
         """Give other masks from the next forward on."""
         self.masks, self._unused = masks, set(masks or ())
+
+    def draw(self, draw: Draw) -> Any:
+        """Return the least or the greatest that a random operator draws, as the mask demands that is made of it."""
+        name, result = (draw.place.name, draw.place.run), draw.run()
+        if self.masks is None:
+            return result
+        mask, values = self.masks.get(name), draw.values
+        if mask is None or values is None or mask.shape != result.shape:
+            raise _varying(name[0])
+        self._unused.discard(name)
+        ends = (values.low, values.high) if isinstance(values, Uniform) else (values.values[0], values.values[-1])
+        least, greatest = (torch.tensor(end, dtype=result.dtype, device=result.device) for end in ends)
+        if isinstance(values, Uniform):
+            greatest = torch.nextafter(greatest, least)
+        is_greatest = mask if self._drawn[name].drops_least else ~mask
+        return result.copy_(torch.where(is_greatest, greatest, least))
+
+    def apply(self, application: Application) -> Any:
+        """Apply a mask, or drop nothing."""
+        if self.masks is None:
+            return application.undropped()
+        mask, kept = self.masks[application.place.name, application.place.run], application.kept
+        if int(kept.sum()) * mask.numel() != int(mask.sum()) * kept.numel():  # of a mask that is not one of those ends
+            _refuse_by_hand(application.place.name)
+        return application.run()
 
     def dropout(self, place: Place, call: Call) -> Any:
         """Run a call as the subnetwork does."""
