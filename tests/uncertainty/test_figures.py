@@ -109,11 +109,58 @@ def test_a_risk_coverage_figure_shows_the_curve_and_that_of_the_best_order() -> 
     assert line(panel, "in random order")[1] == [0.4, 0.4]
 
 
+def test_the_curves_of_a_model_without_errors_are_seen_though_they_lie_on_the_axis() -> None:
+    figure = draw_risk_coverage(np.arange(50.0), np.zeros(50))
+    (panel,) = figure.axes
+    panel.lines[0].set(color="red", linewidth=4)
+    panel.lines[1].set(color="lime", linewidth=8)
+    for colour in ("red", "lime"):
+        height, width = np.ptp(pixels(figure, colour), axis=0)
+        assert width > 300
+        assert height >= (3 if colour == "red" else 7)  # half of it if it were cut off at the axis
+
+
+@pytest.mark.parametrize("call", ["draw_intervals", "draw_reliability", "draw_risk_coverage"])
+def test_nothing_runs_through_the_legend(call: str) -> None:
+    figure = getattr(uncertainty, call)(**DRAWN[call])
+    FigureCanvasAgg(figure).draw()
+    (legend,) = figure.legends
+    assert not any(legend.get_window_extent().overlaps(panel.get_tightbbox()) for panel in figure.axes)
+
+
+def test_lines_are_thinner_where_bins_are_many() -> None:
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0.5, 1, 2000)
+    for bins, expected in ((15, 1.2), (200, 48 / 100)):
+        panel, _ = draw_reliability(np.stack([confidence, 1 - confidence], 1), np.zeros(2000, int), bins=bins).axes
+        assert panel.collections[0].get_linewidth() == pytest.approx([expected])
+
+
+def test_a_file_of_vectors_does_not_grow_with_thousands_of_intervals() -> None:
+    sizes = []
+    for rows in (3_100, 12_400):
+        file = io.BytesIO()
+        draw_intervals(np.zeros(rows), np.ones(rows), np.arange(rows) % 2 * 1.5, level=0.9).savefig(file, format="svg")
+        sizes.append(len(file.getvalue()))
+    assert max(sizes) < 300_000
+    file = io.BytesIO()
+    draw_intervals(np.zeros(100), np.ones(100), np.ones(100), level=0.9).savefig(file, format="svg")
+    assert b"<image" not in file.getvalue()
+
+
+@pytest.mark.parametrize("size", ["xx-large", 30])
+def test_the_sizes_of_labels_are_those_of_all_figures(size: Any) -> None:
+    with style_context({"axes.labelsize": size, "xtick.labelsize": size, "ytick.labelsize": size}):
+        (panel,) = draw_risk_coverage([0.1, 0.2], [0, 1]).axes
+    assert {panel.xaxis.label.get_size(), panel.yaxis.label.get_size()} == {10}
+    assert {text.get_size() for text in (*panel.get_xticklabels(), *panel.get_yticklabels())} == {10}
+
+
 def test_a_risk_coverage_figure_of_one_row_shows_a_point() -> None:
     figure = draw_risk_coverage([0.3], [0.5])
     (panel,) = figure.axes
     assert line(panel, "in this order") == ([1], [0.5])
-    panel.lines[1].set_color("red")
+    panel.lines[0].set_color("red")
     assert len(pixels(figure, "red")) > 5
 
 
@@ -147,8 +194,7 @@ def test_the_more_rows_the_smaller_their_targets_but_in_the_legend_they_are_seen
     for rows in (10, 3000):
         (panel,) = draw_intervals(np.zeros(rows), np.ones(rows), np.arange(rows) % 2 * 1.5, level=0.9).axes
         sizes[rows] = [each.get_markersize() for each in panel.lines if each.get_marker() == "o"]
-        legend = panel.get_legend()
-        assert legend is not None
+        (legend,) = panel.figure.legends
         dots = [each for each in legend.legend_handles if isinstance(each, Line2D) and each.get_marker() == "o"]
         assert [each.get_markersize() for each in dots] == [5, 5]
     assert max(sizes[3000]) < min(sizes[10]) / 2

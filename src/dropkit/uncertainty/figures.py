@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["draw_detection", "draw_entropies", "draw_intervals", "draw_reliability", "draw_risk_coverage"]
 
 _GROUPS = Integer(1, 10**4, "[1, 10**4]")
+_VECTORS = 3_000  # intervals that are lines in a file of vectors; more are an image in it
 _DARK_GRID = "#374151"
 _P = ParamSpec("_P")
 
@@ -145,7 +146,8 @@ def draw_reliability(
         left, confidence - accuracy, width, accuracy, align="edge", color="none", edgecolor=SECOND, hatch="///",
         linewidth=0.8, label="gap to the confidence",
     )  # fmt: skip
-    panel.vlines(confidence, low, high, color=ink, linewidth=1.2, label=f"{100 * level:g} % of calibrated bins")
+    stroke = min(1.2, 48 / len(counts))  # many bins lie close together
+    panel.vlines(confidence, low, high, color=ink, linewidth=stroke, label=f"{100 * level:g} % of calibrated bins")
     panel.plot(confidence, accuracy, color=FIRST, label="accuracy at the mean confidence", **dots)
     panel.plot([0, 1], [0, 1], color=MUTED, linestyle=(0, (4, 3)), linewidth=1.1)
     panel.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
@@ -186,17 +188,15 @@ def draw_risk_coverage(uncertainty: Any, losses: Any) -> "Figure":
     curve = curve_of("draw_risk_coverage", uncertainty, losses)
     figure = _figure(5, 4)
     panel = figure.subplots()
-    marker: Any = {
-        "marker": "o" if len(curve.coverage) == 1 else "",
-        "clip_on": len(curve.coverage) > 1,
-    }  # a dot, no line
-    panel.plot(curve.coverage, curve.risk, color=FIRST, label="in this order", **marker)
-    panel.plot(curve.coverage, curve.best, color=SECOND, label="in the best order", **marker)
+    whole: Any = {"clip_on": False}  # also along the edges, as of a model without errors
+    whole["marker"] = "o" if len(curve.coverage) == 1 else ""  # a dot, no line
+    panel.plot(curve.coverage, curve.risk, color=FIRST, label="in this order", zorder=4, **whole)
+    panel.plot(curve.coverage, curve.best, color=SECOND, label="in the best order", zorder=3, **whole)
     panel.axhline(float(curve.risk[-1]), color=MUTED, linestyle=(0, (4, 3)), linewidth=1.1, label="in random order")
     panel.set(xlim=(0, 1), xlabel="coverage: share of rows answered", ylabel="risk: mean loss of those")
     panel.set_ylim(bottom=0)
     panel.set_title(f"area {curve.area:.3f}, excess {curve.excess:.3f}")
-    panel.legend()
+    figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 
@@ -284,15 +284,19 @@ def draw_intervals(lower: Any, upper: Any, targets: Any, *, level: float, mean: 
     figure = _figure(8, 4)
     panel = figure.subplots()
     width = max(0.5, min(6.0, 300 / len(low)))
-    panel.vlines(places, low, high, color=MUTED, alpha=0.45, linewidth=width, label="interval")
+    is_large = len(low) > _VECTORS
+    panel.vlines(places, low, high, color=MUTED, alpha=0.45, linewidth=width, label="interval", rasterized=is_large)
     panel.plot(places, middle, color=_inks()[0], linewidth=1, label="prediction", zorder=3)
     dot = min(1.0, (300 / len(low)) ** 0.5)  # many rows lie close together
-    panel.plot(places[~is_out], true[~is_out], "o", color=FIRST, mew=0, markersize=4 * dot, label="target inside")
-    panel.plot(places[is_out], true[is_out], "o", color=SECOND, mew=0, markersize=5 * dot, label="target outside")
+    for rows, paint, size, side in ((~is_out, FIRST, 4, "inside"), (is_out, SECOND, 5, "outside")):
+        panel.plot(
+            places[rows], true[rows], "o", color=paint, markeredgewidth=0, markersize=size * dot, rasterized=is_large,
+            label=f"target {side}",
+        )  # fmt: skip
     panel.set(xlabel="rows in the order of their predictions", ylabel="target")
     title = f"{100 * level:.4g} % intervals: coverage {100 * found.coverage:.1f} %, mean width {found.width:.4g}"
     panel.set_title(title)
-    for handle in panel.legend().legend_handles:
+    for handle in figure.legend(loc="outside lower center", ncols=4).legend_handles:
         if isinstance(handle, Line2D) and handle.get_marker() == "o":
             handle.set_markersize(5)
     return figure

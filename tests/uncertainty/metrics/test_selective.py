@@ -40,3 +40,7 @@ def test_the_best_area_of_an_error_rate_tends_to_its_closed_form() -> None:
     is_wrong = np.arange(100_000) < 20_000
     found = risk_coverage(is_wrong, is_wrong)
     assert found.area == pytest.approx(0.2 + 0.8 * math.log(0.8), abs=1e-4)
+
+
+def test_a_curve_is_shown_in_a_line() -> None:
+    assert repr(risk_coverage([0.1, 0.2, 0.7, 0.9], [0, 1, 0, 1])) == "RiskCoverage(rows=4, area=0.3333, excess=0.125)"

@@ -29,6 +29,10 @@ class RiskCoverage:
     area: float
     excess: float
 
+    def __repr__(self) -> str:
+        """Show the number of rows and the areas."""
+        return f"RiskCoverage(rows={len(self.coverage)}, area={self.area:.4g}, excess={self.excess:.4g})"
+
 
 def risk_coverage(uncertainty: Any, losses: Any) -> RiskCoverage:
     """Return the risk of answering only the surest rows, for every share of rows.
