@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from regression.data import SETS, NotInstalledError, splits
 from torch import Tensor, nn
 
 import dropkit
@@ -63,8 +64,6 @@ def diabetes() -> tuple[Tensor, Tensor, Tensor]:
 
 def published(name: str) -> tuple[Tensor, Tensor, Tensor]:
     """Return the same of a set of UCI, in its first published split."""
-    from regression.data import SETS, splits
-
     inputs, targets = SETS[name].load()
     return standardised(inputs, targets, *splits(len(inputs), 1)[0])
 
@@ -194,7 +193,8 @@ _CONVOLUTIONAL: dict[str, Callable[[], nn.Sequential]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="train less")
-    parser.add_argument("--sets", nargs="*", default=["diabetes", "boston", "concrete", "wine", "yacht"])
+    sets = ("diabetes", *SETS)
+    parser.add_argument("--sets", nargs="*", choices=sets, default=sets, help="which sets, or none (default: all)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(HEADER)
@@ -203,8 +203,8 @@ def main() -> None:
         try:
             for row in dense(name, 20 if options.quick else 200, passes):
                 print(row, flush=True)
-        except RuntimeError as error:  # its package is not installed
-            print(f"{name}: {error}")
+        except NotInstalledError as error:
+            print(f"{name} left out: {error}")
     for row in convolutional(2 if options.quick else 8, passes):
         print(row, flush=True)
 

