@@ -6,7 +6,8 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt --build
 KERNELS := CMakeLists.txt $(wildcard src/dropkit/kernels/native/*.cpp src/dropkit/kernels/native/*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help study test test-slow native-arm sanitize workers triton examples stats lint format docs bench clean
+.PHONY: help study test test-slow native-arm sanitize workers triton examples exhaustive stats lint format docs bench \
+	bench-gpu clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -42,6 +43,9 @@ workers: .venv/.dev ## Run the longest tests of masks on many workers
 triton: .venv/.dev ## Run all tests of Triton's kernels, in its interpreter where there is no GPU
 	$(BIN)/python -m pytest $(WORKERS) -k triton tests/kernels tests/functional
 
+exhaustive: .venv/.dev ## Run everything that takes many minutes, all of the above included
+	$(BIN)/python -m pytest $(WORKERS) -m exhaustive
+
 stats: .venv/.dev ## Run a battery of statistical tests on masks (ARGS="--bits 28 --seeds 2" for longer ones)
 	$(BIN)/python -m tests.statistics.battery $(ARGS)
 
@@ -59,8 +63,11 @@ docs: .venv/.dev ## Write the pages of the variants, and build the documentation
 	$(BIN)/python tools/variant_pages.py
 	PYTHONPATH=tools $(BIN)/zensical build --strict --clean
 
-bench: .venv/.dev ## Run every benchmark
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+bench: .venv/.dev ## Run every benchmark of CPUs
+	@for script in $(filter-out benchmarks/gpu%,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+bench-gpu: .venv/.dev ## Run every benchmark of GPUs
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 clean: ## Remove the environment and everything that was built
 	rm -rf .venv build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -25,8 +25,9 @@ ROOT = Path(__file__).parents[1]
 NAMES = ("active_learning.md", "worked_example.md", "workers.md")
 PAGES = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in NAMES)
 SHOWN = dict(re.findall(r"```console\n\$ python (\S+)\n(.*?)```", PAGES, flags=re.DOTALL))
-SLOW = {"examples/active_learning.py": (pytest.mark.slow, pytest.mark.exhaustive)}
-SLOW |= {"examples/many_workers.py": (pytest.mark.slow,)}
+SLOW = dict.fromkeys(
+    ("examples/active_learning.py", "examples/many_workers.py"), (pytest.mark.slow, pytest.mark.exhaustive)
+)
 SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("examples/*.py"))
 RATES = (0.1, 0.3, 0.5, 0.7)
 

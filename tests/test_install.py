@@ -176,7 +176,10 @@ def test_a_wheel_without_kernels_runs_portable_operations_and_says_so_once(
 
 
 @needs_compiler
-@pytest.mark.parametrize("options", [[], ["--editable"]], ids=["copied", "editable"])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param([], id="copied", marks=pytest.mark.exhaustive), pytest.param(["--editable"], id="editable")],
+)
 def test_the_command_that_a_warning_gives_compiles_the_kernels(
     options: list[str], checkout: Path, environment: Path
 ) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import sysconfig
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,12 +30,13 @@ def run(command: list[str], **options: object) -> subprocess.CompletedProcess[st
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
-def imported_by(statement: str) -> set[str]:
+@cache
+def imported_by(statement: str) -> frozenset[str]:
     """The top-level packages that a fresh interpreter holds after `statement`."""
     code = f"import json, sys\n{statement}\nprint(json.dumps([name.partition('.')[0] for name in sys.modules]))"
     result = run([sys.executable, "-c", code])
     assert result.returncode == 0, result.stderr
-    return set(json.loads(result.stdout))
+    return frozenset(json.loads(result.stdout))
 
 
 def packages_named_in(source: str) -> set[str]:

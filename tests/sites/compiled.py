@@ -12,7 +12,18 @@ from torch.nn import functional as F
 import dropkit
 from dropkit.sites import address
 
-__all__ = ["FORMS", "MARKS", "SEED", "Block", "Drawing", "Stack", "assert_as_plain", "calling", "hand_written"]
+__all__ = [
+    "ANY_FORM",
+    "FORMS",
+    "MARKS",
+    "SEED",
+    "Block",
+    "Drawing",
+    "Stack",
+    "assert_as_plain",
+    "calling",
+    "hand_written",
+]
 
 SEED = 2**63 + 5
 MARKS = [
@@ -80,6 +91,13 @@ FORMS: dict[str, Callable[..., tuple[nn.Module, Callable[[Tensor], Tensor]]]] = 
     "method": lambda model, **options: (model, model.compile(**options) or model),
     "function": lambda model, **options: (model, torch.compile(calling(model), **options)),
 }
+
+# For tests of what is drawn, which does not depend on the form: one of them, and the others where there is time.
+ANY_FORM = [
+    pytest.param("wrapper", marks=pytest.mark.exhaustive),
+    "method",
+    pytest.param("function", marks=pytest.mark.exhaustive),
+]
 
 
 def trained(model: nn.Module, call: Callable[[Tensor], Tensor]) -> tuple[list[Tensor], list[Any]]:

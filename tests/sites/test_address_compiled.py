@@ -14,7 +14,7 @@ import dropkit
 from dropkit.random import call_key, keep_mask
 from dropkit.sites import address
 from dropkit.sites.addressing import table
-from tests.sites.compiled import FORMS, MARKS, SEED, Drawing, Stack, assert_as_plain, calling, hand_written
+from tests.sites.compiled import ANY_FORM, FORMS, MARKS, SEED, Drawing, Stack, assert_as_plain, calling, hand_written
 
 pytestmark = MARKS
 
@@ -58,12 +58,19 @@ ONE_GRAPH = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("draws", ONE_GRAPH)
+@pytest.mark.parametrize("form", ANY_FORM)
+@pytest.mark.parametrize("draws", [draws for draws in ONE_GRAPH if draws != "a shared layer"])
 def test_one_graph_draws_the_masks_of_a_plain_model(draws: str, form: str) -> None:
     counter = CompileCounterWithBackend("aot_eager")
     with torch._dynamo.config.patch(allow_rnn=True):
         assert_as_plain(ONE_GRAPH[draws], form, backend=counter, fullgraph=True)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_one_graph(form: str) -> None:
+    counter = CompileCounterWithBackend("aot_eager")
+    assert_as_plain(ONE_GRAPH["a shared layer"], form, backend=counter, fullgraph=True)
     assert counter.frame_count == 1
 
 

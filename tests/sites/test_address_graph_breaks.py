@@ -47,7 +47,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("form", ["wrapper", "function"])
+@pytest.mark.parametrize("form", ["wrapper", pytest.param("function", marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("draws", BROKEN)
 def test_graphs_that_break(draws: str, form: str) -> None:
     counter = CompileCounterWithBackend("aot_eager")
