@@ -9,6 +9,7 @@ from dropkit.kernels import portable
 from dropkit.kernels.native.division import Division, divide
 from dropkit.kernels.triton_address import launch
 from dropkit.kernels.triton_bits import keep, near, places, scale_of, scaled
+from dropkit.kernels.triton_keep_bits import keep_bits, select
 from dropkit.kernels.triton_spread import spread
 from dropkit.random.layout import Layout
 
@@ -56,6 +57,8 @@ def dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, place
     if division.is_too_fine:
         return portable.dropout(input, key, stream, threshold, place, is_scaled)
     if input.dtype in TYPES and input.is_contiguous() and input.shape == division.mask_shape:
+        if _spans_draws(division) and threshold.numel() == 1 and input.numel():
+            return select(input, keep_bits(key, stream, threshold, place, input.device), threshold, place, is_scaled)
         output = torch.empty_like(input)
         if output.numel():
             launch(division, key, stream, threshold, input.device).run(_dropout, input, output, IS_SCALED=is_scaled)
@@ -64,6 +67,11 @@ def dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, place
     if input.dtype in TYPES and mask.dim() == input.dim():
         return spread(input, mask, threshold, is_scaled)
     return portable.select(input, mask, portable.survivor_scale(threshold) if is_scaled else None)
+
+
+def _spans_draws(division: Division) -> bool:
+    """Tell whether a thread's elements are of several draws, each of which would be drawn for one element alone."""
+    return bool(division.columns % 8 or division.first_column % 8)
 
 
 def keep_mask(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""The mask as bits on a GPU: a word is drawn by one thread, and thirty-two elements are read by it."""
+"""The mask as bits on a GPU: a thread draws a word, and thirty-two elements are selected by it."""
 
 import torch
 import triton
@@ -7,11 +7,13 @@ from torch import Tensor
 
 from dropkit.kernels import bits as operators
 from dropkit.kernels.native.division import divide
-from dropkit.kernels.triton_address import launch_words
-from dropkit.kernels.triton_bits import along_line, keep_word
+from dropkit.kernels.triton_address import launch_words, on_device
+from dropkit.kernels.triton_bits import along_line, keep_word, scale_of, scaled
 from dropkit.random.layout import Layout
 
-__all__ = ["keep_bits"]
+__all__ = ["keep_bits", "select"]
+
+_TILE = 2048  # elements
 
 
 @triton.jit(do_not_specialize=["keys", "streams", "thresholds", "first_row", "row_step", "first_block"])
@@ -29,6 +31,23 @@ def _keep_bits(
     tl.store(bits + offset, found.to(tl.int32, bitcast=True), mask=begin + along < words)
 
 
+@triton.jit(do_not_specialize=["threshold"])
+def _select(
+    input, output, bits, threshold, elements, columns, skipped, words_per_row,
+    TILE: tl.constexpr, IS_SCALED: tl.constexpr,
+):  # fmt: skip
+    element = tl.program_id(0).to(elements.dtype) * TILE + tl.arange(0, TILE)
+    is_inside = element < elements
+    row, column = element // columns, (element % columns).to(tl.int32) + skipped
+    word = tl.load(bits + row.to(tl.int64) * words_per_row + (column >> 5), mask=is_inside, other=0)
+    kept = (word >> (column & 31) & 1) != 0
+    values = tl.load(input + element, mask=is_inside)
+    if IS_SCALED:
+        rate = tl.load(threshold) if threshold.dtype.is_ptr() else tl.cast(threshold, tl.int64)
+        values = scaled(values, scale_of(rate))
+    tl.store(output + element, tl.where(kept, values, 0.0).to(output.dtype.element_ty), mask=is_inside)
+
+
 def keep_bits(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, device: torch.device) -> Tensor:
     """Do what `dropkit.kernels.bits.keep_bits` does."""
     division = divide(key, stream, threshold, place)
@@ -39,3 +58,24 @@ def keep_bits(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, dev
     if bits.numel():
         launch_words(division, key, stream, threshold, device, words).run(_keep_bits, bits)
     return bits
+
+
+def select(input: Tensor, bits: Tensor, threshold: Tensor, place: Layout, is_scaled: bool) -> Tensor:
+    """Apply dropout by the bits of a mask of the input's shape.
+
+    Args:
+        input: Contiguous tensor of a type that the kernels know, not empty.
+        bits: What `keep_bits` has returned.
+        threshold: Of the one rate.
+        place: The place of the mask.
+        is_scaled: Whether survivors are scaled.
+    """
+    output = torch.empty_like(input)
+    rate = int(threshold) if threshold.device.type == "cpu" and input.device.type != "cpu" else threshold
+    columns = place.shape[-1] if place.shape else 1
+    with on_device(input.device):
+        _select[(triton.cdiv(input.numel(), _TILE),)](
+            input, output, bits, rate, input.numel(), columns, place.first_column & 7, bits.shape[-1],
+            TILE=_TILE, IS_SCALED=is_scaled,
+        )  # fmt: skip
+    return output
