@@ -200,6 +200,53 @@ def test_rates_of_one_and_below_the_masks_resolution_draw_nothing() -> None:
     assert float(found.std.max()) < 1e-12
 
 
+def test_constants_have_no_deviation() -> None:
+    layers = nn.Dropout(0.5), nn.Linear(4, 4), nn.Dropout(1.0), nn.Linear(4, 3)
+    found = exact(nn.Sequential(*layers).double())(torch.randn(2, 4).double())
+    assert float(found.std.max()) == 0.0
+    torch.testing.assert_close(found.arithmetic, layers[3].bias.softmax(-1).expand(2, -1).detach(), check_dtype=False)
+
+
+@pytest.mark.parametrize(
+    "propagate", [dropkit.uncertainty.exact, dropkit.uncertainty.moments], ids=["exact", "moments"]
+)
+def test_a_model_that_keeps_nothing_is_refused(propagate: Any) -> None:
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 3), nn.Dropout(1.0))
+    predict = propagate(model)
+    predict(torch.ones(2, 4))
+    model[0].p = 1.0
+    with pytest.raises(
+        ArgumentError, match=r"of what reaches 0, 2 nothing is kept \(p = 1\).* Give a site a rate below"
+    ):
+        predict(torch.ones(2, 4))
+
+
+class Weighted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = softmax_layer(0.5)
+
+    def forward(self, x: Tensor, offset: Tensor | None = None, weight: Tensor | None = None) -> Any:
+        h = self.inner(x if offset is None else x + offset)
+        return h if weight is None else h * weight
+
+
+def test_inputs_that_are_as_long_as_there_are_examples_by_chance() -> None:
+    model, x = Weighted(), torch.randn(4, 8).double()
+    weight, offset = torch.tensor([1.0, 2.0, 3.0, 4.0]).double(), torch.randn(4, 8).double()
+    found = exact(model, output="raw")(x, offset, weight=weight)
+    expected = exact(model.inner, output="raw")(x + offset)
+    torch.testing.assert_close(found.arithmetic, expected.arithmetic * weight)
+    torch.testing.assert_close(found.variance, expected.variance * weight**2)
+    one_each = exact(model, output="raw")(x, weight=weight[:, None])
+    torch.testing.assert_close(one_each.std, exact(model.inner, output="raw")(x).std * weight[:, None])
+
+
+def test_arrays_of_numpy_are_named() -> None:
+    with pytest.raises(ArgumentError, match=r"got 'arrays of NumPy' \(str\)\. Give torch.as_tensor\(array\)"):
+        exact(softmax_layer(0.5))(torch.ones(2, 8).numpy())
+
+
 def test_many_masks_are_taken_some_at_a_time() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Dropout(0.25), nn.Linear(14, 2)).double()

@@ -1,6 +1,7 @@
 """Using `moments`: either mode, any structure, nothing changed, and what has no rule is named."""
 
 import random
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -208,3 +209,16 @@ def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception], mess
 def test_a_model_without_dropout_is_an_error(model: nn.Module) -> None:
     with pytest.raises(ArgumentError, match="a model with active dropout"):
         moments(model)(torch.ones(1, 2))
+
+
+def test_traced_dropout_is_named() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that torch.jit.trace is deprecated, and that traced dropout is random
+        traced = torch.jit.trace(nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 2)), torch.ones(2, 4), check_trace=False)
+    with pytest.raises(UnsupportedError, match="moments: the model is a TorchScript module that draws dropout"):
+        moments(traced)(torch.ones(2, 4))
+
+
+def test_a_single_example_without_an_axis_of_examples_is_told_the_remedy() -> None:
+    with pytest.raises(UnsupportedError, match=r"linear without an axis of examples \(give a single .* as x\[None\]\)"):
+        moments(nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 2)))(torch.ones(4))

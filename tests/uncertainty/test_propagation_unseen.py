@@ -302,10 +302,17 @@ def test_moments_and_what_gives_them_are_copied(copied: Callable[[Any], Any], la
     assert torch.equal(copied(propagate)(x).covariance, found.covariance)
 
 
-@pytest.mark.parametrize("power", [0.5, -1, 2.0], ids=["root", "inverse", "float"])
+@pytest.mark.parametrize("power", [0.5, -1, 2.5], ids=["root", "inverse", "float"])
 def test_powers_other_than_positive_integers_are_refused(power: float) -> None:
     with pytest.raises(UnsupportedError, match="exponent that is no positive integer has no rule"):
         moments(head(lambda layer, x, h: h**power)())(torch.randn(2, 4))
+
+
+def test_integers_given_as_floats_are_powers() -> None:
+    x = torch.randn(2, 4)
+    one, other = (moments(head(lambda layer, x, h, power=power: h**power)())(x) for power in (2, 2.0))
+    assert torch.equal(one.mean, other.mean)
+    assert torch.equal(one.variance, other.variance)
 
 
 COPIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

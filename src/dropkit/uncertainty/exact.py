@@ -2,21 +2,25 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module
 
 from dropkit._checks import Choice, Integer, argument_error, argument_type_error
-from dropkit.errors import UnsupportedError
+from dropkit.errors import ArgumentError, UnsupportedError
 from dropkit.sites.interception.attachment import attached
 from dropkit.sites.interception.checkpoints import uncompiled
 from dropkit.sites.interception.names import runnable
 from dropkit.sites.interception.restoring import set_mode
 from dropkit.sites.interception.underneath import check_no_script
 from dropkit.uncertainty.dropping import active_sites, dropping
+from dropkit.uncertainty.engine.examples import Examples
 from dropkit.uncertainty.engine.inputs import Inputs
 from dropkit.uncertainty.subnetworks.calls import REMEDY, Drawn, Learner, Name, Replay
 from dropkit.uncertainty.subnetworks.means import Means, are_alike
@@ -30,6 +34,7 @@ _OUTPUT = Choice(("softmax", "sigmoid", "raw"))
 _LIMIT = Integer(1, 2**40, "[1, 2**40]")
 _AS_IT_IS: Within = nullcontext()
 _MEASURED = 16  # subnetworks whose rounding is measured, at most
+_OTHERS = 6  # inputs, besides the first, that may be without examples though as long
 _ONE_EXAMPLE = "Give a single example x as x[None]."
 _AXIS = Integer(-64, 63, "the range of a tensor's axes")
 
@@ -123,42 +128,40 @@ class Enumeration:
         """
         inputs = Inputs(args, kwargs)
         along = inputs.along(0)
-        examples = 0 if along is None else along.size
-        if not examples:
-            shapes = inputs.shapes
-            remedy = "" if shapes else "Give what the model's forward takes."
-            raise argument_error("exact", "inputs", "tensors with an axis 0 of examples, 1 or more", shapes, remedy)
+        if along is None or not along.size:
+            raise _no_examples(inputs)
         check_no_script("exact", self.model)
         sites = active_sites("exact", self.model, args, kwargs)
         model = runnable(self.model)
         with dropping(model, sites), uncompiled():
-            units, drawn = self._units(model, inputs, examples)
-            return self._averaged(model, inputs, units, Replay(drawn), examples)
+            along = _examples(model, inputs, along)
+            units, drawn = self._units(model, inputs, along)
+            return self._averaged(model, inputs, units, Replay(drawn), along)
 
-    def _units(self, model: Module, inputs: Inputs, examples: int) -> tuple[Units, Mapping[Name, Drawn]]:
+    def _units(self, model: Module, inputs: Inputs, along: Examples) -> tuple[Units, Mapping[Name, Drawn]]:
         """Return the units that draw, as told by two forwards of different numbers of examples, and what they draw."""
         once, twice = Learner(), Learner()
         for copies, learner in ((1, once), (2, twice)):
             with attached(model, learner, is_eager=True):
-                _output(model, inputs, copies, examples)
+                _output(model, inputs, copies, along)
             learner.check()
-        units = Units(once.drawn, twice.drawn, examples)
+        units = Units(once.drawn, twice.drawn, along.size)
         if units.count > math.log2(self.limit):
             rule, remedy = f"one of at most {self.limit} subnetworks", "Give a smaller model, or raise the limit."
             raise argument_error("exact", "model", rule, f"2**{units.count}", f"{remedy} {REMEDY}")
         return units, once.drawn
 
-    def _averaged(self, model: Module, inputs: Inputs, units: Units, replay: Replay, examples: int) -> Subnetworks:
+    def _averaged(self, model: Module, inputs: Inputs, units: Units, replay: Replay, along: Examples) -> Subnetworks:
         def run(chunk: Chunk, within: Within = _AS_IT_IS) -> Tensor:
             count = len(chunk.probabilities)
             replay.start(chunk.masks)
-            found = _output(model, inputs, count, examples, within)
+            found = _output(model, inputs, count, along, within)
             replay.check()
-            return found.unflatten(0, (count, examples))
+            return found.unflatten(0, (count, along.size))
 
         def evaluate(within: Within = _AS_IT_IS) -> Tensor:  # with dropout that is always on dropping nothing either
             replay.start(None)
-            return _evaluated(model, inputs, examples, within)
+            return _evaluated(model, inputs, along, within)
 
         def compare(chunk: Chunk, together: Tensor, positions: Sequence[int]) -> None:
             alone = torch.cat([run(units.part(chunk, [position])) for position in positions])
@@ -182,9 +185,34 @@ class Enumeration:
         return means.result(units.count)
 
 
-def _output(model: Module, inputs: Inputs, copies: int, examples: int, within: Within = _AS_IT_IS) -> Tensor:
+def _no_examples(inputs: Inputs) -> ArgumentError:
+    arrays = [leaf for leaf in inputs.leaves if isinstance(leaf, np.ndarray)]
+    if not inputs.tensors and arrays:
+        rule, remedy = "tensors of PyTorch", "Give torch.as_tensor(array)."
+        return argument_error("exact", "inputs", rule, "arrays of NumPy", remedy)
+    shapes = inputs.shapes
+    remedy = "" if shapes else "Give what the model's forward takes."
+    return argument_error("exact", "inputs", "tensors with an axis 0 of examples, 1 or more", shapes, remedy)
+
+
+def _examples(model: Module, inputs: Inputs, along: Examples) -> Examples:
+    """Return which inputs have the examples: all of their length, unless the model then takes no more of them.
+
+    Others, such as weights of classes, may be as long by chance.
+    """
+    others = sorted(along.which)[1:][:_OTHERS]
+    for count in range(len(others) + 1) if others else ():
+        for left_out in combinations(others, count):
+            tried = replace(along, which=along.which - set(left_out))
+            with suppress(Exception):  # whatever a model makes of inputs that do not fit together
+                _output(model, inputs, 2, tried)
+                return tried
+    return along  # whose error tells
+
+
+def _output(model: Module, inputs: Inputs, copies: int, along: Examples, within: Within = _AS_IT_IS) -> Tensor:
     """Run a model on copies of its inputs, one after another."""
-    args, kwargs = inputs.repeated(inputs.along(0), copies)
+    args, kwargs = inputs.repeated(along, copies)
     try:
         with within:
             found = model(*args, **kwargs)
@@ -193,7 +221,7 @@ def _output(model: Module, inputs: Inputs, copies: int, examples: int, within: W
             raise
         rule = "tensors whose axis 0 counts examples"
         raise argument_error("exact", "inputs", rule, f"one of shape {inputs.shapes[0]}", _ONE_EXAMPLE) from error
-    if isinstance(found, Tensor) and found.is_floating_point() and found.shape[:1] == (copies * examples,):
+    if isinstance(found, Tensor) and found.is_floating_point() and found.shape[:1] == (copies * along.size,):
         return found
     rule = "one whose output is a floating tensor with as many examples as its input"
     if not isinstance(found, Tensor):
@@ -203,11 +231,11 @@ def _output(model: Module, inputs: Inputs, copies: int, examples: int, within: W
     raise argument_error("exact", "model", rule, value, _ONE_EXAMPLE if inputs.is_vector else "")
 
 
-def _evaluated(model: Module, inputs: Inputs, examples: int, within: Within) -> Tensor:
+def _evaluated(model: Module, inputs: Inputs, along: Examples, within: Within) -> Tensor:
     """Return what a model gives in evaluation mode."""
     flags = [(module, module.training) for module in model.modules()]
     set_mode(model, training=False)
-    found = _output(model, inputs, 1, examples, within)
+    found = _output(model, inputs, 1, along, within)
     for module, training in flags:
         module.training = training
     return found

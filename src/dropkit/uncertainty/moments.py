@@ -14,6 +14,7 @@ from dropkit.errors import UnsupportedError
 from dropkit.sites.find import Sites
 from dropkit.sites.interception.names import module_names, runnable
 from dropkit.sites.interception.restoring import cloned, generators
+from dropkit.sites.interception.underneath import check_no_script
 from dropkit.uncertainty.dropping import active_sites, dropping
 from dropkit.uncertainty.propagation.handle import Handle
 from dropkit.uncertainty.propagation.noise import NOISE
@@ -84,17 +85,18 @@ def moments(model: Module, *, rank: int | None = None) -> "MomentPropagation":
     error of 0.0 does not say that moments are exact. On trained dense networks of one to three hidden layers of 50 to
     200 units standard deviations were within 15 % of sampling, near the data; they were off by up to a third with eight
     layers or far from the data, by a factor of two where a layer has two units, by a factor of six after a saturated
-    sigmoid, by a fifth where single elements are dropped before max pooling, and by up to two thirds where whole
-    channels are dropped of three before a convolution. To check a model, compare with `mc` on a few rows, as in the
-    example below.
+    sigmoid, by a fifth where single elements are dropped before max pooling, by up to two thirds where whole channels
+    are dropped of three before a convolution, and by a factor of two at single pixels of an output. To check a model,
+    compare with `mc` on a few rows, as in the example below.
 
     Rules are there for linear layers, convolutions, batch normalisation in evaluation mode, average and max pooling,
     elementwise activations, sums, and functions that move elements; and for all dropout that draws a number for each
-    unit, channel, path, time or weight, also by hand, where each mask drops from one tensor at one rate. What runs before the first site may be anything that draws nothing. An
-    operation without a rule is an error that names it, and so is other noise than dropout, and an operation that
-    reaches a random tensor where rules cannot, as in TorchScript or under ``torch.func.vmap``. Models of half precision
-    are computed in single precision from the first site on, and the result is in that. The first call runs the model
-    four times more, to find its sites and to see that nothing else is random.
+    unit, channel, path, time or weight, also by hand, where each mask drops from one tensor at one rate. What runs
+    before the first site may be anything that draws nothing. An operation without a rule is an error that names it, and
+    so is other noise than dropout, and an operation that reaches a random tensor where rules cannot, as in TorchScript
+    or under ``torch.func.vmap``. Models of half precision are computed in single precision from the first site on, and
+    the result is in that. The first call runs the model four times more, to find its sites and to see that nothing else
+    is random.
 
     Args:
         model: The model, in either mode; it is left as it was. Axis 0 of its inputs counts examples.
@@ -107,7 +109,7 @@ def moments(model: Module, *, rank: int | None = None) -> "MomentPropagation":
         one that normalises them, such as a categorical, is refused.
 
     Raises:
-        ArgumentError: If `rank` is out of range; by a call, if no dropout is active in the model.
+        ArgumentError: If `rank` is out of range; by a call, if no dropout is active in the model, or nothing is kept.
         ArgumentTypeError: If `model` is no module or `rank` no integer.
         UnsupportedError: By a call, if an operation or a site has no rule, or an output is of a class that cannot be
             looked into.
@@ -165,7 +167,7 @@ class MomentPropagation:
         """
         if self._sites is not None and {site.path for site in self._sites} <= module_names(self.model).keys():
             found, propagation = self._run(self._sites, args, kwargs)
-            if propagation.calls == _calls(self._sites) and not propagation.has_inactive:
+            if propagation.calls == _calls(self._sites) and propagation.keeps and not propagation.has_inactive:
                 return found
         self._sites = self._checked(active_sites("moments", self.model, args, kwargs))
         self._check_repeated(self._sites, args, kwargs)
@@ -188,7 +190,7 @@ class MomentPropagation:
         first, second = (flatten(self._run(sites, args, kwargs, drops=False)[0])[0] for _ in range(2))
         found = [pair for pair in zip(first, second, strict=True) if all(map(_is_floating, pair))]
         if not all(a.shape == b.shape and torch.allclose(a, b, _ALIKE, _ALIKE, equal_nan=True) for a, b in found):
-            raise _noisy()
+            raise self._noisy()
 
     def _run(
         self, sites: Sites, args: tuple[Any, ...], kwargs: dict[str, Any], drops: bool = True
@@ -207,11 +209,16 @@ class MomentPropagation:
                     raise
                 raise propagation.refusal from error
             if _states(model) != before:
-                raise _noisy()
+                raise self._noisy()
         leaves, rebuild = flatten(output)
         neglected = propagation.sources.neglected
         found = [_moments(leaf, name, neglected) for leaf, name in zip(leaves, rebuild.names, strict=True)]
         return rebuild.plain(found), propagation
+
+    def _noisy(self) -> UnsupportedError:
+        """Return the error about what is drawn where no rule sees it; raise another where that is traced dropout."""
+        check_no_script("moments", self.model)
+        return UnsupportedError(f"moments: the model draws other noise than dropout, which has no rule. {REMEDY}")
 
 
 def _calls(sites: Sites) -> int:
@@ -220,10 +227,6 @@ def _calls(sites: Sites) -> int:
 
 def _is_floating(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
-
-
-def _noisy() -> UnsupportedError:
-    return UnsupportedError(f"moments: the model draws other noise than dropout, which has no rule. {REMEDY}")
 
 
 def _states(model: Module) -> bytes:

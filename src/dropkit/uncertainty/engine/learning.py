@@ -20,6 +20,7 @@ from dropkit.sites.switching.planning import planned
 from dropkit.sites.switching.probe import Probe
 from dropkit.sites.switching.rewriting import Plan
 from dropkit.sites.switching.selection import Selection
+from dropkit.uncertainty.dropping import nothing_kept
 
 __all__ = ["Learned", "learn"]
 
@@ -83,10 +84,7 @@ def learn(
         if not chosen:
             raise selection.mismatch("mc", certain.values())
         if all(certain[name].p == 1 for name in chosen):
-            raise ArgumentError(
-                f"mc: of what reaches {', '.join(sorted(chosen))} nothing is kept (p = 1), so that all passes would be "
-                "equal. Give a site a rate below 1."
-            )
+            raise nothing_kept("mc", chosen)
         plan = Plan()
         for probe in found:
             plan = plan.joined(planned(probe, "on", chosen & probe.sites.keys()))

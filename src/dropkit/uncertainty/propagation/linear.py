@@ -31,13 +31,16 @@ __all__ = [
     "projected",
     "rearranged",
     "reduced",
+    "repeated",
     "stacked",
     "subtracted",
     "subtracted_from",
+    "turned",
     "weighted",
 ]
 
 _Function = Callable[..., Any]
+_NO_EXAMPLES = "without an axis of examples (give a single example x as x[None])"
 
 
 def weighted(function: _Function) -> _Function:
@@ -49,7 +52,7 @@ def weighted(function: _Function) -> _Function:
         if not isinstance(input, Variable) or isinstance(weight, Variable) or isinstance(bias, Variable):
             raise UnsupportedError("with random weights")
         if input.mean.dim() < (2 if function is F.linear else weight.dim()):
-            raise UnsupportedError("without an axis of examples")
+            raise UnsupportedError(_NO_EXAMPLES)
         mean = function(input.mean, weight, bias, *rest, **named)
         return sources.mapped(
             input,
@@ -62,11 +65,14 @@ def weighted(function: _Function) -> _Function:
 
 
 def projected(sources: Sources, input: Any, other: Any) -> Variable:
-    """Return the product of a variable and a constant matrix."""
-    is_matrix = isinstance(other, Tensor) and other.dim() == 2
-    if not is_matrix or not isinstance(input, Variable) or input.mean.dim() < 2:
-        raise UnsupportedError("of anything but a random tensor and a constant matrix")
-    return weighted(F.linear)(sources, input, other.T)
+    """Return the product of a variable and a constant matrix or vector."""
+    is_constant = isinstance(other, Tensor) and other.dim() in (1, 2)
+    if not is_constant or not isinstance(input, Variable) or input.mean.dim() < 2:
+        raise UnsupportedError("of anything but a random tensor and a constant matrix or vector")
+    if other.dim() == 2:
+        return weighted(F.linear)(sources, input, other.T)
+    column = weighted(F.linear)(sources, input, other[None])
+    return rearranged(Tensor.squeeze)(sources, column, -1)
 
 
 def biased_projection(sources: Sources, bias: Any, input: Any, other: Any) -> Variable:
@@ -188,7 +194,8 @@ def averaged(function: _Function, axes: int) -> _Function:
         mean = pooled(input.mean)
         if input.private is None:
             return sources.variable(mean, columns(pooled, input.factors, mean))
-        if any(for_each_axis(padding, axes)) or ceil_mode:
+        rest = [(n - k) % s for n, k, s in zip(input.mean.shape[2:], kernel, steps, strict=True)]
+        if any(for_each_axis(padding, axes)) or (ceil_mode and any(rest)):
             raise UnsupportedError("with padding or ceil_mode, of noise beyond the rank,")
         size = divisor_override or math.prod(kernel)
         return _pooled(sources, input, mean, pooled, size, all(map(int.__ge__, steps, kernel)))
@@ -271,6 +278,34 @@ def rearranged(function: _Function) -> _Function:
     return rule
 
 
+def turned(name: str) -> _Function:
+    """Return the rule of an attribute that swaps axes of a tensor."""
+
+    def turn(x: Tensor) -> Tensor:
+        return getattr(x, name)
+
+    return rearranged(turn)
+
+
+def repeated(
+    sources: Sources,
+    input: Variable,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    *rest: Any,
+    **named: Any,
+) -> Variable:
+    """Return interpolation that copies the nearest element."""
+    if mode != "nearest":
+        raise UnsupportedError(f"with mode={mode!r}")
+
+    def copied(x: Tensor) -> Tensor:
+        return F.interpolate(x, size, scale_factor, mode, *rest, **named)
+
+    return sources.mapped(input, copied(input.mean), copied, copied)
+
+
 def broadcast(sources: Sources, *tensors: Any) -> tuple[Any, ...]:
     """Return random tensors and constants expanded to one shape."""
     shape = torch.broadcast_shapes(*(_mean(each).shape for each in tensors))
@@ -335,7 +370,7 @@ def _mean(value: Any) -> Any:
 def check_batch(input: Variable, rank: int) -> None:
     """Raise where an input has no axis of examples, as single ones need not have."""
     if input.mean.dim() != rank:
-        raise UnsupportedError("without an axis of examples")
+        raise UnsupportedError(_NO_EXAMPLES)
 
 
 def _check_kept(variable: Variable, mean: Tensor) -> None:

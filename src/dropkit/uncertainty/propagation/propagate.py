@@ -56,6 +56,7 @@ class Propagation(TorchFunctionMode):
         self.drops = drops
         self.sources = Sources(rank, self._where)
         self.calls = 0  # of functions that dropped
+        self.keeps = False  # whether one of them keeps anything
         self.is_over = False
         self.has_inactive = False  # whether one was asked not to that has a rate
         self.refusal: UnsupportedError | None = None  # by code that may have made another error of it
@@ -185,6 +186,7 @@ class Propagation(TorchFunctionMode):
         if not isinstance(handle, Handle):
             raise self._refusal(kind, "of what is no example's, such as weights, has no rule")
         self.calls += is_active
+        self.keeps |= is_active and (isinstance(call.p, Tensor) or call.p != 1)
         self._check_current(call.function.function, handles_among(dict(given)))
         variables = {name: _variable(value) for name, value in given.items()} | {"input": _widened(handle.variable)}
         if not is_active:  # and does more than drop
@@ -200,6 +202,7 @@ class Propagation(TorchFunctionMode):
     def masked(self, handle: Handle, mask: Masking, shared: tuple[int, ...], dtype: torch.dtype) -> Any:
         """Return a tensor with a mask that was drawn by hand."""
         self.calls += self.drops
+        self.keeps |= mask.rate < 1
         if not self.drops:
             return handle
         with _precisely(handle.device.type):

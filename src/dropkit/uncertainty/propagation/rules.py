@@ -99,9 +99,10 @@ def _hardsigmoid() -> Response:
 
 
 def _pow(exponent: Any) -> Response:
-    if not isinstance(exponent, int) or exponent < 1:
+    if not isinstance(exponent, int | float) or exponent < 1 or exponent != int(exponent):
         raise UnsupportedError("with an exponent that is no positive integer")
-    return quadrature(lambda x: x**exponent)
+    power = int(exponent)
+    return quadrature(lambda x: x**power)
 
 
 def _elu(alpha: float = 1.0) -> Response:
@@ -196,6 +197,8 @@ def _table() -> Iterator[tuple[Callable[..., Any], _Rule]]:
         yield from ((f, max_pooled(axes)) for f in _named(f"max_pool{axes}d"))
     yield from ((function, through_masks(_prelu)) for function in _named("prelu"))
     yield torch.broadcast_tensors, linear.broadcast
+    yield from ((getattr(Tensor, name).__get__, linear.turned(name)) for name in ("T", "mT"))
+    yield F.interpolate, linear.repeated
     yield torch.where, linear.chosen
     yield Tensor.where, linear.chosen_else
     yield F.batch_norm, through_masks(linear.batch_normalised)
@@ -208,7 +211,7 @@ _ARITHMETIC: Mapping[tuple[str, ...], _Rule] = {
     ("mul", "multiply", "__mul__", "__rmul__", "__imul__"): linear.multiplied,
     ("div", "divide", "true_divide", "__truediv__", "__itruediv__"): linear.divided,
     ("neg", "negative", "__neg__"): linear.negated,
-    ("matmul", "mm", "__matmul__"): linear.projected,
+    ("matmul", "mm", "mv", "__matmul__"): linear.projected,
     ("addmm",): linear.biased_projection,
     ("cat", "concat", "concatenate"): linear.concatenated,
     ("stack",): linear.stacked,

@@ -72,11 +72,13 @@ class Means:
         self.logits += torch.tensordot(weights, logits, 1)
         values, share = self._predictions(logits, 1), weights.sum()
         self.likeliest = torch.maximum(self.likeliest, values.amax(0))
-        mean = torch.tensordot(weights / share, values, 1)
         whole = self.weight.to(share) + share
-        shift = mean - self.mean
-        self.squares += torch.tensordot(weights, (values - mean) ** 2, 1) + shift**2 * (whole - share) * share / whole
-        self.mean += shift * share / whole
+        base = values[0].nan_to_num(0.0, 0.0, 0.0)  # so that the mean of a constant is exact
+        mean = base + torch.tensordot(weights / share, values - base, 1)
+        shift = _difference(mean, self.mean) if self.weight > 0 else torch.zeros_like(mean)
+        self.squares += torch.tensordot(weights, _difference(values, mean) ** 2, 1)
+        self.squares += shift**2 * (whole - share) * share / whole
+        self.mean = self.mean + shift * share / whole if self.weight > 0 else mean
         self.weight = whole
 
     def result(self, units: int) -> Subnetworks:
@@ -94,3 +96,8 @@ class Means:
             class_dim=self.axis,
             dtype=self.rounding.kind,
         )
+
+
+def _difference(a: Tensor, b: Tensor) -> Tensor:
+    """Return a difference, 0 of infinities that are equal."""
+    return torch.where(a == b, 0.0, a - b)
