@@ -275,6 +275,10 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"batch_dim": 1.0}, ArgumentTypeError, "`batch_dim`"),
     ({"batch_dim": "0"}, ArgumentTypeError, "`batch_dim`"),
     ({"batch_dim": True}, ArgumentTypeError, "`batch_dim`"),
+    ({"batch_dim": ()}, ArgumentError, "`batch_dim`"),
+    ({"batch_dim": (None, None)}, ArgumentError, "`batch_dim`"),
+    ({"batch_dim": (0, -1)}, ArgumentError, "`batch_dim`"),
+    ({"batch_dim": (0, "1")}, ArgumentTypeError, "`batch_dim`"),
 ]
 
 

@@ -1,5 +1,6 @@
 """Batches of a loader: what the model is given of them, and how their results are joined."""
 
+import re
 from collections import UserDict
 from typing import Any
 
@@ -287,6 +288,29 @@ def test_what_the_forward_does_not_take_is_told(batch: Any, parts: list[str]) ->
     assert message.startswith("MonteCarlo.batches: the forward of Two does not take batch 1: ")
     for part in parts:
         assert part.lower() in message.lower()
+
+
+class Optional(Head):
+    """Can do without its second input."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = self.drop(x.relu())
+        return self.head(x if mask is None else x * mask)
+
+
+def test_inputs_of_which_one_can_be_left_out_are_told_how_to_be_given() -> None:
+    x, mask, y = torch.randn(4, 8), torch.ones(4, 8), torch.arange(4)
+    predict = mc(Optional(), 2, seed=0)
+    for batch in (((x, mask), y), [[x, mask], y]):
+        with pytest.raises(ArgumentTypeError) as raised:
+            predict.batches([x, batch])
+        assert re.fullmatch(
+            r"MonteCarlo.batches: the forward of Optional was given batch 1 as one input, a (tuple|list) of 2 tensors, "
+            r"for it needs no second, and raised AttributeError: .* has no attribute 'relu'\. If they are several "
+            r'inputs, let the loader yield them by name: \{"x": ..., "mask": ...\}\.',
+            str(raised.value),
+        )
+    same(predict.batches([({"x": x, "mask": mask}, y)]).mean, predict(x, mask).mean)
 
 
 def test_other_errors_are_the_model_s_and_tell_the_batch() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from dropkit.errors import ArgumentError, UnsupportedError
 from dropkit.uncertainty import mc
@@ -100,3 +101,81 @@ def test_places_that_are_as_many_as_examples_are_none(count: int) -> None:
     assert samples(Places(), x).shape == (9, count, 6, 8)
     with pytest.raises(UnsupportedError, match="cannot share masks"):
         samples(Places(), x, masks="shared")
+
+
+class TimeFirst(nn.Module):
+    """Tokens that have time first, and a mask of padding that has the examples first."""
+
+    def __init__(self, batch_first: bool = False) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, 0.2, batch_first=batch_first)
+        self.embedding, self.head, self.batch_first = nn.Embedding(20, 8), nn.Linear(8, 3), batch_first
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+
+    def forward(self, tokens: Tensor, padding: Tensor) -> Tensor:
+        hidden = self.encoder(self.embedding(tokens), src_key_padding_mask=padding)
+        return self.head(hidden.mean(int(self.batch_first)))
+
+
+class Packed(nn.Module):
+    """Tokens that have time first, their lengths, and a head on the last state."""
+
+    def __init__(self, batch_first: bool = False) -> None:
+        super().__init__()
+        self.embedding, self.drop, self.head = nn.Embedding(20, 8), nn.Dropout(0.3), nn.Linear(12, 3)
+        self.gru, self.batch_first = nn.GRU(8, 12, 2, dropout=0.4, batch_first=batch_first), batch_first
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        packed = pack_padded_sequence(self.embedding(tokens), lengths, self.batch_first, enforce_sorted=False)
+        return self.head(self.drop(self.gru(packed)[1][-1]))
+
+
+def beside(kind: type[nn.Module], count: int) -> Tensor:
+    lengths = torch.arange(count) % TIME + 1
+    lengths[0] = TIME
+    return lengths if kind is Packed else torch.arange(TIME) >= lengths[:, None]
+
+
+@pytest.mark.parametrize("said", [None, 1, (1, 0)], ids=["found", "said", "of each"])
+@pytest.mark.parametrize("masks", ["per_example", "shared"])
+@pytest.mark.parametrize("count", [4, TIME])
+@pytest.mark.parametrize("kind", [TimeFirst, Packed])
+def test_inputs_may_have_their_examples_along_other_axes(kind: Any, count: int, masks: str, said: Any) -> None:
+    """The networks are those of the same model with the batch first."""
+    model, other = kind(), kind(batch_first=True)
+    other.load_state_dict(model.state_dict())
+    tokens, more = torch.randint(0, 20, (TIME, count)), beside(kind, count)
+    result = mc(model, 9, seed=0, masks=masks, keep_samples=True, batch_dim=said)(tokens, more)
+    expected = mc(other, 9, seed=0, masks=masks, keep_samples=True)(tokens.T.contiguous(), more)
+    assert result.facts["engine"] != "loop"
+    torch.testing.assert_close(result.samples, expected.samples)
+
+
+@pytest.mark.parametrize("kind", [TimeFirst, Packed])
+def test_batches_of_such_inputs_have_the_masks_of_one(kind: Any) -> None:
+    tokens, more = torch.randint(0, 20, (TIME, 6)), beside(kind, 6)
+    predict = mc(kind(), 9, seed=0, keep_samples=True)
+    parts = [((tokens[:, each], more[each]), 0) for each in (slice(0, 4), slice(4, 6))]
+    torch.testing.assert_close(predict.batches(parts).samples, predict(tokens, more).samples)
+
+
+@LOOPS
+def test_the_axis_of_what_has_its_examples_first_gives_the_same_networks() -> None:
+    model, tokens, more = Packed(), torch.randint(0, 20, (TIME, 4)), beside(Packed, 4)
+    found = [
+        mc(model, 9, seed=0, keep_samples=True, batch_dim=said)(tokens, more).samples for said in (0, (None, 0), 1)
+    ]
+    torch.testing.assert_close(found[0], found[2])
+    torch.testing.assert_close(found[1], found[2])
+
+
+def test_axes_that_do_not_fit_the_inputs_are_refused() -> None:
+    inputs = torch.randint(0, 20, (TIME, 4)), beside(Packed, 4)
+    with pytest.raises(ArgumentError, match=r"`batch_dim` must be .* one for each tensor .* got \(1,\).*These have 2"):
+        mc(Packed(), 3, batch_dim=(1,))(*inputs)
+    for said in ((0, 0), (1, 3)):
+        with pytest.raises(ArgumentError, match=r"`batch_dim` must be axes .* one length.*shapes are \(5, 4\), \(4,\)"):
+            mc(Packed(), 3, batch_dim=said)(*inputs)
+    square = torch.randint(0, 20, (TIME, TIME)), beside(TimeFirst, TIME)
+    with pytest.raises(ArgumentError, match=r"`batch_dim` must be an axis .* got \(0, 0\).* It is none"):
+        mc(TimeFirst(), 3, batch_dim=(0, 0))(*square)

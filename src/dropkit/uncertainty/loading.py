@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from typing import Any
 
+from torch import Tensor
 from torch.nn import Module
 
 from dropkit._checks import require
@@ -68,13 +69,41 @@ def explained(model: Module, number: int, batch: Any, args: tuple[Any, ...], kwa
         why = _why_not(model, args, kwargs) if isinstance(error, TypeError) else ""
         if why:
             raise ArgumentTypeError(_message(model, number, batch, kwargs, why)) from error
+        if isinstance(error, TypeError | AttributeError) and _may_be_several(model, args):
+            raise ArgumentTypeError(_message_of_one(model, number, args[0], error)) from error
         error.add_note(f"MonteCarlo.batches: this was batch {number} of the loader, counted from 0.")
         raise
 
 
+def _may_be_several(model: Module, args: tuple[Any, ...]) -> bool:
+    """Tell whether the only input is several tensors that the forward would take one by one as well."""
+    if len(args) != 1 or not _is_sequence(args[0]) or len(args[0]) < 2:
+        return False
+    return all(isinstance(each, Tensor) for each in args[0]) and not _why_not(model, tuple(args[0]), {})
+
+
+def _message_of_one(model: Module, number: int, value: Any, error: Exception) -> str:
+    inner, kind = unwrapped(model), type(value).__name__
+    named = _named(_names(inner)[: len(value)])
+    return (
+        f"MonteCarlo.batches: the forward of {type(inner).__name__} was given batch {number} as one input, a {kind} of "
+        f"{len(value)} tensors, for it needs no second, and raised {type(error).__name__}: {error}. If they are "
+        f"several inputs, let the loader yield them by name: {named}."
+    )
+
+
+def _names(inner: Module) -> list[str]:
+    """Return the names of what a forward takes, as far as it can be given by name."""
+    return [name for name, each in inspect.signature(inner.forward).parameters.items() if each.kind not in _NO_NAME]
+
+
+def _named(names: list[str]) -> str:
+    return "{" + ", ".join(f'"{name}": ...' for name in names) + "}"
+
+
 def _message(model: Module, number: int, batch: Any, kwargs: dict[str, Any], why: str) -> str:
     inner = unwrapped(model)
-    names = [name for name, each in inspect.signature(inner.forward).parameters.items() if each.kind not in _NO_NAME]
+    names = _names(inner)
     text = f"MonteCarlo.batches: the forward of {type(inner).__name__} does not take batch {number}: {why}."
     if kwargs:
         return (
@@ -82,8 +111,7 @@ def _message(model: Module, number: int, batch: Any, kwargs: dict[str, Any], why
             f"that the forward takes: {', '.join(names)}."
         )
     shown = f"Of a {type(batch).__name__} the first entry alone is given to it. " if _is_sequence(batch) else ""
-    named = ", ".join(f'"{name}": ...' for name in names)
-    return f"{text} {shown}Let the loader yield inputs by name: {{{named}}}."
+    return f"{text} {shown}Let the loader yield inputs by name: {_named(names)}."
 
 
 def shown(loader: Iterable[Any]) -> Iterable[Any]:

@@ -22,11 +22,13 @@ from dropkit.sites.interception.values import version_of
 from dropkit.sites.switching.selection import Selection
 from dropkit.uncertainty.engine.batch import Batch
 from dropkit.uncertainty.engine.chunks import OtherPathError, run_passes
+from dropkit.uncertainty.engine.examples import Said
 from dropkit.uncertainty.engine.inputs import Inputs, Output, signature
 from dropkit.uncertainty.engine.learning import Learned, learn
 from dropkit.uncertainty.engine.passes import Passes
 from dropkit.uncertainty.engine.tape import MismatchError
-from dropkit.uncertainty.engine.ways import Way, Ways, found
+from dropkit.uncertainty.engine.telling import chosen_way, tell
+from dropkit.uncertainty.engine.ways import Way, Ways
 from dropkit.uncertainty.loading import explained, given, shown
 from dropkit.uncertainty.results.result import Result
 from dropkit.uncertainty.results.running import Running
@@ -59,7 +61,7 @@ def mc(
     error: float | None = None,
     class_dim: int = -1,
     keep_samples: bool = False,
-    batch_dim: int | None = None,
+    batch_dim: Said = None,
 ) -> "MonteCarlo":
     """Return a model's predictions as Monte Carlo dropout makes them: the mean of many passes, and how they differ.
 
@@ -100,8 +102,10 @@ def mc(
             Default: -1, with a warning where there are four axes or more.
         keep_samples: Whether to keep the outputs of all passes. Default: False, for which memory does not grow with
             their number.
-        batch_dim: The axis of the inputs along which examples lie. Default: found, axis 0 or axis 1: passes have to go
-            beside one another there, or examples into another order, each with its masks.
+        batch_dim: The axis of the inputs along which examples lie; or a tuple with one for each tensor that the forward
+            is given, in their order, None for one that has no examples: ``(1, 0)`` for sequences that have time first,
+            and their lengths. Default: found, axis 0 or axis 1: passes have to go beside one another there, or examples
+            into another order, each with its masks.
 
     Returns:
         A callable that takes what the model's forward takes and returns a `Result`; its method `batches` takes a
@@ -151,8 +155,16 @@ def mc(
         error=error,
         class_dim=_CLASS_DIM.check("mc", "class_dim", class_dim),
         keep_samples=keep_samples,
-        batch_dim=batch_dim if batch_dim is None else _BATCH_DIM.check("mc", "batch_dim", batch_dim),
+        batch_dim=_checked(batch_dim),
     )
+
+
+def _checked(batch_dim: Any) -> Said:
+    """Return the axis of examples that a user has named, or those of each tensor."""
+    if isinstance(batch_dim, tuple | list):
+        axes = tuple(None if each is None else _BATCH_DIM.check("mc", "batch_dim", each) for each in batch_dim)
+        return axes if set(axes) - {None} else _refuse("batch_dim", "an axis, or one for each tensor", batch_dim)
+    return batch_dim if batch_dim is None else _BATCH_DIM.check("mc", "batch_dim", batch_dim)
 
 
 def _refuse(name: str, rule: str, value: object) -> Any:
@@ -179,7 +191,7 @@ class MonteCarlo:
         error: float | None,
         class_dim: int,
         keep_samples: bool,
-        batch_dim: int | None,
+        batch_dim: Said,
     ) -> None:
         self.model, self.n, self.task, self.masks, self.seed = model, n, task, masks, seed
         self._selection, self._chunk, self._engine, self._error = selection, chunk, engine, error
@@ -330,51 +342,20 @@ class MonteCarlo:
     def _run(self, batch: Batch) -> tuple[Running, Way]:
         """Run all passes, in a way that is right for these inputs: for their kind, and for the path that they take."""
         ways = self._ways.setdefault(signature(batch.inputs), Ways())
-        way, is_new = ways.last or self._found(batch), ways.last is None
+        way, is_new = ways.last or chosen_way(batch, self._engine, self._batch_dim), ways.last is None
         while True:
             try:
                 return self._passes(batch, way, ways, is_new), way
             except OtherPathError as other:
                 known = ways.of(other.path)
                 is_new = known is None or known is way
-                way = self._found(batch) if known is None or is_new else known
+                way = chosen_way(batch, self._engine, self._batch_dim) if known is None or is_new else known
                 if is_new:  # what it does now may be what only a first forward does
                     ways.add(other.path, way)
             except MismatchError as error:  # values decide what is run
                 way = replace(way, engine="loop", is_batched=False, axes=None, reason=str(error))
                 is_new = True
-                self._tell(way)
-
-    def _found(self, batch: Batch) -> Way:
-        way = found(batch, self._engine, self._batch_dim)
-        if self._batch_dim is not None and way.examples is None and not batch.inputs.is_empty:
-            rule = "an axis of the inputs along which examples lie"
-            raise argument_error("mc", "batch_dim", rule, self._batch_dim, f"It is none, for {way.reason}.")
-        if self.masks == "shared" and way.examples is None and not (batch.inputs.is_vector or batch.inputs.is_empty):
-            raise UnsupportedError(
-                f"mc: examples cannot be told apart, so that they cannot share masks: {way.reason}. Say along which "
-                "axis they lie by `batch_dim`, give a single example an axis of its own, or ask for "
-                'masks="per_example".'
-            )
-        self._tell(way)
-        return way
-
-    def _tell(self, way: Way) -> None:
-        """Say where passes have to run one after another."""
-        if self._engine not in ("auto", way.engine) or (self._engine == "prefix" and not way.is_batched):
-            remedy = 'Ask for engine="auto".'
-            raise UnsupportedError(f"mc: engine={self._engine!r} is not right for this model: {way.reason}. {remedy}")
-        if way.is_batched or not way.reason or way.is_vector:
-            return
-        if way.examples is None:
-            engine = "run one after another, and " if self._engine == "auto" else ""
-            warn(
-                f"mc: passes over this model {engine}have masks that belong to places in tensors and to no example, so "
-                f"that other batches see other networks, for {way.reason}. Say along which axis examples lie by "
-                "`batch_dim`, or give a single example an axis of its own."
-            )
-        elif self._engine == "auto":
-            warn(f"mc: passes over this model run one after another, for {way.reason}.")
+                tell(way, self._engine)
 
     def _passes(self, batch: Batch, way: Way, ways: Ways, is_new: bool) -> Running:
         """Run all passes in a way, which is new, or else has to be that for the path that the first pass takes."""

@@ -11,7 +11,7 @@ from torch.nn import Module
 
 from dropkit.errors import UnsupportedError
 from dropkit.sites.interception.restoring import cloned
-from dropkit.uncertainty.engine.examples import Examples, candidates
+from dropkit.uncertainty.engine.examples import Examples, Said, candidates
 from dropkit.uncertainty.engine.pending import Pending, repeated
 from dropkit.uncertainty.engine.tape import MismatchError, Player, Recorder
 from dropkit.uncertainty.results.axes import NO_AXIS, Axis
@@ -36,9 +36,9 @@ class Inputs:
         self.leaves, _ = flatten(_listed(self._values))
         self.tensors = [leaf for leaf in self.leaves if _is_plain(leaf)]
 
-    def candidates(self, axis: int | None) -> list[Examples]:
-        """Return where examples may lie, in the order of likelihood; along one axis alone if it is given."""
-        return candidates([(number, leaf) for number, leaf in enumerate(self.leaves) if _is_plain(leaf)], axis)
+    def candidates(self, said: Said) -> list[Examples]:
+        """Return where examples may lie, in the order of likelihood, as far as nobody has said it."""
+        return candidates([(number, leaf) for number, leaf in enumerate(self.leaves) if _is_plain(leaf)], said)
 
     def along(self, axis: int) -> Examples | None:
         """Return the examples along an axis, as many as the first tensor has that has it; None if there is none."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from dropkit.errors import ArgumentError, UnsupportedError
 from dropkit.uncertainty.engine.batch import Batch
 from dropkit.uncertainty.engine.comparing import difference, reordered_axes
-from dropkit.uncertainty.engine.examples import Examples
+from dropkit.uncertainty.engine.examples import Examples, Said
 from dropkit.uncertainty.engine.inputs import Output
 from dropkit.uncertainty.engine.placing import Placing
 from dropkit.uncertainty.engine.tape import Tape
@@ -220,7 +220,7 @@ class Trial:
         return (None, why) if why else (tape, "")
 
 
-def found(batch: Batch, engine: str, axis: int | None = None) -> Way:
+def found(batch: Batch, engine: str, said: Said = None) -> Way:
     """Find the fastest way that gives what single passes give.
 
     Examples lie where passes can be put beside one another like more examples; else where they can be put in another
@@ -229,7 +229,7 @@ def found(batch: Batch, engine: str, axis: int | None = None) -> Way:
     Args:
         batch: The model, and the inputs.
         engine: The engine that is asked for, or ``"auto"``.
-        axis: The axis along which examples lie, if anybody has said so.
+        said: Along which axis examples lie, if anybody has said so.
 
     Returns:
         The way; one that loops, with the reason, if no other is right.
@@ -239,7 +239,7 @@ def found(batch: Batch, engine: str, axis: int | None = None) -> Way:
     trials: list[tuple[Trial, Examples]] = []
     reason = ""
     placed = Placing(batch)
-    for candidate in batch.inputs.candidates(axis):
+    for candidate in batch.inputs.candidates(said):
         try:
             examples = placed(candidate)
             trial = Trial(batch, examples)
@@ -255,7 +255,7 @@ def found(batch: Batch, engine: str, axis: int | None = None) -> Way:
     for trial, examples in trials:
         if trial.can_be_reordered(examples):
             return trial.way(engine)
-    for trial, examples in trials if axis is not None else ():
+    for trial, examples in trials if said is not None else ():
         if not examples.unsure:
             return trial.way(engine, reason)
         reason = f"it cannot be told where the examples lie in what {examples.unsure} drops"
