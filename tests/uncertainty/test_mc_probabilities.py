@@ -79,6 +79,8 @@ def test_logits_are_not_taken_for_probabilities(end: str, classes: int) -> None:
     """Nor where a sigmoid has the last word beside them; of few rows all may lie in [0, 1] by chance."""
     mc(Called(LOGITS[end], classes), 10, task="classification", seed=0)(torch.randn(20, 4))
     mc(Called(lambda x: 0.5 + 0.01 * x.tanh(), classes), 10, task="classification", seed=0)(torch.randn(4, 4))
+    beside = Called(lambda x: {"logits": 0.5 + 0.01 * x.tanh(), "gate": x.sigmoid()}, classes)
+    mc(beside, 10, task="classification", seed=0)(torch.randn(4, 4))
 
 
 def test_a_task_of_none_takes_probabilities() -> None:

@@ -115,8 +115,8 @@ def mc(
         ArgumentError: If a value is out of range; on the first call, if nothing in the model drops or nothing is
             chosen.
         ArgumentTypeError: If `model` is no module, or something else has a wrong type.
-        UnsupportedError: On a call, if the engine that was asked for is not right for the model, or a site cannot be
-            turned on.
+        UnsupportedError: On a call, if the engine that was asked for is not right for the model, a site cannot be
+            turned on, or a classifier's outputs are those of a softmax or a sigmoid.
 
     Examples:
         >>> import torch, dropkit

@@ -199,8 +199,9 @@ class Running:
             UnsupportedError: If the last function that changes numbers was a sigmoid.
         """
         if self._classes and self.n and self._are_shares:
+            is_alone = sum(isinstance(leaf, Tensor) for leaf in self._leaves) == 1  # no other tensor was made last
             classes = self._classes.like.shape[self._classes.class_dim]
-            tell_of_shares(path, classes, self._classes.axes.numel())
+            tell_of_shares(path if is_alone else (), classes, self._classes.axes.numel())
 
     def error(self) -> float:
         """Return the largest Monte Carlo error of the mean of the main output, NaN of fewer than two passes."""
