@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from regression.data import SETS, NotInstalledError, splits
 from torch import Tensor, nn
 
 import dropkit
@@ -64,6 +63,8 @@ def diabetes() -> tuple[Tensor, Tensor, Tensor]:
 
 def published(name: str) -> tuple[Tensor, Tensor, Tensor]:
     """Return the same of a set of UCI, in its first published split."""
+    from regression.data import SETS, splits
+
     inputs, targets = SETS[name].load()
     return standardised(inputs, targets, *splits(len(inputs), 1)[0])
 
@@ -191,6 +192,8 @@ _CONVOLUTIONAL: dict[str, Callable[[], nn.Sequential]] = {
 
 
 def main() -> None:
+    from regression.data import SETS, NotInstalledError
+
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="train less")
     sets = ("diabetes", *SETS)
