@@ -203,7 +203,8 @@ def _examples(model: Module, inputs: Inputs, along: Examples) -> Examples:
     others = sorted(along.which)[1:][:_OTHERS]
     for count in range(len(others) + 1) if others else ():
         for left_out in combinations(others, count):
-            tried = replace(along, which=along.which - set(left_out))
+            which = {number: axis for number, axis in along.which.items() if number not in left_out}
+            tried = replace(along, which=which)
             with suppress(Exception):  # whatever a model makes of inputs that do not fit together
                 _output(model, inputs, 2, tried)
                 return tried
