@@ -114,10 +114,10 @@ def own_operator(self: Block, x: Tensor) -> Tensor:
 
 
 NOISE = {
-    numpy_mask: "NumPy's random in 'block'",
-    numpy_binomial: "NumPy's random in 'block'",
-    numpy_generator: "a generator that the model keeps in 'block'",
-    python_mask: "Python's random in 'block'",
+    numpy_mask: "numbers of NumPy's random in 'block'",
+    numpy_binomial: "numbers of NumPy's random in 'block'",
+    numpy_generator: "numbers of a generator that the model keeps in 'block'",
+    python_mask: "numbers of Python's random in 'block'",
     concrete: "rand_like in 'block' (test_mc_noise.py:{})",
     gaussian: "randn_like in 'block' (test_mc_noise.py:{})",
     patches: "randn in 'block' (test_mc_noise.py:{})",
@@ -125,7 +125,7 @@ NOISE = {
     zoneout: "rand_like in 'block' (test_mc_noise.py:{})",
     skipped: "rand in 'block' (test_mc_noise.py:{})",
     scripted: "randn_like in 'block' (test_mc_noise.py:{})",
-    own_operator: "PyTorch's random in 'block'",
+    own_operator: "numbers of PyTorch's random in 'block'",
 }
 KINDS = [pytest.param(noise, told, id=noise.__name__) for noise, told in NOISE.items()]
 

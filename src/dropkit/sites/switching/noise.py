@@ -45,7 +45,7 @@ class Noise:
         return f"{self.what}{module}" + (f" ({Path(self.file).name}:{self.line})" if self.file else "")
 
 
-PYTORCH = "PyTorch's random"
+PYTORCH = "numbers of PyTorch's random"
 
 
 class Generators:
@@ -73,9 +73,9 @@ class Generators:
 
 
 def _names() -> Iterator[str]:
-    yield from ("Python's random", "NumPy's random")
+    yield from ("numbers of Python's random", "numbers of NumPy's random")
     while True:
-        yield "a generator that the model keeps"
+        yield "numbers of a generator that the model keeps"
 
 
 def _pytorch_state() -> list[bytes]:
