@@ -242,9 +242,9 @@ def test_a_hidden_layer_is_near_enumeration(inputs: int) -> None:
 
 
 def test_a_rate_of_one_leaves_nothing() -> None:
-    model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(1.0), nn.Linear(3, 2))
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(3, 3), nn.Dropout(1.0), nn.Linear(3, 2))
     found = moments(model)(torch.randn(4, 3))
-    assert torch.equal(found.mean, model[2].bias.expand(4, 2))
+    assert torch.equal(found.mean, model[3].bias.expand(4, 2))
     assert torch.equal(found.std, torch.zeros(4, 2))
 
 

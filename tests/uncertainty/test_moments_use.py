@@ -211,10 +211,13 @@ def test_a_model_without_dropout_is_an_error(model: nn.Module) -> None:
         moments(model)(torch.ones(1, 2))
 
 
-def test_traced_dropout_is_named() -> None:
+@pytest.mark.parametrize("is_traced", [True, False], ids=["traced", "scripted"])
+def test_dropout_in_torchscript_is_named(is_traced: bool) -> None:
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 2))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that torch.jit.trace is deprecated, and that traced dropout is random
-        traced = torch.jit.trace(nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 2)), torch.ones(2, 4), check_trace=False)
+        warnings.simplefilter("ignore")  # that TorchScript is deprecated, and that traced dropout is random
+        x = torch.ones(2, 4)
+        traced = torch.jit.trace(model, x, check_trace=False) if is_traced else torch.jit.script(model)
     with pytest.raises(UnsupportedError, match="moments: the model is a TorchScript module that draws dropout"):
         moments(traced)(torch.ones(2, 4))
 

@@ -173,6 +173,7 @@ class MomentPropagation:
         self._check_repeated(self._sites, args, kwargs)
         found, propagation = self._run(self._sites, args, kwargs)
         if propagation.calls != _calls(self._sites):
+            check_no_script("moments", self.model)
             names = ", ".join(site.name for site in self._sites)
             raise UnsupportedError(
                 f"moments: not all of these sites were met as they are in training: {names}. {REMEDY}"
