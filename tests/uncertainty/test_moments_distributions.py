@@ -97,7 +97,7 @@ def test_they_are_those_of_sampling() -> None:
 
 def test_parameters_that_no_distribution_takes_are_refused_as_by_pytorch() -> None:
     with pytest.raises(ValueError, match="parameter scale"):
-        moments(Returns(lambda h: td.Normal(h, h - 100)))(torch.randn(2, 6))
+        moments(Returns(lambda h: td.Normal(h, h - 100, validate_args=True)))(torch.randn(2, 6))
 
 
 @pytest.mark.parametrize(
