@@ -198,3 +198,13 @@ def test_masks_of_several_uses_are_exact(drop: Drop) -> None:
     assert found.units == (4 if drop is both else 2)
     torch.testing.assert_close(drawn.mean(0), found.arithmetic, rtol=0, atol=0.03)
     torch.testing.assert_close(drawn.std(0), found.std, rtol=0.03, atol=0.0)
+
+
+def test_draws_of_other_use_are_refused() -> None:
+    def also_noise(x: Tensor) -> Tensor:
+        drawn = torch.rand_like(x)
+        return x * (drawn < KEEP) / KEEP + drawn
+
+    for propagate in (exact(ByHand(also_noise), output="raw"), moments(ByHand(also_noise))):
+        with pytest.raises(UnsupportedError, match=r"put to other use|draws other noise than dropout"):
+            propagate(batch())

@@ -143,8 +143,10 @@ class Enumeration:
         once, twice = Learner(), Learner()
         for copies, learner in ((1, once), (2, twice)):
             with attached(model, learner, is_eager=True):
-                _output(model, inputs, copies, along)
+                found = _output(model, inputs, copies, along)
             learner.check()
+            if learner.by_hand:
+                _check_masks(model, inputs, along, copies, learner.drawn, found)
         units = Units(once.drawn, twice.drawn, along.size)
         if units.count > math.log2(self.limit):
             rule, remedy = f"one of at most {self.limit} subnetworks", "Give a smaller model, or raise the limit."
@@ -230,6 +232,21 @@ def _output(model: Module, inputs: Inputs, copies: int, along: Examples, within:
         raise argument_error("exact", "model", rule, f"a {type(found).__name__}", remedy)
     value = f"{found.dtype} of shape {tuple(found.shape)} for inputs of shapes {inputs.shapes}"
     raise argument_error("exact", "model", rule, value, _ONE_EXAMPLE if inputs.is_vector else "")
+
+
+def _check_masks(
+    model: Module, inputs: Inputs, along: Examples, copies: int, drawn: Mapping[Name, Drawn], expected: Tensor
+) -> None:
+    """Raise unless copies of the examples give the same again under the masks that they drew by hand."""
+    replay = Replay(drawn)
+    replay.start({name: each.mask for name, each in drawn.items()})
+    with attached(model, replay, is_eager=True):
+        found = _output(model, inputs, copies, along)
+    tolerance = max(1e-3, 16 * torch.finfo(found.dtype).eps)
+    allowed = tolerance * float(expected.nan_to_num(0.0, 0.0, 0.0).abs().max())
+    if not torch.allclose(found, expected, rtol=tolerance, atol=allowed, equal_nan=True):
+        what = "a random tensor that a mask is made of is put to other use, too"
+        raise UnsupportedError(f"exact: {what}, so that the mask does not tell what the model gives. {REMEDY}")
 
 
 def _evaluated(model: Module, inputs: Inputs, along: Examples, within: Within) -> Tensor:

@@ -15,7 +15,7 @@ from dropkit.sites.calls.replacement import replaced, replacement
 from dropkit.sites.handwritten.applications import Application, Mask
 from dropkit.sites.handwritten.draws import Draw
 from dropkit.sites.handwritten.masks import Masks
-from dropkit.sites.handwritten.values import Uniform
+from dropkit.sites.handwritten.values import Discrete, Uniform, Values
 from dropkit.sites.interception.interceptor import Handler, Interceptor
 from dropkit.sites.interception.places import Place
 
@@ -80,13 +80,21 @@ def _refuse_by_hand(site: str) -> NoReturn:
     )
 
 
+def _least_beyond(values: Values, chance: float) -> float:
+    """Return the least value of a draw that is above others of some probability together."""
+    if isinstance(values, Discrete):
+        count = len(values.values)
+        return values.values[1 if count == 2 else min(round(chance * count), count - 1)]
+    return values.low + chance * (values.high - values.low)
+
+
 class Learner(_Calls):
     """Notes what every call of a forward draws."""
 
     def __init__(self) -> None:
         super().__init__()
         self.drawn: dict[Name, Drawn] = {}
-        self._results: dict[Name, Tensor] = {}  # of draws by hand
+        self._results: dict[Name, tuple[Tensor, Values]] = {}  # of draws by hand, and what their elements may be
         self._by_hand: dict[Name, Mask] = {}
 
     def draw(self, draw: Draw) -> Any:
@@ -95,7 +103,7 @@ class Learner(_Calls):
         if values is None or not draw.has_address or (isinstance(values, Uniform) and not values.is_known):
             _refuse(draw.place.name)
         result = draw.run()
-        self._results[draw.place.name, draw.place.run] = result
+        self._results[draw.place.name, draw.place.run] = result.clone(), values
         return result
 
     def apply(self, application: Application) -> Any:
@@ -104,9 +112,17 @@ class Learner(_Calls):
         known, rate = self.drawn.get(name), application.p
         if rate is None or (known is not None and known.rate != rate) or name not in self._results:
             _refuse_by_hand(name[0])
-        self.drawn[name] = Drawn(torch.ones_like(self._results[name], dtype=torch.bool), rate, 0 in mask.senses)
+        result, values = self._results[name]
+        drops_least = 0 in mask.senses
+        is_greatest = result >= _least_beyond(values, rate if drops_least else 1 - rate)
+        self.drawn[name] = Drawn(is_greatest if drops_least else ~is_greatest, rate, drops_least)
         self._by_hand[name] = mask
         return application.run()
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether a mask was drawn by hand."""
+        return bool(self._by_hand)
 
     def check(self) -> None:
         """Raise if a draw did not become a mask, or not surely dropout."""
