@@ -179,3 +179,52 @@ def test_axes_that_do_not_fit_the_inputs_are_refused() -> None:
     square = torch.randint(0, 20, (TIME, TIME)), beside(TimeFirst, TIME)
     with pytest.raises(ArgumentError, match=r"`batch_dim` must be an axis .* got \(0, 0\).* It is none"):
         mc(TimeFirst(), 3, batch_dim=(0, 0))(*square)
+
+
+class Sorted(nn.Module):
+    """Tokens and their lengths, which have to be sorted, as `pack_padded_sequence` asks unless it is told."""
+
+    def __init__(self, batch_first: bool = False, is_sorted: bool = True) -> None:
+        super().__init__()
+        self.embedding, self.first, self.last = nn.Embedding(20, 8), nn.Dropout(0.3), nn.Dropout(0.5)
+        self.lstm, self.head = nn.LSTM(8, 12, batch_first=batch_first), nn.Linear(12, 3)
+        self.batch_first, self.is_sorted = batch_first, is_sorted
+
+    def forward(self, tokens: Tensor, lengths: Any) -> Tensor:
+        hidden = self.first(self.embedding(tokens))
+        packed = pack_padded_sequence(hidden, lengths, self.batch_first, enforce_sorted=self.is_sorted)
+        return self.head(self.last(self.lstm(packed)[1][0][-1]))
+
+
+@pytest.mark.parametrize("masks", ["per_example", "shared"])
+@pytest.mark.parametrize("said", [None, 1, (1, 0), "list"], ids=["found", "said", "of each", "list"])
+@pytest.mark.parametrize(("time", "count"), [(7, 4), (9, 3), (12, 6)])
+@LOOPS
+def test_lengths_that_have_to_be_sorted(time: int, count: int, said: Any, masks: str) -> None:
+    """The networks are those of a model that takes lengths in any order."""
+    model, other = Sorted(), Sorted(is_sorted=False)
+    other.load_state_dict(model.state_dict())
+    tokens, lengths = torch.randint(0, 20, (time, count)), torch.arange(time, time - count, -1)
+    given = (tokens, lengths.tolist() if said == "list" else lengths)
+    found = mc(model, 9, seed=0, masks=masks, keep_samples=True, batch_dim=1 if said == "list" else said)(*given)
+    want = mc(other, 9, seed=0, masks=masks, keep_samples=True, batch_dim=(1, 0))(tokens, lengths)
+    torch.testing.assert_close(found.samples, want.samples)
+
+
+@pytest.mark.parametrize("said", [None, 0])
+@LOOPS
+def test_batches_of_lengths_that_have_to_be_sorted_are_joined(said: int | None) -> None:
+    predict = mc(Sorted(batch_first=True), 9, seed=0, keep_samples=True, batch_dim=said)
+    tokens, lengths = torch.randint(0, 20, (10, 7)), torch.tensor([7, 7, 7, 6, 6, 5, 5, 3, 2, 1])
+    parts = [((tokens[each], lengths[each]), 0) for each in map(slice, (0, 4, 8), (4, 8, 10))]
+    torch.testing.assert_close(predict.batches(parts).samples, predict(tokens, lengths).samples)
+
+
+@LOOPS
+def test_examples_that_depend_on_their_places_are_found_by_no_order() -> None:
+    class Placed(Sorted):
+        def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+            return super().forward(tokens, lengths) * torch.arange(1, lengths.numel() + 1)[:, None]
+
+    with pytest.raises(UnsupportedError, match="cannot share masks"):
+        mc(Placed(), 3, seed=0, masks="shared")(torch.randint(0, 20, (7, 4)), torch.tensor([7, 6, 4, 2]))

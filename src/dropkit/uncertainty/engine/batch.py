@@ -67,13 +67,13 @@ class Batch:
         """Run one pass as the model is written."""
         return self.run(self.drawing(examples, (stream,)), self.inputs.plain(), trace)
 
-    def met(self, examples: Examples | None, copies: int) -> dict[SiteCall, Met]:
-        """Return what sites drop in a pass over the examples, some times over."""
-        self.run(Drawing(self.step, (1,), None), self.inputs.repeated(examples, copies))
+    def met(self, examples: Examples | None = None) -> dict[SiteCall, Met]:
+        """Return what sites drop in a pass over the inputs, or over each of their examples twice."""
+        self.run(Drawing(self.step, (1,), None), self.inputs.doubled(examples))
         return self.handler.met
 
     def reordered(self, examples: Examples, stream: int, order: tuple[int, ...]) -> Output:
-        """Run one pass over the same examples in another order, each with its masks."""
+        """Run one pass over examples in another order, some of them twice or not at all, each with its masks."""
         return self.run(self.drawing(examples, (stream,), order=order), self.inputs.reordered(examples, order))
 
     def record(self, examples: Examples | None, stream: int) -> tuple[Tape, Output]:

@@ -70,8 +70,16 @@ class Inputs:
         """Return what passes that run together take."""
         return self._with(lambda _, leaf, along: _several(leaf, along, copies), examples)
 
+    def doubled(self, examples: Examples | None) -> Any:
+        """Return what one pass takes of twice as many examples, each beside itself, as sorted lengths stay so."""
+
+        def double(_: int, leaf: Tensor, along: int | None) -> Tensor:
+            return leaf if along is None else leaf.repeat_interleave(2, along)
+
+        return self._with(double, examples)
+
     def reordered(self, examples: Examples, order: Sequence[int]) -> Any:
-        """Return what one pass takes of the examples in another order."""
+        """Return what one pass takes of the examples in another order, some of them twice or not at all."""
 
         def reorder(_: int, leaf: Tensor, along: int | None) -> Tensor:
             return leaf if along is None else leaf.index_select(along, torch.tensor(order, device=leaf.device))

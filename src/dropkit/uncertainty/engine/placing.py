@@ -23,7 +23,7 @@ class Placing:
 
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
-        self._once = self._met(None, 1)
+        self._once = self._met(None)
 
     def __call__(self, examples: Examples) -> Examples:
         """Return examples along an axis of the inputs with where they lie at each site.
@@ -33,7 +33,7 @@ class Placing:
         """
         if self._once is None:
             return replace(examples, unsure="the model")
-        twice = self._met(examples, 2)
+        twice = self._met(examples)
         if twice is not None and twice.keys() != self._once.keys():
             twice = None
         axes: dict[SiteCall, int] = {}
@@ -45,10 +45,10 @@ class Placing:
             unsure = unsure or ("" if is_sure else call[0])
         return replace(examples, axes=axes, unsure=unsure)
 
-    def _met(self, examples: Examples | None, copies: int) -> Shapes | None:
-        """Return what sites drop of the inputs, repeated; None if the model does not run on them."""
+    def _met(self, examples: Examples | None) -> Shapes | None:
+        """Return what sites drop of the inputs, or of twice as many examples; None if the model does not run."""
         try:
-            return self._batch.met(examples, copies)
+            return self._batch.met(examples)
         except Exception:  # noqa: BLE001  # whatever a model makes of inputs that are longer than they were
             return None
 
@@ -73,9 +73,13 @@ def _by_growth(call: SiteCall, one: Met, two: Met, examples: Examples) -> tuple[
 
 
 def _by_length(met: Met, examples: Examples) -> tuple[int, bool]:
-    """Return the axis that is as long as there are examples, and whether no other is."""
-    axis, size = examples.axis, examples.size
+    """Return the axis that is as long as there are examples, and whether no other is.
+
+    An axis may be some times as long, as that of windows is, but not the last, which is that of features.
+    """
+    axis, size, last = examples.axis, examples.size, len(met.shape) - 1
     fits = [each for each, length in enumerate(met.shape) if length == size]
-    if axis < len(met.shape) and not met.shape[axis] % size:
+    is_last = 0 < axis == last and axis not in fits
+    if axis <= last and not is_last and not met.shape[axis] % size:
         return axis, fits == [axis]
     return (fits[0], True) if len(fits) == 1 and size > 1 else (axis, not fits)

@@ -20,7 +20,10 @@ _WHERE = "Result.concatenate"
 _LOST = (
     "`squeeze()` removes the axis of a single example too: let the model name the axis that it removes, `squeeze(-1)`."
 )
-_CHOOSE = "`Result.concatenate(list(predict.each(loader)), dim)` takes the axis of the examples of all tensors."
+_CHOOSE = (
+    "Say by mc's `batch_dim` along which axis of the inputs examples lie; or "
+    "`Result.concatenate(list(predict.each(loader)), dim)` takes the axis of the examples of all tensors."
+)
 
 
 @dataclass(frozen=True)
