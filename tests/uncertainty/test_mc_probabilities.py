@@ -1,4 +1,7 @@
-"""A model that ends in a sigmoid returns no logits: that it is taken twice is refused, or warned of."""
+"""A model that ends in a sigmoid or a softmax returns no logits: that it is taken twice is refused, or warned of."""
+
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,15 +27,42 @@ class Called(nn.Module):
         return self.call(self.body(x))
 
 
+def checked(x: Tensor) -> Tensor:
+    """A sigmoid, and a look at what it returns."""
+    shares = x.sigmoid()
+    if shares.isnan().any():
+        raise ValueError("not a number")
+    return shares
+
+
+def written(x: Tensor) -> Tensor:
+    """A sigmoid of values that something else has written into the same memory before and after views of it."""
+    found = torch.empty_like(x)
+    return found.copy_(x.mul_(2).sigmoid()).clamp_(1e-7, 1 - 1e-7).view(-1).view_as(x)
+
+
 ENDS = {
     "torch": torch.sigmoid,
+    "functional": nn.functional.sigmoid,
     "method": Tensor.sigmoid,
     "in place": torch.sigmoid_,
     "module": nn.Sigmoid(),
     "special": torch.special.expit,
     "hard": nn.functional.hardsigmoid,
     "shaped": lambda x: torch.sigmoid(x).squeeze(-1).unsqueeze(-1)[:, :].view(x.shape).float(),
+    "turned": lambda x: torch.sigmoid(x).T.contiguous().transpose(0, 1).permute(0, 1).reshape(x.shape),
+    "clamped": lambda x: torch.sigmoid(x).clamp(1e-7, 1 - 1e-7),
+    "moved": lambda x: torch.sigmoid(x).detach().clone().cpu().to(torch.float32),
+    "of a type": lambda x: torch.sigmoid(x).half().double().bfloat16().type_as(x).type(torch.float32),
+    "checked": checked,
+    "written": written,
+    "headed": lambda x: torch.cat([nn.Sigmoid()(each) for each in x.split(1, 1)], 1),
+    "stacked": lambda x: torch.stack([torch.sigmoid(each) for each in x.unbind(1)], 1).expand(-1, -1),
+    "by name": lambda x: torch.cat(tensors=[torch.squeeze(input=x.sigmoid()).reshape(x.shape)], dim=1),
     "named": lambda x: {"logits": x.sigmoid(), "rows": len(x)},
+    "beside others": lambda x: {"features": x, "logits": x.sigmoid(), "more": x.relu()},
+    "attribute": lambda x: SimpleNamespace(loss=None, logits=x.sigmoid(), hidden=(x, x)),
+    "of few types": lambda x: {"labels": x > 0, "scores": x.sigmoid()},
 }
 
 
@@ -40,6 +70,7 @@ ENDS = {
 @pytest.mark.parametrize("rows", [1, 20])
 @pytest.mark.parametrize("classes", [1, 3])
 @pytest.mark.parametrize("end", ENDS)
+@pytest.mark.filterwarnings("ignore:mc. passes over this model run one after another, for Python reads values")
 def test_what_a_sigmoid_returns_is_refused(end: str, classes: int, rows: int, engine: str) -> None:
     model = Called(ENDS[end], classes)
     with pytest.raises(UnsupportedError, match=REFUSED) as error:
@@ -47,13 +78,34 @@ def test_what_a_sigmoid_returns_is_refused(end: str, classes: int, rows: int, en
     assert ("logits.unsqueeze(-1)" in str(error.value)) == (classes > 1)
 
 
+@pytest.mark.parametrize("rows", [1, 20])
+def test_what_a_softmax_returns_is_refused_along_any_axis(rows: int) -> None:
+    """Along that of classes its values tell; along another, or of a part of them, that it was called."""
+    x, kept = torch.randn(rows, 4), lambda logits: logits.softmax(-1)[:, :2]
+    with pytest.raises(UnsupportedError, match="sum to 1 over the classes"):
+        mc(Called(lambda logits: logits.softmax(-1), 3), 10, task="classification", seed=0)(x)
+    for call in (kept, lambda logits: torch.stack([logits, logits], 1).softmax(1)):
+        with pytest.raises(UnsupportedError, match=r"a softmax returns them.*leave its softmax out; or"):
+            mc(Called(call, 3), 10, task="classification", seed=0)(x)
+
+
 @pytest.mark.parametrize("classes", [1, 3])
-def test_what_looks_like_probabilities_is_warned_of(classes: int) -> None:
-    model = Called(lambda x: x.sigmoid().clamp(1e-6, 1 - 1e-6), classes)
+@pytest.mark.parametrize("by", ["hand", "script", "mean"])
+def test_what_looks_like_probabilities_is_warned_of(by: str, classes: int) -> None:
+    """Where no sigmoid is seen, or nobody can tell what its values have become."""
+
+    def by_hand(x: Tensor) -> Tensor:
+        return 1 / (1 + torch.exp(-x))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        script = torch.jit.script(nn.Sigmoid())
+    ends = {"hand": by_hand, "script": script, "mean": lambda x: (x.sigmoid() + (2 * x).sigmoid()) / 2}
     taken = "sigmoid" if classes == 1 else "softmax"
     with pytest.warns(UserWarning, match=rf"all outputs of all passes lie in \[0, 1\].*their {taken} is taken") as told:
-        mc(model, 10, task="classification", seed=0)(torch.randn(20, 4))
+        mc(Called(ends[by], classes), 10, task="classification", seed=0)(torch.randn(20, 4))
     assert len(told) == 1
+    mc(Called(ends[by], classes), 10, task="classification", seed=0)(torch.randn(7, 4))  # that may be chance
 
 
 def test_the_remedies_are_right() -> None:
@@ -66,10 +118,58 @@ def test_the_remedies_are_right() -> None:
     torch.testing.assert_close(mc(Called(lambda logits: logits, 1), 50, task="classification", seed=0)(x).mean, plain)
 
 
+class Aside(Called):
+    """Logits, of which a sigmoid is kept for others."""
+
+    def forward(self, x: Tensor):
+        logits = self.body(x)
+        self.kept = self.call(logits)
+        return logits
+
+
+@pytest.mark.parametrize(
+    "call",
+    [lambda x: x.sigmoid().detach(), lambda x: x.mean().sigmoid(), lambda x: x.clone().sigmoid_()],
+    ids=["all", "mean", "copy"],
+)
+def test_a_sigmoid_that_is_not_returned_is_nobodys_business(call) -> None:
+    """Whatever the values of the logits: of a single row all often lie in [0, 1] by chance."""
+    rows = torch.randn(40, 4).split(1)
+    result = mc(Aside(call, 1), 10, task="classification", seed=0).batches(rows)
+    torch.testing.assert_close(
+        result.mean, mc(Called(nn.Identity(), 1), 10, task="classification", seed=0).batches(rows).mean
+    )
+    aside = Aside(call, 3)
+    with torch.no_grad():
+        aside.body[-1].weight *= 0.01
+        aside.body[-1].bias.copy_(torch.tensor([0.3, 0.5, 0.7]))  # all logits lie in [0, 1]
+    mc(aside, 10, task="classification", seed=0)(torch.randn(4, 4))
+
+
+def scaled_beneath(x: Tensor) -> Tensor:
+    """A sigmoid, of which a view is written into."""
+    shares = x.sigmoid()
+    shares.view(-1).mul_(9).sub_(4)
+    return shares
+
+
+def small(x: Tensor) -> Tensor:
+    """Numbers between 0 and 1 of which no sigmoid is told."""
+    return 0.5 + 0.01 * x.tanh()
+
+
 LOGITS = {
     "plain": lambda x: 5 * x,
     "positive": lambda x: 5 * x.relu(),
     "gated": lambda x: {"logits": 5 * x, "gate": x.sigmoid()},
+    "product": lambda x: 5 * x * x.sigmoid(),
+    "scaled": lambda x: x.sigmoid().mul_(9).sub_(4),
+    "swish": nn.functional.silu,
+    "joined": lambda x: torch.cat([5 * x, x.sigmoid()], 1),
+    "logarithms": lambda x: 5 + x.sigmoid().log(),
+    "scaled beneath": scaled_beneath,
+    "inverse": lambda x: x.sigmoid().logit(),
+    "overwritten": lambda x: x.sigmoid().copy_(5 * x),
 }
 
 
@@ -78,9 +178,41 @@ LOGITS = {
 def test_logits_are_not_taken_for_probabilities(end: str, classes: int) -> None:
     """Nor where a sigmoid has the last word beside them; of few rows all may lie in [0, 1] by chance."""
     mc(Called(LOGITS[end], classes), 10, task="classification", seed=0)(torch.randn(20, 4))
-    mc(Called(lambda x: 0.5 + 0.01 * x.tanh(), classes), 10, task="classification", seed=0)(torch.randn(4, 4))
-    beside = Called(lambda x: {"logits": 0.5 + 0.01 * x.tanh(), "gate": x.sigmoid()}, classes)
+    mc(Called(small, classes), 10, task="classification", seed=0)(torch.randn(4, 4))
+    beside = Called(lambda x: {"logits": small(x), "gate": x.sigmoid()}, classes)
     mc(beside, 10, task="classification", seed=0)(torch.randn(4, 4))
+
+
+class Gated(nn.Module):
+    """Gates, attention and a recurrent layer before the last linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recurrent, self.gate, self.last = nn.LSTM(4, 8, batch_first=True), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.dropout = nn.Dropout(0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.dropout(self.recurrent(x)[0])
+        hidden = (hidden @ hidden.transpose(1, 2)).softmax(-1) @ hidden
+        return self.last(nn.functional.silu(hidden[:, -1]) * torch.sigmoid(self.gate(hidden[:, -1])))
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+def test_gates_inside_a_model_are_no_outputs(rows: int) -> None:
+    mc(Gated(), 10, task="classification", seed=0)(torch.randn(rows, 5, 4))
+
+
+def test_each_path_is_judged_by_itself() -> None:
+    """A model that returns logits of some inputs and probabilities of others is refused at the others."""
+    predict = mc(Called(lambda x: 5 * x, 3), 10, task="classification", seed=0)
+    predict.model.call = lambda x: x.sigmoid() if predict.model.ends else 5 * x
+    for ends in (False, True, False, True):
+        predict.model.ends = ends
+        if not ends:
+            predict(torch.randn(4, 4))
+            continue
+        with pytest.raises(UnsupportedError, match=REFUSED):
+            predict(torch.randn(4, 4))
 
 
 def test_a_task_of_none_takes_probabilities() -> None:
@@ -90,13 +222,14 @@ def test_a_task_of_none_takes_probabilities() -> None:
 
 
 def test_every_pass_counts() -> None:
+    """The warning is of what lies in [0, 1] in all passes."""
     shares, logits = torch.rand(3, 9, 2, generator=torch.Generator().manual_seed(0)), torch.full((1, 9, 2), -0.5)
     for chunks in ([shares, logits], [logits, shares]):
         running = Running("classification")
         for chunk in chunks:
             running.add(shares[0], [chunk])
-        running.tell_of_shares([torch.sigmoid])
+        running.tell_of_shares()
     running = Running("classification")
     running.add(shares[0], [shares])
-    with pytest.raises(UnsupportedError, match=REFUSED):
-        running.tell_of_shares([torch.relu, torch.sigmoid, Tensor.view])
+    with pytest.warns(UserWarning, match="as probabilities do"):
+        running.tell_of_shares()

@@ -313,7 +313,7 @@ class MonteCarlo:
                 f"mc: none of the sites {names} drops on these inputs, though they did when the model was looked at. "
                 "If it keeps what it has computed from one forward to the next, let it keep nothing in evaluation mode."
             )
-        running.tell_of_shares(handler.path)
+        running.tell_of_shares()
         if running.is_constant:
             warn(
                 f"mc: {running.n} passes gave the same output, although {', '.join(handler.fired)} dropped. That is no "
@@ -365,6 +365,7 @@ class MonteCarlo:
             keep_samples=self._keep_samples,
             quantiles=self.task == "regression",
             examples=way.leaves,
+            shares=way.shares,
         )
 
         def take(first: Output, leaves: list[Tensor | None], count: int) -> bool:

@@ -9,6 +9,7 @@ from dropkit.sites.samples import Numbers
 from dropkit.uncertainty.engine.examples import Examples, Met, SiteCall
 from dropkit.uncertainty.engine.inputs import Inputs, Output
 from dropkit.uncertainty.engine.passes import Drawing, Passes
+from dropkit.uncertainty.engine.shares import Shares
 from dropkit.uncertainty.engine.tape import Player, Recorder, Reel, Tape
 from dropkit.uncertainty.engine.traces import Trace
 
@@ -53,19 +54,21 @@ class Batch:
             runs = tuple((self.first + place, 1) for place in order)
         return Drawing(0, streams, Numbers(runs, examples.axis, streams=streams), reel, examples.axes)
 
-    def run(self, drawing: Drawing, given: Any, trace: Trace | None = None) -> Output:
+    def run(self, drawing: Drawing, given: Any, trace: Trace | None = None, shares: Shares | None = None) -> Output:
         """Run the model."""
         args, kwargs = given
-        self.handler.start(drawing, trace)
+        self.handler.start(drawing, trace, shares)
         output = Output.of(self.model(*args, **kwargs))
         output.path = tuple(self.handler.path)
         if trace is not None:
             trace.end(output.names, output.leaves)
+        if shares is not None:
+            output.shares = tuple(map(shares.maker, output.leaves))
         return output
 
-    def plain(self, examples: Examples | None, stream: int, trace: Trace | None = None) -> Output:
+    def plain(self, examples: Examples | None, stream: int, shares: Shares | None = None) -> Output:
         """Run one pass as the model is written."""
-        return self.run(self.drawing(examples, (stream,)), self.inputs.plain(), trace)
+        return self.run(self.drawing(examples, (stream,)), self.inputs.plain(), shares=shares)
 
     def met(self, examples: Examples | None = None) -> dict[SiteCall, Met]:
         """Return what sites drop in a pass over the inputs, or over each of their examples twice."""

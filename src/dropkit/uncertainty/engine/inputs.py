@@ -175,12 +175,14 @@ class Output:
         leaves: What is in it; a tensor of which all passes share the value may be pending.
         names: What the leaves are called.
         path: What the model has called, and what it was told of by yes or no, in order.
+        shares: For each leaf whether ``"sigmoid"`` or ``"softmax"`` has returned it, or neither; if anybody asked.
     """
 
     value: Any
     leaves: list[Any]
     names: list[str]
     path: tuple[Any, ...] = ()
+    shares: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, value: Any) -> "Output":

@@ -24,6 +24,7 @@ from dropkit.sites.switching.rewriting import Plan, Rewriting
 from dropkit.sites.switching.selection import Selection
 from dropkit.uncertainty.engine.examples import Met, SiteCall
 from dropkit.uncertainty.engine.pending import has_pending, replaced_pending
+from dropkit.uncertainty.engine.shares import Shares
 from dropkit.uncertainty.engine.tape import Reel
 from dropkit.uncertainty.engine.traces import Trace
 
@@ -85,12 +86,13 @@ class Passes(Rewriting):
         self.largest = 0  # bytes of the largest tensor that depends on a mask
         self.path: list[Any] = []  # what the forward has called, and what it was told of by yes or no
         self.trace: Trace | None = None  # notes what depends on masks, if anybody asks
+        self.shares: Shares | None = None  # notes what a sigmoid or a softmax returns, if anybody asks
         self._draws = 0
 
-    def start(self, drawing: Drawing, trace: Trace | None = None) -> None:
-        """Draw other masks from the next forward on, and let a trace note what depends on them."""
+    def start(self, drawing: Drawing, trace: Trace | None = None, shares: Shares | None = None) -> None:
+        """Draw other masks from the next forward on, and let others note what depends on them, or is probabilities."""
         self.drawing, self.fired, self.largest, self.has_parted = drawing, {}, 0, False
-        self.path, self.trace, self.met = [], trace, {}
+        self.path, self.trace, self.shares, self.met = [], trace, shares, {}
 
     def dropout(self, place: Place, call: Call) -> Any:
         """Run a call with the masks of its passes, if it drops."""
@@ -104,7 +106,10 @@ class Passes(Rewriting):
         """Run whatever draws anything with the masks of its passes, and let all else run."""
         if self.trace is None:
             self.path.append(function)
+            made = self.shares.made(function, args, kwargs) if self.shares else ""
             result = self._unswitched(function, args, kwargs)
+            if self.shares and made:
+                self.shares.add(made, result)
         else:
             run = partial(self._unswitched, function, args, kwargs)
             result = self._followed(self.trace, function, args, kwargs, run)

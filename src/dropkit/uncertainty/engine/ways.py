@@ -9,6 +9,7 @@ from dropkit.uncertainty.engine.comparing import difference, reordered_axes
 from dropkit.uncertainty.engine.examples import Examples, Said
 from dropkit.uncertainty.engine.inputs import Output
 from dropkit.uncertainty.engine.placing import Placing
+from dropkit.uncertainty.engine.shares import Shares
 from dropkit.uncertainty.engine.tape import Tape
 from dropkit.uncertainty.engine.traces import Trace, joint
 
@@ -38,6 +39,7 @@ class Way:
         leaves: For each leaf of the output the axis along which its examples lie; None if that is not known of any.
         path: What passes call that run together, and what they are told of by yes or no.
         is_vector: Whether the inputs are a single vector, one example without an axis.
+        shares: For each leaf of the output whether ``"sigmoid"`` or ``"softmax"`` returns it, or neither.
     """
 
     engine: str
@@ -49,6 +51,7 @@ class Way:
     leaves: "tuple[Axis, ...] | None" = None
     path: Path = ()
     is_vector: bool = False
+    shares: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -89,7 +92,7 @@ class Trial:
 
     def __init__(self, batch: Batch, examples: Examples | None) -> None:
         self.batch, self.examples = batch, examples
-        self.plain = [batch.plain(examples, stream) for stream in _TRIAL]
+        self.plain = [batch.plain(examples, stream, Shares()) for stream in _TRIAL]
         self.bytes, self.has_parted = batch.handler.largest, batch.handler.has_parted
         self.tape: Tape | None = None  # of passes that ran together
         self.leaves: tuple[Axis, ...] | None = None
@@ -198,6 +201,7 @@ class Trial:
             leaves=self.leaves,
             path=self.path,
             is_vector=self.examples is None and self.batch.inputs.is_vector,
+            shares=self.plain[0].shares,
             **known,
         )
 

@@ -23,15 +23,11 @@ __all__ = [
     "classifier_head",
     "main_leaves",
     "regression_head",
-    "tell_of_shares",
+    "shares_error",
+    "warn_of_shares",
 ]
 
 _VARIANCES = {"variance": False, "var": False, "log_variance": True, "logvar": True, "log_var": True}  # in logarithms?
-_SIGMOIDS = ("sigmoid", "special_expit", "hardsigmoid")
-_MOVES = frozenset(
-    ("__get__", "__getitem__", "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "ravel", "transpose",
-     "permute", "movedim", "contiguous", "clone", "detach", "to", "float", "double", "size", "dim", "__len__")
-)  # fmt: skip  # functions that let numbers be what they are
 _SEVERAL = 8  # rows: the logits of so many hardly all lie in [0, 1]
 
 
@@ -177,31 +173,36 @@ def are_shares(logits: Tensor) -> bool:
     return bool(logits.numel()) and bool(((logits >= 0) & (logits <= 1)).all())
 
 
-def tell_of_shares(path: Sequence[Any], classes: int, rows: int) -> None:
-    """Refuse what a sigmoid has returned where logits are asked for, or warn of what looks like it.
+def shares_error(maker: str, classes: int) -> UnsupportedError:
+    """Return the error that says that probabilities are no logits.
 
     Args:
-        path: What a forward has called that returned numbers in [0, 1] alone, in order.
-        classes: How many the logits are of; one of a single logit.
-        rows: How many logits of each class there are in a pass.
-
-    Raises:
-        UnsupportedError: If the last function that changes numbers was a sigmoid.
+        maker: What has returned them, ``"sigmoid"`` or ``"softmax"``.
+        classes: How many they are of; one of a single label.
     """
-    names = (getattr(function, "__name__", "") for function in reversed(path))
-    is_sigmoid = next((name for name in names if name not in _MOVES), "").removesuffix("_") in _SIGMOIDS
-    taken = "sigmoid" if classes == 1 else "softmax"
-    remedy = "Let the model return logits: leave its sigmoid out"
-    if classes > 1:
-        remedy += f", and where the {classes} labels do not exclude one another return `logits.unsqueeze(-1)`"
-    remedy += "; or leave `task` out, whose mean is that of the probabilities."
-    if is_sigmoid:
-        raise UnsupportedError(f"mc: the outputs are probabilities: a sigmoid returns them. {remedy}")
+    return UnsupportedError(f"mc: the outputs are probabilities: a {maker} returns them. {_remedy(maker, classes)}")
+
+
+def warn_of_shares(classes: int, rows: int) -> None:
+    """Warn of logits that all lie in [0, 1], as what a sigmoid has returned in their place does.
+
+    Args:
+        classes: How many the logits are of; one of a single logit.
+        rows: How many logits of each class there are in a pass; so few that this is chance are not warned of.
+    """
     if rows >= _SEVERAL:
+        taken = "sigmoid" if classes == 1 else "softmax"
         warn(
             f"mc: all outputs of all passes lie in [0, 1], as probabilities do, and their {taken} is taken. If they "
-            f"are logits, all is well. If a sigmoid returns them, it is taken twice. {remedy}"
+            f"are logits, all is well. If a sigmoid returns them, it is taken twice. {_remedy('sigmoid', classes)}"
         )
+
+
+def _remedy(maker: str, classes: int) -> str:
+    remedy = f"Let the model return logits: leave its {maker} out"
+    if classes > 1 and maker == "sigmoid":
+        remedy += f", and where the {classes} labels do not exclude one another return `logits.unsqueeze(-1)`"
+    return f"{remedy}; or leave `task` out, whose mean is that of the probabilities."
 
 
 def regression_head(output: Any, rebuild: Rebuild, leaves: Sequence[Any]) -> RegressionHead:

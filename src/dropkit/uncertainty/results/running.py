@@ -20,7 +20,8 @@ from dropkit.uncertainty.results.main_output import (
     classifier_head,
     main_leaves,
     regression_head,
-    tell_of_shares,
+    shares_error,
+    warn_of_shares,
 )
 from dropkit.uncertainty.results.moments import wide
 from dropkit.uncertainty.results.outputs import Rebuild, flatten
@@ -43,6 +44,7 @@ class Running:
         quantiles: Of a regression, whether to gather quantiles.
         groups: Number of groups of passes for the jackknife.
         examples: Along which axis of each leaf examples lie, as far as that is known.
+        shares: For each leaf whether ``"sigmoid"`` or ``"softmax"`` returns it, or neither, as far as that is known.
     """
 
     def __init__(
@@ -54,10 +56,11 @@ class Running:
         quantiles: bool = False,
         groups: int = 8,
         examples: Sequence[Axis] | None = None,
+        shares: Sequence[str] = (),
     ) -> None:
         self.task, self.class_dim, self.groups = task, class_dim, groups
         self.n = 0
-        self._quantiles, self._examples = quantiles, examples
+        self._quantiles, self._examples, self._shares = quantiles, examples, shares
         self._samples: list[list[Tensor]] | None = [] if keep_samples else None
         self._leaves: list[Any] = []  # of the first pass
         self._rebuild: Rebuild | None = None
@@ -79,7 +82,7 @@ class Running:
 
         Raises:
             UnsupportedError: If a pass has leaves of other shapes than the first, or it is not clear which are those
-                that the task is about. Nothing has been taken in then.
+                that the task is about, or they are probabilities and not logits. Nothing has been taken in then.
         """
         with torch.inference_mode(False), torch.no_grad():
             if self._rebuild is None:
@@ -109,6 +112,8 @@ class Running:
             main = self._head.main
             examples = None if main is None or self._examples is None else self._examples[main]
             axis = logits.dim() - 1 if main is None else class_axis(self.class_dim, logits, examples)
+            if main is not None and any(self._shares[main : main + 1]):
+                raise shares_error(self._shares[main], logits.shape[axis])
             self._classes = Classes(logits.detach(), self.groups, axis)
         elif self.task == "regression":
             self._head = regression_head(template, rebuild, leaves)
@@ -189,19 +194,10 @@ class Running:
             else:
                 samples[i].append(whole[i] if leaf is None else leaf.detach())
 
-    def tell_of_shares(self, path: Sequence[Any]) -> None:
-        """Refuse what a sigmoid has returned in place of logits, or warn of what looks like it.
-
-        Args:
-            path: What a forward has called, in order.
-
-        Raises:
-            UnsupportedError: If the last function that changes numbers was a sigmoid.
-        """
+    def tell_of_shares(self) -> None:
+        """Warn of logits that look like probabilities."""
         if self._classes and self.n and self._are_shares:
-            is_alone = sum(isinstance(leaf, Tensor) for leaf in self._leaves) == 1  # no other tensor was made last
-            classes = self._classes.like.shape[self._classes.class_dim]
-            tell_of_shares(path if is_alone else (), classes, self._classes.axes.numel())
+            warn_of_shares(self._classes.like.shape[self._classes.class_dim], self._classes.axes.numel())
 
     def error(self) -> float:
         """Return the largest Monte Carlo error of the mean of the main output, NaN of fewer than two passes."""
