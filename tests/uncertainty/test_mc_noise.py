@@ -246,3 +246,23 @@ def test_of_a_frozen_backbone_alone_the_error_leads_to_what_freezes_it() -> None
         ArgumentError, match=r"dropout of backbone.2 is off in training mode, too, where a method `train`"
     ):
         mc(Frozen(p=0.0), 3)(torch.randn(5, 8))
+
+
+def modality(self: Block, x: Tensor) -> Tensor:
+    return x * torch.bernoulli(torch.full((len(x), 1), 0.7)) if self.training else x
+
+
+def scaled_modality(self: Block, x: Tensor) -> Tensor:
+    return x * torch.bernoulli(torch.full((len(x), 1), 0.7)) / 0.7 if self.training else x
+
+
+def units(self: Block, x: Tensor) -> Tensor:
+    return x * torch.bernoulli(torch.full_like(x, 0.7)) if self.training else x
+
+
+def test_what_drops_whole_examples_and_scales_none_is_told_how_to_be_written() -> None:
+    x = torch.randn(5, 8)
+    with pytest.warns(UserWarning, match="draws bernoulli in 'block'.* divided by 1 - p where it drops whole examples"):
+        mc(Net(modality), 3, seed=0)(x)
+    for noise in (scaled_modality, units):
+        assert len(mc(Net(noise), 3, seed=0)(x).facts["sites"]) == 2

@@ -176,7 +176,8 @@ def _seen_in_evaluation(model: Module, args: tuple[Any, ...], kwargs: Mapping[st
 
 _REMEDY = (
     "Draw dropout by layers of torch.nn or dropkit.nn, by their functions, or as a product with a mask of "
-    "torch.bernoulli; for noise of another kind nothing has to be done."
+    "torch.bernoulli, divided by 1 - p where it drops whole examples, as gates do not; for noise of another kind "
+    "nothing has to be done."
 )
 
 

@@ -87,6 +87,8 @@ class Passes(Rewriting):
         self.path: list[Any] = []  # what the forward has called, and what it was told of by yes or no
         self.trace: Trace | None = None  # notes what depends on masks, if anybody asks
         self.shares: Shares | None = None  # notes what a sigmoid or a softmax returns, if anybody asks
+        self.noise: dict[str, bool] = {}  # drawn from generators and no site, and whether it is known how to still it
+        self.is_still = False  # whether numbers that passes share stand for that noise
         self._draws = 0
 
     def start(self, drawing: Drawing, trace: Trace | None = None, shares: Shares | None = None) -> None:
@@ -213,7 +215,8 @@ class Passes(Rewriting):
         args, kwargs = self._real((draw.args, dict(draw.kwargs)), is_written=True)
         draw = Draw(draw.place, draw.function, args, kwargs)
         if not draw.has_address or draw.kwargs.get("generator") is not None:
-            return draw.run()
+            is_site = renamed(draw.place, self.plan.names) in self.chosen
+            return draw.run() if is_site or _is_function(draw) else self._noisy(draw)
         key, numbers = self._key(draw.place), self._numbers(draw.place)
         if numbers is None:
             [stream] = self.drawing.streams
@@ -221,6 +224,17 @@ class Passes(Rewriting):
                 self._meet_call(draw.place, draw.shape)
             return draw.at(key, stream)
         return numbered_draw(draw, key, numbers)
+
+    def _noisy(self, draw: Draw) -> Any:
+        """Draw noise that is no dropout; if it shall be still, return what it was drawn for, or one number."""
+        result = draw.run()
+        is_real = isinstance(result, Tensor) and result.is_floating_point()
+        self.noise[draw.operator] = is_real
+        if not is_real or not self.is_still:
+            return result
+        given = next((each for each in (*draw.args, *draw.kwargs.values()) if isinstance(each, Tensor)), None)
+        is_data = given is not None and not draw.operator.endswith(("_", "_like")) and given.shape == result.shape
+        return given.clone() if given is not None and is_data else result.fill_(0.5)
 
     def _numbers(self, place: Place) -> Numbers | None:
         """Return the numbers of examples along the axis that they have at a site; None if masks belong to places."""
@@ -262,6 +276,11 @@ def _numbers_of_rows(call: Call, numbers: Numbers) -> Numbers:
         return numbers
     each = shape[axis] // len(numbers)
     return numbers if each < 2 else replace(numbers, runs=tuple((first * each, n * each) for first, n in numbers.runs))
+
+
+def _is_function(draw: Draw) -> bool:
+    """Tell whether a random operator is a function of its input in evaluation."""
+    return draw.operator.startswith("rrelu") and not draw.argument(3, "training", False)
 
 
 def _is_in_place(call: Call) -> bool:

@@ -247,9 +247,18 @@ def found(batch: Batch, engine: str, said: Said = None) -> Way:
     """
     if batch.inputs.is_empty:
         return Way("loop", None, False)
+    placed, handler = Placing(batch), batch.handler
+    handler.is_still = bool(handler.noise)  # or passes would differ by it, however they run
+    try:
+        return _found(batch, engine, said, placed)
+    finally:
+        handler.is_still = False
+
+
+def _found(batch: Batch, engine: str, said: Said, placed: Placing) -> Way:
+    """Find the way of inputs that are there."""
     trials: list[tuple[Trial, Examples]] = []
     reason = ""
-    placed = Placing(batch)
     for candidate in batch.inputs.candidates(said):
         try:
             examples = placed(candidate)
@@ -266,6 +275,9 @@ def found(batch: Batch, engine: str, said: Said = None) -> Way:
     for trial, examples in trials:
         if trial.can_be_reordered(examples):
             return trial.way(engine)
+    wild = [name for name, is_still in batch.handler.noise.items() if not is_still]
+    if wild:
+        reason = f"the model draws {', '.join(wild)} in evaluation, too, so that no two passes can be compared"
     for trial, examples in trials if said is not None else ():
         if not examples.unsure:
             return trial.way(engine, reason)
