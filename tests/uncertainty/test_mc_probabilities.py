@@ -78,15 +78,25 @@ def test_what_a_sigmoid_returns_is_refused(end: str, classes: int, rows: int, en
     assert ("logits.unsqueeze(-1)" in str(error.value)) == (classes > 1)
 
 
+SOFTMAXES = {
+    "torch": lambda x: torch.softmax(x, -1),
+    "functional": lambda x: nn.functional.softmax(x, -1).clamp_min(1e-7),
+    "method": lambda x: {"logits": x.softmax(1), "features": x},
+    "module": nn.Softmax(-1),
+    "special": lambda x: torch.special.softmax(x, -1),
+    "half": lambda x: x.softmax(-1).half().float(),
+    "a part": lambda x: x.softmax(-1)[:, :2],
+    "another axis": lambda x: torch.stack([x, x], 1).softmax(1),
+    "one class": lambda x: x[:, :1].softmax(-1),
+    "distribution": lambda x: torch.distributions.Categorical(logits=x, validate_args=False).probs,
+}
+
+
 @pytest.mark.parametrize("rows", [1, 20])
-def test_what_a_softmax_returns_is_refused_along_any_axis(rows: int) -> None:
-    """Along that of classes its values tell; along another, or of a part of them, that it was called."""
-    x, kept = torch.randn(rows, 4), lambda logits: logits.softmax(-1)[:, :2]
-    with pytest.raises(UnsupportedError, match="sum to 1 over the classes"):
-        mc(Called(lambda logits: logits.softmax(-1), 3), 10, task="classification", seed=0)(x)
-    for call in (kept, lambda logits: torch.stack([logits, logits], 1).softmax(1)):
-        with pytest.raises(UnsupportedError, match=r"a softmax returns them.*leave its softmax out; or"):
-            mc(Called(call, 3), 10, task="classification", seed=0)(x)
+@pytest.mark.parametrize("end", SOFTMAXES)
+def test_what_a_softmax_returns_is_refused(end: str, rows: int) -> None:
+    with pytest.raises(UnsupportedError, match=r"a softmax returns them.*leave its softmax out; or leave `task` out"):
+        mc(Called(SOFTMAXES[end], 3), 10, task="classification", seed=0)(torch.randn(rows, 4))
 
 
 @pytest.mark.parametrize("classes", [1, 3])
@@ -106,6 +116,15 @@ def test_what_looks_like_probabilities_is_warned_of(by: str, classes: int) -> No
         mc(Called(ends[by], classes), 10, task="classification", seed=0)(torch.randn(20, 4))
     assert len(told) == 1
     mc(Called(ends[by], classes), 10, task="classification", seed=0)(torch.randn(7, 4))  # that may be chance
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 20])
+def test_what_looks_like_a_softmax_is_warned_of(rows: int, dtype: torch.dtype) -> None:
+    model = Called(lambda x: x.exp() / x.exp().sum(-1, keepdim=True), 3).to(dtype)
+    with pytest.warns(UserWarning, match=r"lie in \[0, 1\] and sum to 1 over the classes.*If a softmax") as told:
+        mc(model, 10, task="classification", seed=0)(torch.randn(rows, 4, dtype=dtype))
+    assert len(told) == 1
 
 
 def test_the_remedies_are_right() -> None:

@@ -131,7 +131,6 @@ def class_axis(class_dim: int, like: Tensor, examples: Axis = None) -> int:
     Raises:
         ArgumentError: If the logits have no such axis, no class along it, or no other but it is not asked for as 0; or
             if it is that of the examples.
-        UnsupportedError: If what lies along it are probabilities.
     """
     if not -like.dim() <= class_dim < like.dim():
         shape = f"The logits have shape {tuple(like.shape)}."
@@ -148,24 +147,12 @@ def class_axis(class_dim: int, like: Tensor, examples: Axis = None) -> int:
     if like.dim() > 1 and examples == class_dim % like.dim():
         shape = f"Along it lie the examples of logits of shape {tuple(like.shape)}."
         raise argument_error("mc", "class_dim", "the axis of classes", class_dim, shape)
-    if _are_probabilities(like, class_dim):
-        raise UnsupportedError(
-            "mc: the outputs are probabilities: they are in [0, 1] and sum to 1 over the classes. Let the model return "
-            "logits, or the logarithms of probabilities, for their softmax is taken."
-        )
     if class_dim == -1 and like.dim() >= 4:
         warn(
             f"mc: the softmax is taken over the last of the {like.dim()} axes of the logits. Give class_dim=1 where "
             f"classes are axis 1, as of images, or class_dim={like.dim() - 1} if they are the last."
         )
     return class_dim % like.dim()
-
-
-def _are_probabilities(like: Tensor, class_dim: int) -> bool:
-    if like.shape[class_dim] == 1 or not like.numel():
-        return False
-    sums, tolerance = wide(like).sum(class_dim), 1e-2 if like.dtype.itemsize < 4 else 1e-5
-    return bool(((like >= 0) & (like <= 1)).all() and ((sums - 1).abs() < tolerance).all())
 
 
 def are_shares(logits: Tensor) -> bool:
@@ -183,19 +170,30 @@ def shares_error(maker: str, classes: int) -> UnsupportedError:
     return UnsupportedError(f"mc: the outputs are probabilities: a {maker} returns them. {_remedy(maker, classes)}")
 
 
-def warn_of_shares(classes: int, rows: int) -> None:
-    """Warn of logits that all lie in [0, 1], as what a sigmoid has returned in their place does.
+def warn_of_shares(logits: Tensor, class_dim: int) -> None:
+    """Warn of logits that lie in [0, 1] in all passes, as what a sigmoid or a softmax has returned in their place does.
+
+    Few that do not sum to 1 are not warned of: that is chance.
 
     Args:
-        classes: How many the logits are of; one of a single logit.
-        rows: How many logits of each class there are in a pass; so few that this is chance are not warned of.
+        logits: Those of one pass.
+        class_dim: The axis of classes.
     """
-    if rows >= _SEVERAL:
-        taken = "sigmoid" if classes == 1 else "softmax"
-        warn(
-            f"mc: all outputs of all passes lie in [0, 1], as probabilities do, and their {taken} is taken. If they "
-            f"are logits, all is well. If a sigmoid returns them, it is taken twice. {_remedy('sigmoid', classes)}"
-        )
+    classes = logits.shape[class_dim]
+    is_softmax = classes > 1 and _sum_to_one(logits, class_dim)
+    if not is_softmax and logits.numel() < _SEVERAL * classes:
+        return
+    maker, taken = "softmax" if is_softmax else "sigmoid", "sigmoid" if classes == 1 else "softmax"
+    sums = " and sum to 1 over the classes" if is_softmax else ""
+    warn(
+        f"mc: all outputs of all passes lie in [0, 1]{sums}, as probabilities do, and their {taken} is taken. If they "
+        f"are logits, all is well. If a {maker} returns them, it is taken twice. {_remedy(maker, classes)}"
+    )
+
+
+def _sum_to_one(logits: Tensor, class_dim: int) -> bool:
+    tolerance = 1e-2 if logits.dtype.itemsize < 4 else 1e-5
+    return bool(((wide(logits).sum(class_dim) - 1).abs() < tolerance).all())
 
 
 def _remedy(maker: str, classes: int) -> str:

@@ -197,7 +197,7 @@ class Running:
     def tell_of_shares(self) -> None:
         """Warn of logits that look like probabilities."""
         if self._classes and self.n and self._are_shares:
-            warn_of_shares(self._classes.like.shape[self._classes.class_dim], self._classes.axes.numel())
+            warn_of_shares(self._classes.like, self._classes.class_dim)
 
     def error(self) -> float:
         """Return the largest Monte Carlo error of the mean of the main output, NaN of fewer than two passes."""
