@@ -362,3 +362,26 @@ def test_more_passes_together_than_were_verified_take_the_same_path_or_run_alone
         found = mc(net, 9, seed=0, keep_samples=True)(x)
     want = mc(net, 9, seed=0, engine="loop", keep_samples=True)(x)
     torch.testing.assert_close(found.samples, want.samples)
+
+
+class Distributed(nn.Module):
+    """Returns a distribution, which reads what it is given to check it, and may read more itself."""
+
+    def __init__(self, reads: bool) -> None:
+        super().__init__()
+        self.body, self.reads = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.5), nn.Linear(16, 3)), reads
+
+    def forward(self, x: Tensor) -> torch.distributions.Normal:
+        mean = self.body(x)
+        scale = mean.exp() if not self.reads or mean.sum() > 1e6 else mean.exp() + 1
+        return torch.distributions.Normal(mean, scale, validate_args=True)
+
+
+@pytest.mark.parametrize("reads", [False, True])
+@pytest.mark.filterwarnings("ignore:mc. passes over")
+def test_what_distributions_check_keeps_no_passes_apart(reads: bool) -> None:
+    model, x = Distributed(reads), torch.randn(5, 8)
+    found, want = (mc(model, 9, task="regression", seed=0, engine=engine)(x) for engine in ("auto", "loop"))
+    assert (found.facts["engine"] == "loop") == reads
+    torch.testing.assert_close(found.mean, want.mean)
+    torch.testing.assert_close(found.std, want.std)

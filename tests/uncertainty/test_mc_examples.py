@@ -1,6 +1,7 @@
 """Where Monte Carlo dropout finds a batch's examples, with every engine the same; and where it cannot."""
 
 import math
+import warnings
 from typing import Any
 
 import pytest
@@ -294,3 +295,12 @@ def test_classes_along_the_axis_of_examples_are_refused(shape: tuple[int, ...]) 
         with pytest.raises(ArgumentError, match=r"`class_dim` must be the axis of classes, got .* lie the examples"):
             mc(model, 3, task="classification", class_dim=axis, seed=0)(torch.randn(shape))
     assert mc(model, 3, task="classification", class_dim=0, seed=0)(torch.randn(8)).mean.shape == (3,)
+
+
+def test_a_reason_is_told_once_for_all_shapes() -> None:
+    predict = mc(Standardised(), 3, seed=0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        predict.batches([torch.randn(size, 8) for size in (6, 5, 4)])
+        predict(torch.randn(3, 8))
+    assert [str(each.message).startswith("mc: passes over this model run one after") for each in caught] == [True]

@@ -198,7 +198,7 @@ class MonteCarlo:
         self._class_dim, self._keep_samples, self._batch_dim = class_dim, keep_samples, batch_dim
         self._learned: Learned | None = None
         self._ways: dict[Any, Ways] = {}  # by the kind of inputs
-        self._asked: set[str] = set()  # names of sites that were met, and learned of, later
+        self._asked, self._told = set[str](), set[str]()  # sites met and learned of later; what was warned of
         self._copies_parameters = True  # until it is known that forwards leave them alone
 
     @property
@@ -342,20 +342,21 @@ class MonteCarlo:
     def _run(self, batch: Batch) -> tuple[Running, Way]:
         """Run all passes, in a way that is right for these inputs: for their kind, and for the path that they take."""
         ways = self._ways.setdefault(signature(batch.inputs), Ways())
-        way, is_new = ways.last or chosen_way(batch, self._engine, self._batch_dim), ways.last is None
+        asked = self._engine, self._batch_dim, self._told
+        way, is_new = ways.last or chosen_way(batch, *asked), ways.last is None
         while True:
             try:
                 return self._passes(batch, way, ways, is_new), way
             except OtherPathError as other:
                 known = ways.of(other.path)
                 is_new = known is None or known is way
-                way = chosen_way(batch, self._engine, self._batch_dim) if known is None or is_new else known
+                way = chosen_way(batch, *asked) if known is None or is_new else known
                 if is_new:  # what it does now may be what only a first forward does
                     ways.add(other.path, way)
             except MismatchError as error:  # values decide what is run
                 way = replace(way, engine="loop", is_batched=False, axes=None, reason=str(error))
                 is_new = True
-                tell(way, self._engine)
+                tell(way, self._engine, self._told)
 
     def _passes(self, batch: Batch, way: Way, ways: Ways, is_new: bool) -> Running:
         """Run all passes in a way, which is new, or else has to be that for the path that the first pass takes."""

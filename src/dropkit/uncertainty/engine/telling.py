@@ -12,13 +12,14 @@ __all__ = ["chosen_way", "tell"]
 _SAY = "Say along which axis examples lie, or along which of each tensor, by `batch_dim`"
 
 
-def chosen_way(batch: Batch, engine: str, said: Said) -> Way:
+def chosen_way(batch: Batch, engine: str, said: Said, told: set[str]) -> Way:
     """Find the way that is right for inputs, and tell of it.
 
     Args:
         batch: The model, and the inputs.
         engine: The engine that is asked for, or ``"auto"``.
         said: Along which axis examples lie, if anybody has said so.
+        told: What users were warned of before.
 
     Raises:
         ArgumentError: If they do not lie there.
@@ -33,12 +34,17 @@ def chosen_way(batch: Batch, engine: str, said: Said) -> Way:
             f"mc: examples cannot be told apart, so that they cannot share masks: {way.reason}. {_SAY}, give a single "
             'example an axis of its own, or ask for masks="per_example".'
         )
-    tell(way, engine)
+    tell(way, engine, told)
     return way
 
 
-def tell(way: Way, engine: str) -> None:
-    """Say where passes have to run one after another.
+def tell(way: Way, engine: str, told: set[str]) -> None:
+    """Say where passes have to run one after another, each reason once.
+
+    Args:
+        way: The way.
+        engine: The engine that is asked for, or ``"auto"``.
+        told: What users were warned of before.
 
     Raises:
         UnsupportedError: If the engine that is asked for is not right.
@@ -48,11 +54,15 @@ def tell(way: Way, engine: str) -> None:
         raise UnsupportedError(f"mc: engine={engine!r} is not right for this model: {way.reason}. {remedy}")
     if way.is_batched or not way.reason or way.is_vector:
         return
+    text = ""
     if way.examples is None:
         also = "run one after another, and " if engine == "auto" else ""
-        warn(
+        text = (
             f"mc: passes over this model {also}have masks that belong to places in tensors and to no example, so that "
             f"other batches see other networks, for {way.reason}. {_SAY}, or give a single example an axis of its own."
         )
     elif engine == "auto":
-        warn(f"mc: passes over this model run one after another, for {way.reason}.")
+        text = f"mc: passes over this model run one after another, for {way.reason}."
+    if text and text not in told:
+        told.add(text)
+        warn(text)

@@ -5,18 +5,23 @@ three, is one value for all of them: what uses it makes a pass depend on the oth
 reads once for all.
 """
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 from torch.utils import _pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from dropkit.functional.examples import NumberedKey
 from dropkit.uncertainty.engine.tape import writes
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 __all__ = ["Trace", "joint"]
 
@@ -155,7 +160,18 @@ class Trace:
             return len(args) + len(kwargs) == 1
         if name == "repeat_interleave":
             return any(self.number(each) is not None for each in (*args[1:2], kwargs.get("repeats")))
-        return name in _READS
+        return name in _READS and not (name == "__bool__" and _is_validated())
+
+
+def _is_validated() -> bool:
+    """Tell whether it is `torch.distributions` that reads, to check what it is given: that raises, or does nothing."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(("dropkit.", "torch.overrides")):
+        frame = frame.f_back
+    return frame is not None and frame.f_code in _VALIDATIONS
+
+
+_VALIDATIONS = frozenset(each.__code__ for each in (Distribution.__init__, Distribution._validate_sample))
 
 
 def joint(few: Trace, many: Trace) -> str:
