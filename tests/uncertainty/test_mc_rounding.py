@@ -21,8 +21,11 @@ def passes(shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
     return [(common + torch.randn(*shape, generator=generator) / 2).to(dtype) for _ in range(2)]
 
 
-def why(joined: Tensor, single: list[Tensor]) -> str:
-    return difference(Output.of(joined), [Output.of(each) for each in single])
+def why(joined: Tensor, single: list[Tensor], precision: float = 0.0) -> str:
+    outputs = [Output.of(each) for each in single]
+    for each in outputs:
+        each.precision = precision
+    return difference(Output.of(joined), outputs)
 
 
 def rounded(values: Tensor, units: float) -> Tensor:
@@ -36,6 +39,17 @@ def rounded(values: Tensor, units: float) -> Tensor:
 def test_rounding_is_no_difference(dtype: str, shape: tuple[int, ...]) -> None:
     single = passes(shape, TYPES[dtype])
     assert why(rounded(torch.cat(single), 3), single) == ""
+
+
+@pytest.mark.parametrize(("dtype", "wide"), [("float32", torch.float64), ("bfloat16", torch.float32)])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_rounding_is_that_of_what_computes(dtype: str, wide: torch.dtype, shape: tuple[int, ...]) -> None:
+    """Outputs that are converted to another type at the end have the rounding of the one before."""
+    single, eps = passes(shape, TYPES[dtype]), torch.finfo(TYPES[dtype]).eps
+    joined, single = rounded(torch.cat(single), 3).to(wide), [each.to(wide) for each in single]
+    assert why(joined, single, eps) == ""
+    assert "has other values" in why(joined, single)
+    assert "has other values" in why(torch.cat(single[::-1]), single, eps)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -155,3 +169,27 @@ def test_right_models_run_together_in_half_precision(name: str, dtype: str) -> N
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert mc(model, 5, seed=0)(x).facts["engine"] == "prefix"
+
+
+class Converted(nn.Module):
+    """Computes in the type of its parameters, and returns another."""
+
+    def __init__(self, wide: torch.dtype) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(
+            nn.Linear(64, 512), nn.ReLU(), nn.Dropout(0.2), nn.Linear(512, 512), nn.Linear(512, 3)
+        )
+        self.wide = wide
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x).to(self.wide)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7])
+@pytest.mark.parametrize(("dtype", "wide"), [("float32", torch.float64), ("bfloat16", torch.float32)])
+def test_models_that_return_another_type_run_together(dtype: str, wide: torch.dtype, rows: int) -> None:
+    model, x = Converted(wide).to(TYPES[dtype]), torch.randn(rows, 64).to(TYPES[dtype])
+    result = mc(model, 5, seed=0)(x)
+    assert result.facts["engine"] == "prefix"
+    assert result.mean.dtype == wide

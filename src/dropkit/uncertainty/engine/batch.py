@@ -1,8 +1,10 @@
 """A model and inputs, to run passes over: one at a time, or several together."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import torch
 from torch.nn import Module
 
 from dropkit.sites.samples import Numbers
@@ -36,6 +38,12 @@ class Batch:
     first: int
     step: int
 
+    @cached_property
+    def _precision(self) -> float:
+        """The relative precision of the model's parameters, of several types that of the finest; 0 if it has none."""
+        types = {each.dtype for each in self.model.parameters() if each.is_floating_point() or each.is_complex()}
+        return min((torch.finfo(each).eps for each in types), default=0.0)
+
     def drawing(
         self,
         examples: Examples | None,
@@ -59,7 +67,7 @@ class Batch:
         args, kwargs = given
         self.handler.start(drawing, trace, shares)
         output = Output.of(self.model(*args, **kwargs))
-        output.path = tuple(self.handler.path)
+        output.path, output.precision = tuple(self.handler.path), self._precision
         if trace is not None:
             trace.end(output.names, output.leaves)
         if shares is not None:

@@ -28,7 +28,7 @@ def difference(output: Output, plain: list[Output]) -> str:
             continue
         shared = output.leaves[position]
         found = [getattr(shared, "base", shared)] * len(plain) if values is None else list(values)
-        if not _are_close(found, expected, expected[::-1]):
+        if not _are_close(found, expected, expected[::-1], plain[0].precision):
             return f"{plain[0].names[position]} has other values where passes run together"
     return ""
 
@@ -54,7 +54,7 @@ def reordered_axes(
         known = axes[place] if axes is not None else None
         fits = [axis for axis in range(own.dim()) if own.shape[axis] and not own.shape[axis] % len(order)]
         tried = [*fits, NO_AXIS] if known is None else [known]
-        right = [axis for axis in tried if _are_close([other], [_reordered(own, axis, order)], [own])]
+        right = [axis for axis in tried if _are_close([other], [_reordered(own, axis, order)], [own], plain.precision)]
         if not right:
             return None
         found.append(right[0] if len(right) == 1 else None)  # equal values do not tell
@@ -68,13 +68,14 @@ def _reordered(tensor: Tensor, axis: int, order: Sequence[int]) -> Tensor:
     return rows.index_select(axis, torch.tensor(order, device=tensor.device)).flatten(axis, axis + 1)
 
 
-def _are_close(found: Sequence[Any], expected: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+def _are_close(found: Sequence[Any], expected: Sequence[Tensor], others: Sequence[Tensor], precision: float) -> bool:
     """Tell whether values are those that are expected but for rounding, which sums in another order change.
 
     Args:
         found: The values, one tensor a pass.
         expected: The values that are expected.
         others: What is as likely in their places, such as those of other passes.
+        precision: The relative precision that they were computed with, if it is coarser than that of their type.
     """
     for value, single in zip(found, expected, strict=True):
         if not isinstance(value, Tensor) or value.shape != single.shape or value.dtype != single.dtype:
@@ -92,7 +93,8 @@ def _are_close(found: Sequence[Any], expected: Sequence[Tensor], others: Sequenc
     error = (value - single).where(finite, 0.0).abs()
     finite &= other.isfinite()
     between = (single - other).where(finite, 0.0).abs()
-    tolerance = _tolerance(single.where(single.isfinite(), 0.0).abs(), between, torch.finfo(one.dtype).eps)
+    eps = max(torch.finfo(one.dtype).eps, precision)
+    tolerance = _tolerance(single.where(single.isfinite(), 0.0).abs(), between, eps)
     return bool((error <= tolerance).all())
 
 
@@ -112,7 +114,7 @@ def _tolerance(size: Tensor, between: Tensor, eps: float) -> Tensor:
     Args:
         size: The sizes of the values.
         between: How far those of other passes are from them.
-        eps: The relative precision of their type.
+        eps: The relative precision of what they are computed with.
     """
     varies = between > 0
     fixed = min(256 * eps, eps**0.5) * _around(size, ~varies)

@@ -176,6 +176,7 @@ class Output:
         names: What the leaves are called.
         path: What the model has called, and what it was told of by yes or no, in order.
         shares: For each leaf whether ``"sigmoid"`` or ``"softmax"`` has returned it, or neither; if anybody asked.
+        precision: The relative precision of what it was computed with, which may be coarser than that of its type.
     """
 
     value: Any
@@ -183,6 +184,7 @@ class Output:
     names: list[str]
     path: tuple[Any, ...] = ()
     shares: tuple[str, ...] = ()
+    precision: float = 0.0
 
     @classmethod
     def of(cls, value: Any) -> "Output":
