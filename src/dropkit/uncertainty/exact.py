@@ -24,6 +24,7 @@ from dropkit.uncertainty.engine.examples import Examples
 from dropkit.uncertainty.engine.inputs import Inputs
 from dropkit.uncertainty.subnetworks.calls import REMEDY, Drawn, Learner, Name, Replay
 from dropkit.uncertainty.subnetworks.means import Means, are_alike
+from dropkit.uncertainty.subnetworks.probabilities import Origins, refuse_probabilities
 from dropkit.uncertainty.subnetworks.result import Difference, Subnetworks
 from dropkit.uncertainty.subnetworks.rounding import Within, computing_type, measured
 from dropkit.uncertainty.subnetworks.units import TRIED, Chunk, Units, spread
@@ -77,7 +78,8 @@ def exact(model: Module, *, output: str = "softmax", class_dim: int = -1, limit:
             than `limit`, or the softmax is over one logit.
         ArgumentTypeError: If an argument has a wrong type.
         UnsupportedError: By a call, if noise of a site is no mask of one rate, if examples lie along no axis of a mask
-            or depend on each other, if what drops depends on the data, or a TorchScript module draws dropout.
+            or depend on each other, if what drops depends on the data, or a TorchScript module draws dropout; or if
+            outputs are probabilities where logits are asked for.
 
     Examples:
         >>> import torch, dropkit
@@ -172,13 +174,18 @@ class Enumeration:
                 raise UnsupportedError(f"exact: {what}, so that subnetworks cannot run together. {REMEDY}")
 
         with attached(model, replay, is_eager=True):
-            evaluated, trial = evaluate(), units.trial()
+            trial, origins = units.trial(), Origins()
+            with origins:
+                evaluated, tried = evaluate(), run(trial)
+            maker = origins.maker(tried) or origins.maker(evaluated)
+            if maker and self.output != "raw":
+                refuse_probabilities(self.output, f"a {maker} returns them")
             few = units.part(trial, range(min(_MEASURED, units.together)))
             rounding = measured(
                 lambda within: torch.cat([run(few, within), evaluate(within)[None]]), computing_type(model, evaluated)
             )
             means = Means(self.output, self.class_dim, evaluated, rounding)
-            compare(trial, run(trial), range(TRIED))
+            compare(trial, tried, range(TRIED))
             for number, chunk in enumerate(units.chunks()):
                 found = run(chunk)
                 if units.together > 1:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dropkit._checks import argument_error
+from dropkit.uncertainty.subnetworks.probabilities import Values
 from dropkit.uncertainty.subnetworks.result import Subnetworks
 from dropkit.uncertainty.subnetworks.rounding import Rounding
 
@@ -49,6 +50,7 @@ class Means:
             raise argument_error("exact", "output", rule, output, remedy)
         self.output, self.rounding = output, rounding
         self.axis = class_dim % rank if output == "softmax" else class_dim
+        self.values = Values(output, self.axis, evaluated)
         logits = evaluated.double()
         self.weight_scaling = self._predictions(logits)
         self.weight = torch.zeros((), dtype=torch.float64)  # of the subnetworks so far: their probability
@@ -67,6 +69,7 @@ class Means:
         References:
             Chan, Golub and LeVeque (1983), "Algorithms for computing the sample variance".
         """
+        self.values.add(logits)
         logits, weights = logits.double(), probabilities.to(logits.device)
         self.largest = torch.maximum(self.largest, logits.nan_to_num(0.0, 0.0, 0.0).abs().amax(0))
         self.logits += torch.tensordot(weights, logits, 1)
@@ -83,6 +86,7 @@ class Means:
 
     def result(self, units: int) -> Subnetworks:
         """Return the means; the renormalised geometric one is that of the mean logits."""
+        self.values.tell()
         geometric = self._predictions(self.logits)
         return Subnetworks(
             units=units,
