@@ -8,7 +8,7 @@ import numpy as np
 from dropkit._checks import Choice, Integer, argument_error, require
 from dropkit.uncertainty.metrics.inputs import Array, LabelArray, rows_of
 
-__all__ = ["BINNING", "BINS", "Bins", "calibration_error", "top_label_bins"]
+__all__ = ["BINNING", "BINS", "Bins", "calibration_error", "debiased_square", "top_label_bins"]
 
 BINS = Integer(1, 10**6, "[1, 10**6]")
 BINNING = Choice(("equal_width", "equal_mass"))
@@ -25,12 +25,14 @@ class Bins:
         counts: How many rows lie in each.
         confidence: The mean confidence of each; NaN where it is empty.
         accuracy: The share of each that is right; NaN where it is empty.
+        noise: The estimated variance of the difference of the two, over other rows; NaN of fewer than two rows.
     """
 
     edges: Array
     counts: LabelArray
     confidence: Array
     accuracy: Array
+    noise: Array
 
     @property
     def share(self) -> Array:
@@ -57,9 +59,11 @@ def binned(confidence: Array, is_right: Array, bins: int, binning: str) -> Bins:
         edges = np.concatenate([ordered[:1], inner, ordered[-1:]])
     place = np.searchsorted(edges[1:-1], confidence, side="left")
     counts = np.bincount(place, minlength=bins)
-    with np.errstate(invalid="ignore"):  # empty bins have no mean
-        means = [np.bincount(place, values, minlength=bins) / counts for values in (confidence, is_right)]
-    return Bins(edges, counts, *means)
+    with np.errstate(invalid="ignore", divide="ignore"):  # empty bins have no mean
+        mean, accuracy = (np.bincount(place, values, minlength=bins) / counts for values in (confidence, is_right))
+        off = (is_right - confidence) - (accuracy - mean)[place]
+        noise = np.bincount(place, off**2, minlength=bins) / np.where(counts > 1, (counts - 1) * counts, np.nan)
+    return Bins(edges, counts, mean, accuracy, noise)
 
 
 def top_label_bins(probabilities: Array, labels: LabelArray, bins: int, binning: str) -> Bins:
@@ -85,9 +89,12 @@ def calibration_error(probabilities: Any, labels: Any, *, estimator: str = "equa
               confidence and accuracy in their bin, with bins of equal width.
             - ``"equal_mass"``: the same with bins of about equally many rows, the adaptive one.
             - ``"debiased"``: the root of the mean squared difference, in bins of about equally many rows, less what the
-              labels' noise adds to it; 0 where the noise explains all. Before it is cut off there, its square has no
-              bias. What noise adds is seen in bins of two rows or more, so of few rows there are fewer bins, and rows
-              that ties leave alone in a bin do not count.
+              labels' noise adds to it; 0 where the noise explains all. What noise adds is the sample variance of right
+              (1 or 0) less confidence, over the bin's number of rows; of equal confidences this is the published
+              formula. Before it is cut off at 0, the square has no bias where all rows of a bin are off by the same,
+              as in a calibrated model, and little elsewhere: it is too low by the variance of that over the number of
+              rows. Noise is seen in bins of two rows or more, so of few rows there are fewer bins, and rows that ties
+              leave alone in a bin do not count.
             - ``"maximum"``: the largest difference of any bin, of equal width.
             - ``"classwise"``: the mean over classes of the difference between the class's mean probability and its
               share, in bins of equal width; also called static calibration error.
@@ -134,11 +141,23 @@ def calibration_error(probabilities: Any, labels: Any, *, estimator: str = "equa
 
 
 def _debiased(top: Bins) -> float:
-    """Return the root of the squared gaps less an unbiased estimate of the variance of each bin's accuracy."""
+    """Return the root of the mean debiased square, 0 if that is negative."""
+    return float(max(debiased_square(top), 0.0) ** 0.5)
+
+
+def debiased_square(top: Bins) -> float:
+    """Return the mean squared gap less an unbiased estimate of what noise adds to it, over bins that show noise.
+
+    Of a bin's n rows let d be whether one is right, less its confidence. Of independent d of one mean and one variance,
+    the squared mean of n has the expectation E[d]² + Var[d] / n, and the sample variance of d has that of Var[d]: what
+    is left has that of E[d]². If confidences c are given, d has the mean g = P(right) - c and the variance v of its
+    label: the squared mean then has the expectation mean(g)² + mean(v) / n, and the sample variance that of mean(v)
+    and the sample variance of g, which is 0 if g is one number. Where c is one number, the sample variance is
+    n / (n - 1) accuracy (1 - accuracy), which gives the formula of Kumar et al.
+    """
     shows_noise = top.counts > 1
-    counts, accuracy = top.counts[shows_noise], top.accuracy[shows_noise]
-    squares = top.gap[shows_noise] ** 2 - accuracy * (1 - accuracy) / (counts - 1)
-    return float(max(np.average(squares, weights=counts), 0.0) ** 0.5)
+    squares = top.gap[shows_noise] ** 2 - top.noise[shows_noise]
+    return float(np.average(squares, weights=top.counts[shows_noise]))
 
 
 def _smooth(confidence: Array, is_right: Any) -> float:
