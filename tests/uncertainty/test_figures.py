@@ -136,6 +136,25 @@ def test_lines_are_thinner_where_bins_are_many() -> None:
         assert panel.collections[0].get_linewidth() == pytest.approx([expected])
 
 
+@pytest.mark.parametrize("binning", ["equal_width", "equal_mass"])
+def test_bars_of_narrow_bins_keep_their_colour(binning: str) -> None:
+    """Four of five rows are right, whatever is said: below 0.1 all is of the colour of bars."""
+    confidence = np.repeat(np.linspace(0.5, 1, 200), 10)
+    probabilities, labels = np.stack([confidence, 1 - confidence], 1), np.arange(2000) % 5 == 0
+    figure = draw_reliability(probabilities, labels, bins=100, binning=binning)
+    panel, below = figure.axes
+    for bars in (*panel.containers, below.containers[0]):
+        assert {each.get_linewidth() for each in bars} == {0}
+    for bar in panel.containers[0]:
+        bar.set(color="red", alpha=1)
+    found = pixels(figure, "red")
+    (left, low), (right, high) = panel.transData.transform([(0.51, 0.02), (0.99, 0.10)])
+    inside = (found > (figure.bbox.height - high, left)) & (found < (figure.bbox.height - low, right))
+    assert inside.all(-1).sum() > 0.9 * (right - left) * (high - low)
+    wide, _ = draw_reliability(PROBABILITIES, LABELS, bins=4).axes
+    assert {each.get_linewidth() for bars in wide.containers for each in bars} == {0.8}
+
+
 def test_a_file_of_vectors_does_not_grow_with_thousands_of_intervals() -> None:
     sizes = []
     for rows in (3_100, 12_400):
@@ -197,6 +216,10 @@ def test_the_more_rows_the_smaller_their_targets_but_in_the_legend_they_are_seen
         (legend,) = panel.figure.legends
         dots = [each for each in legend.legend_handles if isinstance(each, Line2D) and each.get_marker() == "o"]
         assert [each.get_markersize() for each in dots] == [5, 5]
+        names = [text.get_text() for text in legend.get_texts()]
+        stroke = legend.legend_handles[names.index("interval")]
+        assert isinstance(stroke, Line2D)
+        assert stroke.get_linewidth() == (6 if rows == 10 else 4)
     assert max(sizes[3000]) < min(sizes[10]) / 2
 
 

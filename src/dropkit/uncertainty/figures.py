@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["draw_detection", "draw_entropies", "draw_intervals", "draw_reliability", "draw_risk_coverage"]
 
 _GROUPS = Integer(1, 10**4, "[1, 10**4]")
+_NARROW = 0.012  # width of a bar of confidences, about 4 pt
 _VECTORS = 3_000  # intervals that are lines in a file of vectors; more are an image in it
 _DARK_GRID = "#374151"
 _P = ParamSpec("_P")
@@ -138,13 +139,14 @@ def draw_reliability(
     figure = _figure(5, 6)
     panel, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     ink, paper = _inks()
-    outline: Any = {"align": "edge", "edgecolor": paper, "linewidth": 0.8}
+    edge = np.where(width >= _NARROW, 0.8, 0.0)  # else it hides the bar
+    outline: Any = {"align": "edge", "edgecolor": paper, "linewidth": edge}
     dots: Any = {"marker": "o", "markersize": 4.5, "markeredgecolor": paper, "markeredgewidth": 0.7}
     dots |= {"linestyle": "none", "clip_on": False, "zorder": 4}
     panel.bar(left, accuracy, width, color=FIRST, alpha=0.8, label="accuracy", **outline)
     panel.bar(
         left, confidence - accuracy, width, accuracy, align="edge", color="none", edgecolor=SECOND, hatch="///",
-        linewidth=0.8, label="gap to the confidence",
+        linewidth=edge, label="gap to the confidence",
     )  # fmt: skip
     stroke = min(1.2, 48 / len(counts))  # many bins lie close together
     panel.vlines(confidence, low, high, color=ink, linewidth=stroke, label=f"{100 * level:g} % of calibrated bins")
@@ -296,9 +298,12 @@ def draw_intervals(lower: Any, upper: Any, targets: Any, *, level: float, mean: 
     panel.set(xlabel="rows in the order of their predictions", ylabel="target")
     title = f"{100 * level:.4g} % intervals: coverage {100 * found.coverage:.1f} %, mean width {found.width:.4g}"
     panel.set_title(title)
-    for handle in figure.legend(loc="outside lower center", ncols=4).legend_handles:
+    legend = figure.legend(loc="outside lower center", ncols=4)  # whose samples are seen however many rows there are
+    for handle, text in zip(legend.legend_handles, legend.get_texts(), strict=True):
         if isinstance(handle, Line2D) and handle.get_marker() == "o":
             handle.set_markersize(5)
+        elif isinstance(handle, Line2D) and text.get_text() == "interval":
+            handle.set_linewidth(max(width, 4.0))
     return figure
 
 

@@ -55,7 +55,21 @@ TABLES: dict[str, tuple[Any, type[Exception], str]] = {
     "rounded sums": (torch.tensor([[0.5, 0.5], [0.25, 0.752]]), ArgumentError, "(float). Divide them by their sum."),
 }
 CLASSES: dict[str, tuple[Any, type[Exception], str]] = {
-    "floats": (torch.tensor([0.0, 1.0]), ArgumentTypeError, "of an integer type, got dtype('float64')"),
+    "floats": (
+        torch.tensor([0.0, 1.0]),
+        ArgumentTypeError,
+        "got dtype('float64') (Float64DType). Give labels.long(), or",
+    ),
+    "fractions": (
+        torch.tensor([0.5, 1.0]),
+        ArgumentTypeError,
+        "of an integer type, got dtype('float64') (Float64DType). Give each row",
+    ),
+    "column": (
+        torch.tensor([[0], [1]]),
+        ArgumentError,
+        "got (2, 1) (tuple). Take the last axis off: labels.squeeze(-1).",
+    ),
     "true of no second class": (np.array([[True], [False]]), ArgumentError, "of shape (2,), one a row"),
     "negative": (torch.tensor([0, -1]), ArgumentError, "classes from 0 to 1, got -1 (int)"),
     "too many": (torch.tensor([2, 0]), ArgumentError, "classes from 0 to 1, got 2 (int)"),

@@ -33,6 +33,7 @@ _LOGIT = "Take the sigmoid of a single logit."
 _ROUNDED = "Divide them by their sum."
 _JOIN = "Join tensors by torch.cat or torch.stack; in a list they are taken only of one shape and without gradients."
 _AVERAGE = "Average the passes first: samples.mean(0)."
+_WHOLE = "labels.long(), or labels.astype(int) of an array"
 _SECOND = "The probability of the second of two classes is one column: p.unsqueeze(-1)."
 
 
@@ -141,10 +142,12 @@ def labels_of(where: str, value: Any, rows: int, classes: int) -> LabelArray:
     """Return the classes of rows, whole numbers from 0; what is true is 1."""
     found = _as_array(where, "labels", value)
     if found.dtype.kind not in "iub":
-        remedy = "Give each row the number of its class."
+        is_whole = found.dtype.kind == "f" and bool((found == np.floor(found)).all())
+        remedy = f"Give {_WHOLE}." if is_whole else "Give each row the number of its class."
         raise argument_type_error(where, "labels", "of an integer type", found.dtype, remedy)
     if found.shape != (rows,):
-        raise argument_error(where, "labels", f"of shape ({rows},), one a row of `probabilities`", found.shape)
+        remedy = column(found.shape, "labels", (rows,), "")
+        raise argument_error(where, "labels", f"of shape ({rows},), one a row of `probabilities`", found.shape, remedy)
     wrong = (found < 0) | (found >= classes)
     if wrong.any():
         raise argument_error(where, "labels", f"classes from 0 to {classes - 1}", int(found[wrong][0]))
