@@ -26,12 +26,12 @@ __all__ = [
     "divided",
     "filled",
     "for_each_axis",
+    "inner",
     "multiplied",
     "negated",
     "projected",
     "rearranged",
     "reduced",
-    "repeated",
     "stacked",
     "subtracted",
     "subtracted_from",
@@ -73,6 +73,12 @@ def projected(sources: Sources, input: Any, other: Any) -> Variable:
         return weighted(F.linear)(sources, input, other.T)
     column = weighted(F.linear)(sources, input, other[None])
     return rearranged(Tensor.squeeze)(sources, column, -1)
+
+
+def inner(sources: Sources, input: Any, other: Any) -> Variable:
+    """Return the inner products of a variable's rows with constant vectors."""
+    rows, vectors = (other, input) if isinstance(input, Tensor) and input.dim() == 1 else (input, other)
+    return projected(sources, rows, vectors.T if isinstance(vectors, Tensor) and vectors.dim() == 2 else vectors)
 
 
 def biased_projection(sources: Sources, bias: Any, input: Any, other: Any) -> Variable:
@@ -285,25 +291,6 @@ def turned(name: str) -> _Function:
         return getattr(x, name)
 
     return rearranged(turn)
-
-
-def repeated(
-    sources: Sources,
-    input: Variable,
-    size: Any = None,
-    scale_factor: Any = None,
-    mode: str = "nearest",
-    *rest: Any,
-    **named: Any,
-) -> Variable:
-    """Return interpolation that copies the nearest element."""
-    if mode != "nearest":
-        raise UnsupportedError(f"with mode={mode!r}")
-
-    def copied(x: Tensor) -> Tensor:
-        return F.interpolate(x, size, scale_factor, mode, *rest, **named)
-
-    return sources.mapped(input, copied(input.mean), copied, copied)
 
 
 def broadcast(sources: Sources, *tensors: Any) -> tuple[Any, ...]:

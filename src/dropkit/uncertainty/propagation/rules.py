@@ -11,6 +11,7 @@ from torch import Tensor
 from dropkit.errors import UnsupportedError
 from dropkit.uncertainty.propagation import linear
 from dropkit.uncertainty.propagation.gaussian import Response, exponential, piecewise_linear, quadrature, rectified
+from dropkit.uncertainty.propagation.interpolation import interpolated
 from dropkit.uncertainty.propagation.origins import Applied, through_masks
 from dropkit.uncertainty.propagation.pooling import max_pooled
 from dropkit.uncertainty.propagation.variables import Sources, Variable
@@ -198,7 +199,7 @@ def _table() -> Iterator[tuple[Callable[..., Any], _Rule]]:
     yield from ((function, through_masks(_prelu)) for function in _named("prelu"))
     yield torch.broadcast_tensors, linear.broadcast
     yield from ((getattr(Tensor, name).__get__, linear.turned(name)) for name in ("T", "mT"))
-    yield F.interpolate, linear.repeated
+    yield F.interpolate, interpolated
     yield torch.where, linear.chosen
     yield Tensor.where, linear.chosen_else
     yield F.batch_norm, through_masks(linear.batch_normalised)
@@ -212,6 +213,7 @@ _ARITHMETIC: Mapping[tuple[str, ...], _Rule] = {
     ("div", "divide", "true_divide", "__truediv__", "__itruediv__"): linear.divided,
     ("neg", "negative", "__neg__"): linear.negated,
     ("matmul", "mm", "mv", "__matmul__"): linear.projected,
+    ("inner",): linear.inner,
     ("addmm",): linear.biased_projection,
     ("cat", "concat", "concatenate"): linear.concatenated,
     ("stack",): linear.stacked,
