@@ -92,11 +92,11 @@ def moments(model: Module, *, rank: int | None = None) -> "MomentPropagation":
     Rules are there for linear layers, convolutions, batch normalisation in evaluation mode, average and max pooling,
     nearest and linear interpolation, elementwise activations, sums, and functions that move elements; and for all
     dropout that draws a number for each unit, channel, path, time or weight, also by hand, where each mask drops from
-    one tensor at one rate. What runs before the first site may be anything that draws nothing. An operation without a rule is an error that names it, and
-    so is other noise than dropout, and an operation that reaches a random tensor where rules cannot, as in TorchScript
-    or under ``torch.func.vmap``. Models of half precision are computed in single precision from the first site on, and
-    the result is in that. The first call runs the model four times more, to find its sites and to see that nothing else
-    is random.
+    one tensor at one rate. What runs before the first site may be anything that draws nothing. An operation without a
+    rule is an error that names it, and so is other noise than dropout, and an operation that reaches a random tensor
+    where rules cannot, as in TorchScript or under ``torch.func.vmap``. Models of half precision are computed in single
+    precision from the first site on, and the result is in that. The first call runs the model four times more, to find
+    its sites and to see that nothing else is random.
 
     Args:
         model: The model, in either mode; it is left as it was. Axis 0 of its inputs counts examples.
