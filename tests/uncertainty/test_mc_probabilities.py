@@ -172,6 +172,12 @@ def scaled_beneath(x: Tensor) -> Tensor:
     return shares
 
 
+@torch.inference_mode()
+def scaled_in_inference(x: Tensor) -> Tensor:
+    """A sigmoid that is written into, where tensors have no version."""
+    return x.clone().sigmoid_().mul_(9).sub_(4)
+
+
 def small(x: Tensor) -> Tensor:
     """Numbers between 0 and 1 of which no sigmoid is told."""
     return 0.5 + 0.01 * x.tanh()
@@ -187,6 +193,7 @@ LOGITS = {
     "joined": lambda x: torch.cat([5 * x, x.sigmoid()], 1),
     "logarithms": lambda x: 5 + x.sigmoid().log(),
     "scaled beneath": scaled_beneath,
+    "scaled in inference": scaled_in_inference,
     "inverse": lambda x: x.sigmoid().logit(),
     "overwritten": lambda x: x.sigmoid().copy_(5 * x),
 }

@@ -110,7 +110,7 @@ class Passes(Rewriting):
             self.path.append(function)
             made = self.shares.made(function, args, kwargs) if self.shares else ""
             result = self._unswitched(function, args, kwargs)
-            if self.shares and made:
+            if self.shares:
                 self.shares.add(made, result)
         else:
             run = partial(self._unswitched, function, args, kwargs)

@@ -47,15 +47,17 @@ class Shares:
         return self.maker(taken[0]) if name in _KEEPS and taken else ""
 
     def add(self, maker: str, result: Any) -> None:
-        """Note what a call has returned.
+        """Note what a call has returned, which may be what it has written into.
 
         Args:
             maker: Which of them that is of, as `made` tells.
             result: It.
         """
-        for each in _pytree.tree_leaves(result) if maker else ():
-            if isinstance(each, Tensor):
+        for each in _pytree.tree_leaves(result):
+            if isinstance(each, Tensor) and maker:
                 self._noted[each] = maker, version_of(each)
+            elif isinstance(each, Tensor):  # of inference mode no version tells that it was written into
+                self._noted.pop(each, None)
 
 
 def _name(function: Function) -> str:
