@@ -11,9 +11,9 @@ from dropkit.sites.samples import Numbers
 from dropkit.uncertainty.engine.examples import Examples, Met, SiteCall
 from dropkit.uncertainty.engine.inputs import Inputs, Output
 from dropkit.uncertainty.engine.passes import Drawing, Passes
-from dropkit.uncertainty.engine.shares import Shares
 from dropkit.uncertainty.engine.tape import Player, Recorder, Reel, Tape
 from dropkit.uncertainty.engine.traces import Trace
+from dropkit.uncertainty.shares import Shares
 
 __all__ = ["Batch"]
 

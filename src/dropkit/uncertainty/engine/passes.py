@@ -24,9 +24,9 @@ from dropkit.sites.switching.rewriting import Plan, Rewriting
 from dropkit.sites.switching.selection import Selection
 from dropkit.uncertainty.engine.examples import Met, SiteCall
 from dropkit.uncertainty.engine.pending import has_pending, replaced_pending
-from dropkit.uncertainty.engine.shares import Shares
 from dropkit.uncertainty.engine.tape import Reel
 from dropkit.uncertainty.engine.traces import Trace
+from dropkit.uncertainty.shares import Shares
 
 __all__ = ["Drawing", "Passes"]
 

@@ -9,9 +9,9 @@ from dropkit.uncertainty.engine.comparing import difference, reordered_axes
 from dropkit.uncertainty.engine.examples import Examples, Said
 from dropkit.uncertainty.engine.inputs import Output
 from dropkit.uncertainty.engine.placing import Placing
-from dropkit.uncertainty.engine.shares import Shares
 from dropkit.uncertainty.engine.tape import Tape
 from dropkit.uncertainty.engine.traces import Trace, joint
+from dropkit.uncertainty.shares import Shares
 
 if TYPE_CHECKING:
     from dropkit.uncertainty.results.axes import Axis

@@ -9,24 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from dropkit.errors import UnsupportedError
 from dropkit.sites.interception.telling import warn
+from dropkit.uncertainty.shares import Shares
 
 __all__ = ["Origins", "Values", "refuse_probabilities"]
 
-_MAKERS: Mapping[str, str] = {
-    "softmax": "softmax",
-    "special_softmax": "softmax",
-    "sigmoid": "sigmoid",
-    "special_expit": "sigmoid",
-    "hardsigmoid": "sigmoid",
-}
-_MOVES = frozenset(
-    ("__get__", "__getitem__", "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "ravel", "transpose",
-     "permute", "movedim", "contiguous", "clone", "detach", "to", "float", "double")
-)  # fmt: skip  # functions that let numbers be what they are
 _SEVERAL = 8  # rows: the logits of so many hardly all lie in [0, 1]
 
 
@@ -35,23 +24,20 @@ class Origins(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._makers = WeakTensorKeyDictionary()
+        self._shares = Shares()
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run a function."""
-        name = getattr(func, "__name__", "")
-        source = self.maker(args[0]) if args and name in _MOVES else ""
+        maker = self._shares.made(func, args, kwargs or {})
         found = func(*args, **(kwargs or {}))
-        if isinstance(found, Tensor):
-            self._makers[found] = source or _MAKERS.get(name.removesuffix("_"), "")
+        self._shares.add(maker, found)
         return found
 
     def maker(self, value: Any) -> str:
         """Return what has made a tensor: ``"softmax"`` or ``"sigmoid"``; empty if neither."""
-        found: str = self._makers.get(value, "") if isinstance(value, Tensor) else ""
-        return found
+        return self._shares.maker(value)
 
 
 class Values:
