@@ -385,3 +385,25 @@ def test_what_distributions_check_keeps_no_passes_apart(reads: bool) -> None:
     assert (found.facts["engine"] == "loop") == reads
     torch.testing.assert_close(found.mean, want.mean)
     torch.testing.assert_close(found.std, want.std)
+
+
+class Packed(nn.Module):
+    """A text classifier that drops before it packs."""
+
+    def __init__(self, kind: type[nn.Module]) -> None:
+        super().__init__()
+        self.words, self.drop = nn.Embedding(20, 8), nn.Dropout(0.3)
+        self.recurrent, self.last = kind(8, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, text: Tensor, lengths: Tensor) -> Tensor:
+        words = self.drop(self.words(text))
+        packed = nn.utils.rnn.pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False)
+        _, states = self.recurrent(packed)
+        return self.last((states[0] if isinstance(states, tuple) else states)[-1])
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
+def test_sequences_that_are_packed_after_dropout_are_said_to_be(kind: type[nn.Module]) -> None:
+    """Their sizes are of lengths, though they come with what depends on masks."""
+    with pytest.warns(UserWarning, match=r"packed after dropout, by pack_padded_sequence\(\).* That is right"):
+        mc(Packed(kind), 3, seed=0)(torch.randint(0, 20, (4, 7)), torch.tensor([4, 7, 2, 6]))

@@ -178,6 +178,28 @@ def scaled_in_inference(x: Tensor) -> Tensor:
     return x.clone().sigmoid_().mul_(9).sub_(4)
 
 
+@torch.inference_mode()
+def overwritten_in_inference(x: Tensor) -> Tensor:
+    """A sigmoid of which parts are written into."""
+    shares = x.sigmoid().clone()
+    shares[:] = 5 * x
+    return shares
+
+
+@torch.inference_mode()
+def a_view_in_inference(x: Tensor) -> Tensor:
+    shares = x.sigmoid()
+    shares.view(-1).mul_(9).sub_(4)
+    return shares
+
+
+@torch.inference_mode()
+def a_part_in_inference(x: Tensor) -> Tensor:
+    shares = x.sigmoid()
+    shares[..., :1] = 9 * shares[..., :1] - 4
+    return shares
+
+
 def small(x: Tensor) -> Tensor:
     """Numbers between 0 and 1 of which no sigmoid is told."""
     return 0.5 + 0.01 * x.tanh()
@@ -194,6 +216,9 @@ LOGITS = {
     "logarithms": lambda x: 5 + x.sigmoid().log(),
     "scaled beneath": scaled_beneath,
     "scaled in inference": scaled_in_inference,
+    "overwritten in inference": overwritten_in_inference,
+    "a view in inference": a_view_in_inference,
+    "a part in inference": a_part_in_inference,
     "inverse": lambda x: x.sigmoid().logit(),
     "overwritten": lambda x: x.sigmoid().copy_(5 * x),
 }

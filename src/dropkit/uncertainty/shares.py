@@ -8,6 +8,7 @@ from torch.utils import _pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from dropkit.sites.interception.values import version_of
+from dropkit.uncertainty.engine.tape import writes
 
 __all__ = ["Shares"]
 
@@ -35,7 +36,21 @@ class Shares:
             args: By position.
             kwargs: By name.
         """
-        name = _name(function)
+        maker = self._made(_name(function), args, kwargs)
+        if writes(function, kwargs):
+            for target in (*args[:1], *_pytree.tree_leaves(kwargs.get("out"))):
+                self._forget(target)
+        return maker
+
+    def _forget(self, target: Any) -> None:
+        """Drop the notes of all views of a tensor that is written into, of which inference mode keeps no version."""
+        if isinstance(target, Tensor) and target.is_inference():
+            place = target.untyped_storage().data_ptr()
+            for each in [one for one in self._noted if one.is_inference()]:
+                if each.untyped_storage().data_ptr() == place:
+                    del self._noted[each]
+
+    def _made(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
         if name in _MAKERS:
             return _MAKERS[name]
         taken = [*args, *kwargs.values()]

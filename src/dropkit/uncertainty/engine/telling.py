@@ -62,7 +62,7 @@ def tell(way: Way, engine: str, told: set[str]) -> None:
             f"other batches see other networks, for {way.reason}. {_SAY}, or give a single example an axis of its own."
         )
     elif engine == "auto":
-        text = f"mc: passes over this model run one after another, for {way.reason}."
+        text = f"mc: passes over this model run one after another, for {way.reason}. That is right, but takes longer."
     if text and text not in told:
         told.add(text)
         warn(text)

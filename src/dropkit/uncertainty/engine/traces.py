@@ -181,6 +181,14 @@ def joint(few: Trace, many: Trace) -> str:
         few: The trace of two passes that ran together.
         many: That of three.
     """
+    why = _joint(few, many)
+    packs = (one for one in few.calls if one.sources and "pack_padded_sequence" in one.function)
+    if why and (pack := next(packs, None)) is not None:  # whose sizes only look as if they came of masks
+        return f"sequences are packed after dropout, by {pack.shown}, and examples have no axis of their own in them"
+    return why
+
+
+def _joint(few: Trace, many: Trace) -> str:
     makers: dict[int, Traced] = {}  # of tensors that all examples share, by number
     for one in few.calls:
         if one.is_read:
