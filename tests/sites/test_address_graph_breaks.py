@@ -143,6 +143,7 @@ def test_functions_before_any_part(fullgraph: bool) -> None:
     assert torch.equal(model(x), found)
 
 
+@pytest.mark.exhaustive
 def test_rates_that_come_and_go() -> None:
     model, x = nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.3)), torch.ones(9, 6)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)

@@ -152,7 +152,7 @@ def test_chance_follows_from_the_key_in_workers_too(toy: Dataset, workers: int) 
         assert len(torch.cat([first, other])[:, generator].unique()) == 256
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=[pytest.mark.slow, pytest.mark.exhaustive])])
 def test_augmented_stopped_twice_and_resumed(toy: Dataset, tmp_path: Path, workers: int) -> None:
     budget = replace(SMALL, methods=("dropout",), strengths=1)
 

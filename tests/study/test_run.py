@@ -166,6 +166,7 @@ def test_validation_rows_without_a_class_leave_a_cell_empty_and_nothing_diverges
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_quick_study_of_mnist(tmp_path: Path) -> None:
     result = study.run(directory=tmp_path / "mnist")
     assert len(result.trials) == 10 + 6 * 16  # none, and six methods with four strengths
