@@ -146,8 +146,9 @@ def test_without_dropout_it_is_pytorchs(call: Any, records_gradients: bool) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @given(calls(), st.booleans())
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=1000)
 def test_without_dropout_it_is_pytorchs_for_many_calls(call: Any, records_gradients: bool) -> None:
     check_that_it_is_pytorchs_without_dropout(call, records_gradients)
 

@@ -75,9 +75,10 @@ def apply_dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor,
 
 
 def _fuses(input: Tensor) -> bool:
-    """Tell whether the compiler gains more by fusing dropout with its neighbours than the fastest kernel alone does.
+    """Tell whether the compiler is given a mask and an operation that it fuses with its neighbours, not an operator.
 
-    On a CPU it does not: there the mask costs more than memory does.
+    On GPUs, for there memory is what costs: an operator alone reads and writes a tensor once more, 16 to 32 times its
+    mask. That is reckoned; `benchmarks/gpu.py fusion` measures it. On a CPU drawing is what costs.
     """
     return input.is_cuda
 

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from dropkit.kernels import gpu, portable
 from dropkit.kernels.native import operations as native
-from dropkit.kernels.operators import keep_mask, of_place, slices_first
+from dropkit.kernels.operators import PLACE, keep_mask, of_place, slices_first
 from dropkit.random.layout import Layout
 
 __all__ = ["WORD", "keep_bits", "portable_bits", "unpack", "words"]
@@ -22,9 +22,8 @@ __all__ = ["WORD", "keep_bits", "portable_bits", "unpack", "words"]
 WORD = 32  # bits
 
 _LIBRARY = torch.library.Library("dropkit", "FRAGMENT")
-_PLACE = "SymInt[] shape, SymInt[] row_strides, SymInt first_row, SymInt first_column"
 _LIBRARY.define(
-    f"keep_bits(Tensor key, Tensor stream, Tensor threshold, {_PLACE}, Device device) -> Tensor",
+    f"keep_bits(Tensor key, Tensor stream, Tensor threshold, {PLACE}, Device device) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 

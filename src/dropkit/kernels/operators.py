@@ -14,11 +14,11 @@ from dropkit.kernels import gpu, portable
 from dropkit.kernels.native import operations as native
 from dropkit.random.layout import Layout
 
-__all__ = ["batch_first", "dropout", "keep_mask", "of_place", "slices_first"]
+__all__ = ["PLACE", "batch_first", "dropout", "keep_mask", "of_place", "slices_first"]
 
 _LIBRARY = torch.library.Library("dropkit", "DEF")
-_PLACE = "SymInt[] shape, SymInt[] row_strides, SymInt first_row, SymInt first_column"
-_ADDRESS = f"Tensor key, Tensor stream, Tensor threshold, {_PLACE}"
+PLACE = "SymInt[] shape, SymInt[] row_strides, SymInt first_row, SymInt first_column"
+_ADDRESS = f"Tensor key, Tensor stream, Tensor threshold, {PLACE}"
 
 _LIBRARY.define(f"dropout(Tensor input, {_ADDRESS}, bool scaled) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 _LIBRARY.define(f"keep_mask({_ADDRESS}, Device device) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
