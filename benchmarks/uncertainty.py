@@ -1,11 +1,11 @@
 """What Monte Carlo dropout costs: against one forward, plain loops, and whoever else offers it.
 
-    python benchmarks/uncertainty.py [--rounds 9] [cnn residual bert memory]
+    python benchmarks/uncertainty.py [--rounds 9] [--threads 1] [cnn residual bert memory]
 
 All sides of a row run in one process and take turns, on inputs that are new each time, for some keep what they have
-computed. Times are medians over rounds, of what the process computed on all its threads. baal and torch-uncertainty
-take part where they are installed; baal by each of its three ways: the batch repeated, a loop, and a loop with its
-caches. Other bars: ``benchmarks/moments.py`` and ``benchmarks/uci.py``.
+computed. Times are medians over rounds: of what the process computed with one thread, of the clock on the wall with
+several. baal and torch-uncertainty take part where they are installed; baal by each of its three ways: the batch
+repeated, a loop, and a loop with its caches. Other bars: ``benchmarks/moments.py`` and ``benchmarks/uci.py``.
 """
 
 import argparse
@@ -121,14 +121,15 @@ def without_gradients(model: nn.Module, x: Tensor) -> Tensor:
 
 def medians(sides: dict[str, Predict], inputs: Callable[[], Tensor], rounds: int) -> dict[str, float]:
     """Return milliseconds of each side, which take turns."""
+    now = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):
         for name, predict in sides.items():
             x = inputs()
-            start = time.process_time()
+            start = now()
             predict(x)
             if number:  # the first finds memory, and ours learns the model
-                times[name].append(1e3 * (time.process_time() - start))
+                times[name].append(1e3 * (now() - start))
     return {name: sorted(values)[rounds // 2] for name, values in times.items()}
 
 
@@ -220,15 +221,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}")
     parser.add_argument("--rounds", type=int, default=9, help="how often each side is timed, 1 or more (default: 9)")
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch, 1 or more (default: 1)")
     arguments = parser.parse_args()
-    if arguments.rounds < 1:
-        parser.error(f"--rounds must be 1 or more, got {arguments.rounds}")
+    for name in ("rounds", "threads"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name} must be 1 or more, got {getattr(arguments, name)}")
     unknown = set(arguments.rows) - ROWS.keys()
     if unknown:
         parser.error(f"unknown rows {', '.join(sorted(unknown))}; known are {', '.join(ROWS)}")
     warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, one thread\n{kernels.info()}")
+    torch.set_num_threads(arguments.threads)
+    print(f"torch {torch.__version__}, {arguments.threads} thread{'s' * (arguments.threads > 1)}\n{kernels.info()}")
     for name in arguments.rows or ROWS:
         ROWS[name](arguments.rounds)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dropkit._checks import Choice
 from dropkit.functional.address import check_source, find_address, plain_rate
-from dropkit.functional.autograd import apply_function
+from dropkit.functional.autograd import Constants, apply_function
 from dropkit.functional.dropout import dropout
 from dropkit.functional.eager import is_one_key, is_plain_gradient, one_key
 from dropkit.functional.fused import check_activated, check_columns, gated, is_alike, takes_operator
@@ -84,7 +84,7 @@ def activation_dropout(
         address = one_key(_WHERE, input, p, key)
         number = native.ACTIVATIONS.index(activation)
         if torch.is_grad_enabled() and (input.requires_grad or (bias is not None and bias.requires_grad)):
-            return _apply_plain(input, bias, number, *address)
+            return _apply_plain(input, bias, Constants(number, *address))
         return native.activate_plain(input, bias, number, *address)
     check_input(_WHERE, input, training=training)
     p = plain_rate(p)
@@ -110,10 +110,10 @@ def _kept(activation: str, input: Tensor, bias: Tensor | None, output: Tensor) -
 
 class _PlainActivationDropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, input: Tensor, bias: Tensor | None, number: int, key: int, threshold: int) -> Tensor:
-        output = native.activate_plain(input, bias, number, key, threshold)
+    def forward(ctx: Any, input: Tensor, bias: Tensor | None, constants: Constants) -> Tensor:
+        ctx.address = number, *_ = constants.values
+        output = native.activate_plain(input, bias, *ctx.address)
         ctx.save_for_backward(*_kept(native.ACTIVATIONS[number], input, bias, output))
-        ctx.address = number, key, threshold
         return output
 
     @staticmethod
@@ -125,7 +125,7 @@ class _PlainActivationDropout(torch.autograd.Function):
             of_input = dropout(of_activated, threshold / 2.0**32, key=key)
         else:
             of_input = native.activate_gradient_plain(grad, x, bias, number, key, threshold)
-        return of_input, _of_bias(ctx, of_input), None, None, None
+        return of_input, _of_bias(ctx, of_input), None
 
 
 # Past what `Function.apply` does for transforms, which a plain call has none of.

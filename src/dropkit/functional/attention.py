@@ -22,6 +22,7 @@ from dropkit.functional.attention_inputs import (
 from dropkit.functional.attention_jagged import are_jagged, attend_jagged
 from dropkit.functional.attention_tiles import attend_by_tiles, takes_tiles
 from dropkit.functional.attention_weights import attend, find_weights, widened
+from dropkit.functional.autograd import Constants
 from dropkit.functional.eager import is_plain
 from dropkit.functional.examples import NumberedKey, check_examples, numbers_of
 from dropkit.functional.inputs import autocast_dtype, check_mask, is_identity, without_autocast
@@ -165,7 +166,7 @@ def scaled_dot_product_attention(
         if numbers is not None and numbers.runs:
             check_examples(WHERE, numbers.runs, weights.shape, len(numbers.streams))
         source = int(drawn) % 2**64 if numbers is None else numbers
-        return _Attention.apply(query, key, value, attn_mask, is_causal, factor, source, threshold)
+        return _Attention.apply(query, key, value, attn_mask, Constants(is_causal, factor, source, threshold))
     output, _, kept = attend(
         query, key, value, attn_mask, is_causal, factor, dropout_p, return_mask=return_dropout_mask, key=drawn,
         stream=stream,
@@ -196,7 +197,11 @@ class _Heads:
     def __getitem__(self, index: tuple[slice, slice]) -> Tensor:
         heads, rows = index
         example, first = divmod(heads.start, self.together)
-        return self.tensor[example, first : first + heads.stop - heads.start, rows]
+        count = heads.stop - heads.start
+        found = self.tensor.select(0, example)  # an index would take several times as long
+        if count < self.together:
+            found = found.narrow(0, first, count)
+        return found if rows.stop - rows.start == found.size(1) else found.narrow(1, rows.start, rows.stop - rows.start)
 
 
 class _Parts:
@@ -233,6 +238,7 @@ class _Parts:
         most = self.most_heads * min(self.most_queries, self.queries) * self.keys
         # Used again for every part: new memory would cost much of what is done in it.
         self._memory = query.new_empty(2, most)
+        self._room: dict[tuple[int, ...], Tensor] = {}
         self.query, self.key = self.laid(query), self.laid(key)
 
     def laid(self, tensor: Tensor) -> _Heads:
@@ -264,13 +270,18 @@ class _Parts:
             scores[..., queries.start :].masked_fill_(columns > rows, -math.inf)
         if is_kept:
             return torch.softmax(scores, -1)
-        return torch.softmax(scores, -1, out=self._memory[1, : scores.numel()].view(scores.shape))
+        return torch.softmax(scores, -1, out=self._space(1, *scores.shape))
 
     def products(self, left: Tensor, right: Tensor, factor: float = 1.0) -> Tensor:
         """Return the products of every row with every row, times a factor. They last until the next."""
-        shape = (*left.shape[:2], right.size(1))
-        found = self._memory[0, : math.prod(shape)].view(shape)
+        found = self._space(0, *left.shape[:2], right.size(1))
         return torch.baddbmm(found, left, right.transpose(1, 2), beta=0, alpha=factor, out=found)
+
+    def _space(self, *place: int) -> Tensor:
+        """Return memory that was used before, by number and shape."""
+        if place not in self._room:
+            self._room[place] = self._memory[place[0], : math.prod(place[1:])].view(place[1:])
+        return self._room[place]
 
     def _attn_mask(self, attn_mask: Tensor, heads: slice, queries: slice) -> Tensor:
         """Return a part of the mask: what heads or queries share is not repeated for all of them."""
@@ -311,9 +322,10 @@ class _Parts:
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, *rest: Any) -> Tensor:
-        is_causal, factor, dropout_key, threshold = rest
-        ctx.rest = rest
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, constants: Constants
+    ) -> Tensor:
+        ctx.rest = is_causal, factor, dropout_key, threshold = constants.values
         wide_query, wide_key, wide_value = widened(query, key, value)
         parts = _Parts(wide_query, wide_key, attn_mask, is_causal, factor)
         values = parts.laid(wide_value)
@@ -341,7 +353,7 @@ class _Attention(torch.autograd.Function):
                 return _Attention.backward(ctx, grad)
         query, key, value, attn_mask, *kept = ctx.saved_tensors
         is_causal, factor, dropout_key, threshold = ctx.rest
-        none = (None,) * 5
+        none = None, None
         if torch.is_grad_enabled() or not _is_plain_in_order(grad):  # a second derivative, or a batch of gradients
             with torch.enable_grad():
                 query, key, value = (tensor.view_as(tensor) for tensor in (query, key, value))

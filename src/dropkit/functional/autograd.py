@@ -11,7 +11,22 @@ from dropkit.kernels import operators
 from dropkit.kernels.bits import keep_bits, unpack
 from dropkit.kernels.portable import select, survivor_scale
 
-__all__ = ["apply_dropout", "apply_function", "apply_linear", "is_batched", "traced"]
+__all__ = ["Constants", "apply_dropout", "apply_function", "apply_linear", "is_batched", "traced"]
+
+
+class Constants:
+    """Arguments of an autograd function that PyTorch's profiler does not look into.
+
+    Where it records shapes it converts all numbers among the arguments, and fails at keys above 2**63.
+
+    Args:
+        *values: The arguments.
+    """
+
+    __slots__ = ("values",)
+
+    def __init__(self, *values: Any) -> None:
+        self.values = values
 
 
 def traced() -> bool:

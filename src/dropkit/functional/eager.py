@@ -15,7 +15,7 @@ from torch.nn import Parameter
 
 from dropkit.functional.address import draw_key, signed
 from dropkit.functional.affine import apply_affine
-from dropkit.functional.autograd import apply_dropout
+from dropkit.functional.autograd import Constants, apply_dropout
 from dropkit.kernels.native.division import remembered
 from dropkit.kernels.native.operations import (
     affine_plain,
@@ -108,7 +108,7 @@ def drop(input: Tensor, key: int | None, threshold: int) -> Tensor:
     if key is None:
         key = int(draw_key("dropout", None, input))
     if input.requires_grad and _records_gradients():
-        return _apply(input, key, threshold)
+        return _apply(input, Constants(key, threshold))
     return dropout_plain(input, key, threshold)
 
 
@@ -133,8 +133,8 @@ def _keeps_bits(input: Tensor) -> bool:
 
 class _Plain(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, input: Tensor, key: int, threshold: int) -> Tensor:
-        has_bits = _keeps_bits(input)
+    def forward(ctx: Any, input: Tensor, constants: Constants) -> Tensor:
+        (key, threshold), has_bits = constants.values, _keeps_bits(input)
         ctx.address = key, threshold, has_bits
         if not has_bits:
             return dropout_plain(input, key, threshold)
@@ -143,14 +143,14 @@ class _Plain(torch.autograd.Function):
         return dropout_plain(input, key, threshold, words)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         key, threshold, has_bits = ctx.address
         if not is_plain_gradient(grad):
-            return _long_way(grad, key, threshold, layout("dropout", grad.shape)), None, None
+            return _long_way(grad, key, threshold, layout("dropout", grad.shape)), None
         if has_bits:
             (words,) = ctx.saved_tensors
-            return apply_bits(grad, words, threshold), None, None
-        return dropout_plain(grad, key, threshold), None, None
+            return apply_bits(grad, words, threshold), None
+        return dropout_plain(grad, key, threshold), None
 
 
 # Without what `Function.apply` does for transforms and for arguments by name, half the time of a small layer.
@@ -198,22 +198,22 @@ def drop_shared(input: Tensor, key: int, threshold: int, place: Layout) -> Tenso
         place: What `shared_place` has found.
     """
     if input.requires_grad and _records_gradients():
-        return _apply_shared(input, key, threshold, place)
+        return _apply_shared(input, Constants(key, threshold, place))
     return dropout_shared(input, key, threshold, place.shape)
 
 
 class _Shared(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, input: Tensor, key: int, threshold: int, place: Layout) -> Tensor:
-        ctx.address = key, threshold, place
+    def forward(ctx: Any, input: Tensor, constants: Constants) -> Tensor:
+        ctx.address = key, threshold, place = constants.values
         return dropout_shared(input, key, threshold, place.shape)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         key, threshold, place = ctx.address
         if not is_plain_gradient(grad):
-            return _long_way(grad, key, threshold, place), None, None, None
-        return dropout_shared(grad, key, threshold, place.shape), None, None, None
+            return _long_way(grad, key, threshold, place), None
+        return dropout_shared(grad, key, threshold, place.shape), None
 
 
 _apply_shared = super(torch.autograd.Function, _Shared).apply
@@ -230,25 +230,24 @@ def move(input: Tensor, key: int, threshold: int, place: Layout, numbers: tuple[
         numbers: What is kept is scaled and shifted by, and what is dropped becomes.
     """
     if input.requires_grad and _records_gradients():
-        return _apply_moved(input, key, threshold, place, numbers)
+        return _apply_moved(input, Constants(key, threshold, place, numbers))
     return affine_plain(input, key, threshold, place.shape, numbers)
 
 
 class _Moved(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, input: Tensor, key: int, threshold: int, place: Layout, numbers: tuple[float, float, float]
-    ) -> Tensor:
+    def forward(ctx: Any, input: Tensor, constants: Constants) -> Tensor:
+        key, threshold, place, numbers = constants.values
         ctx.address, ctx.scale = (key, threshold, place), numbers[0]
         return affine_plain(input, key, threshold, place.shape, numbers)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         key, threshold, place = ctx.address
         if is_plain_gradient(grad):
-            return affine_plain(grad, key, threshold, place.shape, (ctx.scale, 0.0, 0.0)), None, None, None, None
+            return affine_plain(grad, key, threshold, place.shape, (ctx.scale, 0.0, 0.0)), None
         zero, scale = (torch.tensor(value, dtype=torch.float64, device="cpu") for value in (0.0, ctx.scale))
-        return apply_affine(grad, *_tensors(key, threshold), scale, zero, zero, *place), None, None, None, None
+        return apply_affine(grad, *_tensors(key, threshold), scale, zero, zero, *place), None
 
 
 _apply_moved = super(torch.autograd.Function, _Moved).apply

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dropkit.functional.autograd import Constants
 from dropkit.functional.eager import is_plain, is_plain_gradient, plain_threshold
 from dropkit.functional.examples import NumberedKey, Runs
 from dropkit.functional.noise import numbered_noise
@@ -57,7 +58,7 @@ def drop(
         return None
     address = key, plain_threshold(p), slices, shared, numbers
     if input.requires_grad and torch.is_grad_enabled():
-        return _apply(input, *address)
+        return _apply(input, Constants(*address))
     return _applied(input, *address)
 
 
@@ -88,15 +89,15 @@ def _applied(
 
 class _Sliced(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, input: Tensor, *address: Any) -> Tensor:
-        *ctx.address, ctx.numbers = address
-        return _applied(input, *address)
+    def forward(ctx: Any, input: Tensor, constants: Constants) -> Tensor:
+        *ctx.address, ctx.numbers = constants.values
+        return _applied(input, *constants.values)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         numbers = None if ctx.numbers is None else (ctx.numbers[0], 0.0, 0.0)
         find: Any = _applied if is_plain_gradient(grad) else _long_way
-        return find(grad, *ctx.address, numbers), *(None,) * 5
+        return find(grad, *ctx.address, numbers), None
 
 
 # Without what `Function.apply` does for transforms and for arguments by name.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dropkit.functional.address import check_source, find_address, plain_rate
-from dropkit.functional.autograd import apply_function
+from dropkit.functional.autograd import Constants, apply_function
 from dropkit.functional.dropout import dropout
 from dropkit.functional.eager import is_one_key, one_key
 from dropkit.functional.fused import check_residual, gated, is_alike, takes_operator
@@ -64,7 +64,7 @@ def dropout_add(
     if is_one_key(input, p, training, generator, key, stream) and is_alike(residual, input, input.shape):
         address = one_key(_WHERE, input, p, key)
         if torch.is_grad_enabled() and (input.requires_grad or residual.requires_grad):
-            return _apply_plain(input, residual, *address)
+            return _apply_plain(input, residual, Constants(*address))
         return native.add_plain(input, residual, *address)
     check_input(_WHERE, input, training=training)
     p = plain_rate(p)
@@ -82,14 +82,14 @@ def dropout_add(
 
 class _PlainDropoutAdd(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, input: Tensor, residual: Tensor, key: int, threshold: int) -> Tensor:
-        ctx.address = key, threshold
-        return native.add_plain(input, residual, key, threshold)
+    def forward(ctx: Any, input: Tensor, residual: Tensor, constants: Constants) -> Tensor:
+        ctx.address = constants.values
+        return native.add_plain(input, residual, *constants.values)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         key, threshold = ctx.address
-        return dropout(grad, threshold / 2.0**32, key=key), grad, None, None
+        return dropout(grad, threshold / 2.0**32, key=key), grad, None
 
 
 # Past what `Function.apply` does for transforms, which a plain call has none of.
