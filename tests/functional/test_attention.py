@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dropkit import kernels
 from dropkit.errors import ArgumentError
-from dropkit.functional import attention, scaled_dot_product_attention
+from dropkit.functional import attention_parts, scaled_dot_product_attention
 from dropkit.random import keep_mask
 from tests.helpers.threads import single_thread
 
@@ -62,8 +62,8 @@ def test_it_is_the_formula_with_the_mask_of_its_key(
     mask: str, shape: tuple[int, ...], at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(attention, "_WEIGHTS_AT_ONCE", at_once)
-    monkeypatch.setattr(attention, "_FEWEST_QUERIES", 1)
+    monkeypatch.setattr(attention_parts, "_WEIGHTS_AT_ONCE", at_once)
+    monkeypatch.setattr(attention_parts, "_FEWEST_QUERIES", 1)
     tensors = inputs(*shape, keys=shape[-2] + 5)
     attn_mask = MASKS[mask](shape[:-2], shape[-2], shape[-2] + 5)
     is_causal = mask == "causal"
@@ -218,8 +218,8 @@ def test_the_result_may_be_changed_in_place(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("at_once", [32, 2**18])
 def test_no_memory_is_read_that_was_not_written(is_causal: bool, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In deterministic mode new memory is full of NaN."""
-    monkeypatch.setattr(attention, "_WEIGHTS_AT_ONCE", at_once)
-    monkeypatch.setattr(attention, "_FEWEST_QUERIES", 1)
+    monkeypatch.setattr(attention_parts, "_WEIGHTS_AT_ONCE", at_once)
+    monkeypatch.setattr(attention_parts, "_FEWEST_QUERIES", 1)
     torch.use_deterministic_algorithms(True)
     try:
         tensors = inputs(2, 2, 7, 4, dtype=torch.float32)
@@ -251,7 +251,7 @@ def test_drawn_masks_follow_the_seed_and_differ() -> None:
 def test_many_weights_are_not_kept_for_the_backward_pass(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     if kernels.info().kernel == "portable":
         pytest.skip("portable operations keep the weights, as PyTorch does")
-    monkeypatch.setattr("dropkit.functional.attention._MOST_KEPT", 2 * 300 * 300 - 1)
+    monkeypatch.setattr("dropkit.functional.attention_parts._MOST_KEPT", 2 * 300 * 300 - 1)
     tensors = inputs(1, 2, 300, 8, dtype=dtype)
     kept: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
@@ -270,7 +270,7 @@ def test_gradients_are_the_same_whether_weights_are_kept_or_not(
     mask = torch.rand(2, 1, 150, key.size(-2)) < 0.7 if has_mask else None
     found = []
     for most, threads in ((2**22, 1), (2**22, 2), (0, 1), (0, 2)):
-        monkeypatch.setattr("dropkit.functional.attention._MOST_KEPT", most)
+        monkeypatch.setattr("dropkit.functional.attention_parts._MOST_KEPT", most)
         output = scaled_dot_product_attention(query, key, value, mask, 0.5, is_causal, dropout_key=7)
         before = torch.get_num_threads()
         torch.set_num_threads(threads)  # the backward pass takes the parts of the forward pass, whatever came since
@@ -291,9 +291,10 @@ def test_heads_that_lie_apart_are_not_copied(
 ) -> None:
     if is_causal and has_mask:
         return
-    monkeypatch.setattr("dropkit.functional.attention._MOST_KEPT", most)
-    monkeypatch.setattr("dropkit.functional.attention._FEWEST_ALONE", 1)
-    monkeypatch.setattr("dropkit.functional.attention._WEIGHTS_AT_ONCE", 2 * 70 * 70)  # two of three heads at a time
+    monkeypatch.setattr("dropkit.functional.attention_parts._MOST_KEPT", most)
+    monkeypatch.setattr("dropkit.functional.attention_parts._FEWEST_ALONE", 1)
+    weights = 2 * 70 * 70  # of two heads of three
+    monkeypatch.setattr("dropkit.functional.attention_parts._WEIGHTS_AT_ONCE", weights)
     apart = [torch.randn(2, 70, 3, 8, dtype=torch.float64).transpose(1, 2).requires_grad_() for _ in range(3)]
     side_by_side = [tensor.detach().contiguous().requires_grad_() for tensor in apart]
     mask = torch.rand(2, 3, 70, 70) < 0.7 if has_mask else None

@@ -31,6 +31,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Mask]:
     tile = triton_attention.Tile(16, 32, 4, 1)
     monkeypatch.setattr(triton_attention, "tile_of", lambda *_: tile)
     monkeypatch.setattr(attention_tiles, "is_served", lambda _: True)
+    monkeypatch.setattr("dropkit.functional.attention.are_plain", lambda *_: False)  # nor is there a shorter way
     monkeypatch.setattr(attention_tiles.operators, "attention", attention)
     for name in ("attention_backward", "attention_bits"):
         monkeypatch.setattr(attention_tiles.operators, name, getattr(triton_attention, name))

@@ -22,9 +22,9 @@ from dropkit.kernels.native.operations import (
     apply_bits,
     dropout_plain,
     dropout_shared,
+    knows,
     serving,
     spreads,
-    takes,
 )
 from dropkit.random.layout import Layout, check_addressable, layout
 
@@ -34,6 +34,7 @@ __all__ = [
     "is_one_key",
     "is_plain",
     "is_plain_gradient",
+    "is_plain_in_any_order",
     "move",
     "one_key",
     "plain_threshold",
@@ -50,10 +51,15 @@ _traced = torch._C._get_tracing_state
 
 def is_plain(input: Tensor) -> bool:
     """Tell whether a tensor can take the short way here and now."""
+    return is_plain_in_any_order(input) and input.is_contiguous()
+
+
+def is_plain_in_any_order(input: Tensor) -> bool:
+    """Tell whether a tensor can take it once its elements lie in order."""
     return (
         not _compiling()
         and (type(input) is Tensor or type(input) is Parameter)
-        and takes(input)
+        and knows(input)
         and not (_transforming() or _dispatch_modes() or _traced() is not None)
         and forward_ad._current_level < 0
     )

@@ -34,6 +34,7 @@ __all__ = [
     "keep_bits_plain",
     "keep_mask",
     "keep_mask_plain",
+    "knows",
     "serving",
     "spread_bits",
     "spreads",
@@ -59,11 +60,16 @@ _PLAIN_KEYS = (_normal, _inference)
 
 
 def takes(input: Tensor) -> bool:
-    """Tell whether `dropout_plain` takes a tensor: dense, contiguous, on a CPU, of a type that the kernels know.
+    """Tell whether `dropout_plain` takes a tensor: one that the kernels know, and contiguous."""
+    return knows(input) and input.is_contiguous()
+
+
+def knows(input: Tensor) -> bool:
+    """Tell whether a tensor is dense, on a CPU, and of a type that the kernels know.
 
     PyTorch's own marks of a tensor tell in one look what it is not: on a device, sparse, nested, negated, batched.
     """
-    return _keys_of(input) in _PLAIN_KEYS and input.dtype in TYPES and input.is_contiguous() and library() is not None
+    return _keys_of(input) in _PLAIN_KEYS and input.dtype in TYPES and library() is not None
 
 
 def dropout_plain(input: Tensor, key: int, threshold: int, words: Tensor | None = None) -> Tensor:

@@ -230,7 +230,9 @@ def _of_nested(place: Place, own: Call, key: int, numbers: Numbers) -> NumberedK
 def _of_attention(place: Place, _: Call, own: Call, key: int, numbers: Numbers) -> dict[str, Any]:
     query, keys = own.arguments["query"], own.arguments["key"]
     grouped = own.arguments.get("enable_gqa")
-    leading = query.shape[:-2] if grouped else torch.broadcast_shapes(query.shape[:-2], keys.shape[:-2])
+    leading = query.shape[:-2]
+    if not grouped and keys.shape[:-2] != leading:
+        leading = torch.broadcast_shapes(leading, keys.shape[:-2])
     if not leading or (len(leading) == 1 and numbers.axis != 0):
         raise _ambiguous(place, f"queries of shape {tuple(query.shape)} have no axis of examples", numbers)
     shape = (*leading, query.size(-2), keys.size(-2))

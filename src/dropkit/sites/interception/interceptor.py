@@ -210,13 +210,13 @@ class Interceptor(TorchFunctionMode):
             compiler.check_place()
         if not (self.frames or is_compiling or checkpoints.is_recomputing()):
             self._check_outermost(module, name)
-        self._own()
+        self._own(is_compiling)
         try:
             self.handler.begin(module, inputs, named)
         finally:
-            self._disown()
+            self._disown(is_compiling)
         if not self.frames:
-            self._own()
+            self._own(is_compiling)
             if is_compiling:
                 self.__enter__()
             else:
@@ -229,7 +229,7 @@ class Interceptor(TorchFunctionMode):
                 compiler.watch()
         run = self.runs.get(name, 0)
         self.runs[name] = run + 1
-        self.frames.append(Frame(module, name, run, _order_of(inputs)))
+        self.frames.append(Frame(module, name, run, None if is_compiling else _order_of(inputs)))
         self.handler.entered(self.frames[-1])
 
     def _check_outermost(self, module: Module, name: str) -> None:
@@ -241,21 +241,24 @@ class Interceptor(TorchFunctionMode):
 
     def leave(self, module: Module, _inputs: Any = (), output: Any = None) -> None:
         """Note that a module's forward has ended, perhaps with an exception."""
-        if self.frames and self.frames[-1].module is module and not self.is_muted() and self._is_owned():
+        if not self.frames or self.frames[-1].module is not module or self.is_muted():
+            return
+        is_compiling = torch.compiler.is_compiling()
+        if self._is_owned(is_compiling):
             frame = self.frames.pop()
             self.handler.left(frame, output)
             if frame.shield is not None:
                 frame.shield.__exit__(None, None, None)
             if not self.frames:
-                if torch.compiler.is_compiling():
+                if is_compiling:
                     self.__exit__(None, None, None)
                 else:
                     leave(self)
                 self._caller = None
                 self._count()
-                if self.counts is not None and torch.compiler.is_compiling():
+                if self.counts is not None and is_compiling:
                     compiler.end_tracing()
-            self._disown()
+            self._disown(is_compiling)
 
     def is_running(self) -> bool:
         """Tell whether a forward runs in this thread."""
@@ -278,7 +281,8 @@ class Interceptor(TorchFunctionMode):
 
     def abandon(self) -> None:
         """Forget a forward that was cut off by what is no Exception, for which PyTorch calls no hook."""
-        if not self.frames or not self._is_owned():
+        is_compiling = torch.compiler.is_compiling()
+        if not self.frames or not self._is_owned(is_compiling):
             return
         self._caller = None
         while self.frames:
@@ -288,7 +292,7 @@ class Interceptor(TorchFunctionMode):
                 frame.shield.__exit__(None, None, None)
         leave(self)
         self._count()
-        self._disown()
+        self._disown(is_compiling)
 
     def _count(self) -> None:
         """Count the runs of an outermost forward that has ended."""
@@ -296,20 +300,20 @@ class Interceptor(TorchFunctionMode):
             self.counts.add(self.runs)
         self.runs = {}
 
-    def _own(self) -> None:
+    def _own(self, is_compiling: bool) -> None:
         """Raise where another thread runs a forward of the model; compiled code cannot read which thread it is."""
-        if torch.compiler.is_compiling():
+        if is_compiling:
             return
-        self._owner.setdefault("thread", threading.get_ident())  # in one step, whatever other threads do
-        if not self._is_owned():
+        thread = threading.get_ident()
+        if self._owner.setdefault("thread", thread) != thread:  # in one step, whatever other threads do
             remedy = "Run them one after another, or give each thread a copy of the model."
             raise UnsupportedError(f"dropkit.sites: two threads run forwards of one model at once. {remedy}")
 
-    def _is_owned(self) -> bool:
-        return torch.compiler.is_compiling() or self._owner.get("thread") in (None, threading.get_ident())
+    def _is_owned(self, is_compiling: bool) -> bool:
+        return is_compiling or self._owner.get("thread") in (None, threading.get_ident())
 
-    def _disown(self) -> None:
-        if not (torch.compiler.is_compiling() or self.frames or self.is_resumed):
+    def _disown(self, is_compiling: bool) -> None:
+        if not (self.frames or is_compiling or self.is_resumed):
             self._owner.clear()
 
     def snapshot(self) -> Snapshot | None:
@@ -323,7 +327,8 @@ class Interceptor(TorchFunctionMode):
     @contextmanager
     def resumed(self, snapshot: Snapshot) -> Iterator[None]:
         """Go on, meanwhile, from where a forward was, in whatever thread; then leave no trace."""
-        self._own()
+        is_compiling = torch.compiler.is_compiling()
+        self._own(is_compiling)
         before = self.frames, self.runs, self._caller, self.is_resumed
         self.frames, self.runs, self._caller = [replace(each) for each in snapshot.frames], dict(snapshot.runs), None
         self.is_resumed = True
@@ -335,7 +340,7 @@ class Interceptor(TorchFunctionMode):
                 yield
         finally:
             self.frames, self.runs, self._caller, self.is_resumed = before
-            self._disown()
+            self._disown(is_compiling)
 
     def set_aside(self) -> AbstractContextManager[None]:
         """Let a forward that runs in this thread, and has a backward pass in it, take no part meanwhile."""
@@ -373,9 +378,7 @@ def is_running(caller: FrameType | None) -> bool:
 
 def _order_of(inputs: Any) -> Tensor | None:
     """Return which example each sequence of a packed batch is, if that is what a module was given."""
-    if torch.compiler.is_compiling() or not inputs or not isinstance(inputs[0], PackedSequence):
-        return None
-    return inputs[0].sorted_indices
+    return inputs[0].sorted_indices if inputs and isinstance(inputs[0], PackedSequence) else None
 
 
 def _is_lowering() -> bool:

@@ -157,13 +157,13 @@ class Rewriting(Handler):
     def entered(self, frame: Frame) -> None:
         """Let a module that gates chosen sites see the wanted mode; before the first, also dropkit's layers."""
         flips: list[Flip] = []
-        on = self.mode == "on"
         if not self._flips:
             flips += [
                 Flip.of(layer, "_switch", self.mode) for name, layer in self.plan.layers.items() if self.decides(name)
             ]
-        if any(self.decides(name) for name in self.plan.gates.get(frame.name, ())):
-            flips.append(Flip.of(frame.module, "training", on))
+        gated = self.plan.gates.get(frame.name)
+        if gated and any(map(self.decides, gated)):
+            flips.append(Flip.of(frame.module, "training", self.mode == "on"))
         self._flips.append((frame, flips))
 
     def left(self, frame: Frame, output: Any) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from math import prod
 from typing import Any
 
@@ -29,6 +29,8 @@ from dropkit.uncertainty.engine.traces import Trace
 from dropkit.uncertainty.shares import Shares
 
 __all__ = ["Drawing", "Passes"]
+
+_call_key = lru_cache(maxsize=4096)(call_key)  # one for all passes of a batch
 
 
 @dataclass(frozen=True)
@@ -263,7 +265,7 @@ class Passes(Rewriting):
         return replaced_pending(values, lambda pending: pending.filled(is_written))
 
     def _key(self, place: Place) -> int:
-        return call_key(self.seed, renamed(place, self.plan.names), self.drawing.step, place.run)
+        return _call_key(self.seed, renamed(place, self.plan.names), self.drawing.step, place.run)
 
 
 def _numbers_of_rows(call: Call, numbers: Numbers) -> Numbers:
