@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.optim.swa_utils import AveragedModel
 
 from dropkit.sites import Sites, accelerate, address, find, switch
+from dropkit.uncertainty import mc
 from tests.sites import networks
 from tests.sites.zoo import MODELS, Expected, facts
 
@@ -72,6 +74,31 @@ def test_compiled_models_are_seen_through(compile_before: bool) -> None:
 def test_wrappers_leave_no_trace_in_names() -> None:
     wrapped = nn.DataParallel(networks.mlp()) if not torch.cuda.is_available() else networks.mlp()
     assert [site.name for site in find(wrapped, torch.randn(6, 8))] == ["3"]
+
+
+def test_an_average_of_weights_has_the_names_and_masks_of_its_model() -> None:
+    """Which the wrapper of moving averages keeps as `module`."""
+    model, x = networks.mlp(), torch.randn(6, 8)
+    average = AveragedModel(model)
+    assert [site.name for site in find(average, x)] == ["3"]
+    address(model, seed=3)
+    address(average, seed=3)
+    assert torch.equal(average(x), model(x))
+    average.update_parameters(model)
+    with switch(average.eval(), "on"):
+        assert not torch.equal(average(x), model.eval()(x))
+    assert torch.equal(average(x), model(x))
+
+
+class SummedAverage(AveragedModel):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).sum(-1)
+
+
+def test_an_average_with_a_forward_of_its_own_is_no_wrapper() -> None:
+    average, x = SummedAverage(networks.mlp()), torch.randn(6, 8)
+    assert [site.name for site in find(average, x)] == ["module.3"]
+    assert mc(average, 2, seed=0)(x).mean.shape == (6,)
 
 
 @pytest.fixture

@@ -220,6 +220,16 @@ def test_batches_of_lengths_that_have_to_be_sorted_are_joined(said: int | None) 
     torch.testing.assert_close(predict.batches(parts).samples, predict(tokens, lengths).samples)
 
 
+def test_lengths_that_have_to_be_sorted_are_said_to_be_right() -> None:
+    """And with the option that the warning names passes run together, where they drop after packing."""
+    model, given = Sorted(batch_first=True), (torch.randint(0, 20, (4, 7)), torch.tensor([7, 6, 4, 2]))
+    model.first.p = 0.0
+    with pytest.warns(UserWarning, match=r"one after another.*Your lengths are right.*pack with enforce_sorted=False"):
+        mc(model, 3, seed=0, engine="auto")(*given)
+    model.is_sorted = False
+    assert mc(model, 3, seed=0)(*given).facts["engine"] != "loop"
+
+
 @LOOPS
 def test_examples_that_depend_on_their_places_are_found_by_no_order() -> None:
     class Placed(Sorted):

@@ -13,6 +13,7 @@ _WRAPPED = MappingProxyType(
     {
         "DataParallel": "module",
         "DistributedDataParallel": "module",
+        "AveragedModel": "module",
         "OptimizedModule": "_orig_mod",
         "FullyShardedDataParallel": "_fsdp_wrapped_module",
         "CheckpointWrapper": "_checkpoint_wrapped_module",
@@ -25,6 +26,8 @@ def wrapped(module: Module) -> Module | None:
     """Return what a wrapper wraps, or None if the module is no wrapper."""
     for base in type(module).__mro__:
         if base.__module__.partition(".")[0] == "torch" and base.__name__ in _WRAPPED:
+            if base.__name__ == "AveragedModel" and type(module).forward is not vars(base)["forward"]:
+                return None  # a model of its own, which does something with the average
             found = getattr(module, _WRAPPED[base.__name__], None)
             return found if isinstance(found, Module) else None
     return None

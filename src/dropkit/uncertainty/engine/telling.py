@@ -63,6 +63,11 @@ def tell(way: Way, engine: str, told: set[str]) -> None:
         )
     elif engine == "auto":
         text = f"mc: passes over this model run one after another, for {way.reason}. That is right, but takes longer."
+        if "enforce_sorted" in way.reason:
+            text += (
+                " Your lengths are right, but those of passes beside one another are not sorted: pack with "
+                "enforce_sorted=False, with which passes over dropout after packing run together."
+            )
     if text and text not in told:
         told.add(text)
         warn(text)
