@@ -5,7 +5,7 @@ import random
 from collections import OrderedDict, UserDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -115,6 +115,27 @@ def test_checkpoints_of_a_library_change_no_site(use_reentrant: bool) -> None:
     assert model.is_activation_checkpointing
     found = find(model, *MODELS["gpt2_sdpa"].inputs())
     assert [facts(site) for site in found] == [facts(site) for site in MODELS["gpt2_sdpa"].sites]
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_one_example_is_enough_for_batch_normalisation(mode: bool) -> None:
+    model = nn.Sequential(nn.Linear(8, 3), nn.BatchNorm1d(3), nn.Dropout(0.5)).train(mode)
+    [one], [several] = find(model, torch.randn(1, 8)), find(model, torch.randn(4, 8))
+    assert (one.name, one.kind, one.p, one.in_train, one.in_eval) == ("2", "dropout", 0.5, True, False)
+    assert several == replace(one, shape=(4, 3))
+    assert all(module.training is mode for module in model.modules())
+    assert not model[1].running_mean.any()
+
+
+def test_what_a_model_with_batch_normalisation_raises_is_its_own() -> None:
+    class Targeted(nn.BatchNorm1d):
+        def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
+            if targets is None:
+                raise ValueError("no targets")
+            return x
+
+    with pytest.raises(ValueError, match="no targets"):
+        find(Targeted(3), torch.randn(1, 3))
 
 
 class Messy(nn.Module):

@@ -312,6 +312,11 @@ SCORES = ("bald", "batch_bald", "entropy", "least_confidence", "margin", "variat
 WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     "text": ("yes", ArgumentTypeError, "a dense tensor or an array of real numbers, got 'yes' (str)"),
     "none": (None, ArgumentTypeError, "a dense tensor or an array of real numbers, got None"),
+    "result": (
+        uncertainty.mc(torch.nn.Dropout(0.5), 4, seed=0)(torch.ones(2, 2)),
+        ArgumentTypeError,
+        "(passes, examples, classes), got 'a Result' (str). Give result.samples of mc(..., keep_samples=True).",
+    ),
     "NaN": (torch.full((2, 2, 2), math.nan), ArgumentError, "finite numbers, got nan"),
     "empty": (torch.ones(0, 2, 2), ArgumentError, "one row or more, got (0, 2, 2)"),
     "one pass": (torch.full((2, 2), 0.5), ArgumentError, "(passes, examples, classes), got (2, 2)"),

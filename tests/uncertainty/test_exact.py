@@ -242,11 +242,6 @@ def test_inputs_that_are_as_long_as_there_are_examples_by_chance() -> None:
     torch.testing.assert_close(one_each.std, exact(model.inner, output="raw")(x).std * weight[:, None])
 
 
-def test_arrays_of_numpy_are_named() -> None:
-    with pytest.raises(ArgumentError, match=r"got 'arrays of NumPy' \(str\)\. Give torch.as_tensor\(array\)"):
-        exact(softmax_layer(0.5))(torch.ones(2, 8).numpy())
-
-
 def test_many_masks_are_taken_some_at_a_time() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Dropout(0.25), nn.Linear(14, 2)).double()

@@ -1,5 +1,6 @@
 """When means of all subnetworks are said to coincide, in types of any accuracy and elements of any size."""
 
+import math
 from contextlib import AbstractContextManager
 from itertools import pairwise
 from typing import Any
@@ -326,8 +327,25 @@ def test_what_is_no_number_never_coincides() -> None:
     x[1] = torch.nan
     assert said(network(), x) == [None]
     assert said(network(nn.ReLU()), x) == [False]  # the other examples tell
-    found = exact(network(), output="raw")(x)
+    found = exact(network(), output="raw")(x * torch.nan)
     assert str(found).endswith("unclear: some outputs are no numbers; see whether inputs and weights are finite")
+    assert all(math.isnan(each.largest) for each in found.differences)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("output", ["softmax", "sigmoid", "raw"])
+def test_examples_whose_outputs_are_no_numbers_hide_no_difference_in_others(output: str, value: float) -> None:
+    model, x = network(nn.ReLU()).double(), batch().double()
+    x[1] = value
+    found, finite = exact(model, output=output)(x), exact(model, output=output)(x[[0, 2]])
+    for one, other in zip(found.differences, finite.differences, strict=True):
+        assert one.largest == pytest.approx(other.largest, rel=1e-9, abs=1e-15)
+        assert one.divergence == (other.divergence and pytest.approx(other.divergence, rel=1e-9, abs=1e-15))
+        assert one.coincide == (other.coincide and None)  # what is left out may hide one
+    heads, *_, note = str(found).splitlines()
+    assert heads == str(finite).splitlines()[0]
+    what = "left out: 1 of 3 examples, whose outputs are not all numbers"
+    assert note == f"{what}; see whether inputs and weights are finite"
 
 
 @pytest.mark.parametrize("output", ["softmax", "sigmoid"])

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from os import sep
@@ -26,7 +26,7 @@ from dropkit.sites.interception.attachment import attached
 from dropkit.sites.interception.interceptor import Handler, Interceptor
 from dropkit.sites.interception.names import runnable
 from dropkit.sites.interception.places import Place
-from dropkit.sites.interception.restoring import cloned, restored, set_mode
+from dropkit.sites.interception.restoring import cloned, normalisation_layers, restored, set_mode
 from dropkit.sites.interception.underneath import Operator, Underneath, scripts_followed
 
 if TYPE_CHECKING:
@@ -126,7 +126,8 @@ def find(model: Module, *args: Any, **kwargs: Any) -> Sites:
 
     Whatever draws dropout is seen: layers, functions, the rates inside attention and recurrent networks, and those of
     other libraries' models. The model, the arguments and all random generators are left as they were, also where a
-    forward raises. Fused ways through attention and encoders are not taken meanwhile.
+    forward raises. Fused ways through attention and encoders are not taken meanwhile. Where examples are too few for
+    BatchNorm in training mode, as one may be, normalisation layers are in evaluation mode there.
 
     Args:
         model: The model, in either mode, wrapped or not.
@@ -151,8 +152,7 @@ def find(model: Module, *args: Any, **kwargs: Any) -> Sites:
         raise argument_type_error("find", "model", "a torch.nn.Module", model)
     model = runnable(model)
     _check_initialised(model)
-    runs = [_recorded(model, training, args, kwargs) for training in (True, False)]  # what it raises goes on as it is
-    return _merged(*runs)
+    return _merged(_recorded_in_training(model, args, kwargs), _recorded(model, False, args, kwargs))
 
 
 def _check_initialised(model: Module) -> None:
@@ -162,12 +162,27 @@ def _check_initialised(model: Module) -> None:
             raise UnsupportedError(f"find: {name!r} has no shape before the model's first forward. {remedy}")
 
 
-def _recorded(model: Module, training: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Site]:
-    """Return every call of one forward, also those that do not drop."""
+def _recorded_in_training(model: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Site]:
+    """Return every call of a forward in training mode; what that raises goes on as it is."""
+    try:
+        return _recorded(model, True, args, kwargs)
+    except ValueError:  # which normalisation raises of too few examples
+        with suppress(Exception):
+            if normalisation_layers(model):
+                return _recorded(model, True, args, kwargs, normalises=False)
+        raise
+
+
+def _recorded(
+    model: Module, training: bool, args: tuple[Any, ...], kwargs: dict[str, Any], *, normalises: bool = True
+) -> list[Site]:
+    """Return every call of one forward, also those that do not drop; perhaps without normalising the batch."""
     recorder = _Recorder()
     with restored(model), attached(model, recorder, is_eager=True) as interceptor:  # noqa: SIM117  # too long for one
         with scripts_followed(interceptor), Underneath(recorder.underneath), set_stance("force_eager"):
             set_mode(model, training)
+            for layer in () if normalises else normalisation_layers(model):
+                layer.training = False
             given, named = cloned((args, kwargs))
             model(*given, **named)
     return recorder.found()

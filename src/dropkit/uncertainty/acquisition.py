@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from dropkit._checks import KEY, Integer, argument_error, argument_type_error
-from dropkit.uncertainty.metrics.inputs import both, numbers, simplex
+from dropkit.uncertainty.metrics.inputs import SAMPLES, both, numbers, simplex
 from dropkit.uncertainty.results.classification import corrected_information
+from dropkit.uncertainty.results.result import Result
 
 __all__ = [
     "BatchSelection",
@@ -36,9 +37,11 @@ def _passes(where: str, probabilities: Any) -> Tensor:
     They are divided by their sums, which coarse types round: what is computed of them relies on sums of 1. They stay on
     the CPU where their device has no double precision.
     """
+    rule = "of shape (passes, examples, classes)"
+    if isinstance(probabilities, Result):
+        raise argument_type_error(where, "probabilities", rule, "a Result", SAMPLES)
     found = numbers(where, "probabilities", probabilities)
     if found.ndim != 3:
-        rule = "of shape (passes, examples, classes)"
         raise argument_error(where, "probabilities", rule, found.shape, _shape_remedy(found.ndim))
     simplex(where, "probabilities", found, probabilities)
     checked = torch.from_numpy(both(found))

@@ -7,7 +7,6 @@ from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module
@@ -19,7 +18,7 @@ from dropkit.sites.interception.checkpoints import uncompiled
 from dropkit.sites.interception.names import runnable
 from dropkit.sites.interception.restoring import set_mode
 from dropkit.sites.interception.underneath import check_no_script
-from dropkit.uncertainty.dropping import active_sites, dropping
+from dropkit.uncertainty.dropping import active_sites, arrays_refused, dropping
 from dropkit.uncertainty.engine.examples import Examples
 from dropkit.uncertainty.engine.inputs import Inputs
 from dropkit.uncertainty.subnetworks.calls import REMEDY, Drawn, Learner, Name, Replay
@@ -195,10 +194,9 @@ class Enumeration:
 
 
 def _no_examples(inputs: Inputs) -> ArgumentError:
-    arrays = [leaf for leaf in inputs.leaves if isinstance(leaf, np.ndarray)]
-    if not inputs.tensors and arrays:
-        rule, remedy = "tensors of PyTorch", "Give torch.as_tensor(array)."
-        return argument_error("exact", "inputs", rule, "arrays of NumPy", remedy)
+    arrays = arrays_refused("exact", inputs.leaves)
+    if arrays is not None:
+        return arrays
     shapes = inputs.shapes
     remedy = "" if shapes else "Give what the model's forward takes."
     return argument_error("exact", "inputs", "tensors with an axis 0 of examples, 1 or more", shapes, remedy)

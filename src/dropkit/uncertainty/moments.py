@@ -15,7 +15,7 @@ from dropkit.sites.find import Sites
 from dropkit.sites.interception.names import module_names, runnable
 from dropkit.sites.interception.restoring import cloned, generators
 from dropkit.sites.interception.underneath import check_no_script
-from dropkit.uncertainty.dropping import active_sites, dropping
+from dropkit.uncertainty.dropping import active_sites, arrays_refused, dropping
 from dropkit.uncertainty.propagation.handle import Handle
 from dropkit.uncertainty.propagation.noise import NOISE
 from dropkit.uncertainty.propagation.propagate import REMEDY, Propagation
@@ -165,6 +165,15 @@ class MomentPropagation:
         Returns:
             `Moments`; for an output of several tensors its structure, with `Moments` for each.
         """
+        try:
+            return self._called(args, kwargs)
+        except (AttributeError, TypeError) as error:
+            refusal = arrays_refused("moments", flatten([args, kwargs])[0])
+            if refusal is None:
+                raise
+            raise refusal from error
+
+    def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._sites is not None and {site.path for site in self._sites} <= module_names(self.model).keys():
             found, propagation = self._run(self._sites, args, kwargs)
             if propagation.calls == _calls(self._sites) and propagation.keeps and not propagation.has_inactive:

@@ -12,6 +12,7 @@ from dropkit.errors import ArgumentError, ArgumentTypeError, MissingDependencyEr
 
 PROBABILITIES, LABELS = torch.tensor([[0.5, 0.5], [0.25, 0.75]]), torch.tensor([0, 1])
 ONE = torch.ones(2)
+RESULT = uncertainty.mc(torch.nn.Dropout(0.5), 4, seed=0)(torch.ones(2, 2))
 GOOD: dict[str, dict[str, Any]] = {
     "brier_decomposition": {"probabilities": PROBABILITIES, "labels": LABELS, "bins": 3},
     "brier_score": {"probabilities": PROBABILITIES, "labels": LABELS},
@@ -38,6 +39,7 @@ NUMBERS = {
     "infinite": (np.array([1.0, -math.inf]), ArgumentError, "finite numbers, got -inf"),
     "masked": (np.ma.masked_greater([1.0, 2.0], 1), ArgumentError, "without masked numbers"),
     "shape": (torch.ones(3, 1, 1, 1), ArgumentError, "1, 1, 1)"),
+    "result": (RESULT, ArgumentTypeError, "got 'a Result' (str). Give "),
 }
 TABLES: dict[str, tuple[Any, type[Exception], str]] = {
     "one axis": (
@@ -74,7 +76,11 @@ CLASSES: dict[str, tuple[Any, type[Exception], str]] = {
     "negative": (torch.tensor([0, -1]), ArgumentError, "classes from 0 to 1, got -1 (int)"),
     "too many": (torch.tensor([2, 0]), ArgumentError, "classes from 0 to 1, got 2 (int)"),
     "fewer rows": (torch.tensor([0]), ArgumentError, "of shape (2,), one a row of `probabilities`, got (1,)"),
-    "one-hot": (torch.eye(2).long(), ArgumentError, "of shape (2,), one a row of `probabilities`, got (2, 2)"),
+    "one-hot": (torch.eye(2).long(), ArgumentError, "got (2, 2) (tuple). Of one-hot labels give labels.argmax(1)."),
+    "one-hot floats": (torch.eye(2), ArgumentError, "got (2, 2) (tuple). Of one-hot labels give labels.argmax(1)."),
+    "smoothed": (np.array([[0.9, 0.1], [0.1, 0.9]]), ArgumentError, "Of one-hot labels give labels.argmax(1)."),
+    "one-hot truths": (np.eye(2, dtype=bool), ArgumentError, "Of one-hot labels give labels.argmax(1)."),
+    "several classes": (torch.ones(2, 2).long(), ArgumentError, "one a row of `probabilities`, got (2, 2) (tuple)."),
 }
 OTHERS = [
     ("calibration_error", "estimator", "ece", ArgumentError, "one of 'equal_width', 'equal_mass', 'debiased'"),
@@ -100,6 +106,8 @@ OTHERS = [
             ("risk_coverage", "losses"),
         )
     ),
+    ("mixture_negative_log_likelihood", "samples", RESULT, ArgumentTypeError, "Give result.samples of mc(..., keep_"),
+    ("risk_coverage", "uncertainty", RESULT, ArgumentTypeError, "Give one of its statistics, such as result.mean or "),
     ("mixture_negative_log_likelihood", "samples", torch.ones(3, 2, 1), ArgumentError, "off: samples.squeeze(-1)."),
     ("interval_scores", "lower", torch.ones(2, 1), ArgumentError, "Take the last axis off: lower.squeeze(-1)."),
     ("risk_coverage", "losses", torch.tensor([0.0, -1.0]), ArgumentError, "0 or more, got -1.0"),

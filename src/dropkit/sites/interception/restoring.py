@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn import Module
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrize
 
 from dropkit.sites.interception.attachment import attached_to
 from dropkit.sites.interception.attributes import kept_attributes
 from dropkit.sites.interception.values import kept_values
 
-__all__ = ["cloned", "generators", "restored", "set_mode"]
+__all__ = ["cloned", "generators", "normalisation_layers", "restored", "set_mode"]
 
 _State = tuple[Callable[[], Any], Callable[[Any], object]]
 _HOOKS = [name for name in vars(Module()) if name.startswith("_forward") and "hooks" in name]
@@ -164,6 +165,11 @@ def set_mode(model: Module, training: bool) -> None:
     except (NotImplementedError, RecursionError):  # exported programs; modules that contain one another
         for module in model.modules():
             module.training = training
+
+
+def normalisation_layers(model: Module) -> list[Module]:
+    """Return the layers that normalise batches: in training mode one example may be too few for them."""
+    return [module for module in model.modules() if isinstance(module, _NormBase)]
 
 
 def cloned(values: Any) -> Any:

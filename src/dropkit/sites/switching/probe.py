@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.compiler import set_stance
 from torch.nn import Module
-from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree
 
 from dropkit.errors import UnsupportedError
@@ -26,7 +25,7 @@ from dropkit.sites.interception.attachment import attached
 from dropkit.sites.interception.checkpoints import watched
 from dropkit.sites.interception.names import module_names
 from dropkit.sites.interception.places import Frame, Place
-from dropkit.sites.interception.restoring import cloned, restored, set_mode
+from dropkit.sites.interception.restoring import cloned, normalisation_layers, restored, set_mode
 from dropkit.sites.interception.underneath import Operator, Underneath, scripts_followed
 from dropkit.sites.switching.noise import HIDDEN, PYTORCH, Generators, Noise
 
@@ -185,9 +184,8 @@ class Probe:
             stack.enter_context(set_stance("force_eager"))
             was_training = self.module.training
             set_mode(self.module, training)
-            for part in self.module.modules():
-                if isinstance(part, _NormBase):
-                    part.training = False
+            for layer in normalisation_layers(self.module):
+                layer.training = False
             given, named = cloned((self.inputs, dict(self.named)))
             try:
                 self.module(*given, **named)

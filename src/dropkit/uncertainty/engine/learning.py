@@ -11,7 +11,7 @@ import torch
 from torch.nn import Module
 
 from dropkit.errors import ArgumentError, UnsupportedError
-from dropkit.sites.find import Site, _recorded
+from dropkit.sites.find import Site
 from dropkit.sites.interception.names import runnable, unwrapped
 from dropkit.sites.interception.restoring import set_mode
 from dropkit.sites.interception.telling import warn
@@ -20,7 +20,7 @@ from dropkit.sites.switching.planning import planned
 from dropkit.sites.switching.probe import Probe
 from dropkit.sites.switching.rewriting import Plan
 from dropkit.sites.switching.selection import Selection
-from dropkit.uncertainty.dropping import nothing_kept
+from dropkit.uncertainty.dropping import nothing_kept, seen_in_evaluation
 
 __all__ = ["Learned", "learn"]
 
@@ -75,7 +75,7 @@ def learn(
         sites = {name: site for probe in found for name, site in probe.sites.items()}
         certain = {name: site for name, site in sites.items() if site.is_certain}
         if not found:
-            sites = certain = _seen_in_evaluation(model, args, kwargs)
+            sites = certain = {site.name: site for site in seen_in_evaluation("mc", model, args, kwargs)}
         noise = list(dict.fromkeys(each for probe in found for each in training_noise(probe)))
         silent = {name for probe in found for name in probe.train.rewritable - sites.keys()}
         if not certain:
@@ -160,18 +160,6 @@ def _seeded(attempt: int) -> Iterator[None]:
         finally:
             np.random.set_state(numpy_state)  # noqa: NPY002  # as above
             random.setstate(state)
-
-
-def _seen_in_evaluation(model: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Site]:
-    """Return the sites that evaluation mode shows of a model that training mode wants other inputs for."""
-    calls = _recorded(runnable(model), False, args, dict(kwargs))
-    sites = {site.name: site for site in calls if site.kind != "mask" and (site.p is None or site.p > 0)}
-    if sites:
-        warn(
-            "mc: the model does not run on these inputs in training mode, so dropout that it leaves out in evaluation "
-            f"does not drop. These sites do: {', '.join(sites)}."
-        )
-    return sites
 
 
 _REMEDY = (

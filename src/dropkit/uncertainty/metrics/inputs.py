@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from dropkit._checks import argument_error, argument_type_error
+from dropkit.uncertainty.results.result import Result
 
 __all__ = [
+    "SAMPLES",
     "Array",
     "LabelArray",
     "both",
@@ -33,6 +35,8 @@ _LOGIT = "Take the sigmoid of a single logit."
 _ROUNDED = "Divide them by their sum."
 _JOIN = "Join tensors by torch.cat or torch.stack; in a list they are taken only of one shape and without gradients."
 _AVERAGE = "Average the passes first: samples.mean(0)."
+SAMPLES = "Give result.samples of mc(..., keep_samples=True)."
+_STATISTIC = "Give one of its statistics, such as result.mean or result.std."
 _WHOLE = "labels.long(), or labels.astype(int) of an array"
 _SECOND = "The probability of the second of two classes is one column: p.unsqueeze(-1)."
 
@@ -45,6 +49,8 @@ def _as_array(where: str, name: str, value: Any) -> npt.NDArray[Any]:
             raise argument_type_error(where, name, rule, f"{value.layout} of {value.dtype}")
         whole = value.detach().cpu()
         return (whole.double() if whole.is_floating_point() else whole).numpy()
+    if isinstance(value, Result):
+        raise argument_type_error(where, name, rule, "a Result", SAMPLES if name == "samples" else _STATISTIC)
     if isinstance(value, str | bytes | dict | set) or value is None:
         raise argument_type_error(where, name, rule, value)
     if np.ma.is_masked(value):
@@ -141,13 +147,16 @@ def both(found: Array) -> Array:
 def labels_of(where: str, value: Any, rows: int, classes: int) -> LabelArray:
     """Return the classes of rows, whole numbers from 0; what is true is 1."""
     found = _as_array(where, "labels", value)
+    rule = f"of shape ({rows},), one a row of `probabilities`"
+    if found.shape == (rows, classes) and bool((abs(found.sum(1) - 1) < _ROUNDING).all()):
+        raise argument_error(where, "labels", rule, found.shape, "Of one-hot labels give labels.argmax(1).")
     if found.dtype.kind not in "iub":
         is_whole = found.dtype.kind == "f" and bool((found == np.floor(found)).all())
         remedy = f"Give {_WHOLE}." if is_whole else "Give each row the number of its class."
         raise argument_type_error(where, "labels", "of an integer type", found.dtype, remedy)
     if found.shape != (rows,):
         remedy = column(found.shape, "labels", (rows,), "")
-        raise argument_error(where, "labels", f"of shape ({rows},), one a row of `probabilities`", found.shape, remedy)
+        raise argument_error(where, "labels", rule, found.shape, remedy)
     wrong = (found < 0) | (found >= classes)
     if wrong.any():
         raise argument_error(where, "labels", f"classes from 0 to {classes - 1}", int(found[wrong][0]))

@@ -1,7 +1,7 @@
 """What all subnetworks of a model tell together."""
 
-import math
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -20,9 +20,10 @@ class Difference:
     Args:
         first: Name of one.
         second: Name of the other.
-        largest: The largest absolute difference between any two elements.
-        divergence: The Kullback-Leibler divergence of the second from the first in nats, averaged over examples; None
-            for outputs that are no probabilities.
+        largest: The largest absolute difference between any two elements, of examples whose outputs are all numbers;
+            NaN if there are none.
+        divergence: The Kullback-Leibler divergence of the second from the first in nats, averaged over these examples;
+            None for outputs that are no probabilities.
         coincide: Whether they differ in no element by more than rounding may make of it there; None where they do not,
             and rounding may hide what matters beside the standard deviation over masks, a hundredth of it, or where
             an element is no number.
@@ -80,7 +81,19 @@ class Subnetworks:
         (name, one), (other_name, other) = first, second
         apart = torch.where(one == other, 0.0, (one - other).abs())  # of infinities, too
         coincide = self._coincide(apart, one, other)
-        return Difference(name, other_name, float(apart.max()), self._divergence(one, other), coincide)
+        divergence = self._divergence(one[self._rows], other[self._rows])
+        return Difference(name, other_name, float(apart[self._rows].max()), divergence, coincide)
+
+    @cached_property
+    def _are_numbers(self) -> Tensor:
+        """Whether all outputs of an example are numbers."""
+        means = [mean for mean in (self.arithmetic, self.geometric, self.weight_scaling) if mean is not None]
+        return ~torch.stack(means, 1).isnan().flatten(1).any(1)
+
+    @property
+    def _rows(self) -> Tensor:
+        """The examples that are measured: those of numbers, or all if there are none."""
+        return self._are_numbers if bool(self._are_numbers.any()) else ~self._are_numbers
 
     def _coincide(self, apart: Tensor, one: Tensor, other: Tensor) -> bool | None:
         rounding = torch.maximum(self._rounded(one), self._rounded(other))
@@ -123,10 +136,14 @@ class Subnetworks:
             rows.append((f"{each.first} - {each.second}", f"{each.largest:.2e}", divergence, _SAID[each.coincide]))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        deviation = f"standard deviation over masks: {float(self.std.mean()):.3g} on average"
+        deviation = f"standard deviation over masks: {float(self.std[self._rows].mean()):.3g} on average"
         lines = [f"2**{self.units} = {2**self.units} subnetworks; {deviation}", *lines]
-        if any(math.isnan(each.largest) for each in differences):
-            lines.append("unclear: some outputs are no numbers; see whether inputs and weights are finite")
+        wrong, examples = int((~self._are_numbers).sum()), len(self._are_numbers)
+        if wrong:
+            what = "unclear: some outputs are no numbers"
+            if wrong < examples:
+                what = f"left out: {wrong} of {examples} examples, whose outputs are not all numbers"
+            lines.append(f"{what}; see whether inputs and weights are finite")
         elif any(each.coincide is None for each in differences):
             remedy = "give the model in torch.float64"
             if self.dtype == torch.float64:
