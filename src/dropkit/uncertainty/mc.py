@@ -25,6 +25,7 @@ from dropkit.uncertainty.engine.chunks import OtherPathError, run_passes
 from dropkit.uncertainty.engine.examples import Said
 from dropkit.uncertainty.engine.inputs import Inputs, Output, signature
 from dropkit.uncertainty.engine.learning import Learned, learn
+from dropkit.uncertainty.engine.lengths import Lengths
 from dropkit.uncertainty.engine.passes import Passes
 from dropkit.uncertainty.engine.tape import MismatchError
 from dropkit.uncertainty.engine.telling import chosen_way, tell
@@ -76,8 +77,9 @@ def mc(
     runs one pass after another, and the result says so.
 
     The masks of pass t, counted from 0, are those of the mask definition at stream ``t + 1``: functions of the seed,
-    the site, the pass and the example's number in the batch, and of nothing else. The same object called again draws
-    the same masks, so its predictions are those of one set of networks.
+    the site, the pass, the example's number in the batch, and the lengths of an example there, such as the length that
+    its batch is padded to. The same object called again draws the same masks, so its predictions are those of one set
+    of networks.
 
     Args:
         model: The model, in either mode, wrapped or not.
@@ -223,6 +225,9 @@ class MonteCarlo:
     def batches(self, loader: Iterable[Any], *, progress: bool = False) -> Result:
         """Predict batch after batch, with masks that do not depend on how examples are batched.
 
+        Where batches are padded to different lengths they do, unless dropout is recurrent, of whole channels, or behind
+        pooling or packing: you are warned, once. Pad all to one length then.
+
         Args:
             loader: What yields batches, such as a ``DataLoader``. A mapping has what the model's forward takes, by
                 name; ``label``, ``labels``, ``label_ids``, ``target`` and ``targets`` are left out where it does not
@@ -282,11 +287,12 @@ class MonteCarlo:
         return self._results(shown(loader) if progress else loader)
 
     def _results(self, batches: Iterable[Any]) -> Iterator[Result]:
-        first = 0
+        first, lengths = 0, Lengths(self.masks == "shared", self._told)
         for number, batch in enumerate(batches):
             args, kwargs = given(self.model, batch)
             with explained(self.model, number, batch, args, kwargs):
                 result, way = self._predict(args, kwargs, first, number)
+            lengths.add(way)
             yield result
             first += 0 if way.examples is None else way.examples.size
 

@@ -24,10 +24,13 @@ class Met:
     Args:
         shape: The shape of the tensor.
         shared: Axes along which one draw is shared.
+        heads: How many heads have masks of their own, of attention that splits its queries itself; 0 where masks do
+            not depend on how long a sequence is, as in recurrent networks.
     """
 
     shape: tuple[int, ...]
     shared: tuple[int, ...] = ()
+    heads: int = 1
 
 
 _MOST = 8  # candidates, of a model with inputs of many lengths

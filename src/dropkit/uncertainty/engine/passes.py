@@ -7,12 +7,15 @@ from math import prod
 from typing import Any
 
 from torch import Tensor
+from torch.nn import Module
 
 from dropkit.functional.address import draw_key
 from dropkit.functional.examples import NumberedKey
+from dropkit.nn.recurrent_base import RecurrentBase
 from dropkit.random import call_key
 from dropkit.sites.addressing.numbered import is_weight, numbered, numbered_draw, numbered_key
 from dropkit.sites.calls.functions import INFERENCE, Call, find_call
+from dropkit.sites.calls.networks import NETWORKS
 from dropkit.sites.calls.replacement import has_source, replaced
 from dropkit.sites.find import Site, _caller
 from dropkit.sites.handwritten.draws import Draw, find_draw
@@ -195,7 +198,7 @@ class Passes(Rewriting):
         if numbers is None:
             has_axis = not call.input.is_nested and call.arguments.get("batch_sizes") is None  # unless packed
             if has_axis and not is_weight(call.input, 0):
-                self._meet_call(place, call.input.shape, call.shared)
+                self._meet_call(place, call.input.shape, call.shared, _heads(call))
             return replaced(call, key=NumberedKey(key, (), self.drawing.streams), order=place.order)
         return numbered(place, call, key, _numbers_of_rows(call, numbers))
 
@@ -208,7 +211,7 @@ class Passes(Rewriting):
             return draw_key(*self._real(args))
         key, numbers = self._key(place), self._numbers(place)
         if numbers is None:
-            self._meet_call(place, examples.shape)
+            self._meet_call(place, examples.shape, heads=_heads_of(place.module))
             return NumberedKey(key, (), self.drawing.streams)
         return numbered_key(place, examples, key, numbers)
 
@@ -246,9 +249,9 @@ class Passes(Rewriting):
         axis = self.drawing.axes.get((renamed(place, self.plan.names), place.run))
         return numbers if axis is None else replace(numbers, axis=axis)
 
-    def _meet_call(self, place: Place, shape: Sequence[int], shared: tuple[int, ...] = ()) -> None:
+    def _meet_call(self, place: Place, shape: Sequence[int], shared: tuple[int, ...] = (), heads: int = 1) -> None:
         """Note the shape of what a site drops."""
-        self.met[renamed(place, self.plan.names), place.run] = Met(tuple(shape), shared)
+        self.met[renamed(place, self.plan.names), place.run] = Met(tuple(shape), shared, heads)
 
     def _part(self, place: Place) -> None:
         """Note that passes differ from here on, and, if a site of the model drops, which."""
@@ -278,6 +281,17 @@ def _numbers_of_rows(call: Call, numbers: Numbers) -> Numbers:
         return numbers
     each = shape[axis] // len(numbers)
     return numbers if each < 2 else replace(numbers, runs=tuple((first * each, n * each) for first, n in numbers.runs))
+
+
+def _heads(call: Call) -> int:
+    """Return how many heads a call splits its queries into; 0 of a recurrent network, which counts time as endless."""
+    return 0 if call.function.kind in NETWORKS else int(call.arguments.get("num_heads", 1))
+
+
+def _heads_of(module: Module) -> int:
+    """Return the same of a layer that draws one key for all its masks."""
+    attention = getattr(module, "self_attn", None)
+    return 0 if isinstance(module, RecurrentBase) else int(getattr(attention, "num_heads", 1))
 
 
 def _is_function(draw: Draw) -> bool:

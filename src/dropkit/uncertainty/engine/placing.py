@@ -45,6 +45,11 @@ class Placing:
             unsure = unsure or ("" if is_sure else call[0])
         return replace(examples, axes=axes, unsure=unsure)
 
+    @property
+    def met(self) -> Shapes:
+        """What sites drop of the inputs; nothing if the model does not run."""
+        return self._once or {}
+
     def _met(self, examples: Examples | None) -> Shapes | None:
         """Return what sites drop of the inputs, or of twice as many examples; None if the model does not run."""
         try:

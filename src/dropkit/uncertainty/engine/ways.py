@@ -1,12 +1,13 @@
 """Ways to run many passes, of which the fastest is taken that gives what single passes give."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dropkit.errors import ArgumentError, UnsupportedError
 from dropkit.uncertainty.engine.batch import Batch
 from dropkit.uncertainty.engine.comparing import difference, reordered_axes
-from dropkit.uncertainty.engine.examples import Examples, Said
+from dropkit.uncertainty.engine.examples import Examples, Met, Said, SiteCall
 from dropkit.uncertainty.engine.inputs import Output
 from dropkit.uncertainty.engine.placing import Placing
 from dropkit.uncertainty.engine.tape import Tape
@@ -40,6 +41,7 @@ class Way:
         path: What passes call that run together, and what they are told of by yes or no.
         is_vector: Whether the inputs are a single vector, one example without an axis.
         shares: For each leaf of the output whether ``"sigmoid"`` or ``"softmax"`` returns it, or neither.
+        met: What sites drop, as far as that has axes.
     """
 
     engine: str
@@ -52,6 +54,7 @@ class Way:
     path: Path = ()
     is_vector: bool = False
     shares: tuple[str, ...] = ()
+    met: Mapping[SiteCall, Met] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -250,7 +253,7 @@ def found(batch: Batch, engine: str, said: Said = None) -> Way:
     placed, handler = Placing(batch), batch.handler
     handler.is_still = bool(handler.noise)  # or passes would differ by it, however they run
     try:
-        return _found(batch, engine, said, placed)
+        return replace(_found(batch, engine, said, placed), met=placed.met)
     finally:
         handler.is_still = False
 
