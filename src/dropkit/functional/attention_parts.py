@@ -39,7 +39,7 @@ def are_plain(query: Any, key: Any, value: Any) -> bool:
     return (
         all(map(is_plain_in_any_order, (query, key, value)))
         and query.dtype == key.dtype == value.dtype
-        and query.dim() >= _AXES
+        and query.dim() == key.dim() == value.dim() >= _AXES
         and query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
         and query.size(-1) == key.size(-1)
         and key.size(-2) == value.size(-2)
@@ -149,16 +149,31 @@ class _Parts:
 
     def weights(self, heads: slice, queries: slice, keys: slice, is_kept: bool = False) -> Tensor:
         """Return the attention weights of a part, before dropout. They last until those of the next, or are kept."""
-        scores = self.products(self.query[heads, queries], self.key[heads, keys], self.factor)
+        scores = self._scores(heads, queries, keys)
         if self.attn_mask is not None:
             return find_weights(scores, self._attn_mask(self.attn_mask, heads, queries))
+        weights = torch.empty_like(scores) if is_kept else self._space(1, *scores.shape)
+        native.softmax(scores, weights)
+        return weights
+
+    def dropped(self, heads: slice, queries: slice, keys: slice, key: int, threshold: int) -> Tensor:
+        """Return the attention weights of a part, after dropout. They last until those of the next."""
+        scores, place = self._scores(heads, queries, keys), self._place(heads, queries, keys, key)
+        if self.attn_mask is not None:
+            weights = find_weights(scores, self._attn_mask(self.attn_mask, heads, queries))
+            native.dropout_of_(weights, *place, threshold)
+            return weights
+        native.softmax_dropout(scores, scores, *place, threshold)
+        return scores
+
+    def _scores(self, heads: slice, queries: slice, keys: slice) -> Tensor:
+        """Return what the weights of a part are the softmax of, but for a mask that was given."""
+        scores = self.products(self.query[heads, queries], self.key[heads, keys], self.factor)
         if self.is_causal and queries.start < keys.stop:  # every query attends to the first key
             columns = torch.arange(queries.start, keys.stop)
             rows = torch.arange(queries.start, queries.stop)[:, None]
             scores[..., queries.start :].masked_fill_(columns > rows, -math.inf)
-        if is_kept:
-            return torch.softmax(scores, -1)
-        return torch.softmax(scores, -1, out=self._space(1, *scores.shape))
+        return scores
 
     def products(self, left: Tensor, right: Tensor, factor: float = 1.0) -> Tensor:
         """Return the products of every row with every row, times a factor. They last until the next."""
@@ -183,10 +198,6 @@ class _Parts:
     def bits(self, heads: slice, queries: slice, keys: slice, key: int, threshold: int) -> Tensor:
         """Return the mask of a part, a bit a weight."""
         return native.keep_bits_of(*self._place(heads, queries, keys, key), threshold)
-
-    def drop_(self, weights: Tensor, heads: slice, queries: slice, keys: slice, key: int, threshold: int) -> None:
-        """Apply dropout to the weights of a part, in place."""
-        native.dropout_of_(weights, *self._place(heads, queries, keys, key), threshold)
 
     def _place(
         self, heads: slice, queries: slice, keys: slice, key: int
@@ -222,13 +233,13 @@ class _Attention(torch.autograd.Function):
         kept: list[Tensor] = []
         is_kept = math.prod(parts.shape) <= _MOST_KEPT and any(ctx.needs_input_grad)
         for heads, queries, keys in parts:
-            weights = parts.weights(heads, queries, keys, is_kept)
             if is_kept:
+                weights = parts.weights(heads, queries, keys, is_kept)
                 bits = parts.bits(heads, queries, keys, dropout_key, threshold)
                 kept += weights, bits
                 weights = native.apply_bits(weights, bits, threshold)
             else:
-                parts.drop_(weights, heads, queries, keys, dropout_key, threshold)
+                weights = parts.dropped(heads, queries, keys, dropout_key, threshold)
             torch.bmm(weights, values[heads, keys], out=outputs[heads, queries])
         ctx.save_for_backward(query, key, value, attn_mask, *kept)
         ctx.at_once = parts.most_heads, parts.most_queries, parts.together

@@ -163,6 +163,15 @@ DROPKIT_EXPORT void dropkit_activate_gradient_slices(int64_t type, int64_t activ
   activate_gradient(type, activation, input, bias, unpacked(gradient, output, packed));
 }
 
+// The softmax of each row, and dropout of it where there is a threshold. Of float32 and float64.
+DROPKIT_EXPORT void dropkit_softmax(int64_t type, const void* input, void* output, const int64_t* packed) {
+  Call call = unpacked(input, output, packed);
+  call.has_whole_rows = true;
+  call.kernel = chosen.load()->softmax.of[type];
+  call.element_size = kElementSize[type];
+  run_all(call);
+}
+
 // The mask alone, a bit an element in the order of memory, from a bit on; `words` must be zero before.
 DROPKIT_EXPORT void dropkit_keep_bits(uint64_t* words, int64_t first, const int64_t* packed) {
   Call call = unpacked(nullptr, words, packed);

@@ -22,6 +22,7 @@ struct Call {
   int64_t key_step, stream_step, threshold_step;  // 0 where all slices share one
   const double *scales, *shifts, *dropped;         // of slices, as there are thresholds; null where scales follow from these
   bool is_scaled, keeps_all;  // whether survivors are scaled; whether the mask is known otherwise, and none drawn
+  bool has_whole_rows;        // whether rows are never divided
   void (*kernel)(const Task&);
   int64_t element_size = 0;  // of the output; 0 where its pages are no matter, or there already
   int64_t offset = 0;        // elements before the first slice
@@ -30,7 +31,7 @@ struct Call {
   int64_t rows_a_group = 0, columns_a_segment = 0, groups = 0, segments = 0;
 
   void divide() {
-    columns_a_segment = columns < 2 * kGrain ? columns : kGrain;
+    columns_a_segment = has_whole_rows || columns < 2 * kGrain ? columns : kGrain;
     segments = (columns + columns_a_segment - 1) / columns_a_segment;
     rows_a_group = kGrain / columns_a_segment > 1 ? kGrain / columns_a_segment : 1;
     groups = (rows + rows_a_group - 1) / rows_a_group;

@@ -8,6 +8,7 @@
 #include "queue.h"
 #include "scalar.h"
 #include "sinks.h"
+#include "softmax.h"
 #include "stored.h"
 #include "task.h"
 
@@ -301,6 +302,15 @@ void fill_behind(const Task& task) {
   sink.flush();
 }
 
+// Few rows at a time, which are in the cache when their dropout finds them.
+template <class Isa, class T>
+void fill_softmax(const Task& task) {
+  softmax_rows<Isa, T>(task);
+  Task rest = task;
+  rest.input = task.output;
+  if (task.threshold) fill<Isa, Scale<Isa, T>>(rest);
+}
+
 template <class Isa, class Step>
 constexpr Kernels mapped() {
   return {{fill_behind<Isa, Map<Isa, float, Step>>, fill_behind<Isa, Map<Isa, double, Step>>, fill_behind<Isa, Map<Isa, Float16, Step>>, fill_behind<Isa, Map<Isa, BFloat16, Step>>}};
@@ -319,6 +329,7 @@ constexpr Table table(const char* name, bool (*is_supported)(), Fields fields) {
       {{fill<Isa, Map<Isa, float, AddStep>>, fill<Isa, Map<Isa, double, AddStep>>, fill_behind<Isa, Map<Isa, Float16, AddStep>>, fill_behind<Isa, Map<Isa, BFloat16, AddStep>>}},
       {mapped<Isa, ActivateStep<Relu>>(), mapped<Isa, ActivateStep<Gelu>>(), mapped<Isa, ActivateStep<GeluTanh>>(), mapped<Isa, ActivateStep<Silu>>()},
       {mapped<Isa, ReluGradientStep>(), mapped<Isa, GradientStep<Gelu>>(), mapped<Isa, GradientStep<GeluTanh>>(), mapped<Isa, GradientStep<Silu>>()},
+      {{fill_softmax<Isa, float>, fill_softmax<Isa, double>, nullptr, nullptr}},
       fill_behind<Isa, StoreBits>,
       fill_behind<Isa, StoreBytes<Isa>>,
       fields,

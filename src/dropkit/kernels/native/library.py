@@ -41,6 +41,7 @@ _WORDS = {  # how many arguments each function takes
     "dropkit_activate_slices": 6,
     "dropkit_activate_gradient": 10,
     "dropkit_activate_gradient_slices": 7,
+    "dropkit_softmax": 4,
     "dropkit_keep_bits": 3,
     "dropkit_keep_bytes": 2,
     "dropkit_integers": 2,

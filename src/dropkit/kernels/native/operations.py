@@ -36,6 +36,8 @@ __all__ = [
     "keep_mask_plain",
     "knows",
     "serving",
+    "softmax",
+    "softmax_dropout",
     "spread_bits",
     "spreads",
     "takes",
@@ -205,6 +207,26 @@ def dropout_of_(input: Tensor, parts: Parts, rows: int, columns: int, row_step: 
     place, native, kind, size = input.data_ptr(), serving(), TYPES[input.dtype], input.element_size()
     for offset, packed in _packed_parts(parts, rows, columns, row_step, key, threshold):
         native.dropout(kind, place + offset * size, place + offset * size, packed)
+
+
+def softmax(input: Tensor, output: Tensor) -> None:
+    """Write the softmax of each row of a contiguous tensor of float32 or float64 into another, or into itself."""
+    columns = input.shape[-1]
+    softmax_dropout(input, output, [(1, 0, 0)], input.numel() // max(columns, 1), columns, 0, 0, 0)
+
+
+def softmax_dropout(
+    input: Tensor, output: Tensor, parts: Parts, rows: int, columns: int, row_step: int, key: int, threshold: int
+) -> None:
+    """Do the same, and apply dropout to it by the mask that `keep_bits_of` returns; by none at a threshold of 0."""
+    if not activates():  # exponentials, as of activations
+        torch.softmax(input, -1, out=output)
+        if threshold:
+            dropout_of_(output, parts, rows, columns, row_step, key, threshold)
+        return
+    source, target, kind, size = input.data_ptr(), output.data_ptr(), TYPES[input.dtype], input.element_size()
+    for offset, packed in _packed_parts(parts, rows, columns, row_step, key, threshold):
+        serving().softmax(kind, source + offset * size, target + offset * size, packed)
 
 
 def _packed_parts(

@@ -67,6 +67,7 @@ struct Table {
   Kernels add;                                // the residual added to it
   Kernels activate[kActivations];             // of the activation of input + bias
   Kernels activate_gradient[kActivations];    // the gradient of that, with respect to its input
+  Kernels softmax;                            // of the softmax of each row; of float32 and float64
   Kernel keep_bits;                           // the mask to packed bits, which must be zero before
   Kernel keep_bytes;                          // the mask to a byte an element
   Fields fields;
