@@ -63,6 +63,26 @@ ENDS = {
     "beside others": lambda x: {"features": x, "logits": x.sigmoid(), "more": x.relu()},
     "attribute": lambda x: SimpleNamespace(loss=None, logits=x.sigmoid(), hidden=(x, x)),
     "of few types": lambda x: {"labels": x > 0, "scores": x.sigmoid()},
+    "of the other class": lambda x: 1 - x.sigmoid(),
+    "by rsub": lambda x: torch.rsub(x.sigmoid(), 1),
+    "negative": lambda x: -x.sigmoid() + 1,
+    "in place again": lambda x: x.sigmoid().neg_().add_(1),
+    "mean of two": lambda x: (x.sigmoid() + (2 * x).sigmoid()) / 2,
+    "weighted": lambda x: torch.add(0.3 * x.sigmoid(), (2 * x).sigmoid().multiply(0.7)),
+    "mean of heads": lambda x: torch.stack([(k * x).sigmoid() for k in range(1, 4)]).mean(0),
+    "sum of heads": lambda x: sum((k * x).sigmoid() for k in range(1, 4)) / 3,
+    "summed heads": lambda x: torch.stack([(k * x).sigmoid() for k in range(1, 4)], -1).sum(dim=-1).div(3),
+    "smoothed": lambda x: 0.9 * x.sigmoid() + 0.05,
+    "away from 0": lambda x: x.sigmoid() + 1e-8,
+    "rounded": lambda x: x.sigmoid().round(decimals=3),
+    "percentages": lambda x: 100 * x.sigmoid(),
+    "products": lambda x: x.sigmoid() * (2 * x).sigmoid(),
+    "written into": lambda x: torch.mul(x.sigmoid(), 0.5, out=torch.empty_like(x)),
+    "exponential": lambda x: nn.functional.logsigmoid(x).exp(),
+    "logarithm and back": lambda x: x.sigmoid().clamp_min(1e-7).log().exp(),
+    "masked": lambda x: x.sigmoid().masked_fill(x.isnan(), 0.0),
+    "chosen": lambda x: torch.where(x > 0, x.sigmoid(), 0.0),
+    "least": lambda x: torch.minimum(x.sigmoid(), (2 * x).sigmoid()),
 }
 
 
@@ -89,6 +109,14 @@ SOFTMAXES = {
     "another axis": lambda x: torch.stack([x, x], 1).softmax(1),
     "one class": lambda x: x[:, :1].softmax(-1),
     "distribution": lambda x: torch.distributions.Categorical(logits=x, validate_args=False).probs,
+    "logarithms": lambda x: x.log_softmax(-1).exp(),
+    "module of logarithms": lambda x: torch.exp(nn.LogSoftmax(-1)(x)),
+    "mean": lambda x: torch.mean(torch.stack([x.softmax(-1), (2 * x).softmax(-1)]), dim=0),
+    "not": lambda x: 1 - x.softmax(-1),
+    "rounded": lambda x: torch.round(x.softmax(-1), decimals=3),
+    "percentages": lambda x: x.softmax(-1) * 100,
+    "ordered": lambda x: x.softmax(-1).topk(3, -1).values,
+    "of two classes": lambda x: torch.stack([1 - x.softmax(-1)[:, 0], x.softmax(-1)[:, 0]], -1),
 }
 
 
@@ -100,7 +128,7 @@ def test_what_a_softmax_returns_is_refused(end: str, rows: int) -> None:
 
 
 @pytest.mark.parametrize("classes", [1, 3])
-@pytest.mark.parametrize("by", ["hand", "script", "mean"])
+@pytest.mark.parametrize("by", ["hand", "script", "product"])
 def test_what_looks_like_probabilities_is_warned_of(by: str, classes: int) -> None:
     """Where no sigmoid is seen, or nobody can tell what its values have become."""
 
@@ -110,7 +138,7 @@ def test_what_looks_like_probabilities_is_warned_of(by: str, classes: int) -> No
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         script = torch.jit.script(nn.Sigmoid())
-    ends = {"hand": by_hand, "script": script, "mean": lambda x: (x.sigmoid() + (2 * x).sigmoid()) / 2}
+    ends = {"hand": by_hand, "script": script, "product": lambda x: x.sigmoid() @ torch.eye(classes)}
     taken = "sigmoid" if classes == 1 else "softmax"
     with pytest.warns(UserWarning, match=rf"all outputs of all passes lie in \[0, 1\].*their {taken} is taken") as told:
         mc(Called(ends[by], classes), 10, task="classification", seed=0)(torch.randn(20, 4))
@@ -125,6 +153,79 @@ def test_what_looks_like_a_softmax_is_warned_of(rows: int, dtype: torch.dtype) -
     with pytest.warns(UserWarning, match=r"lie in \[0, 1\] and sum to 1 over the classes.*If a softmax") as told:
         mc(model, 10, task="classification", seed=0)(torch.randn(rows, 4, dtype=dtype))
     assert len(told) == 1
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+def test_a_tanh_from_0_to_1_is_refused(rows: int) -> None:
+    """It is the sigmoid of twice what it is of."""
+    ends = [lambda x: 0.5 * (1 + torch.tanh(x / 2)), lambda x: (nn.Tanh()(x) + 1).div(2).clamp(1e-6, 1 - 1e-6)]
+    for end in ends:
+        with pytest.raises(UnsupportedError, match=r"probabilities: a tanh returns them.*leave its tanh out"):
+            mc(Called(end, 2), 10, task="classification", seed=0)(torch.randn(rows, 4))
+
+
+def test_probabilities_of_two_classes_from_one_sigmoid_are_refused() -> None:
+    end = Called(lambda x: torch.cat([1 - x.sigmoid(), x.sigmoid()], -1), 1)
+    with pytest.raises(UnsupportedError, match="a sigmoid returns them"):
+        mc(end, 10, task="classification", seed=0)(torch.randn(2, 4))
+
+
+SCALED = {
+    "multiples": (lambda x: 4 * x.softmax(-1), r"a softmax returns, and lie in \[0, 4\]"),
+    "divided": (lambda x: x.sigmoid() / 0.07, r"a sigmoid returns, and lie in \[0, 14\.2857\]"),
+    "sums": (lambda x: x.sigmoid() + (2 * x).sigmoid(), r"a sigmoid returns, and lie in \[0, 2\]"),
+    "moved": (lambda x: x.sigmoid() + 5, r"a sigmoid returns, and lie in \[5, 6\]"),
+    "votes": (lambda x: torch.stack([x.sigmoid()] * 3).sum(0), r"a sigmoid returns, and lie in \[0, 3\]"),
+}
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+@pytest.mark.parametrize("end", SCALED)
+def test_multiples_and_sums_of_probabilities_are_warned_of(end: str, rows: int) -> None:
+    call, message = SCALED[end]
+    with pytest.warns(UserWarning, match=rf"mc: the outputs are computed from what {message}.*return logits") as told:
+        mc(Called(call, 3), 10, task="classification", seed=0)(torch.randn(rows, 4))
+    assert len(told) == 1
+
+
+LOGARITHMS = {
+    "logsigmoid": nn.functional.logsigmoid,
+    "module": nn.LogSigmoid(),
+    "by log": lambda x: x.sigmoid().log(),
+    "clamped": lambda x: x.sigmoid().clamp_min(1e-7).log(),
+    "moved from 0": lambda x: (x.sigmoid() + 1e-7).log(),
+}
+
+
+@pytest.mark.parametrize("end", LOGARITHMS)
+def test_logarithms_of_a_sigmoid_are_logits_of_classes_that_exclude_one_another_alone(end: str) -> None:
+    """Of one logit the sigmoid would be taken, which is never above one half."""
+    x = torch.randn(2, 4)
+    with pytest.raises(UnsupportedError, match=r"logarithms of probabilities, as logsigmoid .* leave its logsigmoid"):
+        mc(Called(LOGARITHMS[end], 1), 10, task="classification", seed=0)(x)
+    with pytest.warns(UserWarning, match=r"logarithms of probabilities of single labels.*softmax.*`logits.unsqueeze"):
+        mc(Called(LOGARITHMS[end], 3), 10, task="classification", seed=0)(x)
+
+    def of_both(logits: Tensor) -> Tensor:
+        return torch.cat([LOGARITHMS[end](-logits), LOGARITHMS[end](logits)], -1)
+
+    found = mc(Called(of_both, 1), 10, task="classification", seed=0)(x)  # whose softmax is right
+    want = mc(Called(lambda logits: logits, 1), 10, task="classification", seed=0)(x)
+    torch.testing.assert_close(found.mean[:, 1:], want.mean, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [lambda x: x.log_softmax(-1), lambda x: x.softmax(-1).log(), nn.LogSoftmax(-1)],
+    ids=["log_softmax", "log", "module"],
+)
+def test_logarithms_of_a_softmax_are_logits(end) -> None:
+    x = torch.randn(20, 4)
+    found = mc(Called(end, 3), 10, task="classification", seed=0)(x)
+    want = mc(Called(lambda logits: logits, 3), 10, task="classification", seed=0)(x)
+    torch.testing.assert_close(found.mean, want.mean)
+    several = Called(lambda x: (end(x) + end(2 * x)) / 2 - 0.1, 3)
+    assert mc(several, 10, task="classification", seed=0)(x).mean.shape == (20, 3)
 
 
 def test_the_remedies_are_right() -> None:
@@ -214,6 +315,17 @@ LOGITS = {
     "swish": nn.functional.silu,
     "joined": lambda x: torch.cat([5 * x, x.sigmoid()], 1),
     "logarithms": lambda x: 5 + x.sigmoid().log(),
+    "mixture": lambda x: torch.stack([5 * x, -3 * x], -1).mul(torch.stack([x, -x], -1).softmax(-1)).sum(-1),
+    "attention": lambda x: (x[:, :, None] * x[:, None]).softmax(-1).matmul(5 * x[..., None]).squeeze(-1),
+    "excitation": lambda x: (5 * x) * x.mean(-1, keepdim=True).sigmoid(),
+    "temperature": lambda x: 9 * x / (1 + x.mean(-1, keepdim=True).sigmoid()),
+    "gate and its rest": lambda x: x.sigmoid() * 5 * x + (1 - x.sigmoid()) * -3 * x,
+    "bounded": lambda x: 5 * x.tanh(),
+    "shifted tanh": lambda x: 5 * x.tanh() + 5,
+    "difference": lambda x: x.sigmoid() - (3 * x - 1).sigmoid(),
+    "odds": lambda x: x.sigmoid().log() - (1 - x.sigmoid()).log(),
+    "ratio": lambda x: 5 * x / x.sigmoid(),
+    "of a tensor": lambda x: x.sigmoid() * torch.full_like(x, 9) - 4,
     "scaled beneath": scaled_beneath,
     "scaled in inference": scaled_in_inference,
     "overwritten in inference": overwritten_in_inference,

@@ -71,7 +71,7 @@ class Batch:
         if trace is not None:
             trace.end(output.names, output.leaves)
         if shares is not None:
-            output.shares = tuple(map(shares.maker, output.leaves))
+            output.shares = tuple(map(shares.of, output.leaves))
         return output
 
     def plain(self, examples: Examples | None, stream: int, shares: Shares | None = None) -> Output:

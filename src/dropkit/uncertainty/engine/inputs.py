@@ -11,6 +11,7 @@ from torch.nn import Module
 
 from dropkit.errors import UnsupportedError
 from dropkit.sites.interception.restoring import cloned
+from dropkit.uncertainty.bounded import Bounded
 from dropkit.uncertainty.engine.examples import Examples, Said, candidates
 from dropkit.uncertainty.engine.pending import Pending, repeated
 from dropkit.uncertainty.engine.tape import MismatchError, Player, Recorder
@@ -175,7 +176,7 @@ class Output:
         leaves: What is in it; a tensor of which all passes share the value may be pending.
         names: What the leaves are called.
         path: What the model has called, and what it was told of by yes or no, in order.
-        shares: For each leaf whether ``"sigmoid"`` or ``"softmax"`` has returned it, or neither; if anybody asked.
+        shares: For each leaf what is known of one that is made of probabilities; if anybody asked.
         precision: The relative precision of what it was computed with, which may be coarser than that of its type.
     """
 
@@ -183,7 +184,7 @@ class Output:
     leaves: list[Any]
     names: list[str]
     path: tuple[Any, ...] = ()
-    shares: tuple[str, ...] = ()
+    shares: tuple[Bounded | None, ...] = ()
     precision: float = 0.0
 
     @classmethod

@@ -113,7 +113,7 @@ class Passes(Rewriting):
         """Run whatever draws anything with the masks of its passes, and let all else run."""
         if self.trace is None:
             self.path.append(function)
-            made = self.shares.made(function, args, kwargs) if self.shares else ""
+            made = self.shares.made(function, args, kwargs) if self.shares else None
             result = self._unswitched(function, args, kwargs)
             if self.shares:
                 self.shares.add(made, result)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dropkit.errors import ArgumentError, UnsupportedError
+from dropkit.uncertainty.bounded import Bounded
 from dropkit.uncertainty.engine.batch import Batch
 from dropkit.uncertainty.engine.comparing import difference, reordered_axes
 from dropkit.uncertainty.engine.examples import Examples, Met, Said, SiteCall
@@ -40,7 +41,7 @@ class Way:
         leaves: For each leaf of the output the axis along which its examples lie; None if that is not known of any.
         path: What passes call that run together, and what they are told of by yes or no.
         is_vector: Whether the inputs are a single vector, one example without an axis.
-        shares: For each leaf of the output whether ``"sigmoid"`` or ``"softmax"`` returns it, or neither.
+        shares: For each leaf of the output what is known of one that is made of probabilities.
         met: What sites drop, as far as that has axes.
     """
 
@@ -53,7 +54,7 @@ class Way:
     leaves: "tuple[Axis, ...] | None" = None
     path: Path = ()
     is_vector: bool = False
-    shares: tuple[str, ...] = ()
+    shares: tuple[Bounded | None, ...] = ()
     met: Mapping[SiteCall, Met] = field(default_factory=dict)
 
     @property

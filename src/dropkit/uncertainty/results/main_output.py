@@ -11,6 +11,7 @@ from torch.distributions import Categorical, Distribution, OneHotCategorical
 from dropkit._checks import argument_error
 from dropkit.errors import UnsupportedError
 from dropkit.sites.interception.telling import warn
+from dropkit.uncertainty.bounded import Bounded
 from dropkit.uncertainty.results.axes import Axis
 from dropkit.uncertainty.results.moments import wide
 from dropkit.uncertainty.results.outputs import Rebuild
@@ -19,11 +20,11 @@ __all__ = [
     "ClassifierHead",
     "RegressionHead",
     "are_shares",
+    "check_logits",
     "class_axis",
     "classifier_head",
     "main_leaves",
     "regression_head",
-    "shares_error",
     "warn_of_shares",
 ]
 
@@ -160,27 +161,54 @@ def are_shares(logits: Tensor) -> bool:
     return bool(logits.numel()) and bool(((logits >= 0) & (logits <= 1)).all())
 
 
-def shares_error(maker: str, classes: int) -> UnsupportedError:
-    """Return the error that says that probabilities are no logits.
+def check_logits(made: Bounded | None, classes: int) -> None:
+    """Raise for logits that are computed from probabilities, and surely are probabilities themselves, or logarithms.
+
+    Logarithms over several classes are logits: their softmax is what they are logarithms of, if that sums to 1.
 
     Args:
-        maker: What has returned them, ``"sigmoid"`` or ``"softmax"``.
+        made: What is known of them.
         classes: How many they are of; one of a single label.
     """
-    return UnsupportedError(f"mc: the outputs are probabilities: a {maker} returns them. {_remedy(maker, classes)}")
+    if made is not None and made.is_probability:
+        what = f"the outputs are probabilities: a {made.maker} returns them"
+        raise UnsupportedError(f"mc: {what}. {_remedy(made.maker, classes)}")
+    if made is not None and made.is_logarithm and made.maker == "sigmoid" and classes == 1:
+        what = "the outputs are logarithms of probabilities, as logsigmoid returns them, and their sigmoid is none"
+        raise UnsupportedError(f"mc: {what}. Let the model return logits: leave its logsigmoid out.")
 
 
-def warn_of_shares(logits: Tensor, class_dim: int) -> None:
-    """Warn of logits that lie in [0, 1] in all passes, as what a sigmoid or a softmax has returned in their place does.
+def warn_of_shares(logits: Tensor, class_dim: int, made: Bounded | None, are_all_shares: bool) -> None:
+    """Warn of logits that look like what a sigmoid or a softmax has returned in their place, or are made of that.
 
-    Few that do not sum to 1 are not warned of: that is chance.
+    Few in [0, 1] that do not sum to 1 are not warned of: that is chance.
 
     Args:
         logits: Those of one pass.
         class_dim: The axis of classes.
+        made: What is known of them where they are computed from probabilities.
+        are_all_shares: Whether they lie in [0, 1] in all passes.
     """
     classes = logits.shape[class_dim]
-    is_softmax = classes > 1 and _sum_to_one(logits, class_dim)
+    if made is not None and made.is_logarithm and made.maker == "sigmoid":
+        if not _sum_to_one(wide(logits).exp(), class_dim, logits.dtype):
+            warn(
+                "mc: the outputs are logarithms of probabilities of single labels, as logsigmoid returns them, and "
+                f"their softmax is taken over the {classes} classes. That is right of classes that exclude one "
+                "another. Of labels that do not, let the model return `logits.unsqueeze(-1)`, without logsigmoid."
+            )
+        return
+    if made is not None and made.is_scaled:
+        low, high = f"{made.low:g}", f"{made.high:g}"
+        warn(
+            f"mc: the outputs are computed from what a {made.maker} returns, and lie in [{low}, {high}] by that. If "
+            f"they are logits, all is well. If they are multiples of probabilities, or sums, they are none. "
+            f"{_remedy(made.maker, classes)}"
+        )
+        return
+    if not are_all_shares:
+        return
+    is_softmax = classes > 1 and _sum_to_one(logits, class_dim, logits.dtype)
     if not is_softmax and logits.numel() < _SEVERAL * classes:
         return
     maker, taken = "softmax" if is_softmax else "sigmoid", "sigmoid" if classes == 1 else "softmax"
@@ -191,14 +219,14 @@ def warn_of_shares(logits: Tensor, class_dim: int) -> None:
     )
 
 
-def _sum_to_one(logits: Tensor, class_dim: int) -> bool:
-    tolerance = 1e-2 if logits.dtype.itemsize < 4 else 1e-5
-    return bool(((wide(logits).sum(class_dim) - 1).abs() < tolerance).all())
+def _sum_to_one(found: Tensor, class_dim: int, dtype: torch.dtype) -> bool:
+    tolerance = 1e-2 if dtype.itemsize < 4 else 1e-5
+    return bool(((wide(found).sum(class_dim) - 1).abs() < tolerance).all())
 
 
 def _remedy(maker: str, classes: int) -> str:
     remedy = f"Let the model return logits: leave its {maker} out"
-    if classes > 1 and maker == "sigmoid":
+    if classes > 1 and maker != "softmax":
         remedy += f", and where the {classes} labels do not exclude one another return `logits.unsqueeze(-1)`"
     return f"{remedy}; or leave `task` out, whose mean is that of the probabilities."
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dropkit.errors import UnsupportedError
+from dropkit.uncertainty.bounded import Bounded
 from dropkit.uncertainty.results.axes import NO_AXIS, Axis
 from dropkit.uncertainty.results.classification import Classes, probabilities
 from dropkit.uncertainty.results.elements import Elements, Found, fitted
@@ -16,11 +17,11 @@ from dropkit.uncertainty.results.main_output import (
     ClassifierHead,
     RegressionHead,
     are_shares,
+    check_logits,
     class_axis,
     classifier_head,
     main_leaves,
     regression_head,
-    shares_error,
     warn_of_shares,
 )
 from dropkit.uncertainty.results.moments import wide
@@ -44,7 +45,7 @@ class Running:
         quantiles: Of a regression, whether to gather quantiles.
         groups: Number of groups of passes for the jackknife.
         examples: Along which axis of each leaf examples lie, as far as that is known.
-        shares: For each leaf whether ``"sigmoid"`` or ``"softmax"`` returns it, or neither, as far as that is known.
+        shares: For each leaf what is known of one that is made of probabilities.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Running:
         quantiles: bool = False,
         groups: int = 8,
         examples: Sequence[Axis] | None = None,
-        shares: Sequence[str] = (),
+        shares: Sequence[Bounded | None] = (),
     ) -> None:
         self.task, self.class_dim, self.groups = task, class_dim, groups
         self.n = 0
@@ -70,6 +71,7 @@ class Running:
         self._head: ClassifierHead | RegressionHead | None = None
         self._main: list[int] = []
         self._are_shares = True  # whether all logits so far lie in [0, 1]
+        self._made: Bounded | None = None  # what is known of logits that are made of probabilities
 
     def add(self, template: Any, leaves: Sequence[Tensor | None], passes: int | None = None) -> None:
         """Take passes in.
@@ -112,8 +114,8 @@ class Running:
             main = self._head.main
             examples = None if main is None or self._examples is None else self._examples[main]
             axis = logits.dim() - 1 if main is None else class_axis(self.class_dim, logits, examples)
-            if main is not None and any(self._shares[main : main + 1]):
-                raise shares_error(self._shares[main], logits.shape[axis])
+            self._made = None if main is None else next(iter(self._shares[main : main + 1]), None)
+            check_logits(self._made, logits.shape[axis])
             self._classes = Classes(logits.detach(), self.groups, axis)
         elif self.task == "regression":
             self._head = regression_head(template, rebuild, leaves)
@@ -196,8 +198,8 @@ class Running:
 
     def tell_of_shares(self) -> None:
         """Warn of logits that look like probabilities."""
-        if self._classes and self.n and self._are_shares:
-            warn_of_shares(self._classes.like, self._classes.class_dim)
+        if self._classes and self.n:
+            warn_of_shares(self._classes.like, self._classes.class_dim, self._made, self._are_shares)
 
     def error(self) -> float:
         """Return the largest Monte Carlo error of the mean of the main output, NaN of fewer than two passes."""

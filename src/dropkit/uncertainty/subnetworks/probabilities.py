@@ -30,9 +30,9 @@ class Origins(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run a function."""
-        maker = self._shares.made(func, args, kwargs or {})
+        made = self._shares.made(func, args, kwargs or {})
         found = func(*args, **(kwargs or {}))
-        self._shares.add(maker, found)
+        self._shares.add(made, found)
         return found
 
     def maker(self, value: Any) -> str:
