@@ -21,7 +21,7 @@ from dropkit.sites.interception.telling import warn
 from dropkit.sites.interception.values import version_of
 from dropkit.sites.switching.selection import Selection
 from dropkit.uncertainty.engine.batch import Batch
-from dropkit.uncertainty.engine.chunks import OtherPathError, run_passes
+from dropkit.uncertainty.engine.chunks import OtherPathError, UntoldError, run_passes
 from dropkit.uncertainty.engine.examples import Said
 from dropkit.uncertainty.engine.inputs import Inputs, Output, signature
 from dropkit.uncertainty.engine.learning import Learned, learn
@@ -311,6 +311,7 @@ class MonteCarlo:
             self._copies_parameters = versions != [version_of(parameter) for parameter in self.model.parameters()]
         if handler.unknown:  # a branch that no inputs before have taken
             self._asked |= handler.unknown
+            self._ways.pop(signature(batch.inputs), None)  # which were found without it
             self._learned = learn(self.model, self._selection, args, kwargs, learned.noise).joined(learned)
             return self._predict(args, kwargs, first, step)
         if not handler.fired:
@@ -363,6 +364,11 @@ class MonteCarlo:
                 way = replace(way, engine="loop", is_batched=False, axes=None, reason=str(error))
                 is_new = True
                 tell(way, self._engine, self._told)
+            except UntoldError as error:  # other rows come to a site than did where the way was found
+                if way.examples is None:
+                    raise error.error from None
+                way = chosen_way(batch, *asked, reason=str(error) if is_new else "")
+                ways, is_new = Ways(), True  # of no other inputs
 
     def _passes(self, batch: Batch, way: Way, ways: Ways, is_new: bool) -> Running:
         """Run all passes in a way, which is new, or else has to be that for the path that the first pass takes."""

@@ -1,17 +1,19 @@
 """Running the passes: one after another, or as many together as memory is to be had."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 
+from dropkit.errors import ArgumentError, UnsupportedError
 from dropkit.uncertainty.engine.batch import Batch
 from dropkit.uncertainty.engine.examples import Examples
 from dropkit.uncertainty.engine.inputs import Output
 from dropkit.uncertainty.engine.tape import MismatchError
-from dropkit.uncertainty.engine.ways import Way
+from dropkit.uncertainty.engine.ways import Way, shortened
 
-__all__ = ["BUDGET", "OtherPathError", "run_passes"]
+__all__ = ["BUDGET", "OtherPathError", "UntoldError", "run_passes"]
 
 BUDGET = {"cpu": 2**23, "cuda": 2**28}
 """Bytes that the largest tensor of passes that run together may have, by the kind of device."""
@@ -30,6 +32,27 @@ class OtherPathError(Exception):
     def __init__(self, path: tuple[Any, ...]) -> None:
         super().__init__("the forward takes another path")
         self.path = path
+
+
+class UntoldError(Exception):
+    """The examples of a site cannot be told apart, which they could be where the way was found.
+
+    Args:
+        error: What the site says.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(shortened(error, is_ours=True))
+        self.error = error
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Tell what sites say of examples from what users are told."""
+    try:
+        yield
+    except (ArgumentError, UnsupportedError) as error:
+        raise UntoldError(error) from error
 
 
 def run_passes(
@@ -57,12 +80,14 @@ def run_passes(
         OtherPathError: If the way is not known to be right for the path that the first pass takes; nothing was handed
             over then.
         MismatchError: If passes that run together do something else than those did that the way was found by.
+        UntoldError: If the examples of a site cannot be told apart, as where fewer rows come to it than there are.
     """
     tape = None
-    if way.engine == "prefix":
-        tape, first = batch.record(way.examples, 1)
-    else:
-        first = batch.plain(way.examples, 1)
+    with _told():
+        if way.engine == "prefix":
+            tape, first = batch.record(way.examples, 1)
+        else:
+            first = batch.plain(way.examples, 1)
     if not is_known(first.path):
         raise OtherPathError(first.path)
     if tape is not None:
@@ -76,14 +101,15 @@ def run_passes(
         count = min(together, n + 1 - begin, max(begin, _FEW) if is_growing else n)
         streams = tuple(range(begin, begin + count))
         begin += count
-        if tape is not None:
-            output = batch.play(way.examples, streams, tape)
-            if tape.versions() != versions:
-                raise MismatchError("what passes have in common is written into")
-        elif way.is_batched:
-            output = batch.together(_examples(way), streams)
-        else:
-            output = batch.plain(way.examples, streams[0])
+        with _told():
+            if tape is not None:
+                output = batch.play(way.examples, streams, tape)
+            elif way.is_batched:
+                output = batch.together(_examples(way), streams)
+            else:
+                output = batch.plain(way.examples, streams[0])
+        if tape is not None and tape.versions() != versions:
+            raise MismatchError("what passes have in common is written into")
         if way.is_batched and output.path != way.path:
             raise MismatchError("more passes together call other functions")
         is_enough = take(first, output.passes(first, count), count)

@@ -12,7 +12,7 @@ __all__ = ["chosen_way", "tell"]
 _SAY = "Say along which axis examples lie, or along which of each tensor, by `batch_dim`"
 
 
-def chosen_way(batch: Batch, engine: str, said: Said, told: set[str]) -> Way:
+def chosen_way(batch: Batch, engine: str, said: Said, told: set[str], *, reason: str = "") -> Way:
     """Find the way that is right for inputs, and tell of it.
 
     Args:
@@ -20,12 +20,15 @@ def chosen_way(batch: Batch, engine: str, said: Said, told: set[str]) -> Way:
         engine: The engine that is asked for, or ``"auto"``.
         said: Along which axis examples lie, if anybody has said so.
         told: What users were warned of before.
+        reason: Why examples cannot be told apart, if that is known.
 
     Raises:
         ArgumentError: If they do not lie there.
         UnsupportedError: If they cannot share masks, or the engine is not right.
     """
-    way = found(batch, engine, said)
+    way = found(batch, engine, said, reason)
+    if batch.handler.unknown:  # of which more is learned first
+        return way
     if said is not None and way.examples is None and not batch.inputs.is_empty:
         rule = "an axis of the inputs along which examples lie"
         raise argument_error("mc", "batch_dim", rule, said, f"It is none, for {way.reason}.")
@@ -50,8 +53,8 @@ def tell(way: Way, engine: str, told: set[str]) -> None:
         UnsupportedError: If the engine that is asked for is not right.
     """
     if engine not in ("auto", way.engine) or (engine == "prefix" and not way.is_batched):
-        remedy = 'Ask for engine="auto".'
-        raise UnsupportedError(f"mc: engine={engine!r} is not right for this model: {way.reason}. {remedy}")
+        reason = way.reason or "it has nothing before its first site that passes could share"
+        raise UnsupportedError(f'mc: engine={engine!r} is not right for this model: {reason}. Ask for engine="auto".')
     if way.is_batched or not way.reason or way.is_vector:
         return
     text = ""

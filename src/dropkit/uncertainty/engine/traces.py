@@ -5,11 +5,10 @@ three, is one value for all of them: what uses it makes a pass depend on the oth
 reads once for all.
 """
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,10 +17,8 @@ from torch.utils import _pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from dropkit.functional.examples import NumberedKey
+from dropkit.uncertainty.engine.orders import Orders, caller, joint_order
 from dropkit.uncertainty.engine.tape import writes
-
-if TYPE_CHECKING:
-    from types import FrameType
 
 __all__ = ["Trace", "joint"]
 
@@ -59,8 +56,7 @@ class Traced:
     @property
     def shown(self) -> str:
         """The call, in messages."""
-        name = self.function.strip("_")
-        return f"{name}()" + (f" in {self.place!r}" if self.place else "")
+        return _shown(self.function, self.place)
 
 
 class Trace:
@@ -69,8 +65,10 @@ class Trace:
     def __init__(self) -> None:
         self.calls: list[Traced] = []
         self.returned: dict[int, str] = {}  # what the model has returned, by number
+        self.orders = Orders()  # whatever they are of
         self._numbers = WeakTensorKeyDictionary()  # of tensors that depend on masks
         self._count = 0
+        self._has_drawn = False
 
     def number(self, value: Any) -> int | None:
         """Return the number of a tensor that depends on masks, or that is a view of one; None of others."""
@@ -115,24 +113,27 @@ class Trace:
             place: The name of the module that called it.
         """
         has_key = self._has_key(args, kwargs)
-        if not (sources or draws or has_key):
-            return
+        is_traced = bool(sources) or draws or has_key
+        name = getattr(function, "__name__", str(function))
         found = [each for each in _pytree.tree_leaves(result) if isinstance(each, Tensor)]
-        if has_key and not sources and all(each.dtype == torch.int64 for each in found):
-            for each in found:  # keys are made of keys
-                self._numbers[each] = _KEY
-            return
         if writes(function, kwargs):
             written = [*args[:1], *_pytree.tree_leaves(kwargs.get("out"))]
             found += [each for each in written if isinstance(each, Tensor) and not any(each is one for one in found)]
             found += [each._base for each in found if each._base is not None]
+        self.orders.add(name, _shown(name, place), args, kwargs, found, is_late=self._has_drawn, meets_masks=is_traced)
+        self._has_drawn |= draws
+        if not is_traced:
+            return
+        if has_key and not sources and all(each.dtype == torch.int64 for each in found):
+            for each in found:  # keys are made of keys
+                self._numbers[each] = _KEY
+            return
         numbers = tuple(range(self._count, self._count + len(found)))
         self._count += len(found)
         for each, number in zip(found, numbers, strict=True):
             self._numbers[each] = number
         shapes = tuple(() if each.is_nested else tuple(each.shape) for each in found)
         is_read = bool(sources) and self._is_read(function, args, kwargs)
-        name = getattr(function, "__name__", str(function))
         along = _along(name, args, kwargs) if sources else None
         self.calls.append(Traced(name, place, sources, numbers, shapes, is_read, along))
 
@@ -149,6 +150,7 @@ class Trace:
             number = self.number(leaf)
             if number is not None:
                 self.returned.setdefault(number, name)
+        self.orders.end(leaves)
 
     def _is_read(self, function: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Tell whether a call gives Python values, or as many numbers as values tell."""
@@ -165,13 +167,16 @@ class Trace:
 
 def _is_validated() -> bool:
     """Tell whether it is `torch.distributions` that reads, to check what it is given: that raises, or does nothing."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__", "").startswith(("dropkit.", "torch.overrides")):
-        frame = frame.f_back
+    frame = caller()
     return frame is not None and frame.f_code in _VALIDATIONS
 
 
 _VALIDATIONS = frozenset(each.__code__ for each in (Distribution.__init__, Distribution._validate_sample))
+
+
+def _shown(function: str, place: str) -> str:
+    """Return a call as messages show it."""
+    return f"{function.strip('_')}()" + (f" in {place!r}" if place else "")
 
 
 def joint(few: Trace, many: Trace) -> str:
@@ -185,7 +190,7 @@ def joint(few: Trace, many: Trace) -> str:
     packs = (one for one in few.calls if one.sources and "pack_padded_sequence" in one.function)
     if why and (pack := next(packs, None)) is not None:  # whose sizes only look as if they came of masks
         return f"sequences are packed after dropout, by {pack.shown}, and examples have no axis of their own in them"
-    return why
+    return why or joint_order(few.orders, many.orders, is_late=True)
 
 
 def _joint(few: Trace, many: Trace) -> str:

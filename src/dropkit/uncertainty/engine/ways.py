@@ -10,6 +10,7 @@ from dropkit.uncertainty.engine.batch import Batch
 from dropkit.uncertainty.engine.comparing import difference, reordered_axes
 from dropkit.uncertainty.engine.examples import Examples, Met, Said, SiteCall
 from dropkit.uncertainty.engine.inputs import Output
+from dropkit.uncertainty.engine.orders import joint_order
 from dropkit.uncertainty.engine.placing import Placing
 from dropkit.uncertainty.engine.tape import Tape
 from dropkit.uncertainty.engine.traces import Trace, joint
@@ -101,6 +102,8 @@ class Trial:
         self.tape: Tape | None = None  # of passes that ran together
         self.leaves: tuple[Axis, ...] | None = None
         self.reason = ""  # why passes cannot run together
+        self.unrecorded = ""  # why what they have in common cannot be recorded
+        self.unless_shared = ""  # why they cannot, unless they share what comes before the first site
         self.path: Path = ()  # of passes that ran together
 
     def run_together(self, examples: Examples) -> bool:
@@ -114,7 +117,7 @@ class Trial:
         except Exception as error:  # noqa: BLE001  # whatever a model makes of tensors that stand for others
             why = shortened(error)
         if why:
-            self.tape = None
+            self.tape, self.unrecorded = None, f"what comes before its first site cannot be shared ({why})"
             try:
                 output = self.batch.together(examples, _TRIAL)
                 why = self._difference(output)
@@ -124,7 +127,7 @@ class Trial:
                 axis = examples.axis
                 self.reason = f"the model does not run on inputs that are longer along axis {axis} ({shortened(error)})"
                 return False
-        self.reason = self._joint(examples) or why
+        self.reason = self._joint(examples) or (why and (self.unless_shared or why))
         return not why
 
     def _joint(self, examples: Examples) -> str:
@@ -133,6 +136,7 @@ class Trial:
             (few, self.path), (many, path) = self._traced(examples, _TRIAL), self._traced(examples, _MORE)
         except Exception as error:  # noqa: BLE001  # as above
             return shortened(error)
+        self.unless_shared = joint_order(few.orders, many.orders, is_late=False)
         return joint(few, many) or ("" if path == self.path else "more passes together call other functions")
 
     def _traced(self, examples: Examples, streams: tuple[int, ...]) -> tuple[Trace, Path]:
@@ -181,16 +185,22 @@ class Trial:
         reason = reason or self.reason
         if engine == "loop":
             return self._way("loop", reason=reason)
-        if reason or self.examples is None:
-            tape, why = (None, "") if engine == "batched" else self._tried_single()
+        if not reason and self.examples is not None:
+            tape, why = (None, "") if engine == "batched" else self._tried_prefix(self.examples)
             if tape is not None and not tape.is_empty:
-                return self._way("prefix", reason=reason)
-            return self._way("loop", reason=reason or why)
-        tape, why = (None, "") if engine == "batched" else self._tried_prefix(self.examples)
+                return self._way("prefix", is_batched=True, axes=tape.axes)
+            if not self.unless_shared:
+                return self._batched(self.examples, why)
+            reason = self.unless_shared
+        tape, why = (None, "") if engine == "batched" else self._tried_single()
         if tape is not None and not tape.is_empty:
-            return self._way("prefix", is_batched=True, axes=tape.axes)
+            return self._way("prefix", reason=reason)
+        return self._way("loop", reason=reason or why)
+
+    def _batched(self, examples: Examples, why: str) -> Way:
+        """Return the way that runs whole passes together, unless what is not recorded differs from what was."""
         if self.tape is not None:  # what passes call that are not recorded
-            output = self.batch.together(self.examples, _TRIAL)
+            output = self.batch.together(examples, _TRIAL)
             other, self.path = difference(output, self.plain), output.path
             if other:
                 return self._way("loop", reason=other)
@@ -212,7 +222,7 @@ class Trial:
     def _tried_prefix(self, examples: Examples) -> tuple[Tape | None, str]:
         """Return the tape of a pass that the others can play, or why there is none."""
         if self.tape is None:
-            return None, ""
+            return None, self.unrecorded
         try:
             tape, output = self.batch.record(examples, _TRIAL[0])
             tape.compare(self.tape, len(_TRIAL))
@@ -235,7 +245,7 @@ class Trial:
         return (None, why) if why else (tape, "")
 
 
-def found(batch: Batch, engine: str, said: Said = None) -> Way:
+def found(batch: Batch, engine: str, said: Said = None, reason: str = "") -> Way:
     """Find the fastest way that gives what single passes give.
 
     Examples lie where passes can be put beside one another like more examples; else where they can be put in another
@@ -245,6 +255,7 @@ def found(batch: Batch, engine: str, said: Said = None) -> Way:
         batch: The model, and the inputs.
         engine: The engine that is asked for, or ``"auto"``.
         said: Along which axis examples lie, if anybody has said so.
+        reason: Why they cannot be told apart, if that is known.
 
     Returns:
         The way; one that loops, with the reason, if no other is right.
@@ -254,7 +265,8 @@ def found(batch: Batch, engine: str, said: Said = None) -> Way:
     placed, handler = Placing(batch), batch.handler
     handler.is_still = bool(handler.noise)  # or passes would differ by it, however they run
     try:
-        return replace(_found(batch, engine, said, placed), met=placed.met)
+        way = Trial(batch, None).way(engine, reason) if reason else _found(batch, engine, said, placed)
+        return replace(way, met=placed.met)
     finally:
         handler.is_still = False
 
@@ -286,7 +298,12 @@ def _found(batch: Batch, engine: str, said: Said, placed: Placing) -> Way:
         if not examples.unsure:
             return trial.way(engine, reason)
         reason = f"it cannot be told where the examples lie in what {examples.unsure} drops"
-    return Trial(batch, None).way(engine, reason or "no input has an axis of examples")
+    return Trial(batch, None).way(engine, reason or _none(said))
+
+
+def _none(said: Said) -> str:
+    """Return that no input has any examples."""
+    return f"no input has an axis {said}" if isinstance(said, int) else "no input has an axis of examples"
 
 
 _PREFIXES = ("UnsupportedError: ", "ArgumentError: ", "MismatchError: ", "samples: ", "address: ", "dropkit.sites: ")
