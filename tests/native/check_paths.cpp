@@ -13,6 +13,7 @@
 #include "cases.h"
 #include "check_affine.h"
 #include "check_fields.h"
+#include "check_softmax.h"
 #include "report.h"
 #include "task.h"
 
@@ -397,6 +398,9 @@ void check_type(Type type, int cases) {
   for (int i = 0; i < cases; ++i) check_task<T>(type);
   for (int i = 0; i < cases / 2; ++i) check_strided<T>(type);
   for (int i = 0; i < cases / 4; ++i) check_call<T>(type);
+  if constexpr (std::is_floating_point_v<T>) {
+    for (int i = 0; i < cases / 4; ++i) check_softmax<T>(type, reinterpret_cast<const void*>(&in_threads));
+  }
 }
 
 }  // namespace
