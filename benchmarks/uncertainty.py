@@ -3,12 +3,14 @@
     python benchmarks/uncertainty.py [--rounds 9] [--threads 1] [cnn residual bert memory]
 
 All sides of a row run in one process and take turns, on inputs that are new each time, for some keep what they have
-computed. Times are medians over rounds: of what the process computed with one thread, of the clock on the wall with
-several. baal and torch-uncertainty take part where they are installed; baal by each of its three ways: the batch
-repeated, a loop, and a loop with its caches. Other bars: ``benchmarks/moments.py`` and ``benchmarks/uci.py``.
+computed. Times are medians over rounds, of what the process computed with one thread, of the clock on the wall with
+several; ratios are medians over rounds too, of sides that were timed one after another. baal and torch-uncertainty
+take part where they are installed; baal by each of its three ways: the batch repeated, a loop, and a loop with its
+caches. Other bars: ``benchmarks/moments.py`` and ``benchmarks/uci.py``.
 """
 
 import argparse
+import statistics
 import subprocess
 import sys
 import time
@@ -119,10 +121,13 @@ def without_gradients(model: nn.Module, x: Tensor) -> Tensor:
         return model(x)
 
 
-def medians(sides: dict[str, Predict], inputs: Callable[[], Tensor], rounds: int) -> dict[str, float]:
-    """Return milliseconds of each side, which take turns."""
+Times = dict[str, list[float]]
+
+
+def timed(sides: dict[str, Predict], inputs: Callable[[], Tensor], rounds: int) -> Times:
+    """Return milliseconds of each side in each round, in which they take turns."""
     now = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    times: dict[str, list[float]] = {name: [] for name in sides}
+    times: Times = {name: [] for name in sides}
     for number in range(rounds + 1):
         for name, predict in sides.items():
             x = inputs()
@@ -130,12 +135,18 @@ def medians(sides: dict[str, Predict], inputs: Callable[[], Tensor], rounds: int
             predict(x)
             if number:  # the first finds memory, and ours learns the model
                 times[name].append(1e3 * (now() - start))
-    return {name: sorted(values)[rounds // 2] for name, values in times.items()}
+    return times
 
 
-def show(found: dict[str, float]) -> None:
-    for name, milliseconds in found.items():
-        print(f"  {name:34} {milliseconds:10.1f} ms   {milliseconds / found['one forward']:7.2f} forwards")
+def ratio(times: Times, one: str, other: str) -> float:
+    """Return the median over rounds of how many times as long as another a side took."""
+    return statistics.median(a / b for a, b in zip(times[one], times[other], strict=True))
+
+
+def show(times: Times) -> None:
+    for name, values in times.items():
+        forwards = ratio(times, name, "one forward")
+        print(f"  {name:34} {statistics.median(values):10.1f} ms   {forwards:7.2f} forwards")
 
 
 def verdict(name: str, value: float, rule: str, bar: float) -> None:
@@ -143,18 +154,18 @@ def verdict(name: str, value: float, rule: str, bar: float) -> None:
     print(f"  {name:52} {value:7.2f}   bar {rule} {bar:<5} {'met' if is_met else 'MISSED'}", flush=True)
 
 
-def against_peers(title: str, make: Callable[[], nn.Module], rounds: int, bar: float) -> dict[str, float]:
+def against_peers(title: str, make: Callable[[], nn.Module], rounds: int, bar: float) -> Times:
     """Measure ours, a forward, a loop, and peers, of which the fastest is compared with ours; return the times."""
     torch.manual_seed(0)
     forward = make().eval()
     others = peers(make)
     ours = {"one forward": lambda x: without_gradients(forward, x), "dropkit": mc(make(), PASSES, seed=0)}
-    found = medians({**ours, "loop on PyTorch's dropout": loop(make()), **others}, images, rounds)
+    found = timed({**ours, "loop on PyTorch's dropout": loop(make()), **others}, images, rounds)
     print(f"\n{title}, {PASSES} passes")
     show(found)
     name = "x faster than the fastest peer"
     if others:
-        verdict(name, min(found[each] for each in others) / found["dropkit"], ">=", bar)
+        verdict(name, min(ratio(found, each, "dropkit") for each in others), ">=", bar)
     else:
         print(f"  {name:52} not measured: neither baal nor torch-uncertainty is installed")
     return found
@@ -162,7 +173,7 @@ def against_peers(title: str, make: Callable[[], nn.Module], rounds: int, bar: f
 
 def cnn(rounds: int) -> None:
     found = against_peers("CNN with dropout in its head, 32 images", convolutional, rounds, 15)
-    verdict("forwards", found["dropkit"] / found["one forward"], "<=", 2)
+    verdict("forwards", ratio(found, "dropkit", "one forward"), "<=", 2)
 
 
 def residual(rounds: int) -> None:
@@ -179,11 +190,10 @@ def transformer(rounds: int) -> None:
     ours = {"one forward": lambda x: without_gradients(model.eval(), x), "dropkit": mc(bert(), PASSES, seed=0)}
     loops = {"loop on PyTorch's dropout": loop(model), "loop on dropkit's kernels": loop(fast)}
     print(f"\nBERT, 4 layers of 256, 8 sequences of 128, {PASSES} passes")
-    found = medians({**ours, **loops}, words, max(rounds // 3, 3))
+    found = timed({**ours, **loops}, words, rounds)
     show(found)
-    verdict(
-        "x faster than the loop on PyTorch's dropout", found["loop on PyTorch's dropout"] / found["dropkit"], ">=", 1.5
-    )
+    name = "loop on PyTorch's dropout"
+    verdict(f"x faster than the {name}", ratio(found, name, "dropkit"), ">=", 1.5)
 
 
 def memory(_: int) -> None:

@@ -31,7 +31,7 @@ def test_the_fastest_peer_is_compared_with_where_one_is_installed(
     monkeypatch.setattr(module, "peers", lambda _: others)
     ours = {"one forward": 150.0, "dropkit": 200.0}
     monkeypatch.setattr(
-        module, "medians", lambda sides, *_: {name: ours.get(name) or times.get(name, 1.0) for name in sides}
+        module, "timed", lambda sides, *_: {name: [ours.get(name) or times.get(name, 1.0)] * 3 for name in sides}
     )
     module.cnn(1)
     [line] = [line for line in capsys.readouterr().out.splitlines() if "fastest peer" in line]
@@ -45,11 +45,18 @@ def test_the_fastest_peer_is_compared_with_where_one_is_installed(
     )
 
 
+def test_a_ratio_is_of_sides_that_were_timed_together() -> None:
+    """The second round was twice as slow for both, and the third met a pause."""
+    times = {"ours": [1.0, 2.0, 1.0], "theirs": [3.0, 6.0, 9.0]}
+    assert script("uncertainty").ratio(times, "theirs", "ours") == 3
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         ("uncertainty", ["--rounds", "0"], "--rounds must be 1 or more, got 0"),
         ("uncertainty", ["--rounds", "-1"], "--rounds must be 1 or more, got -1"),
+        ("uncertainty", ["--threads", "0"], "--threads must be 1 or more, got 0"),
         ("uncertainty", ["bret"], "unknown rows bret; known are cnn"),
         ("moments", ["--sets", "bostn"], "invalid choice: 'bostn' (choose from"),
     ],
