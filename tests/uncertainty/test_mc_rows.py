@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from dropkit.errors import ArgumentError, UnsupportedError
 from dropkit.uncertainty import mc
@@ -166,3 +166,61 @@ def test_why_passes_cannot_share_what_comes_before_their_sites(model: nn.Module,
 def test_an_axis_that_no_input_has_is_named(axis: Any, reason: str) -> None:
     with pytest.raises(ArgumentError, match=reason):
         mc(head(), 3, seed=0, batch_dim=axis)(torch.randn(8, 5))
+
+
+class Routed(nn.Module):
+    """Each row goes to one of two networks, both of which drop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(
+            nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 3)) for _ in range(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        output, chosen = x.new_zeros(len(x), 3), (x[:, 0] > 0).long()
+        for number, network in enumerate(self.networks):
+            rows = (chosen == number).nonzero().flatten()
+            output = output.index_add(0, rows, network(x[rows]))
+        return output
+
+
+class Leaving(nn.Module):
+    """Rows below 0 leave before anything drops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.rest = nn.Linear(6, 2), nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        output, stays = self.first(x), x[:, 0] > 0
+        if stays.any():
+            output = output.clone()
+            output[stays] = self.rest(x[stays])
+        return output
+
+
+@pytest.mark.filterwarnings("ignore:mc")
+def test_batches_of_a_data_loader_are_joined_where_examples_go_apart() -> None:
+    x = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+    predict = mc(Routed(), n=6, seed=0)
+    loader = DataLoader(TensorDataset(x), batch_size=8)
+    found = predict.batches(loader)
+    assert found.mean.shape == (64, 3)
+    assert torch.equal(found.mean, torch.cat([each.mean for each in predict.each(loader)]))
+    with pytest.raises(ArgumentError, match="axis the examples of output lie"):  # which nobody has stacked
+        predict.batches([(batch,) for batch in x.split(8)])
+
+
+def test_batches_of_which_no_example_comes_to_a_site() -> None:
+    x = torch.randn(12, 6, generator=torch.Generator().manual_seed(0))
+    x[:, 0] = torch.linspace(1.0, -1.0, 12)
+    model = Leaving().eval()
+    predict = mc(model, n=6, seed=0)
+    with pytest.warns(UserWarning, match="rest.1 drops on these inputs.*no example takes the way"):
+        found = predict.batches(DataLoader(TensorDataset(x), batch_size=1))
+    assert (found.std[:6] > 0).all()
+    assert not found.std[6:].any()
+    torch.testing.assert_close(found.mean[6:], model(x[6:]).detach())
+    with pytest.raises(ArgumentError, match="nothing in this Leaving drops on these inputs"):
+        mc(model, n=6, seed=0)(x[6:])

@@ -7,12 +7,13 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn import Module
+from torch.utils.data import DataLoader, default_collate
 
 from dropkit._checks import require
 from dropkit.errors import ArgumentTypeError
 from dropkit.sites.interception.names import unwrapped
 
-__all__ = ["explained", "given", "shown"]
+__all__ = ["are_stacked", "explained", "given", "shown"]
 
 _TARGETS = ("label", "labels", "label_ids", "target", "targets")
 _NO_NAME = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
@@ -54,6 +55,11 @@ def _why_not(model: Module, args: tuple[Any, ...], kwargs: dict[str, Any], is_pa
     except TypeError as error:
         return str(error)
     return ""
+
+
+def are_stacked(loader: Any) -> bool:
+    """Tell whether a loader surely has the examples of its batches along axis 0, as PyTorch's own stack them."""
+    return isinstance(loader, DataLoader) and loader.collate_fn is default_collate
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from dropkit.uncertainty.engine.passes import Passes
 from dropkit.uncertainty.engine.tape import MismatchError
 from dropkit.uncertainty.engine.telling import chosen_way, tell
 from dropkit.uncertainty.engine.ways import Way, Ways
-from dropkit.uncertainty.loading import explained, given, shown
+from dropkit.uncertainty.loading import are_stacked, explained, given, shown
 from dropkit.uncertainty.results.result import Result
 from dropkit.uncertainty.results.running import Running
 
@@ -200,6 +200,7 @@ class MonteCarlo:
         self._class_dim, self._keep_samples, self._batch_dim = class_dim, keep_samples, batch_dim
         self._learned: Learned | None = None
         self._ways: dict[Any, Ways] = {}  # by the kind of inputs
+        self._has_dropped = False  # any site, in any call
         self._asked, self._told = set[str](), set[str]()  # sites met and learned of later; what was warned of
         self._copies_parameters = True  # until it is known that forwards leave them alone
 
@@ -284,14 +285,14 @@ class MonteCarlo:
         """Return an iterator over the result of every batch; what is no loader raises before it is asked for any."""
         if not isinstance(loader, Iterable) or isinstance(loader, torch.Tensor | str | Mapping):
             raise argument_type_error("MonteCarlo.batches", "loader", "a DataLoader, or another iterable", loader)
-        return self._results(shown(loader) if progress else loader)
+        return self._results(shown(loader) if progress else loader, are_stacked(loader))
 
-    def _results(self, batches: Iterable[Any]) -> Iterator[Result]:
+    def _results(self, batches: Iterable[Any], has_rows: bool) -> Iterator[Result]:
         first, lengths = 0, Lengths(self.masks == "shared", self._told)
         for number, batch in enumerate(batches):
             args, kwargs = given(self.model, batch)
             with explained(self.model, number, batch, args, kwargs):
-                result, way = self._predict(args, kwargs, first, number)
+                result, way = self._predict(args, kwargs, first, number, has_rows)
             lengths.add(way)
             yield result
             first += 0 if way.examples is None else way.examples.size
@@ -300,7 +301,9 @@ class MonteCarlo:
         """Show the model's class, and what was asked for."""
         return f"MonteCarlo({type(self.model).__name__}, n={self.n!r}, task={self.task!r}, seed={self.seed})"
 
-    def _predict(self, args: tuple[Any, ...], kwargs: dict[str, Any], first: int, step: int) -> tuple[Result, Way]:
+    def _predict(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], first: int, step: int, has_rows: bool = False
+    ) -> tuple[Result, Way]:
         learned = self._learned
         if learned is None:
             learned = self._learned = learn(self.model, self._selection, args, kwargs)
@@ -313,22 +316,26 @@ class MonteCarlo:
             self._asked |= handler.unknown
             self._ways.pop(signature(batch.inputs), None)  # which were found without it
             self._learned = learn(self.model, self._selection, args, kwargs, learned.noise).joined(learned)
-            return self._predict(args, kwargs, first, step)
+            return self._predict(args, kwargs, first, step, has_rows)
         if not handler.fired:
             names = ", ".join(sorted(learned.chosen))
-            raise UnsupportedError(
-                f"mc: none of the sites {names} drops on these inputs, though they did when the model was looked at. "
-                "If it keeps what it has computed from one forward to the next, let it keep nothing in evaluation mode."
-            )
+            what = f"mc: none of the sites {names} drops on these inputs, though they did when the model was looked at."
+            keeps = "If it keeps what it computes from one forward to the next, let it keep nothing in evaluation mode."
+            if not self._has_dropped:
+                raise UnsupportedError(f"{what} {keeps}")
+            warn(f"{what} All passes are the same, as where no example takes the way that they are on. {keeps}")
+        self._has_dropped |= bool(handler.fired)
         running.tell_of_shares()
-        if running.is_constant:
+        if running.is_constant and handler.fired:
             warn(
                 f"mc: {running.n} passes gave the same output, although {', '.join(handler.fired)} dropped. That is no "
                 "certainty: what they drop does not reach the output, as where a later p is 1, or passes are too few."
             )
         fired = Sites(handler.known[name] for name in handler.fired)
         reached = running.error() <= self._limit(running) if self.n == "auto" else None
-        examples = None if way.examples is None else way.examples.size
+        examples = batch.inputs.rows if has_rows else None
+        if way.examples is not None:
+            examples = way.examples.size
         facts = {"seed": self.seed, "engine": way.name, "sites": fired, "reached": reached}
         return running.result(way.leaves, examples, **facts), way
 

@@ -58,6 +58,12 @@ class Inputs:
         return first is not None and not first.shape[0]
 
     @property
+    def rows(self) -> int | None:
+        """The length of axis 0 that all tensors have; None where they have several, or there is none."""
+        lengths = {leaf.shape[0] for leaf in self.tensors if leaf.dim()}
+        return lengths.pop() if len(lengths) == 1 else None
+
+    @property
     def is_vector(self) -> bool:
         """Whether there is a single vector, and numbers besides at most: one example."""
         is_dense = all(_is_plain(leaf) for leaf in self.leaves if isinstance(leaf, Tensor))
