@@ -246,3 +246,14 @@ def test_an_order_of_equal_values_is_not_taken_for_one_that_is_undone(undone: Ca
         predict(x, torch.full((8,), 7))
         kept = predict(x, LATER).samples
     torch.testing.assert_close(kept, samples(model, x, LATER, engine="loop"))
+
+
+def test_where_examples_are_said_to_lie_masks_may_follow_their_order_all_the_same() -> None:
+    torch.manual_seed(0)
+    model, x, lengths = Ordered(by_sort), torch.randn(6, 5), torch.tensor([3, 1, 2, 6, 5, 4])
+    with pytest.warns(UserWarning, match="masks may follow the order in which the forward puts them"):
+        mc(model, 3, seed=0, batch_dim=0, engine="loop")(x, lengths)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        mc(model, 3, seed=0, batch_dim=0, masks="shared")(x, lengths)
+    assert not any("masks may follow" in str(each.message) for each in caught)

@@ -38,6 +38,14 @@ def chosen_way(batch: Batch, engine: str, said: Said, told: set[str], *, reason:
             'example an axis of its own, or ask for masks="per_example".'
         )
     tell(way, engine, told)
+    if said is not None and "by their order" in way.reason and not batch.is_shared:
+        text = (
+            "mc: examples lie along the axis that `batch_dim` says, but masks may follow the order in which the "
+            f"forward puts them, so that other batches see other networks, for {way.reason}."
+        )
+        if text not in told:
+            told.add(text)
+            warn(text)
     return way
 
 
