@@ -111,8 +111,8 @@ def _kept(activation: str, input: Tensor, bias: Tensor | None, output: Tensor) -
 class _PlainActivationDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, bias: Tensor | None, constants: Constants) -> Tensor:
-        ctx.address = number, *_ = constants.values
-        output = native.activate_plain(input, bias, *ctx.address)
+        ctx.address = number, key, threshold = constants.values
+        output = native.activate_plain(input, bias, number, key, threshold)
         ctx.save_for_backward(*_kept(native.ACTIVATIONS[number], input, bias, output))
         return output
 
