@@ -45,23 +45,24 @@ def takes_tiles(
     is_filled = bool(query.numel() and key.numel() and value.numel())
     is_constant = attn_mask is None or not attn_mask.requires_grad
     return (
-        is_served(query)
-        and query.dtype in _TYPES
+        query.dtype in _TYPES
         and fits
         and is_filled
         and is_constant
         and not torch._C._are_functorch_transforms_active()
         and (torch.compiler.is_compiling() or forward_ad._current_level < 0)
+        and is_served(query)
     )
 
 
 def is_served(query: Tensor) -> bool:
     """Tell whether there are kernels for a tensor's device."""
-    return query.is_cuda and _has_kernels()
+    return query.is_cuda and _has_kernels(query.device, query.dtype)
 
 
-def _has_kernels() -> bool:
-    return gpu.why_portable() is None
+def _has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    names = ("attention", "attention_backward", "attention_bits")
+    return all(gpu.why_portable(name, device, dtype) is None for name in names)
 
 
 # As torch.compiler.assume_constant_result, which takes seconds to load.

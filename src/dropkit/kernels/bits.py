@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from dropkit.kernels import gpu, portable
 from dropkit.kernels.native import operations as native
-from dropkit.kernels.operators import PLACE, keep_mask, of_place, slices_first
+from dropkit.kernels.operators import PLACE, drawn_on, keep_mask, of_place, slices_first
 from dropkit.random.layout import Layout
 
 __all__ = ["WORD", "keep_bits", "portable_bits", "unpack", "words"]
@@ -78,8 +78,8 @@ def _batch(info: Any, in_dims: tuple[Any, ...], *address: Any) -> tuple[Tensor, 
     return keep_bits(*slices_first(in_dims[:3], address[:3]), *address[3:]), 0
 
 
-_LIBRARY.impl("keep_bits", of_place(portable_bits, 3), "CompositeExplicitAutograd")
-_LIBRARY.impl("keep_bits", of_place(_native_bits, 3), "CPU")
-_LIBRARY.impl("keep_bits", of_place(gpu.served("triton_keep_bits", "keep_bits", portable_bits), 3), "CUDA")
+_cuda_bits = gpu.served("triton_keep_bits", "keep_bits", portable_bits)
+_drawn = drawn_on(portable_bits, cpu=_native_bits, cuda=_cuda_bits)
+_LIBRARY.impl("keep_bits", of_place(_drawn, 3), "CompositeExplicitAutograd")
 torch.library.register_fake("dropkit::keep_bits", _fake, lib=_LIBRARY)
 torch.library.register_vmap("dropkit::keep_bits", _batch, lib=_LIBRARY)

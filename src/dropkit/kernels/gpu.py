@@ -1,49 +1,133 @@
-"""Which kernels serve tensors on GPUs: Triton's where they are asked for, else portable operations of PyTorch."""
+"""Which kernels serve tensors on GPUs: Triton's, each compared there before it first serves, else portable operations.
 
-import os
+Between a kernel's source and what a GPU runs stand a compiler and a driver, and masks that are off would go unnoticed.
+So before an operator's first work on a GPU in a type, a small example is done both ways.
+"""
+
+import threading
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import torch
+
 from dropkit.errors import UnsupportedError
-from dropkit.kernels.native.library import ENVIRONMENT, TRITON
+from dropkit.kernels.gpu_examples import TYPES, example, is_near
+from dropkit.kernels.native.library import ENVIRONMENT, PORTABLE, TRITON, choice, warn, why_no_triton
 
-__all__ = ["served", "why_portable"]
+__all__ = ["failures", "served", "why_portable"]
 
-
-@cache
-def why_portable() -> str | None:
-    """Return why portable operations serve, or None where Triton's kernels do.
-
-    Raises:
-        UnsupportedError: If Triton's kernels are asked for and it is not installed.
-    """
-    if os.environ.get(ENVIRONMENT, "").strip().lower() != TRITON:
-        return f"{ENVIRONMENT}={TRITON} asks for Triton's"
-    try:
-        version("triton")
-    except PackageNotFoundError:
-        remedy = f"Install it (pip install triton), or unset {ENVIRONMENT}."
-        raise UnsupportedError(
-            f"dropkit.kernels: {ENVIRONMENT}={TRITON}, and Triton is not installed. {remedy}"
-        ) from None
-    return None
+_Run = Callable[..., Any]
+_KERNELS: dict[str, tuple[str, _Run]] = {}  # by operators: the module of Triton's, and what they do by PyTorch's
+_FOUND: dict[tuple[str, torch.device, torch.dtype], str | None] = {}  # why portable operations serve
 
 
-def served(module: str, name: str, portable: Callable[..., Any]) -> Callable[..., Any]:
+def served(module: str, name: str, portable: _Run) -> _Run:
     """Return what does an operator's work on tensors of GPUs.
 
     Args:
         module: The module here that has Triton's kernels; it is imported when the first tensor comes.
-        name: The function in it.
+        name: The operator, and the function in that module.
         portable: What does the same by PyTorch's operations.
     """
+    _KERNELS[name] = module, portable
 
     def run(*arguments: Any) -> Any:
-        if why_portable() is not None:
+        device, dtype = _place(arguments)
+        if why_portable(name, device, dtype) is not None:
             return portable(*arguments)
-        return getattr(import_module(f"dropkit.kernels.{module}"), name)(*arguments)
+        return _kernel(name)(*arguments)
 
     return run
+
+
+def why_portable(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return why portable operations do an operator's work, or None where a kernel of Triton's does.
+
+    Args:
+        name: The operator.
+        device: A GPU.
+        dtype: Of the tensors it is given.
+
+    Raises:
+        UnsupportedError: If Triton's kernels are asked for and they cannot serve.
+    """
+    wanted = dtype if dtype in TYPES else torch.float32  # for others, masks alone are Triton's
+    place = name, device, wanted
+    if place not in _FOUND:
+        if _why_none() is None and _is_capturing(device):  # a CUDA graph, while nothing can be compared
+            return None
+        _FOUND[place] = _why_none() or _why_not_here(*place)
+    return _FOUND[place]
+
+
+def failures() -> list[str]:
+    """Return why portable operations serve where kernels were compared with them and failed."""
+    return sorted(reason for reason in _FOUND.values() if reason)
+
+
+@cache
+def _why_none() -> str | None:
+    """Return why there are no kernels of Triton's at all, and say so, if unasked; or None where there are."""
+    reason = why_no_triton()
+    if reason and choice() != PORTABLE:
+        _say(reason, "Install it (pip install triton)")
+    return reason
+
+
+def _why_not_here(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return why the kernel of an operator does not serve on a device, and say so; or None where it does."""
+    reason = _differs(name, device, dtype)
+    if reason is None:
+        return None
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    reason = f"on {where} Triton's {name} for {dtype} {reason}"
+    if choice() == TRITON:
+        raise UnsupportedError(f"dropkit.kernels: {ENVIRONMENT}={TRITON}, and {reason}. Unset {ENVIRONMENT}.")
+    _say(reason, "Another version of Triton may help")
+    return reason
+
+
+def _say(reason: str, remedy: str) -> None:
+    warn(
+        f"dropkit runs on portable operations of PyTorch on GPUs, slower than its kernels: {reason}. {remedy}. "
+        f"Or set {ENVIRONMENT}={PORTABLE} to silence this."
+    )
+
+
+def _differs(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return in what way a kernel fails at a small example, or None if it does what portable operations do."""
+    found: list[str | None] = []
+
+    def compare() -> None:
+        try:
+            arguments = example(name, device, dtype)
+            is_right = is_near(_kernel(name)(*arguments), _KERNELS[name][1](*arguments))
+            found.append(None if is_right else "does not compute what they do")
+        except Exception as error:  # noqa: BLE001  # of the compiler, the driver, an import: whatever keeps it from serving
+            found.append(f"fails ({type(error).__name__}: {' '.join(str(error).split())[:300]})")
+
+    # In a thread of its own no mode, transform or inference of the caller is active.
+    thread = threading.Thread(target=compare, name="dropkit compares kernels")
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def _kernel(name: str) -> _Run:
+    kernel: _Run = getattr(import_module(f"dropkit.kernels.{_KERNELS[name][0]}"), name)
+    return kernel
+
+
+def _place(arguments: tuple[Any, ...]) -> tuple[torch.device, torch.dtype]:
+    """Return the GPU that an operator works on, and the type of the tensors it is given."""
+    *_, last = arguments
+    if not isinstance(last, torch.device):
+        return arguments[0].device, arguments[0].dtype
+    is_current = last.type == "cuda" and last.index is None
+    return torch.device("cuda", torch.cuda.current_device()) if is_current else last, torch.float32
+
+
+def _is_capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

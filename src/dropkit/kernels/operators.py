@@ -14,7 +14,7 @@ from dropkit.kernels import gpu, portable
 from dropkit.kernels.native import operations as native
 from dropkit.random.layout import Layout
 
-__all__ = ["PLACE", "batch_first", "dropout", "keep_mask", "of_place", "slices_first"]
+__all__ = ["PLACE", "batch_first", "drawn_on", "dropout", "keep_mask", "of_place", "slices_first"]
 
 _LIBRARY = torch.library.Library("dropkit", "DEF")
 PLACE = "SymInt[] shape, SymInt[] row_strides, SymInt first_row, SymInt first_column"
@@ -34,6 +34,21 @@ def of_place(kernel: Callable[..., Tensor], before: int) -> Callable[..., Tensor
         shape, row_strides, first_row, first_column = arguments[before : before + 4]
         place = Layout(tuple(shape), tuple(row_strides), first_row, first_column)
         return kernel(*arguments[:before], place, *arguments[before + 4 :])
+
+    return run
+
+
+def drawn_on(portable: Callable[..., Tensor], **kernels: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return what draws on the device that is its last argument, wherever the tensors of its address are.
+
+    Args:
+        portable: The kernel of any device.
+        **kernels: The kernels of some types of devices.
+    """
+
+    def run(*arguments: Any) -> Tensor:
+        *_, device = arguments
+        return kernels.get(device.type, portable)(*arguments)
 
     return run
 
@@ -74,13 +89,17 @@ def _batch_keep_mask(info: Any, in_dims: tuple[Any, ...], *address: Any) -> tupl
     return keep_mask(*slices_first(in_dims[:3], address[:3]), *address[3:]), 0
 
 
-for _name, _before, _fake, _batch in (
-    ("dropout", 4, _fake_dropout, _batch_dropout),
-    ("keep_mask", 3, _fake_keep_mask, _batch_keep_mask),
+_cuda_dropout = gpu.served("triton_dropout", "dropout", portable.dropout)
+_cuda_keep_mask = gpu.served("triton_dropout", "keep_mask", portable.keep_mask)
+_LIBRARY.impl("dropout", of_place(portable.dropout, 4), "CompositeExplicitAutograd")
+_LIBRARY.impl("dropout", of_place(native.dropout, 4), "CPU")
+_LIBRARY.impl("dropout", of_place(_cuda_dropout, 4), "CUDA")
+_drawn = drawn_on(portable.keep_mask, cpu=native.keep_mask, cuda=_cuda_keep_mask)
+_LIBRARY.impl("keep_mask", of_place(_drawn, 3), "CompositeExplicitAutograd")
+
+for _name, _fake, _batch in (
+    ("dropout", _fake_dropout, _batch_dropout),
+    ("keep_mask", _fake_keep_mask, _batch_keep_mask),
 ):
-    _LIBRARY.impl(_name, of_place(getattr(portable, _name), _before), "CompositeExplicitAutograd")
-    _LIBRARY.impl(_name, of_place(getattr(native, _name), _before), "CPU")
-    _served = gpu.served("triton_dropout", _name, getattr(portable, _name))
-    _LIBRARY.impl(_name, of_place(_served, _before), "CUDA")
     torch.library.register_fake(f"dropkit::{_name}", _fake, lib=_LIBRARY)
     torch.library.register_vmap(f"dropkit::{_name}", _batch, lib=_LIBRARY)

@@ -4,6 +4,7 @@ It serves NumPy as well, so nothing here imports PyTorch.
 """
 
 import ctypes
+import importlib.util
 import inspect
 import os
 import sys
@@ -17,15 +18,28 @@ from types import ModuleType
 from typing import Any
 
 from dropkit._checks import Choice
+from dropkit.errors import UnsupportedError
 
-__all__ = ["Info", "Library", "info", "library", "share_threads"]
+__all__ = [
+    "ENVIRONMENT",
+    "PORTABLE",
+    "TRITON",
+    "Info",
+    "Library",
+    "choice",
+    "info",
+    "library",
+    "share_threads",
+    "warn",
+    "why_no_triton",
+]
 
 ENVIRONMENT = "DROPKIT_KERNEL"
-_PORTABLE = "portable"
+PORTABLE = "portable"
 _ONE, _PYTORCH = "one", "PyTorch"  # threads
 _INSTRUCTION_SETS = ("avx512", "avx2", "neon", "scalar")
-TRITON = "triton"  # on GPUs; CPUs are served as by "auto"
-_CHOICE = Choice(("auto", _PORTABLE, TRITON, *_INSTRUCTION_SETS))
+TRITON = "triton"  # on GPUs, and nothing else there; CPUs are served as by "auto"
+_CHOICES = Choice(("auto", PORTABLE, TRITON, *_INSTRUCTION_SETS))
 _SUFFIX = {"win32": "dll", "darwin": "dylib"}.get(sys.platform, "so")
 _NAME = f"dropkit_kernels.{_SUFFIX}"
 
@@ -62,25 +76,29 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
 
 @dataclass(frozen=True)
 class Info:
-    """Which kernels serve CPU tensors and NumPy arrays.
+    """Which kernels serve tensors and NumPy arrays.
 
     Args:
-        kernel: ``"avx512"``, ``"avx2"``, ``"neon"``, ``"scalar"`` (compiled) or ``"portable"`` (PyTorch's operations,
-            and NumPy's on its arrays).
+        kernel: On CPUs, ``"avx512"``, ``"avx2"``, ``"neon"``, ``"scalar"`` (compiled) or ``"portable"`` (PyTorch's
+            operations, and NumPy's on its arrays).
         reason: Why this one.
         library: The compiled library; None where there is none.
         threads: ``"PyTorch"``, on whose threads it works once PyTorch is imported (compiled kernels: 2.10 or newer), or
             ``"one"``. Portable operations on NumPy arrays always work on one.
+        gpus: What serves tensors on GPUs: ``"triton"``, its kernels, or ``"portable"`` and why. Each kernel is compared
+            with portable operations on the GPU before it first serves there; what has failed is listed.
     """
 
     kernel: str
     reason: str
     library: Path | None
     threads: str
+    gpus: str = PORTABLE
 
     def __str__(self) -> str:
         where = f"\nlibrary: {self.library}" if self.library else ""
-        return f"kernel: {self.kernel} ({self.reason})\nthreads: {self.threads}{where}"
+        on_cpus = f"kernel: {self.kernel} ({self.reason})\nthreads: {self.threads}{where}"
+        return f"{on_cpus}\nGPUs: {self.gpus}"
 
 
 class Library:
@@ -133,25 +151,34 @@ def _find() -> Path | None:
         return path if path.exists() else None
 
 
+def choice() -> str:
+    """Return which kernels the environment asks for.
+
+    Raises:
+        ArgumentError: If there are none of that name.
+    """
+    given = os.environ.get(ENVIRONMENT, "").strip().lower()
+    return _CHOICES.check("dropkit.kernels", ENVIRONMENT, given or "auto")
+
+
 @cache
 def _state() -> tuple[Library | None, Info]:
-    given = os.environ.get(ENVIRONMENT, "").strip().lower()
-    wanted = _CHOICE.check("dropkit.kernels", ENVIRONMENT, given or "auto")
+    wanted = choice()
     asked = f"{ENVIRONMENT}={wanted}"
-    if wanted == _PORTABLE:
-        return None, Info(_PORTABLE, asked, None, _ONE)
+    if wanted == PORTABLE:
+        return None, Info(PORTABLE, asked, None, _ONE)
     path = _find()
     if path is None:
         reason = "it was installed without a C++ compiler"
-        return None, Info(_PORTABLE, reason, None, _ONE)
+        return None, Info(PORTABLE, reason, None, _ONE)
     try:
         found = Library(path)
     except (OSError, AttributeError) as error:
-        return None, Info(_PORTABLE, f"the compiled library does not load: {error}", path, _ONE)
+        return None, Info(PORTABLE, f"the compiled library does not load: {error}", path, _ONE)
     reason = "the best that this processor has"
     if wanted not in ("auto", TRITON):
         if not found.use(wanted.encode()):
-            _warn(f"{asked}: this processor or build lacks it; {_kernel(found)} serves.")
+            warn(f"{asked}: this processor or build lacks it; {_kernel(found)} serves.")
             reason = f"{asked} is not to be had, and this is {reason}"
         else:
             reason = asked
@@ -180,10 +207,10 @@ def _find_and_say() -> Library | None:
         from dropkit.kernels.native import reinstall  # here, for few programs need what it imports
 
         command = reinstall.reinstall_command()
-        _warn(
+        warn(
             "dropkit runs on portable operations of PyTorch and NumPy, slower than its compiled kernels: "
             f"{about.reason}. Install GCC or Clang, then run{reinstall.place_to_run(command)}:\n\n    {command}\n\n"
-            f"Or set {ENVIRONMENT}={_PORTABLE} to silence this."
+            f"Or set {ENVIRONMENT}={PORTABLE} to silence this."
         )
     return found
 
@@ -195,7 +222,7 @@ def share_threads() -> None:
             found.share_threads()
 
 
-def _warn(message: str) -> None:
+def warn(message: str) -> None:
     """Warn at the line that called dropkit, be it through PyTorch."""
     level, frame = 1, inspect.currentframe()
     while frame and frame.f_globals.get("__name__", "").partition(".")[0] in ("dropkit", "torch"):
@@ -203,18 +230,45 @@ def _warn(message: str) -> None:
     warnings.warn(message, stacklevel=level)
 
 
+def why_no_triton() -> str | None:
+    """Return why Triton's kernels serve on no GPU, or None if they may.
+
+    Raises:
+        UnsupportedError: If they are asked for and Triton is not installed.
+    """
+    asked = choice()
+    if asked == PORTABLE:
+        return f"{ENVIRONMENT}={PORTABLE}"
+    if importlib.util.find_spec("triton"):
+        return None
+    if asked == TRITON:
+        remedy = f"Install it (pip install triton), or unset {ENVIRONMENT}."
+        raise UnsupportedError(f"dropkit.kernels: {ENVIRONMENT}={TRITON}, and Triton is not installed. {remedy}")
+    return "Triton is not installed"
+
+
+def _gpus() -> str:
+    """Say what serves on GPUs, as far as it is known."""
+    gpu = sys.modules.get("dropkit.kernels.gpu")  # which imports PyTorch
+    why = why_no_triton()
+    reasons = [why] if why else gpu.failures() if gpu else []
+    return "; ".join([*([] if why else [TRITON]), *(f"{PORTABLE} ({reason})" for reason in reasons)])
+
+
 def info() -> Info:
-    """Say which kernels serve CPU tensors and NumPy arrays, and why. PyTorch is not imported for it.
+    """Say which kernels serve tensors and NumPy arrays, and why. PyTorch is not imported for it.
 
     The environment variable ``DROPKIT_KERNEL`` chooses others, before dropkit is first used: ``avx512``, ``avx2``,
     ``neon``, ``scalar`` (compiled without vector instructions), ``portable``, or ``auto``, the best that there is. On
-    GPUs portable operations serve, unless it is ``triton``: Triton's kernels, which are new.
+    GPUs Triton's kernels serve, unless it is ``portable``, or Triton is not installed, or a kernel fails when it is
+    compared with portable operations there, of which a warning tells; with ``triton`` that is an error.
 
     Returns:
         An `Info`, which prints as text.
 
     Raises:
         ArgumentError: If ``DROPKIT_KERNEL`` is none of these.
+        UnsupportedError: If it is ``triton``, and Triton is not installed.
 
     Examples:
         >>> from dropkit import kernels
@@ -223,6 +277,6 @@ def info() -> Info:
     """
     found, about = _state()
     if found is None:
-        return replace(about, threads=_ONE if _imported_torch() is None else _PYTORCH)
+        return replace(about, threads=_ONE if _imported_torch() is None else _PYTORCH, gpus=_gpus())
     found.share_threads()
-    return replace(about, threads=found.threads)
+    return replace(about, threads=found.threads, gpus=_gpus())
