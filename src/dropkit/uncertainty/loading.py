@@ -1,7 +1,7 @@
-"""What a model's forward is given of the batches that a loader yields."""
+"""Batch after batch of a loader: what a model's forward is given of each, and what is told where it goes wrong."""
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,17 +9,68 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils.data import DataLoader, default_collate
 
-from dropkit._checks import require
-from dropkit.errors import ArgumentTypeError
+from dropkit._checks import argument_type_error, require
+from dropkit.errors import ArgumentError, ArgumentTypeError
 from dropkit.sites.interception.names import unwrapped
+from dropkit.uncertainty.engine.lengths import Lengths
+from dropkit.uncertainty.engine.ways import Way
+from dropkit.uncertainty.results.result import Result
 
-__all__ = ["are_stacked", "explained", "given", "shown"]
+__all__ = ["joined", "predicted"]
+
+Predict = Callable[[tuple[Any, ...], dict[str, Any], int, int, bool], tuple[Result, Way]]
 
 _TARGETS = ("label", "labels", "label_ids", "target", "targets")
 _NO_NAME = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
 
 
-def given(model: Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def predicted(
+    model: Module, loader: Iterable[Any], predict: Predict, lengths: Lengths, progress: bool
+) -> Iterator[Result]:
+    """Return an iterator over the result of every batch; what is no loader raises before it is asked for any.
+
+    Args:
+        model: The model.
+        loader: What yields batches, as for `MonteCarlo.batches`.
+        predict: Given the forward's arguments, by position and by name, the number of the batch's first example, the
+            batch's own, and whether its examples surely lie along axis 0, predicts, and says in which way.
+        lengths: What is told the ways, for they say the lengths that batches are padded to.
+        progress: Whether to show a bar.
+
+    Raises:
+        ArgumentTypeError: If `loader` cannot be iterated over; while iterating, if the forward does not take a batch.
+    """
+    if not isinstance(loader, Iterable) or isinstance(loader, Tensor | str | Mapping):
+        raise argument_type_error("MonteCarlo.batches", "loader", "a DataLoader, or another iterable", loader)
+    return _results(model, _shown(loader) if progress else loader, predict, lengths, _are_stacked(loader))
+
+
+def _results(
+    model: Module, batches: Iterable[Any], predict: Predict, lengths: Lengths, has_rows: bool
+) -> Iterator[Result]:
+    first = 0
+    for number, batch in enumerate(batches):
+        args, kwargs = _given(model, batch)
+        with _explained(model, number, batch, args, kwargs):
+            result, way = predict(args, kwargs, first, number, has_rows)
+        lengths.add(way)
+        yield result
+        first += 0 if way.examples is None else way.examples.size
+
+
+def joined(results: Iterable[Result]) -> Result:
+    """Return the results of all batches of a loader as one.
+
+    Raises:
+        ArgumentError: If there is no batch, or results cannot be joined.
+    """
+    every = list(results)
+    if not every:
+        raise ArgumentError("MonteCarlo.batches: `loader` has no batch. Give one that yields a batch or more.")
+    return Result.concatenate(every)
+
+
+def _given(model: Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return what a model's forward takes of a batch, by position and by name.
 
     Args:
@@ -35,7 +86,7 @@ def given(model: Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (batch,), {}
     first = batch[0]
     if isinstance(first, Mapping):
-        return given(model, first)
+        return _given(model, first)
     is_several = _is_sequence(first) and _why_not(model, (first,), {}) and not _why_not(model, tuple(first), {})
     return (tuple(first) if is_several else (first,)), {}
 
@@ -57,13 +108,13 @@ def _why_not(model: Module, args: tuple[Any, ...], kwargs: dict[str, Any], is_pa
     return ""
 
 
-def are_stacked(loader: Any) -> bool:
+def _are_stacked(loader: Any) -> bool:
     """Tell whether a loader surely has the examples of its batches along axis 0, as PyTorch's own stack them."""
     return isinstance(loader, DataLoader) and loader.collate_fn is default_collate
 
 
 @contextmanager
-def explained(model: Module, number: int, batch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
+def _explained(model: Module, number: int, batch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
     """Let what is raised tell the number of the batch, and what its forward was given where it does not take it.
 
     Raises:
@@ -120,7 +171,7 @@ def _message(model: Module, number: int, batch: Any, kwargs: dict[str, Any], why
     return f"{text} {shown}Let the loader yield inputs by name: {_named(names)}."
 
 
-def shown(loader: Iterable[Any]) -> Iterable[Any]:
+def _shown(loader: Iterable[Any]) -> Iterable[Any]:
     """Return the batches of a loader with a progress bar."""
     require("rich", "uncertainty", "A progress bar")
     from rich.progress import track

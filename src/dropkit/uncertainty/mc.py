@@ -1,7 +1,7 @@
 """Monte Carlo dropout: what a model with dropout predicts, and how sure it is, from many passes."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from dropkit._checks import KEY, POSITIVE, Choice, Integer, argument_error, argument_type_error
-from dropkit.errors import ArgumentError, UnsupportedError
+from dropkit.errors import UnsupportedError
 from dropkit.sites.find import Site, Sites
 from dropkit.sites.interception.attachment import attached
 from dropkit.sites.interception.checkpoints import uncompiled
@@ -30,7 +30,7 @@ from dropkit.uncertainty.engine.passes import Passes
 from dropkit.uncertainty.engine.tape import MismatchError
 from dropkit.uncertainty.engine.telling import chosen_way, tell
 from dropkit.uncertainty.engine.ways import Way, Ways
-from dropkit.uncertainty.loading import are_stacked, explained, given, shown
+from dropkit.uncertainty.loading import joined, predicted
 from dropkit.uncertainty.results.result import Result
 from dropkit.uncertainty.results.running import Running
 
@@ -252,10 +252,7 @@ class MonteCarlo:
             >>> predict.batches(DataLoader(inputs_and_targets, batch_size=8)).mean.shape
             torch.Size([20, 1])
         """
-        results = list(self._each(loader, progress))
-        if not results:
-            raise ArgumentError("MonteCarlo.batches: `loader` has no batch. Give one that yields a batch or more.")
-        return Result.concatenate(results)
+        return joined(self.each(loader, progress=progress))
 
     def each(self, loader: Iterable[Any], *, progress: bool = False) -> Iterator[Result]:
         """Predict batch after batch, as `batches` does, and yield the result of each as soon as it is there.
@@ -279,23 +276,8 @@ class MonteCarlo:
             >>> [tuple(result.samples.shape) for result in predict.each(torch.randn(5, 4).split(2))]
             [(10, 2, 8), (10, 2, 8), (10, 1, 8)]
         """
-        return self._each(loader, progress)
-
-    def _each(self, loader: Iterable[Any], progress: bool) -> Iterator[Result]:
-        """Return an iterator over the result of every batch; what is no loader raises before it is asked for any."""
-        if not isinstance(loader, Iterable) or isinstance(loader, torch.Tensor | str | Mapping):
-            raise argument_type_error("MonteCarlo.batches", "loader", "a DataLoader, or another iterable", loader)
-        return self._results(shown(loader) if progress else loader, are_stacked(loader))
-
-    def _results(self, batches: Iterable[Any], has_rows: bool) -> Iterator[Result]:
-        first, lengths = 0, Lengths(self.masks == "shared", self._told)
-        for number, batch in enumerate(batches):
-            args, kwargs = given(self.model, batch)
-            with explained(self.model, number, batch, args, kwargs):
-                result, way = self._predict(args, kwargs, first, number, has_rows)
-            lengths.add(way)
-            yield result
-            first += 0 if way.examples is None else way.examples.size
+        lengths = Lengths(self.masks == "shared", self._told)
+        return predicted(self.model, loader, self._predict, lengths, progress)
 
     def __repr__(self) -> str:
         """Show the model's class, and what was asked for."""
