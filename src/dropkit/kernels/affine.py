@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dropkit.kernels import portable
 from dropkit.kernels.native import affine as native
-from dropkit.kernels.operators import batch_first, of_place, slices_first
+from dropkit.kernels.operators import batch_first, keep_mask, of_place, slices_first
 
 __all__ = ["affine_dropout", "batch_affine"]
 
@@ -19,6 +19,12 @@ _LIBRARY.define(
 )
 
 affine_dropout = torch.ops.dropkit.affine_dropout.default
+
+
+def _by_mask(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, *rest: Any) -> Tensor:
+    """Do what `dropkit.kernels.portable.affine_dropout` does, with a mask by whichever kernel serves."""
+    *numbers, place = rest
+    return portable.move(input, keep_mask(key, stream, threshold, *place, input.device), *numbers)
 
 
 def _fake(input: Tensor, *_: Any) -> Tensor:
@@ -35,7 +41,7 @@ def _batch(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor
     return affine_dropout(*batch_affine(info, in_dims, *arguments)), 0
 
 
-_LIBRARY.impl("affine_dropout", of_place(portable.affine_dropout, 7), "CompositeExplicitAutograd")
+_LIBRARY.impl("affine_dropout", of_place(_by_mask, 7), "CompositeExplicitAutograd")
 _LIBRARY.impl("affine_dropout", of_place(native.affine_dropout, 7), "CPU")
 torch.library.register_fake("dropkit::affine_dropout", _fake, lib=_LIBRARY)
 torch.library.register_vmap("dropkit::affine_dropout", _batch, lib=_LIBRARY)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dropkit.kernels import operators, portable
+from dropkit.kernels import gpu, operators, portable
 from dropkit.kernels.native import fields as native
 from dropkit.random.keys import FOLD
 from dropkit.random.layout import Layout
@@ -35,10 +35,25 @@ def _batch(operator: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, int]]
     return run
 
 
-for _name, _options in (("integers", ""), ("uniform", ", ScalarType dtype"), ("normal", ", ScalarType dtype")):
+def _normal_from_uniforms(
+    key: Tensor, stream: Tensor, place: Layout, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    return portable.normal_from(lambda key, wide: _uniform(key, stream, *place, device, wide), key, dtype)
+
+
+_KERNELS: dict[str, tuple[str, dict[str, Callable[..., Tensor]]]] = {
+    "integers": ("", {"cpu": native.integers, "cuda": gpu.served("triton_fields", "integers", portable.integers)}),
+    "uniform": (
+        ", ScalarType dtype",
+        {"cpu": native.uniform, "cuda": gpu.served("triton_fields", "uniform", portable.uniform)},
+    ),
+    "normal": (", ScalarType dtype", {"cpu": native.normal, "cuda": _normal_from_uniforms}),
+}
+
+for _name, (_options, _kernels) in _KERNELS.items():
     _LIBRARY.define(f"{_name}({_ADDRESS}, Device device{_options}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(_name, operators.of_place(getattr(portable, _name), 2), "CompositeExplicitAutograd")
-    _LIBRARY.impl(_name, operators.of_place(getattr(native, _name), 2), "CPU")
+    _drawn = operators.drawn_on(getattr(portable, _name), **_kernels)
+    _LIBRARY.impl(_name, operators.of_place(_drawn, 2), "CompositeExplicitAutograd")
     torch.library.register_fake(f"dropkit::{_name}", operators.of_place(_fake, 2), lib=_LIBRARY)
     _operator = getattr(torch.ops.dropkit, _name).default
     torch.library.register_vmap(f"dropkit::{_name}", _batch(_operator), lib=_LIBRARY)

@@ -122,11 +122,12 @@ def _kernel(name: str) -> _Run:
 
 def _place(arguments: tuple[Any, ...]) -> tuple[torch.device, torch.dtype]:
     """Return the GPU that an operator works on, and the type of the tensors it is given."""
-    *_, last = arguments
-    if not isinstance(last, torch.device):
+    device = next((each for each in arguments if isinstance(each, torch.device)), None)
+    if device is None:
         return arguments[0].device, arguments[0].dtype
-    is_current = last.type == "cuda" and last.index is None
-    return torch.device("cuda", torch.cuda.current_device()) if is_current else last, torch.float32
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    return device, next((each for each in arguments if isinstance(each, torch.dtype)), torch.float32)
 
 
 def _is_capturing(device: torch.device) -> bool:

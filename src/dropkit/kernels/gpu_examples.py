@@ -35,7 +35,7 @@ def example(name: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, .
     def numbers(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(device, dtype)
 
-    return _EXAMPLES[name](numbers, device)
+    return _EXAMPLES[name](numbers, device, dtype)
 
 
 def is_near(found: Any, wanted: Any) -> bool:
@@ -58,32 +58,40 @@ def _address() -> tuple[Tensor, Tensor, Tensor]:
     return key, stream, threshold
 
 
-def _dropout(numbers: _Random, device: torch.device) -> tuple[Any, ...]:
+def _dropout(numbers: _Random, *_: Any) -> tuple[Any, ...]:
     return numbers(*_WIDE), *_address(), layout("example", _WIDE), True
 
 
-def _mask(numbers: _Random, device: torch.device) -> tuple[Any, ...]:
+def _mask(_: _Random, device: torch.device, *__: Any) -> tuple[Any, ...]:
     return *_address(), layout("example", _WIDE), device
 
 
-def _dropout_add(numbers: _Random, device: torch.device) -> tuple[Any, ...]:
+def _integers(_: _Random, device: torch.device, *__: Any) -> tuple[Any, ...]:
+    return *_address()[:2], layout("example", _SMALL), device
+
+
+def _uniform(numbers: _Random, device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
+    return *_integers(numbers, device), dtype
+
+
+def _dropout_add(numbers: _Random, *_: Any) -> tuple[Any, ...]:
     return numbers(*_SMALL), numbers(*_SMALL), *_address()
 
 
-def _activation_dropout(numbers: _Random, device: torch.device) -> tuple[Any, ...]:
+def _activation_dropout(numbers: _Random, *_: Any) -> tuple[Any, ...]:
     return numbers(*_SMALL), numbers(_SMALL[-1]), "gelu", *_address()
 
 
-def _activation_dropout_backward(numbers: _Random, device: torch.device) -> tuple[Any, ...]:
-    return numbers(*_SMALL), *_activation_dropout(numbers, device)
+def _activation_dropout_backward(numbers: _Random, *_: Any) -> tuple[Any, ...]:
+    return numbers(*_SMALL), *_activation_dropout(numbers)
 
 
-def _norm(numbers: _Random, device: torch.device) -> tuple[Any, ...]:
+def _norm(numbers: _Random, *_: Any) -> tuple[Any, ...]:
     x, residual, weight, bias = numbers(*_SMALL), numbers(*_SMALL), numbers(_SMALL[-1]), numbers(_SMALL[-1])
     return x, residual, weight, bias, True, 1e-5, x.dtype, *_address()
 
 
-def _norm_backward(numbers: _Random, device: torch.device) -> tuple[Any, ...]:
+def _norm_backward(numbers: _Random, *_: Any) -> tuple[Any, ...]:
     total, weight = numbers(*_SMALL), numbers(_SMALL[-1])
     values = total.to(torch.promote_types(total.dtype, torch.float32))
     variance, mean = torch.var_mean(values, -1, correction=0, keepdim=True)
@@ -96,27 +104,29 @@ def _of_attention(numbers: _Random) -> tuple[tuple[Tensor, ...], tuple[Any, ...]
     return tensors, (*_address(), None, True, 40, 96, None, None)
 
 
-def _attention(numbers: _Random, device: torch.device) -> tuple[Any, ...]:
+def _attention(numbers: _Random, *_: Any) -> tuple[Any, ...]:
     tensors, rest = _of_attention(numbers)
     return *tensors, None, None, *rest, 0.125
 
 
-def _attention_backward(numbers: _Random, device: torch.device) -> tuple[Any, ...]:
+def _attention_backward(numbers: _Random, *_: Any) -> tuple[Any, ...]:
     from dropkit.kernels.attention_portable import attention  # which imports operators, and they this
 
-    grad, inputs = numbers(2, 4, 40, 64), _attention(numbers, device)
+    grad, inputs = numbers(2, 4, 40, 64), _attention(numbers)
     return grad, *attention(*inputs), *inputs
 
 
-def _attention_bits(numbers: _Random, device: torch.device) -> tuple[Any, ...]:
-    (query, *_), rest = _of_attention(numbers)
-    return query, *rest[:4], False, *rest[5:]
+def _attention_bits(numbers: _Random, *_: Any) -> tuple[Any, ...]:
+    tensors, rest = _of_attention(numbers)
+    return tensors[0], *rest[:4], False, *rest[5:]
 
 
-_EXAMPLES: dict[str, Callable[[_Random, torch.device], tuple[Any, ...]]] = {
+_EXAMPLES: dict[str, Callable[[_Random, torch.device, torch.dtype], tuple[Any, ...]]] = {
     "dropout": _dropout,
     "keep_mask": _mask,
     "keep_bits": _mask,
+    "integers": _integers,
+    "uniform": _uniform,
     "dropout_add": _dropout_add,
     "activation_dropout": _activation_dropout,
     "activation_dropout_backward": _activation_dropout_backward,

@@ -39,7 +39,7 @@ def of_place(kernel: Callable[..., Tensor], before: int) -> Callable[..., Tensor
 
 
 def drawn_on(portable: Callable[..., Tensor], **kernels: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return what draws on the device that is its last argument, wherever the tensors of its address are.
+    """Return what draws on the device that is among its arguments, wherever the tensors of its address are.
 
     Args:
         portable: The kernel of any device.
@@ -47,7 +47,7 @@ def drawn_on(portable: Callable[..., Tensor], **kernels: Callable[..., Tensor]) 
     """
 
     def run(*arguments: Any) -> Tensor:
-        *_, device = arguments
+        device = next(each for each in arguments if isinstance(each, torch.device))
         return kernels.get(device.type, portable)(*arguments)
 
     return run

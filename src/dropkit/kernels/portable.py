@@ -7,6 +7,7 @@ Thresholds lie over the leading axes of the whole mask: slices first, then the a
 
 import math
 import sys
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ __all__ = [
     "move",
     "multiply",
     "normal",
+    "normal_from",
     "select",
     "survivor_scale",
     "uniform",
@@ -255,9 +257,20 @@ def uniform(key: Tensor, stream: Tensor, place: Layout, device: torch.device, dt
 
 def normal(key: Tensor, stream: Tensor, place: Layout, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return standard normals, by the cosine branch of Box and Muller (1958)."""
+    return normal_from(lambda key, wide: uniform(key, stream, place, device, wide), key, dtype)
+
+
+def normal_from(draw: Callable[[Tensor, torch.dtype], Tensor], key: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the standard normals of a field.
+
+    Args:
+        draw: What returns the uniforms of a key, in a type.
+        key: Int64 tensor of keys.
+        dtype: Of the normals.
+    """
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    radius = torch.sqrt(-2.0 * torch.log(uniform(key, stream, place, device, wide)))
-    angle = 2.0 * math.pi * uniform(fold(key, SECOND_UNIFORM, 0), stream, place, device, wide)
+    radius = torch.sqrt(-2.0 * torch.log(draw(key, wide)))
+    angle = 2.0 * math.pi * draw(fold(key, SECOND_UNIFORM, 0), wide)
     return (radius * torch.cos(angle)).to(dtype)
 
 

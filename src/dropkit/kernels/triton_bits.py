@@ -7,7 +7,7 @@ eight elements draws for itself, and no mask is ever in memory.
 import triton
 import triton.language as tl
 
-__all__ = ["along_line", "keep", "keep_word", "near", "places", "read", "scale_of", "scaled"]
+__all__ = ["along_line", "integers_of", "keep", "keep_word", "near", "places", "read", "scale_of", "scaled"]
 
 
 @triton.jit
@@ -123,6 +123,17 @@ def keep(key, stream, threshold, row, block, near):
             below = _halves(number | 0x80000000, low, high, stream, key_low, key_high)
             kept = tl.where(is_tied, below >= rest, kept)
     return kept
+
+
+@triton.jit
+def integers_of(key, stream, row, block):
+    """Return the uniform 32-bit integers of all columns of blocks; arguments are those of `keep`."""
+    low, high = (row & 0xFFFFFFFF).to(tl.uint32), ((row >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    key_low, key_high = (key & 0xFFFFFFFF).to(tl.uint32), ((key >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    number, stream = block.to(tl.uint32, bitcast=True), (low & 0) + stream.to(tl.uint32)
+    above = _halves(number, low, high, stream, key_low, key_high)
+    below = _halves(number | 0x80000000, low, high, stream, key_low, key_high)
+    return (above << 16 | below).to(tl.uint32, bitcast=True)
 
 
 @triton.jit
