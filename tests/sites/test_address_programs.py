@@ -2,6 +2,7 @@
 
 import copy
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -71,13 +72,16 @@ def recorded(how: str, model: nn.Module, x: Tensor) -> Any:
         return torch.jit.trace(model, x, check_trace=False)
     if how == "aot_module":
         return aot_module(model, fw_compiler=nop)(x)
+    if how == "CUDA graph":  # which a GPU is needed for: what PyTorch then says
+        with patch.multiple(torch.cuda, is_initialized=lambda: True, is_current_stream_capturing=lambda: True):
+            return model(x)
     return make_fx(model, pre_dispatch=how == "before dispatch")(x)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # of PyTorch's own files
 @pytest.mark.parametrize("draw", [F.dropout, lambda x: x * torch.rand_like(x)], ids=["function", "by hand"])
-@pytest.mark.parametrize("how", ["make_fx", "before dispatch", "aot_module", "jit.trace"])
+@pytest.mark.parametrize("how", ["make_fx", "before dispatch", "aot_module", "jit.trace", "CUDA graph"])
 def test_recorded_programs(how: str, draw: Any) -> None:
     """Which would have one mask for ever."""
 

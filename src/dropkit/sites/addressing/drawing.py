@@ -51,16 +51,19 @@ def check_drawing() -> None:
         )
     if _is_recorded():
         raise UnsupportedError(
-            "address: dropout is drawn while a program is recorded, as by make_fx, aot_function or "
-            "torch.jit.trace, which would have one mask for ever. Close the handle first, or use torch.compile."
+            "address: dropout is drawn while a program is recorded, as by make_fx, aot_function, torch.jit.trace or "
+            "torch.cuda.graph, which would have one mask for ever. Close the handle first, or use torch.compile "
+            '(mode="reduce-overhead" for CUDA graphs).'
         )
 
 
 def _is_recorded() -> bool:
-    """Tell whether what runs is recorded as a program: by ``make_fx``, AOT autograd on its own, or ``torch.jit.trace``.
+    """Tell whether what runs is recorded: by ``make_fx``, AOT autograd on its own, ``torch.jit.trace``, a CUDA graph.
 
     Where torch.compile calls them, no module runs any more.
     """
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+        return True
     kinds = torch._C._TorchDispatchModeKey
     return torch._C._get_tracing_state() is not None or any(
         torch._C._get_dispatch_mode(kind) is not None or torch._ops._get_dispatch_mode_pre_dispatch(kind) is not None
