@@ -15,6 +15,7 @@ from dropkit import kernels
 from dropkit.errors import UnsupportedError
 from dropkit.kernels import gpu, gpu_examples, operators, portable
 from dropkit.kernels.native import library
+from dropkit.random import uniform32
 from dropkit.random.layout import layout
 
 pytest.importorskip("triton")
@@ -80,6 +81,12 @@ def test_wrong_kernels_are_found(monkeypatch: pytest.MonkeyPatch, name: str) -> 
     right = gpu._kernel(name)
     monkeypatch.setattr(gpu, "_kernel", lambda _: lambda *arguments: spoilt(right(*arguments)))
     assert gpu._differs(name, DEVICE, torch.float32) == "does not compute what they do"
+
+
+def test_draws_of_the_example_are_tied() -> None:
+    drawn = uniform32(gpu_examples._KEY, gpu_examples._WIDE, stream=7).astype(int)
+    rate = gpu_examples._RATE
+    assert sorted(drawn[drawn >> 16 == rate >> 16] >= rate) == [False, True]
 
 
 def test_every_example_has_its_operator() -> None:

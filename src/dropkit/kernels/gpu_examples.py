@@ -1,7 +1,7 @@
 """Small examples by which a GPU's kernels are compared with portable operations before they serve.
 
 Rows are no power of two long, so that tiles end inside of them, but whole words of bits: what follows a mask in its
-last word is no matter. The rate is one for which draws are tied.
+last word is no matter. Under the key two of the draws are tied with the rate; one of them is kept and one dropped.
 """
 
 from collections.abc import Callable
@@ -15,9 +15,9 @@ from dropkit.random.layout import layout
 __all__ = ["TYPES", "example", "is_near"]
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_WIDE = 64, 1056
+_WIDE = 6, 1056
 _SMALL = 3, 1032
-_KEY, _RATE = 0x3C6E_F372_FE94_F82B, 1_288_490_189  # the threshold of 0.3
+_KEY, _RATE = 0x3C6E_F374_6191_8DB3, 1_288_490_189  # the threshold of 0.3
 
 _Random = Callable[..., Tensor]
 
@@ -50,7 +50,8 @@ def _is_near(one: Tensor, other: Tensor) -> bool:
     if not one.is_floating_point():
         return torch.equal(one, other)
     tolerance = 0.06 if one.element_size() == 2 else 0.01  # products of float32 may be rounded to fewer bits
-    return torch.allclose(one.double(), other.double(), tolerance, tolerance)
+    one, other = one.double(), other.double()
+    return torch.allclose(one, other, tolerance, tolerance * float(other.abs().mean()))
 
 
 def _address() -> tuple[Tensor, Tensor, Tensor]:
