@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dropkit._checks import argument_error, argument_type_error
 from dropkit.functional.autograd import traced
+from dropkit.kernels.portable import over_leading
 
 __all__ = [
     "autocast_dtype",
@@ -36,7 +37,7 @@ _DTYPES = (
 
 def leading(value: Tensor, input: Tensor) -> Tensor:
     """Shape one value, or one a slice of axis 0, so that it broadcasts to the input."""
-    return value.to(input.device).reshape(value.shape + (1,) * (input.dim() - value.dim()))
+    return over_leading(value, input.dim(), input.device)
 
 
 def is_identity(p: float | Tensor, training: bool, given: Tensor | None = None) -> bool:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dropkit.functional.address import check_source
+from dropkit.functional.inputs import kept_by
 from dropkit.functional.noise import Noise, find_noise
 from dropkit.kernels import fields
 
@@ -66,7 +67,7 @@ def find_masks(
         if not training:
             mask = torch.ones(site.shape if mask is None else mask.shape, dtype=torch.bool, device=input.device)
         elif mask is not None:
-            mask = mask & (threshold < 2**32).to(mask.device)  # at p = 1 nothing is kept, whatever the mask
+            mask = kept_by(mask, threshold)
         else:
             if noise is None:
                 _, noise = find_noise(where, input, 0.0, key, generator, stream)
@@ -79,6 +80,7 @@ def find_masks(
 
 def _fields(noise: Noise, sites: Sequence[Site]) -> dict[str, Noise]:
     """Return the noise of every site's field, as `Noise.field` does, with one fold of the key for all."""
-    numbers = torch.tensor([site.field for site in sites], device=noise.key.device)
+    device = noise.key.device  # to which a list would be copied, and a GPU waits for that
+    numbers = torch.cat([torch.full((1,), site.field, dtype=torch.int64, device=device) for site in sites])
     keys = fields.keys(noise.key, numbers.reshape(-1, *(1,) * noise.key.dim()))
     return {site.name: noise._replace(key=key) for site, key in zip(sites, keys, strict=True)}

@@ -30,6 +30,7 @@ __all__ = [
     "multiply",
     "normal",
     "normal_from",
+    "over_leading",
     "select",
     "survivor_scale",
     "uniform",
@@ -107,8 +108,7 @@ class _Field:
 def keep_mask(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, device: torch.device) -> Tensor:
     """Return the mask of kept units, True = kept: slices first, then the axes of the place."""
     field = _Field(key, stream, place, device)
-    threshold = threshold.to(device)
-    threshold = threshold.reshape(threshold.shape + (1,) * (len(field.shape) - threshold.dim()))
+    threshold = over_leading(threshold, len(field.shape), device)
     if device.type != "cpu":  # to look for ties there would wait for the device
         return field.integers() >= threshold
     halves, high, low = field.halves(0), (threshold >> 16).to(torch.int32), threshold & 0xFFFF
@@ -154,7 +154,7 @@ def select(input: Tensor, keep: Tensor, scale: Tensor | None, *, in_place: bool 
         values = values.clone()
     else:
         wide = computing_type(input)
-        values = values.to(wide) * _over_leading(scale, values).to(device=input.device, dtype=wide)
+        values = values.to(wide) * over_leading(scale.to(wide), values.dim(), input.device)
     # Autograd's stand-in for zeros has no memory to fill; compiled code never meets it.
     is_own = in_place and (torch.compiler.is_compiling() or not values._is_zerotensor())
     values = values.masked_fill_(drop, 0.0) if is_own else values.masked_fill(drop, 0.0)
@@ -196,7 +196,7 @@ def move(
         in_place: Whether a copy may be filled in place, as for `select`.
     """
     wide = computing_type(input)
-    a, b, c = (_over_leading(value, input).to(device=input.device, dtype=wide) for value in (scale, shift, dropped))
+    a, b, c = (over_leading(value.to(wide), input.dim(), input.device) for value in (scale, shift, dropped))
     values = torch.where(keep, input.to(wide) * a + b, c).to(input.dtype)
     return torch.empty_like(input).copy_(values) if in_place else values
 
@@ -209,7 +209,7 @@ def gaussian_dropout(input: Tensor, key: Tensor, stream: Tensor, deviation: Tens
 
 def around_one(normals: Tensor, deviation: Tensor) -> Tensor:
     """Return noise of mean 1 and of a standard deviation over its leading axes, from standard normals."""
-    return 1.0 + _over_leading(deviation, normals).to(normals) * normals
+    return 1.0 + over_leading(deviation.to(normals.dtype), normals.dim(), normals.device) * normals
 
 
 def multiply(input: Tensor, noise: Tensor, *, in_place: bool = True) -> Tensor:
@@ -237,9 +237,16 @@ def computing_type(input: Tensor) -> torch.dtype:
     return torch.float64 if input.dtype in (torch.float64, torch.complex128) else torch.float32
 
 
-def _over_leading(value: Tensor, tensor: Tensor) -> Tensor:
-    """Give values over the leading axes of a tensor as many axes as it has."""
-    return value.reshape(value.shape + (1,) * (tensor.dim() - value.dim()))
+def over_leading(value: Tensor, axes: int, device: torch.device) -> Tensor:
+    """Give values over the leading axes of a tensor as many axes as it has, on its device.
+
+    One number on a CPU is written there, not copied: to copy it would wait for a GPU, and fail in its graphs.
+    """
+    shape = value.shape + (1,) * (axes - value.dim())
+    is_number = not value.dim() and value.is_cpu and not torch._C._are_functorch_transforms_active()
+    if is_number and device.type != "cpu":
+        return torch.empty(shape, dtype=value.dtype, device=device).fill_(value)
+    return value.reshape(shape).to(device)
 
 
 def integers(key: Tensor, stream: Tensor, place: Layout, device: torch.device) -> Tensor:
