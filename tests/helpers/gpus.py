@@ -24,7 +24,6 @@ from tests.helpers import engine
 SERVING = ("shapes", "portable")
 _CUDA, _META = 1, 14  # places of devices in PyTorch's table of guards
 _PORTABLE = torch._C.DispatchKey.CompositeExplicitAutograd
-_NUMBERS_TAKEN = {"fill_"}  # which PyTorch has not tagged
 
 
 class Gpu(TorchDispatchMode):
@@ -56,10 +55,13 @@ class Gpu(TorchDispatchMode):
         """Note an operation on tensors of two devices; numbers on a CPU are read there, without waiting for a GPU."""
         if len({value.device.type for value in (*given, *found)}) < 2:
             return
-        takes_numbers = torch.Tag.pointwise in function.tags or function._opname in _NUMBERS_TAKEN
+        takes_numbers = torch.Tag.pointwise in function.tags and function._opname != "where"  # which copies them
+        takes_numbers |= function._opname == "fill_"
         is_ours = function.namespace == "dropkit"
-        if (takes_numbers or is_ours) and all(value.is_cuda or not value.dim() for value in given):
+        if takes_numbers and all(value.is_cuda or not value.dim() for value in given):
             return
+        if is_ours and all(value.is_cuda or value.numel() == 1 for value in given):
+            return  # which look for numbers on a CPU, whatever their shape
         devices = ", ".join(f"{value.device.type} {list(value.shape)}" for value in (*given, *found))
         self.crossings.append(f"{function} of {devices}\n{_where()}")
 
@@ -68,6 +70,8 @@ class _Shapes(FakeTensorMode):
     """Fake tensors, whose numbers that are known are not copied to a device that is not there."""
 
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_cpu and args[0].constant is None:
+            return 1  # some number: to read one on a CPU is no matter
         leaves = pytree.tree_leaves((args, kwargs))
         known = [value for value in leaves if getattr(value, "constant", None) is not None]
         with contextlib.ExitStack() as stack:

@@ -80,7 +80,7 @@ def find_masks(
 
 def _fields(noise: Noise, sites: Sequence[Site]) -> dict[str, Noise]:
     """Return the noise of every site's field, as `Noise.field` does, with one fold of the key for all."""
-    device = noise.key.device  # to which a list would be copied, and a GPU waits for that
-    numbers = torch.cat([torch.full((1,), site.field, dtype=torch.int64, device=device) for site in sites])
+    most = max(site.field for site in sites)
+    numbers = torch.arange(most + 1, device=noise.key.device)  # of all, for a GPU would wait for a list of some
     keys = fields.keys(noise.key, numbers.reshape(-1, *(1,) * noise.key.dim()))
-    return {site.name: noise._replace(key=key) for site, key in zip(sites, keys, strict=True)}
+    return {site.name: noise._replace(key=keys[site.field]) for site in sites}
