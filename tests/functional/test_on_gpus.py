@@ -23,7 +23,6 @@ from tests.helpers.gpus import SERVING, moved, on_gpu
 pytestmark = pytest.mark.filterwarnings("ignore:PyTorch was compiled without cuDNN:UserWarning")
 
 KEY = 0x720F_0000_1234_5678
-HALVES = (torch.float16, torch.bfloat16)
 WAITS = {"dropkit.functional.skip_path"}  # runs the branch on what is kept, and has to know how much that is
 CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     name: (PUBLIC[name], good)
@@ -54,7 +53,7 @@ def more() -> Iterator[tuple[str, Callable[..., Any], dict[str, Any]]]:
     yield "drop_block2d, shared", functional.drop_block2d, {"input": image, "block_size": 3}
     tokens = torch.ones(4, 3, dtype=torch.int64)
     yield "word_dropout, tokens", functional.word_dropout, {"input": tokens, "unknown": 0, "spared": (2,)}
-    for per in ("type", "feature", "token"):
+    for per in ("sequence", "batch"):
         given = {"input": x, "tokens": tokens, "words": 5, "per": per}
         yield f"embedding_dropout, {per}", functional.embedding_dropout, given
     yield "zoneout, in evaluation", functional.zoneout, {"new": x, "old": x, "training": False}
@@ -118,10 +117,6 @@ def named(call: Callable[..., Any]) -> dict[str, str]:
     return {role: name for role, several in names.items() for name in several if name in found}
 
 
-def numbers(value: int) -> Tensor:
-    return torch.tensor(value)
-
-
 OPTIONS: dict[str, Callable[[dict[str, str], int], dict[str, Any]]] = {
     "drawn": lambda names, n: {},
     "key": lambda names, n: {names["key"]: KEY},
@@ -160,16 +155,16 @@ def on_cpu(call: Callable[..., Any], given: dict[str, Any]) -> list[Tensor]:
 
 
 def check(call: Callable[..., Any], given: dict[str, Any], serving: str, dtype: torch.dtype | None = None) -> Any:
-    """Call on the GPU; what is found there is what a CPU finds, in shape and type."""
+    """Call on the GPU, where nothing crosses; shapes and types of what is found."""
     copied = copy.deepcopy((call, given))
     with on_gpu(serving) as gpu:
         found = run(*moved(copied, dtype))
     assert gpu.crossings == []
     assert all(each.is_cuda for each in found)
-    return described(found), gpu
+    return described(found)
 
 
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("option", [o if o == "drawn" else pytest.param(o, marks=pytest.mark.slow) for o in OPTIONS])
 @pytest.mark.parametrize("name", CALLS)
 def test_all_is_on_the_gpu_and_nothing_waits(name: str, option: str) -> None:
     call, given = CALLS[name]
@@ -182,5 +177,29 @@ def test_all_is_on_the_gpu_and_nothing_waits(name: str, option: str) -> None:
         assert option != "drawn"
         pytest.skip("it takes none")
     for serving in SERVING:
-        found, _ = check(call, given, serving)
-        assert found == wanted
+        assert check(call, given, serving) == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", CALLS)
+def test_halves(name: str, dtype: torch.dtype) -> None:
+    call, given = CALLS[name]
+    has_any = any(isinstance(value, Tensor) and value.dtype == torch.float32 for value in given.values())
+    for serving in SERVING:
+        assert dtype in {found for _, found in check(call, given, serving, dtype)} or not has_any
+
+
+def test_what_crosses_is_noted() -> None:
+    with on_gpu() as gpu:
+        x, several = torch.ones(3, device="cuda", requires_grad=True), torch.ones(3)
+        (x * torch.tensor(2.0)).sum().backward()
+        assert gpu.crossings == []
+        assert x.grad.is_cuda
+        several.to("cuda")
+        torch.where(x > 0, x, torch.tensor(2.0))
+        assert ["_to_copy" in gpu.crossings[0], "where" in gpu.crossings[1]] == [True, True]
+        with pytest.raises(RuntimeError, match="device"):
+            x * several
+        with pytest.raises(RuntimeError):  # to wait for it
+            float(x[0])

@@ -19,11 +19,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dropkit.kernels import gpu as kernels_of_gpus
 from tests.helpers import engine
 
 SERVING = ("shapes", "portable")
 _CUDA, _META = 1, 14  # places of devices in PyTorch's table of guards
-_PORTABLE = torch._C.DispatchKey.CompositeExplicitAutograd
+_OWN, _EVERY = torch._C.DispatchKey.CUDA, torch._C.DispatchKey.CompositeExplicitAutograd
 
 
 class Gpu(TorchDispatchMode):
@@ -44,8 +45,9 @@ class Gpu(TorchDispatchMode):
         if function.namespace == "dropkit":
             self.operators.add(function._opname)
             if self.serving == "portable":
+                has_own = torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), "CUDA")
                 with self:
-                    return function._op_dk(_PORTABLE, *args, **kwargs)
+                    return function._op_dk(_OWN if has_own else _EVERY, *args, **kwargs)
         found = function(*args, **kwargs)
         if function.namespace != "prim":
             self._note(function, _tensors((args, kwargs)), _tensors(found))
@@ -103,7 +105,8 @@ def on_gpu(serving: str = "shapes") -> Iterator[Gpu]:
     Args:
         serving: What serves dropkit's operators, one of `SERVING`.
     """
-    with _guard(), engine.replaced(), _Shapes(), Gpu(serving) as gpu:
+    no_triton = mock.patch.object(kernels_of_gpus, "why_portable", return_value="there is no GPU")
+    with no_triton, _guard(), engine.replaced(), _Shapes(), Gpu(serving) as gpu:
         yield gpu
 
 
