@@ -7,7 +7,14 @@ eight elements draws for itself, and no mask is ever in memory.
 import triton
 import triton.language as tl
 
-__all__ = ["along_line", "integers_of", "keep", "keep_word", "near", "places", "read", "scale_of", "scaled"]
+__all__ = ["NOT_SPECIALIZED", "along_line", "integers_of", "keep", "keep_word", "near", "places", "read", "scale_of", "scaled"]
+
+# Numbers that change from call to call. Triton would compile a kernel again where one of them is 1, which is then known
+# to the compiler and no number of Triton's, or becomes a multiple of 16, which nothing here would gain from.
+NOT_SPECIALIZED = [
+    "keys", "streams", "thresholds", "key_step", "stream_step", "threshold_step", "first_row", "row_step", "first_block",
+    "skipped", "columns", "blocks_per_row", "blocks", "tiles", "size", "words_per_row", "words", "lines", "rows",
+]  # fmt: skip
 
 
 @triton.jit
@@ -39,10 +46,11 @@ def along_line(
     first_row += tl.load(begins + line) if begins is not None else line * row_step
     along = tl.arange(0, BLOCKS)
     begin = tile.to(blocks.dtype) * BLOCKS
-    row, start = begin // blocks_per_row, (begin % blocks_per_row).to(tl.int32)
-    # What is left fits into 32 bits, however long a line is.
-    row = row.to(tl.int64) + (start + along) // blocks_per_row.to(tl.int32)
-    block = (start + along) % blocks_per_row.to(tl.int32)
+    # From where the tile begins in a row on, 32 bits are enough, for a row has up to 2**31 blocks.
+    row, after = begin // blocks_per_row, (begin % blocks_per_row).to(tl.uint32) + along.to(tl.uint32)
+    length = blocks_per_row.to(tl.uint32)
+    row = row.to(tl.int64) + (after // length).to(tl.int64)
+    block = (after % length).to(tl.int32, bitcast=True)
     return key, stream, threshold, first_row, line, begin, along, row, block
 
 
@@ -83,7 +91,7 @@ def places(
         offset = line * blocks * 8 + begin.to(tl.int64) * 8 + (along * 8 + lane)
         is_inside = exists & (lane < 8)
     else:
-        column = block * 8 + lane - skipped
+        column = block.to(columns.dtype) * 8 + lane - skipped
         offset = line * size + row * columns + column
         is_inside = exists & (column >= 0) & (column < columns)
     return key, stream, threshold, row + first_row, first_block + block, offset, is_inside

@@ -8,7 +8,7 @@ from torch import Tensor
 from dropkit.kernels import portable
 from dropkit.kernels.native.division import Division, divide
 from dropkit.kernels.triton_address import launch
-from dropkit.kernels.triton_bits import keep, near, places, scale_of, scaled
+from dropkit.kernels.triton_bits import NOT_SPECIALIZED, keep, near, places, scale_of, scaled
 from dropkit.kernels.triton_keep_bits import keep_bits, select
 from dropkit.kernels.triton_spread import spread
 from dropkit.random.layout import Layout
@@ -17,10 +17,9 @@ __all__ = ["TYPES", "dropout", "keep_mask"]
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
-_NOT_SPECIALIZED = ["keys", "streams", "thresholds", "first_row", "row_step", "first_block"]
 
 
-@triton.jit(do_not_specialize=_NOT_SPECIALIZED)
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def _dropout(
     input, output,
     keys, streams, thresholds, key_step, stream_step, threshold_step, first_row, begins, row_step, first_block,
@@ -38,7 +37,7 @@ def _dropout(
     tl.store(output + offset, tl.where(kept, values, 0.0).to(output.dtype.element_ty), mask=is_inside)
 
 
-@triton.jit(do_not_specialize=_NOT_SPECIALIZED)
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def _keep_mask(
     output,
     keys, streams, thresholds, key_step, stream_step, threshold_step, first_row, begins, row_step, first_block,

@@ -10,16 +10,15 @@ from torch import Tensor
 from dropkit.kernels.activations import activate, activate_backward
 from dropkit.kernels.native.division import Division, divide
 from dropkit.kernels.triton_address import launch
-from dropkit.kernels.triton_bits import keep, near, places, scale_of, scaled
+from dropkit.kernels.triton_bits import NOT_SPECIALIZED, keep, near, places, scale_of, scaled
 from dropkit.kernels.triton_dropout import TYPES, dropout
 from dropkit.random.layout import Layout, layout
 
 __all__ = ["activation_dropout", "activation_dropout_backward", "dropout_add"]
 
-_NOT_SPECIALIZED = ["keys", "streams", "thresholds", "first_row", "row_step", "first_block"]
 
 
-@triton.jit(do_not_specialize=_NOT_SPECIALIZED)
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def _dropout_add(
     input, residual, output,
     keys, streams, thresholds, key_step, stream_step, threshold_step, first_row, begins, row_step, first_block,
@@ -96,7 +95,7 @@ def _shifted(values, bias, block, is_inside):
     return values
 
 
-@triton.jit(do_not_specialize=_NOT_SPECIALIZED)
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def _activation_dropout(
     input, bias, output,
     keys, streams, thresholds, key_step, stream_step, threshold_step, first_row, begins, row_step, first_block,
@@ -113,7 +112,7 @@ def _activation_dropout(
     tl.store(output + offset, tl.where(kept, found, 0.0).to(output.dtype.element_ty), mask=is_inside)
 
 
-@triton.jit(do_not_specialize=_NOT_SPECIALIZED)
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def _activation_dropout_backward(
     grad, input, bias, output,
     keys, streams, thresholds, key_step, stream_step, threshold_step, first_row, begins, row_step, first_block,

@@ -8,7 +8,7 @@ from torch import Tensor
 from dropkit.kernels import bits as operators
 from dropkit.kernels.native.division import divide
 from dropkit.kernels.triton_address import launch_words, on_device
-from dropkit.kernels.triton_bits import along_line, keep_word, scale_of, scaled
+from dropkit.kernels.triton_bits import NOT_SPECIALIZED, along_line, keep_word, scale_of, scaled
 from dropkit.random.layout import Layout
 
 __all__ = ["keep_bits", "select"]
@@ -16,7 +16,7 @@ __all__ = ["keep_bits", "select"]
 _TILE = 2048  # elements
 
 
-@triton.jit(do_not_specialize=["keys", "streams", "thresholds", "first_row", "row_step", "first_block"])
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def _keep_bits(
     bits,
     keys, streams, thresholds, key_step, stream_step, threshold_step, first_row, begins, row_step, first_block,
@@ -31,21 +31,36 @@ def _keep_bits(
     tl.store(bits + offset, found.to(tl.int32, bitcast=True), mask=begin + along < words)
 
 
-@triton.jit(do_not_specialize=["threshold"])
+@triton.jit(do_not_specialize=["threshold", "elements", "columns", "skipped", "words_per_row"])
 def _select(
     input, output, bits, threshold, elements, columns, skipped, words_per_row,
-    TILE: tl.constexpr, IS_SCALED: tl.constexpr,
+    TILE: tl.constexpr, IS_NARROW: tl.constexpr, IS_SCALED: tl.constexpr,
 ):  # fmt: skip
-    element = tl.program_id(0).to(elements.dtype) * TILE + tl.arange(0, TILE)
-    is_inside = element < elements
-    row, column = element // columns, (element % columns).to(tl.int32) + skipped
-    word = tl.load(bits + row.to(tl.int64) * words_per_row + (column >> 5), mask=is_inside, other=0)
-    kept = (word >> (column & 31) & 1) != 0
-    values = tl.load(input + element, mask=is_inside)
+    rate = tl.load(threshold) if threshold.dtype.is_ptr() else tl.cast(threshold, tl.int64)
+    begin = tl.program_id(0).to(tl.int64) * TILE
+    along, lane = tl.arange(0, TILE // 8)[:, None] * 8, tl.arange(0, 8)[None, :]
+    # Of eight elements all are in one row or in two, unless rows are narrow: one division serves them.
+    INTEGER: tl.constexpr = tl.int64 if columns.dtype == tl.int64 else tl.uint32
+    length, after = columns.to(INTEGER), (begin % columns).to(INTEGER) + (along + lane * IS_NARROW).to(INTEGER)
+    row, column = begin // columns + (after // length).to(tl.int64), after % length
+    if not IS_NARROW:
+        column += lane
+        is_next = column >= length
+        row, column = row + is_next.to(tl.int64), tl.where(is_next, column - length, column)
+    word = bits + row * words_per_row + (column + skipped >> 5).to(tl.int64)
+    bit, offset = (column + skipped & 31).to(tl.int32), begin + (along + lane)
+    if begin + TILE <= elements:  # the compiler sees that all elements exist, and moves 16 bytes at once
+        _select_tile(input + offset, output + offset, word, bit, rate, None, IS_SCALED)
+    else:
+        _select_tile(input + offset, output + offset, word, bit, rate, offset < elements, IS_SCALED)
+
+
+@triton.jit
+def _select_tile(input, output, word, bit, rate, is_inside, IS_SCALED: tl.constexpr):
+    values, kept = tl.load(input, mask=is_inside), (tl.load(word, mask=is_inside) >> bit & 1) != 0
     if IS_SCALED:
-        rate = tl.load(threshold) if threshold.dtype.is_ptr() else tl.cast(threshold, tl.int64)
         values = scaled(values, scale_of(rate))
-    tl.store(output + element, tl.where(kept, values, 0.0).to(output.dtype.element_ty), mask=is_inside)
+    tl.store(output, tl.where(kept, values, 0.0).to(output.dtype.element_ty), mask=is_inside)
 
 
 def keep_bits(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, device: torch.device) -> Tensor:
@@ -76,6 +91,6 @@ def select(input: Tensor, bits: Tensor, threshold: Tensor, place: Layout, is_sca
     with on_device(input.device):
         _select[(triton.cdiv(input.numel(), _TILE),)](
             input, output, bits, rate, input.numel(), columns, place.first_column & 7, bits.shape[-1],
-            TILE=_TILE, IS_SCALED=is_scaled,
+            TILE=_TILE, IS_NARROW=columns < 8, IS_SCALED=is_scaled,
         )  # fmt: skip
     return output

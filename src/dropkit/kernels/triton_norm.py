@@ -12,7 +12,7 @@ from dropkit.kernels import norms
 from dropkit.kernels.native.division import Division, divide
 from dropkit.kernels.portable import computing_type
 from dropkit.kernels.triton_address import Launch, launch
-from dropkit.kernels.triton_bits import keep, near, read, scale_of, scaled
+from dropkit.kernels.triton_bits import NOT_SPECIALIZED, keep, near, read, scale_of, scaled
 from dropkit.kernels.triton_dropout import TYPES
 from dropkit.random.layout import layout
 
@@ -24,7 +24,6 @@ _WIDEST = {2: (2048, 1024), 4: (1024, 512), 8: (512, 128)}
 _TILE = 256  # blocks of a tile of longer rows
 _AHEAD = 512  # the most blocks with which a program also holds the next row
 _WARPS = 16  # on a multiprocessor in the backward pass, as far as registers go
-_NOT_SPECIALIZED = ["keys", "streams", "thresholds", "first_row", "row_step", "lines"]
 
 
 @triton.jit
@@ -107,7 +106,7 @@ def _sums(values, others):
     return tl.reduce((values, others), 0, _plus)
 
 
-@triton.jit(do_not_specialize=_NOT_SPECIALIZED)
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def _forward(
     input, residual, weight, bias, output, total, means, scales,
     keys, streams, thresholds, key_step, stream_step, threshold_step, first_row, begins, row_step, lines,
@@ -134,7 +133,7 @@ def _forward(
     tl.store(output + offset, found.to(output.dtype.element_ty), mask=exists)
 
 
-@triton.jit(do_not_specialize=_NOT_SPECIALIZED)
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def _forward_long(
     input, residual, weight, bias, output, total, means, scales,
     keys, streams, thresholds, key_step, stream_step, threshold_step, first_row, begins, row_step, lines,
@@ -209,7 +208,7 @@ def _store_sums(of_weight, of_bias, offset, weights, biases, exists):
         tl.store(of_bias + offset, biases, mask=exists)
 
 
-@triton.jit(do_not_specialize=[*_NOT_SPECIALIZED, "rows"])
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def _backward(
     grad, grad_total, total, weight, means, scales, of_input, of_residual, of_weight, of_bias, rows,
     keys, streams, thresholds, key_step, stream_step, threshold_step, first_row, begins, row_step, lines,
@@ -256,7 +255,7 @@ def _backward(
     _store_sums(of_weight, of_bias, _begin(program, columns, blocks, IS_ALIGNED) + column, weights, biases, exists)
 
 
-@triton.jit(do_not_specialize=[*_NOT_SPECIALIZED, "rows"])
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def _backward_long(
     grad, grad_total, total, weight, means, scales, of_input, of_residual, rows,
     keys, streams, thresholds, key_step, stream_step, threshold_step, first_row, begins, row_step, lines,
@@ -286,7 +285,7 @@ def _backward_long(
         _store_gradients(found * scale, grad_total, of_input, of_residual, address, number, block, offset, exists)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def _sums_long(
     grad, total, means, scales, of_weight, of_bias, rows, tiles, columns, blocks,
     WIDE: tl.constexpr, IS_CENTRED: tl.constexpr, BLOCKS: tl.constexpr, IS_ALIGNED: tl.constexpr,
