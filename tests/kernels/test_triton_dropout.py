@@ -56,6 +56,17 @@ def test_known_ties() -> None:
         assert keep_mask(address, random.threshold(case["p"])).item() == at["keep"]
 
 
+def test_ties_at_the_lowest_and_the_highest_half() -> None:
+    for half in (0, 2**16 - 1):
+        for key in range(300):  # until an element has that half
+            u = random.uniform32(key, (8, 64))
+            if (u >> 16 == half).any():
+                break
+        drawn = int(u[u >> 16 == half][0])
+        for t in (drawn, drawn + 1):
+            np.testing.assert_array_equal(keep_mask(Address(key, u.shape), t), u >= t)
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_every_width_and_rate(width: int) -> None:
     address = Address(KEY, (3, width), 5)
@@ -77,8 +88,10 @@ def test_rows_that_do_not_follow_one_another() -> None:
 
 @pytest.mark.parametrize("shared", [(1,), (2, 3), (0, 2), (), (0, 1, 2, 3)])
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1), (3, 2, 1, 0)])
-def test_elements_that_share_a_draw_or_lie_in_another_order(shared: tuple[int, ...], order: tuple[int, ...]) -> None:
-    shape = (2, 3, 4, 5)
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (11, 3, 8, 9)])
+def test_elements_that_share_a_draw_or_lie_in_another_order(
+    shared: tuple[int, ...], order: tuple[int, ...], shape: tuple[int, ...]
+) -> None:
     x = torch.randn(shape).permute(order).contiguous().permute([order.index(axis) for axis in range(4)])
     address = Address(KEY, shape, 0, None, None, shared)
     key, stream, t = address.tensors(random.threshold(0.4))
@@ -96,7 +109,7 @@ def test_parts_of_tensors() -> None:
 
 
 @pytest.mark.parametrize("dtype", triton_dropout.TYPES)
-@pytest.mark.parametrize("shape", [(5, 16), (3, 2, 10), (7,), (), (0, 8)])
+@pytest.mark.parametrize("shape", [(5, 16), (3, 2, 10), (7,), (), (0, 8), (70, 33), (800, 3)])
 @pytest.mark.parametrize("scaled", [True, False])
 def test_values_are_those_of_the_portable_operations(dtype: torch.dtype, shape: tuple[int, ...], scaled: bool) -> None:
     x, place = torch.randn(shape).to(dtype), layout("test", shape)
@@ -128,6 +141,12 @@ def test_slices_have_keys_of_their_own(rest: tuple[int, ...]) -> None:
     for each, key, one in zip(found, keys, x, strict=True):
         alone = dropped(one, layout("test", rest), 0.3, key)
         assert torch.equal(each, alone)
+
+
+@pytest.mark.parametrize("keys", [torch.arange(6)[::2], torch.tensor([5]).expand(3)])
+def test_keys_of_slices_may_lie_apart_or_in_one_place(keys: Tensor) -> None:
+    x, place = torch.randn(3, 16), layout("test", (3, 16), slices=1)
+    assert torch.equal(dropped(x, place, 0.3, keys), dropped(x, place, 0.3, keys.contiguous()))
 
 
 def test_slices_have_rates_of_their_own() -> None:

@@ -94,7 +94,7 @@ def spread(value: Tensor, axes: tuple[int, ...], device: torch.device) -> Tensor
     if value.numel() == 1:
         return int(value) if value.device.type == "cpu" and device.type != "cpu" else value.reshape(1)
     value = value.reshape(value.shape + (1,) * (len(axes) - value.dim())).expand(axes)
-    return value.reshape(-1).to(device)
+    return value.reshape(-1).to(device).contiguous()  # kernels read them one behind the other
 
 
 @remembered

@@ -33,7 +33,7 @@ def _of_queries_part(
         weights = tl.exp2(scores - log[:, None])
         of_weights = tl.dot(grad, tl.trans(values), input_precision=PRECISION)
         is_kept = kept(
-            of_weights, dropout_key, stream, threshold, mask_row, bits, place, rows_of_bits, first, is_inside,
+            of_weights, dropout_key, stream, threshold, mask_row, bits, place, rows_of_bits, first, is_inside, keys,
             ROWS, COLUMNS,
         )  # fmt: skip
         of_scores = weights * (tl.where(is_kept, of_weights, 0.0) - weighted[:, None])
@@ -127,7 +127,7 @@ def _of_keys_from(
         grad_rows = rows_of(grad, first_row, along, grad_row, VALUES, columns, queries, False)
         of_weights = tl.dot(grad_rows, tl.trans(value), input_precision=PRECISION)
         is_kept = kept(
-            weights, dropout_key, stream, threshold, mask_row + rows, bits, rows, rows_of_bits, first, is_inside,
+            weights, dropout_key, stream, threshold, mask_row + rows, bits, rows, rows_of_bits, first, is_inside, keys,
             ROWS, COLUMNS,
         )  # fmt: skip
         weighted_rows = tl.load(weighted + rows, mask=is_inside, other=0.0)

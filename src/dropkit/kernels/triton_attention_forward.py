@@ -36,7 +36,7 @@ def _forward_part(
         weights = tl.exp2(scores - base[:, None])
         sums = sums * shrink + tl.sum(weights, 1)
         is_kept = kept(
-            weights, dropout_key, stream, threshold, mask_row, bits, place, rows_of_bits, first, is_inside,
+            weights, dropout_key, stream, threshold, mask_row, bits, place, rows_of_bits, first, is_inside, keys,
             ROWS, COLUMNS,
         )  # fmt: skip
         values = rows_of(value, first, order, value_row, VALUES, columns, keys, IS_WHOLE)

@@ -9,13 +9,16 @@ thirty-two are the eight keys of one call. Softmax and sums over keys do not min
 import triton
 import triton.language as tl
 
-from dropkit.kernels.triton_bits import near, read
+from dropkit.kernels.triton_bits import near, philox, read
 
 __all__ = ["LOG2_E", "NOT_SPECIALIZED", "address", "in_order", "kept", "rows_of", "scores_of", "segment"]
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 # Numbers that change from call to call, for which a kernel is not compiled anew.
-NOT_SPECIALIZED = ["dropout_keys", "streams", "thresholds", "row_step", "tiles", "heads", "words"]
+NOT_SPECIALIZED = [
+    "dropout_keys", "key_step", "streams", "stream_step", "thresholds", "threshold_step", "row_step", "head_step",
+    "tiles", "heads", "group", "queries", "keys", "logs_batch", "logs_head", "words",
+]  # fmt: skip
 
 
 @triton.jit
@@ -50,7 +53,7 @@ def rows_of(tensor, begin, row, row_step, WIDTH: tl.constexpr, width, count, IS_
         IS_WHOLE: Whether all rows of the tile exist.
     """
     lane = tl.arange(0, WIDTH)
-    place = tensor + tl.cast(begin, tl.int64) * row_step + row[:, None] * row_step + lane[None, :]
+    place = tensor + tl.cast(begin, tl.int64) * row_step + row.to(tl.int64)[:, None] * row_step + lane[None, :]
     exists = (begin + row < count)[:, None]
     if width < WIDTH:
         return tl.load(place, mask=exists & (lane < width)[None, :], other=0.0)
@@ -118,7 +121,7 @@ def scores_of(
 
 @triton.jit
 def kept(
-    weights, key, stream, threshold, row, bits, place, rows_of_bits, column, is_inside,
+    weights, key, stream, threshold, row, bits, place, rows_of_bits, column, is_inside, keys,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Return which weights are kept.
@@ -134,14 +137,15 @@ def kept(
         rows_of_bits: How far apart the words of a query are.
         column: Number of the first key, a multiple of 32.
         is_inside: Which queries exist.
+        keys: How many keys do.
         ROWS: How many queries.
         COLUMNS: How many keys.
     """
     groups: tl.constexpr = COLUMNS // 32
     if bits is not None:
-        group = ((column >> 5) + tl.arange(0, groups)).to(tl.int64)
-        at = place[:, None] + group[None, :] * rows_of_bits
-        words = tl.load(bits + at, mask=is_inside[:, None], other=0)
+        group = (column >> 5) + tl.arange(0, groups)
+        at = place[:, None] + group.to(tl.int64)[None, :] * rows_of_bits
+        words = tl.load(bits + at, mask=is_inside[:, None] & (group * 32 < keys)[None, :], other=0)
         spread = tl.broadcast_to(words[:, :, None], (ROWS, groups, 32)).reshape((ROWS, COLUMNS))
         return (spread >> (in_order(COLUMNS) & 31)[None, :] & 1) != 0
     else:
@@ -163,8 +167,6 @@ def _halves(key, stream, row, block, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     low, high = (row & 0xFFFFFFFF).to(tl.uint32)[:, None, None], (row >> 32 & 0xFFFFFFFF).to(tl.uint32)[:, None, None]
     key_low, key_high = (key & 0xFFFFFFFF).to(tl.uint32), (key >> 32 & 0xFFFFFFFF).to(tl.uint32)
     # Rows and blocks stand on axes of their own, so that the first two rounds are computed for each alone.
-    a, b, c, d = tl.philox_impl(
-        block.to(tl.uint32, bitcast=True), low, high, stream.to(tl.uint32), key_low, key_high, 10
-    )
+    a, b, c, d = philox(block.to(tl.uint32, bitcast=True), low, high, stream.to(tl.uint32), key_low, key_high)
     words = tl.join(tl.join(a, c), tl.join(b, d)).reshape((ROWS, COLUMNS // 32, 4, 4)).permute((0, 1, 3, 2))
     return tl.join(words & 0xFFFF, words >> 16).reshape((ROWS, COLUMNS)).to(tl.int32)

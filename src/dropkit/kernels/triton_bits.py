@@ -7,13 +7,17 @@ eight elements draws for itself, and no mask is ever in memory.
 import triton
 import triton.language as tl
 
-__all__ = ["NOT_SPECIALIZED", "along_line", "integers_of", "keep", "keep_word", "near", "places", "read", "scale_of", "scaled"]
+__all__ = [
+    "NOT_SPECIALIZED", "along_line", "integers_of", "keep", "keep_word", "near", "philox", "places", "read", "scale_of",
+    "scaled",
+]  # fmt: skip
 
 # Numbers that change from call to call. Triton would compile a kernel again where one of them is 1, which is then known
 # to the compiler and no number of Triton's, or becomes a multiple of 16, which nothing here would gain from.
 NOT_SPECIALIZED = [
-    "keys", "streams", "thresholds", "key_step", "stream_step", "threshold_step", "first_row", "row_step", "first_block",
-    "skipped", "columns", "blocks_per_row", "blocks", "tiles", "size", "words_per_row", "words", "lines", "rows",
+    "keys", "streams", "thresholds", "key_step", "stream_step", "threshold_step", "first_row", "row_step",
+    "first_block", "skipped", "columns", "blocks_per_row", "blocks", "tiles", "size", "words_per_row", "words",
+    "lines", "rows",
 ]  # fmt: skip
 
 
@@ -39,17 +43,17 @@ def along_line(
         Key, stream, threshold, and number of the line's first row; the line, the number of the tile's first block in
         it, and those of all blocks after that; rows in the line, and blocks in their rows.
     """
-    program = tl.program_id(0)
-    line, tile = (program // tiles).to(tl.int64), program % tiles
+    program, tiles = tl.program_id(0).to(tl.uint32), tiles.to(tl.uint32)
+    line, tile = (program // tiles).to(tl.int64), (program % tiles).to(tl.int32)
     key, stream = read(keys, line, key_step), read(streams, line, stream_step)
     threshold = read(thresholds, line, threshold_step)
     first_row += tl.load(begins + line) if begins is not None else line * row_step
     along = tl.arange(0, BLOCKS)
     begin = tile.to(blocks.dtype) * BLOCKS
-    # From where the tile begins in a row on, 32 bits are enough, for a row has up to 2**31 blocks.
-    row, after = begin // blocks_per_row, (begin % blocks_per_row).to(tl.uint32) + along.to(tl.uint32)
-    length = blocks_per_row.to(tl.uint32)
-    row = row.to(tl.int64) + (after // length).to(tl.int64)
+    # Integers without a sign are divided in fewer steps; from where the tile begins in a row on, 32 bits are enough.
+    length, place = blocks_per_row.to(tl.uint32), begin.to(tl.uint64 if begin.dtype == tl.int64 else tl.uint32)
+    after = (place % length).to(tl.uint32) + along.to(tl.uint32)
+    row = (place // length).to(tl.int64) + (after // length).to(tl.int64)
     block = (after % length).to(tl.int32, bitcast=True)
     return key, stream, threshold, first_row, line, begin, along, row, block
 
@@ -98,13 +102,28 @@ def places(
 
 
 @triton.jit
+def philox(a, b, c, d, key_low, key_high):
+    """Return the four words of Philox, ten rounds, at a counter of four words of uint32.
+
+    Triton's own takes the halves of products one by one, for which a GPU multiplies twice.
+    """
+    for _ in tl.static_range(10):
+        first, third = a.to(tl.uint64) * 0xD2511F53, c.to(tl.uint64) * 0xCD9E8D57
+        a, b = (third >> 32).to(tl.uint32) ^ b ^ key_low, (third & 0xFFFFFFFF).to(tl.uint32)
+        c, d = (first >> 32).to(tl.uint32) ^ d ^ key_high, (first & 0xFFFFFFFF).to(tl.uint32)
+        key_low = tl.add(key_low, 0x9E3779B9, sanitize_overflow=False)
+        key_high = tl.add(key_high, 0xBB67AE85, sanitize_overflow=False)
+    return a, b, c, d
+
+
+@triton.jit
 def _halves(block, low, high, stream, key_low, key_high):
-    """Return the halves of eight lanes of every block, along the second axis."""
-    a, b, c, d = tl.philox_impl(block, low, high, stream, key_low, key_high, 10)
+    """Return words whose upper halves are those of eight lanes of every block, along the second axis."""
+    a, b, c, d = philox(block, low, high, stream, key_low, key_high)
     lane = tl.arange(0, 8)[None, :]
     # A thread has all lanes of a block and knows each when it is compiled: nothing is selected when it runs.
     words = tl.where(lane < 4, tl.where(lane < 2, a, b), tl.where(lane < 6, c, d))
-    return (words >> ((lane & 1) * 16).to(tl.uint32) & 0xFFFF).to(tl.int32)
+    return words << ((lane & 1 ^ 1) * 16).to(tl.uint32)
 
 
 @triton.jit
@@ -122,15 +141,14 @@ def keep(key, stream, threshold, row, block, near):
     low, high = (row & 0xFFFFFFFF).to(tl.uint32), ((row >> 32) & 0xFFFFFFFF).to(tl.uint32)
     key_low, key_high = (key & 0xFFFFFFFF).to(tl.uint32), ((key >> 32) & 0xFFFFFFFF).to(tl.uint32)
     number, stream = block.to(tl.uint32, bitcast=True), (low & 0) + stream.to(tl.uint32)
-    half, rest = (threshold >> 16).to(tl.int32), (threshold & 0xFFFF).to(tl.int32)
-    halves = _halves(number, low, high, stream, key_low, key_high)
-    kept = (halves >= half) & near
-    if rest != 0:
-        is_tied = (halves == half) & near
-        if tl.max(is_tied.to(tl.int32)) > 0:  # for one element in 65,536, the bits below decide
+    bound, rest = (threshold & 0xFFFF0000).to(tl.uint32), (threshold & 0xFFFF).to(tl.uint32) << 16
+    found = tl.where(near, _halves(number, low, high, stream, key_low, key_high), 0)
+    if rest != 0:  # noqa: SIM102  # not `and`, which would take the minimum either way
+        if tl.min(found - bound) < 65536:  # for one element in 65,536, the bits below decide
             below = _halves(number | 0x80000000, low, high, stream, key_low, key_high)
-            kept = tl.where(is_tied, below >= rest, kept)
-    return kept
+            found = tl.where(found - bound < 65536, below >= rest, found >= bound).to(tl.uint32)
+            bound = bound * 0 + 1
+    return (found >= bound) & (threshold < 4294967296)
 
 
 @triton.jit
@@ -141,7 +159,7 @@ def integers_of(key, stream, row, block):
     number, stream = block.to(tl.uint32, bitcast=True), (low & 0) + stream.to(tl.uint32)
     above = _halves(number, low, high, stream, key_low, key_high)
     below = _halves(number | 0x80000000, low, high, stream, key_low, key_high)
-    return (above << 16 | below).to(tl.uint32, bitcast=True)
+    return above & 0xFFFF0000 | below >> 16
 
 
 @triton.jit
@@ -195,7 +213,7 @@ def _compared(key, stream, row, first_block, half):
     found, tied = low & 0, low & 0
     for i in tl.static_range(4):
         number = (low & 0) + tl.cast(first_block + i, tl.int32).to(tl.uint32, bitcast=True)
-        drawn = tl.philox_impl(number, low, high, stream.to(tl.uint32), key_low, key_high, 10)
+        drawn = philox(number, low, high, stream.to(tl.uint32), key_low, key_high)
         for j in tl.static_range(8):
             value = drawn[j // 2] >> 16 if j % 2 else drawn[j // 2] & 0xFFFF
             found |= (value >= half).to(tl.uint32) << (8 * i + j)

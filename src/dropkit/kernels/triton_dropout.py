@@ -18,7 +18,6 @@ __all__ = ["TYPES", "dropout", "keep_mask"]
 TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def _dropout(
     input, output,
@@ -32,9 +31,10 @@ def _dropout(
     )  # fmt: skip
     values = tl.load(input + offset, mask=is_inside)
     kept = keep(key, stream, threshold, row, block, near(values))
-    if IS_SCALED:
-        values = scaled(values, scale_of(threshold))
-    tl.store(output + offset, tl.where(kept, values, 0.0).to(output.dtype.element_ty), mask=is_inside)
+    found = tl.where(kept, values, 0.0)
+    if IS_SCALED:  # after that, for the compiler would select numbers of half types one by one
+        found = scaled(found, scale_of(threshold))
+    tl.store(output + offset, found.to(output.dtype.element_ty), mask=is_inside)
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)

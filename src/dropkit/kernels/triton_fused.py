@@ -17,7 +17,6 @@ from dropkit.random.layout import Layout, layout
 __all__ = ["activation_dropout", "activation_dropout_backward", "dropout_add"]
 
 
-
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def _dropout_add(
     input, residual, output,
@@ -108,8 +107,8 @@ def _activation_dropout(
     )  # fmt: skip
     values = tl.load(input + offset, mask=is_inside)
     kept = keep(key, stream, threshold, row, block, near(values))
-    found = scaled(_activated(_shifted(values, bias, block, is_inside), ACTIVATION), scale_of(threshold))
-    tl.store(output + offset, tl.where(kept, found, 0.0).to(output.dtype.element_ty), mask=is_inside)
+    found = tl.where(kept, _activated(_shifted(values, bias, block, is_inside), ACTIVATION), 0.0)
+    tl.store(output + offset, scaled(found, scale_of(threshold)).to(output.dtype.element_ty), mask=is_inside)
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
@@ -125,10 +124,9 @@ def _activation_dropout_backward(
     )  # fmt: skip
     upper, values = tl.load(grad + offset, mask=is_inside), tl.load(input + offset, mask=is_inside)
     found = _gradient(_widened(upper), _shifted(values, bias, block, is_inside), ACTIVATION)
-    found = scaled(found, scale_of(threshold))
     if ACTIVATION != "relu":  # of which the result is given, that is 0 where an element is dropped: no mask is drawn
         found = tl.where(keep(key, stream, threshold, row, block, near(upper)), found, 0.0)
-    tl.store(output + offset, found.to(output.dtype.element_ty), mask=is_inside)
+    tl.store(output + offset, scaled(found, scale_of(threshold)).to(output.dtype.element_ty), mask=is_inside)
 
 
 def dropout_add(input: Tensor, residual: Tensor, key: Tensor, stream: Tensor, threshold: Tensor) -> Tensor:

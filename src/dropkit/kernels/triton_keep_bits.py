@@ -40,8 +40,8 @@ def _select(
     begin = tl.program_id(0).to(tl.int64) * TILE
     along, lane = tl.arange(0, TILE // 8)[:, None] * 8, tl.arange(0, 8)[None, :]
     # Of eight elements all are in one row or in two, unless rows are narrow: one division serves them.
-    INTEGER: tl.constexpr = tl.int64 if columns.dtype == tl.int64 else tl.uint32
-    length, after = columns.to(INTEGER), (begin % columns).to(INTEGER) + (along + lane * IS_NARROW).to(INTEGER)
+    integer: tl.constexpr = tl.int64 if columns.dtype == tl.int64 else tl.uint32
+    length, after = columns.to(integer), (begin % columns).to(integer) + (along + lane * IS_NARROW).to(integer)
     row, column = begin // columns + (after // length).to(tl.int64), after % length
     if not IS_NARROW:
         column += lane
@@ -58,9 +58,10 @@ def _select(
 @triton.jit
 def _select_tile(input, output, word, bit, rate, is_inside, IS_SCALED: tl.constexpr):
     values, kept = tl.load(input, mask=is_inside), (tl.load(word, mask=is_inside) >> bit & 1) != 0
+    found = tl.where(kept, values, 0.0)
     if IS_SCALED:
-        values = scaled(values, scale_of(rate))
-    tl.store(output, tl.where(kept, values, 0.0).to(output.dtype.element_ty), mask=is_inside)
+        found = scaled(found, scale_of(rate))
+    tl.store(output, found.to(output.dtype.element_ty), mask=is_inside)
 
 
 def keep_bits(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, device: torch.device) -> Tensor:

@@ -163,9 +163,9 @@ def _forward_long(
         tl.store(means + number, mean)
     scale = 1.0 / tl.sqrt(squares / columns + EPS)
     tl.store(scales + number, scale)
+    tl.debug_barrier()  # for threads may load what others have stored
     for start in range(0, blocks, BLOCKS):
         block, column, exists = _columns(start, columns, blocks, BLOCKS, IS_ALIGNED)
-        # The very threads that have stored these load them.
         values = tl.load(total + begin + column, mask=exists).to(WIDE)
         factors, shifts = _of_columns(weight, column, exists), _of_columns(bias, column, exists)
         found = _weighted((values - mean) * scale, factors, shifts)
@@ -196,7 +196,7 @@ def _store_gradients(found, grad_total, of_input, of_residual, address, number, 
         found += tl.load(grad_total + offset, mask=exists, other=0.0)
     tl.store(of_residual + offset, found.to(of_residual.dtype.element_ty), mask=exists)
     kept = keep(key, stream, threshold, first_row + number, block, near(found))
-    found = tl.where(kept, scaled(found, scale_of(threshold)), 0.0)
+    found = scaled(tl.where(kept, found, 0.0), scale_of(threshold))
     tl.store(of_input + offset, found.to(of_input.dtype.element_ty), mask=exists)
 
 
@@ -217,7 +217,7 @@ def _backward(
 ):  # fmt: skip
     program, step = tl.program_id(0).to(tl.int64), tl.num_programs(0)
     block, column, exists = _columns(0, columns, blocks, BLOCKS, IS_ALIGNED)
-    factors = _of_columns(weight, column, exists)
+    factors = _of_columns(weight, column, exists) if IS_AHEAD else None
     weights, biases = tl.zeros((BLOCKS, 8), WIDE), tl.zeros((BLOCKS, 8), WIDE)
     address = _address(
         program, keys, streams, thresholds, key_step, stream_step, threshold_step, first_row, begins, row_step, lines
@@ -237,7 +237,8 @@ def _backward(
             weights += found * normal
         if of_bias is not None:
             biases += found
-        found = _weighted(found, factors, None)
+        # Where registers are few, a cache has the factors.
+        found = _weighted(found, factors if IS_AHEAD else _of_columns(weight, column, exists), None)
         if IS_CENTRED:
             product, middle = _sums(found * normal, found)
             found -= middle / columns
