@@ -10,7 +10,7 @@ from torch import Tensor
 from dropkit.kernels import portable
 from dropkit.kernels.native.division import divide
 from dropkit.kernels.triton_address import launch
-from dropkit.kernels.triton_bits import integers_of, places
+from dropkit.kernels.triton_bits import NOT_SPECIALIZED, integers_of, places
 from dropkit.random.layout import Layout
 
 __all__ = ["integers", "uniform"]
@@ -18,7 +18,7 @@ __all__ = ["integers", "uniform"]
 _TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-@triton.jit(do_not_specialize=["keys", "streams", "thresholds", "first_row", "row_step", "first_block"])
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def _field(
     output,
     keys, streams, thresholds, key_step, stream_step, threshold_step, first_row, begins, row_step, first_block,
