@@ -1,158 +1,106 @@
-"""Dropout on a GPU: against a copy of memory, PyTorch's eager dropout and compiled code, all in one process.
+"""Dropout on a GPU: against a copy of memory, PyTorch's eager dropout and compiled code.
 
-    python benchmarks/gpu.py [--rounds 20] [masks copy backward small fusion memory norm attention]
+    PYTHONPATH=src python benchmarks/gpu.py [--rounds 20] [masks copy backward norm small attention fusion memory]
+
+That is all: it needs PyTorch for CUDA, with the Triton that comes with it, and NumPy; dropkit need not be installed, nor
+its library for CPUs be compiled. `make bench-gpu` says the same, with the `python3` of the path. Where dropkit is
+wanted for good beside a PyTorch that is there: `pip install --no-deps .`.
 
 Times are medians over rounds of what the GPU took, sides taking turns; the whole takes less than eight minutes on one
-H100. A row says whether its bar is met, and the process fails if a mask is wrong.
+H100. Every row is a process of its own, so that whatever happens to one, the others run. A row says whether its bar is
+met; the exit status is 1 if a row failed, for example because a mask is wrong.
+
+    python benchmarks/gpu.py --rehearse
+
+runs every row without a GPU, on tiny tensors, to see that it runs.
 """
 
 import argparse
-import os
+import multiprocessing
+import platform
 import sys
+import time
 from collections.abc import Callable
-
-os.environ.setdefault("DROPKIT_KERNEL", "triton")  # before dropkit reads it
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
-import torch.nn.functional as F
 from gpu_attention import attention
 from gpu_compiled import fusion, memory
+from gpu_dropout import backward, copy, small
+from gpu_masks import masks
 from gpu_norm import norm
-from gpu_timing import P, milliseconds, show, verdict
-from torch import Tensor
+from gpu_timing import HERE, REHEARSE
 
-from dropkit import kernels, random
-from dropkit.functional import dropout
-from dropkit.kernels import gpu
-
-ELEMENTS = 2**28
-
-
-def masks(_: int) -> None:
-    """One mask on a GPU, a CPU, in NumPy, eager and compiled; a wrong one ends the process."""
-    compiled = torch.compile(dropout)
-    x = torch.randn(1000, 1032)
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        for shape in ((1000, 1032), (40, 25, 1032), (1032000,), (8, 129, 1000)):
-            values = x.view(shape).to(dtype)
-            want = torch.from_numpy(random.keep_mask(77, shape, P))
-            on_cpu = dropout(values, P, key=77)
-            for run in (dropout, compiled):
-                found = run(values.cuda(), P, key=77).cpu()
-                if not torch.equal(found, on_cpu) or not torch.equal(found != 0, want & (values != 0)):
-                    sys.exit(f"a mask on the GPU is not that of the definition: {dtype}, {shape}")
-    print("\nmasks\n  GPU = CPU = NumPy, eager = compiled, bit for bit")
-
-
-def copy(rounds: int) -> None:
-    for dtype in (torch.bfloat16, torch.float32):
-        x = torch.randn(2**14, ELEMENTS // 2**14, device="cuda", dtype=dtype)
-        y = torch.empty_like(x)
-        sides = {
-            "copy": lambda x=x, y=y: y.copy_(x),
-            "dropkit": lambda x=x: dropout(x, P),
-            "eager": lambda x=x: F.dropout(x, P),
-        }
-        print(f"\n{dtype}, 2**28 elements, forward")
-        size = 2.0 * x.numel() * x.element_size()
-        found = milliseconds(sides, rounds)
-        show(found, {"copy": size, "dropkit": size, "eager": size + x.numel()})
-        verdict("share of a copy's bandwidth", found["copy"] / found["dropkit"], ">=", 0.9)
-        del x, y
-        torch.cuda.empty_cache()
-
-
-def ours(x: Tensor) -> Tensor:
-    return dropout(x, P)
-
-
-def theirs(x: Tensor) -> Tensor:
-    return F.dropout(x, P)
-
-
-def backward(rounds: int) -> None:
-    for dtype, bar in ((torch.bfloat16, 1.2), (torch.float32, 1.05)):
-        x = torch.randn(2**14, ELEMENTS // 2**14, device="cuda", dtype=dtype, requires_grad=True)
-        grad = torch.randn_like(x)
-
-        def both(run: Callable[[Tensor], Tensor], x: Tensor = x, grad: Tensor = grad) -> None:
-            x.grad = None
-            run(x).backward(grad)
-
-        compiled = torch.compile(theirs)
-        sides = {
-            "dropkit": lambda both=both: both(ours),
-            "eager": lambda both=both: both(theirs),
-            "compiled": lambda both=both, compiled=compiled: both(compiled),
-        }
-        print(f"\n{dtype}, 2**28 elements, forward and backward")
-        found = milliseconds(sides, rounds)
-        show(found)
-        verdict("x faster than eager", found["eager"] / found["dropkit"], ">=", bar)
-        verdict("x faster than compiled", found["compiled"] / found["dropkit"], ">=", 1)
-        before = torch.cuda.memory_allocated()
-        y = dropout(x, P)
-        kept = torch.cuda.memory_allocated() - before - y.numel() * y.element_size()
-        verdict("bytes an element kept for the backward pass", kept / x.numel(), "<=", 1e-6)
-        del x, grad, y, sides
-        torch.cuda.empty_cache()
-
-
-def small(rounds: int) -> None:
-    print("\n2**16 elements under CUDA graphs, 100 forward and backward passes")
-    x = torch.randn(2**16, device="cuda", requires_grad=True)
-    grad = torch.ones_like(x)
-
-    def captured(run: Callable[[Tensor], Tensor]) -> torch.cuda.CUDAGraph:
-        def step() -> None:
-            for _ in range(100):
-                torch.autograd.grad(run(x), x, grad)
-
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            step()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            step()
-        return graph
-
-    graphs = {"dropkit": captured(ours), "eager": captured(theirs)}
-    found = milliseconds({name: graph.replay for name, graph in graphs.items()}, rounds)
-    show(found)
-    verdict("x as fast as eager", found["eager"] / found["dropkit"], ">=", 1)
-
+import dropkit
+from dropkit import kernels
 
 ROWS: dict[str, Callable[[int], None]] = {
     "masks": masks,
     "copy": copy,
     "backward": backward,
+    "norm": norm,
     "small": small,
+    "attention": attention,
     "fusion": fusion,
     "memory": memory,
-    "norm": norm,
-    "attention": attention,
 }
+LIMIT = 180  # seconds for a row
 
 
-def main() -> None:
+def ran(name: str, rounds: int) -> str:
+    """Run a row in a new process and return what became of it, or "" if all is well."""
+    process = multiprocessing.get_context("spawn").Process(target=_run, args=(name, rounds), name=name)
+    process.start()
+    process.join(LIMIT)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        return f"it took longer than {LIMIT} s"
+    return f"exit status {process.exitcode}" if process.exitcode else ""
+
+
+def _run(name: str, rounds: int) -> None:
+    HERE.prepare()
+    ROWS[name](rounds)
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}")
-    parser.add_argument("--rounds", type=int, default=20, help="how often each side is timed (default: 20)")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)} (default: all)")
+    parser.add_argument("--rounds", type=int, help="how often each side is timed (default: 20; in a rehearsal 1)")
+    parser.add_argument(REHEARSE, action="store_true", help="run without a GPU, on tiny tensors: times mean nothing")
     arguments = parser.parse_args()
-    if arguments.rounds < 1:
-        parser.error(f"--rounds must be 1 or more, got {arguments.rounds}")
-    unknown = set(arguments.rows) - ROWS.keys()
+    rounds = arguments.rounds if arguments.rounds is not None else 1 if arguments.rehearse else 20
+    if rounds < 1:
+        parser.error(f"--rounds must be 1 or more, got {rounds}")
+    unknown = [name for name in arguments.rows if name not in ROWS]
     if unknown:
-        parser.error(f"unknown rows {', '.join(sorted(unknown))}; known are {', '.join(ROWS)}")
-    if not torch.cuda.is_available():
-        parser.error("it needs a CUDA device, and there is none")
-    print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}")
-    print(f"GPU kernels: {gpu.why_portable() or 'Triton'}\n{kernels.info()}")
-    for name in arguments.rows or ROWS:
-        ROWS[name](arguments.rounds)
+        parser.error(f"unknown rows {', '.join(unknown)}; known are {', '.join(ROWS)}")
+    lacking = HERE.lacks()
+    if lacking:
+        parser.error(f"it needs {lacking}")
+    start = time.monotonic()
+    print(*HERE.heading(), *_versions(), sep="\n")
+    failed = []
+    for name in dict.fromkeys(arguments.rows or ROWS):
+        began = time.monotonic()
+        what = ran(name, rounds)
+        print(f"  ({name}: {time.monotonic() - began:.0f} s)" + (f"  FAILED: {what}" if what else ""))
+        failed += [name] if what else []
+    print(f"\n{HERE.state()}\n{time.monotonic() - start:.0f} s in all; rows that failed: {', '.join(failed) or 'none'}")
+    return 1 if failed else 0
+
+
+def _versions() -> list[str]:
+    try:
+        triton = version("triton")
+    except PackageNotFoundError:
+        triton = "missing"
+    versions = (
+        f"torch {torch.__version__}, CUDA {torch.version.cuda}, Triton {triton}, Python {platform.python_version()}"
+    )
+    return [versions, f"dropkit {dropkit.__version__}; on the CPU:", str(kernels.info())]
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

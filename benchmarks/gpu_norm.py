@@ -1,14 +1,14 @@
-"""Dropout, residual and normalisation on a GPU against PyTorch's eager and compiled code: rows of benchmarks/gpu.py.
+"""Dropout, residual and normalisation on a GPU against PyTorch's eager and compiled code: a row of benchmarks/gpu.py.
 
 Forward and backward in bfloat16. The process fails if a mask is wrong.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from gpu_timing import P, milliseconds, show, verdict
+from gpu_timing import HERE, P, milliseconds, show, title, verdict
 from torch import Tensor
 
 from dropkit import random
@@ -16,7 +16,6 @@ from dropkit.functional import activation_dropout, dropout_add, dropout_add_laye
 
 __all__ = ["norm"]
 
-ELEMENTS = 2**26
 DTYPE = torch.bfloat16
 Outputs = tuple[Tensor, ...]
 
@@ -52,12 +51,12 @@ WORK: dict[str, tuple[Callable[..., Outputs], Callable[..., Outputs], tuple[floa
     "the same, with the sum": (
         lambda x, residual, *columns: dropout_add_layer_norm(x, residual, *columns, P, prenorm=True),
         eager_layer_and_sum,
-        (2.0, 1.2),
+        None,
     ),
     "dropout + residual + RMSNorm": (
         lambda x, residual, weight, _: (dropout_add_rms_norm(x, residual, weight, P),),
         eager_root,
-        (2.0, 1.2),
+        None,
     ),
     "bias + GELU + dropout": (
         lambda x, _, __, bias: (activation_dropout(x, "gelu", P, bias=bias),),
@@ -68,56 +67,56 @@ WORK: dict[str, tuple[Callable[..., Outputs], Callable[..., Outputs], tuple[floa
 }
 
 
-def step(run: Callable[..., Outputs], tensors: Sequence[Tensor], grad: Tensor) -> Callable[[], None]:
-    """Return forward and backward, with the same gradient for every output."""
-
-    def both() -> None:
-        found = run(*tensors)
-        torch.autograd.grad(found, tensors, [grad] * len(found), allow_unused=True)
-
-    return both
+def norm(rounds: int) -> None:
+    """Print all tables: what has a bar for every width, the rest for the first."""
+    check()
+    first, *others = HERE.sizes.columns
+    for columns in (first, *others):
+        for name, (_, _, bars) in WORK.items():
+            if bars is not None or columns == first:
+                measure(name, columns, rounds)
 
 
 def check() -> None:
     """Compare results and masks with those of a CPU; a wrong one ends the process."""
-    x, weight = torch.randn(257, 1032), torch.randn(1032)
+    shape = HERE.sizes.compared
+    x, weight = torch.randn(shape), torch.randn(shape[1])
     keep = torch.from_numpy(random.keep_mask(77, x.shape, P))
     for run in (dropout_add_layer_norm, dropout_add_rms_norm):
         on_cpu, on_gpu = (
             run(*(each.to(device) for each in (x, x.flip(0), weight)), p=P, prenorm=True, key=77)
-            for device in ("cpu", "cuda")
+            for device in ("cpu", HERE.device)
         )
         worst = max((one - other.cpu()).abs().max().item() for one, other in zip(on_cpu, on_gpu, strict=True))
-        _, alone = run(x.cuda(), torch.zeros_like(x).cuda(), p=P, prenorm=True, key=77)
+        there = x.to(HERE.device)
+        _, alone = run(there, torch.zeros_like(there), p=P, prenorm=True, key=77)
         if worst > 1e-4 or not torch.equal(alone.cpu() != 0, keep & (x != 0)):
             sys.exit(f"{run.__name__} on the GPU is not that of the CPU: {worst}")
-    print("  results and masks are those of the CPU")
+    title("normalisation\n  results and masks are those of the CPU")
 
 
-def measure(columns: int, rounds: int) -> None:
-    shape = (ELEMENTS // columns, columns)
+def measure(name: str, columns: int, rounds: int) -> None:
+    """Time forward and backward."""
+    ours, theirs, bars = WORK[name]
+    shape = (HERE.sizes.normalised // columns, columns)
     sizes = (shape, shape, (columns,), (columns,))
-    tensors = [torch.randn(size, device="cuda", dtype=DTYPE, requires_grad=True) for size in sizes]
-    grad = torch.randn(shape, device="cuda", dtype=DTYPE)
-    for name, (ours, theirs, bars) in WORK.items():
-        if bars is None and columns != 4096:
-            continue
-        print(f"\n{name}, {shape[0]:,} rows of {columns:,}, forward and backward", flush=True)
-        compiled = torch.compile(theirs)
-        sides = {
-            side: step(run, tensors, grad)
-            for side, run in (("dropkit", ours), ("eager", theirs), ("compiled", compiled))
-        }
-        found = milliseconds(sides, rounds)
-        show(found)
-        for side, bar in zip(("eager", "compiled"), bars or (), strict=False):
-            verdict(f"x faster than {side}", found[side] / found["dropkit"], ">=", bar)
-        torch._dynamo.reset()
+    tensors = [torch.randn(size, device=HERE.device, dtype=DTYPE, requires_grad=True) for size in sizes]
+    grad = torch.randn(shape, device=HERE.device, dtype=DTYPE)
+    title(f"{name}, {DTYPE}, {shape[0]:,} rows of {columns:,}, forward and backward")
 
+    def both(run: Callable[..., Outputs]) -> Callable[[], object]:
+        def call() -> None:
+            found = run(*tensors)
+            # The same gradient for every output.
+            torch.autograd.grad(found, tensors, [grad] * len(found), allow_unused=True)
 
-def norm(rounds: int) -> None:
-    """Print all rows."""
-    print("\nnormalisation")
-    check()
-    for columns in (1024, 4096, 8192):
-        measure(columns, rounds)
+        return call
+
+    found = milliseconds(
+        {"dropkit": both(ours), "eager": both(theirs), "compiled": both(torch.compile(theirs))}, rounds
+    )
+    show(found)
+    for side, bar in zip(("eager", "compiled"), bars or (None, None), strict=True):
+        verdict(f"x faster than {side}", found[side] / found["dropkit"], ">=", bar)
+    torch._dynamo.reset()
+    HERE.free()

@@ -1,40 +1,55 @@
 """How sides are timed on a GPU, and how a row of a table says what was found."""
 
+import os
+import statistics
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
 
-import torch
+REHEARSE = "--rehearse"
+if REHEARSE in sys.argv:
+    os.environ["TRITON_INTERPRET"] = "1"  # which Triton looks for when it is imported
+os.environ.setdefault("DROPKIT_KERNEL", "triton")  # before dropkit reads it
 
-__all__ = ["P", "milliseconds", "show", "verdict"]
+from gpu_machine import Machine
+from gpu_rehearsal import Rehearsal
+
+__all__ = ["HERE", "REHEARSE", "P", "milliseconds", "show", "title", "verdict"]
 
 warnings.simplefilter("ignore")
+HERE = Rehearsal() if REHEARSE in sys.argv else Machine()
 P = 0.1
 
 
 def milliseconds(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Return how long each side takes, which take turns; the first calls compile."""
+    """Return how long each side takes, the median over rounds in which they take turns."""
     for run in sides.values():
-        for _ in range(3):
+        for _ in range(HERE.warm_up):
             run()
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, run in sides.items():
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            run()
-            end.record()
-            end.synchronize()
-            times[name].append(begin.elapsed_time(end))
-    return {name: sorted(found)[len(found) // 2] for name, found in times.items()}
+            times[name].append(HERE.milliseconds(run))
+    return {name: statistics.median(found) for name, found in times.items()}
 
 
-def verdict(name: str, value: float, rule: str, bar: float) -> None:
-    is_met = value <= bar if rule == "<=" else value >= bar
-    print(f"  {name:58} {value:8.3f}   bar {rule} {bar:<5} {'met' if is_met else 'MISSED'}", flush=True)
+def title(words: str) -> None:
+    """Begin a table."""
+    print(f"\n{words}")
+
+
+def verdict(name: str, value: float, rule: str, bar: float | None) -> None:
+    """Say a number, and whether its bar is met if it has one."""
+    line = f"  {name:58} {value:8.3f}"
+    if bar is not None:
+        is_met = value <= bar if rule == "<=" else value >= bar
+        line += f"   bar {rule} {bar:<5} {HERE.judge(is_met)}"
+    print(line)
 
 
 def show(found: dict[str, float], moved: dict[str, float] | None = None) -> None:
+    """Say how long sides took, and how fast they moved so many bytes."""
     for name, time in found.items():
         speed = f"   {moved[name] / time / 1e6:8.0f} GB/s" if moved and name in moved else ""
-        print(f"  {name:58} {time:8.3f} ms{speed}", flush=True)
+        print(f"  {name:58} {time:8.3f} ms{speed}")
