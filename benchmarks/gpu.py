@@ -2,9 +2,9 @@
 
     PYTHONPATH=src python benchmarks/gpu.py [--rounds 20] [masks copy backward norm small attention fusion memory]
 
-That is all: it needs PyTorch for CUDA, with the Triton that comes with it, and NumPy; dropkit need not be installed, nor
-its library for CPUs be compiled. `make bench-gpu` says the same, with the `python3` of the path. Where dropkit is
-wanted for good beside a PyTorch that is there: `pip install --no-deps .`.
+needs PyTorch for CUDA, with the Triton that comes with it, and NumPy, and nothing else: dropkit need not be installed,
+nor its library for CPUs be compiled. `make bench-gpu` does the same, by the `python3` of the path. To install dropkit
+beside a PyTorch that is there: `pip install --no-deps .`
 
 Times are medians over rounds of what the GPU took, sides taking turns; the whole takes less than eight minutes on one
 H100. Every row is a process of its own, so that whatever happens to one, the others run. A row says whether its bar is

@@ -89,7 +89,7 @@ class Machine:
         fields = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.draw,power.limit,temperature.gpu"
         query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
         try:
-            found = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout  # noqa: S607
+            found = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
         except (OSError, subprocess.SubprocessError) as error:
             return f"clocks unknown: {error}"
         return "driver; clocks now, at most, of memory; power, its limit; degrees: " + found.splitlines()[0]

@@ -5,7 +5,6 @@ Operators run there what they run on GPUs: Triton's kernels, in its interpreter.
 
 import math
 import time
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -89,13 +88,17 @@ class Rehearsal(Machine):
 
 
 _LIBRARY = torch.library.Library("dropkit", "FRAGMENT")
+_DRAWN = ("keep_mask", "keep_bits")  # which choose among kernels themselves, by the device they draw for
 
 
 def _serve_cpus() -> None:
     """Give every operator's kernel of GPUs to the CPU."""
-    for name in torch._C._dispatch_get_all_op_names():
-        if name.startswith("dropkit::") and torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA"):
-            kernel = torch.library.get_kernel(name, "CUDA")
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that another kernel was there
-                _LIBRARY.impl(name, kernel.call_boxed, "CPU", with_keyset=True, allow_override=True)
+    from dropkit.kernels import gpu, operators
+
+    for operator in torch._C._dispatch_get_all_op_names():
+        if operator.startswith("dropkit::") and torch._C._dispatch_has_kernel_for_dispatch_key(operator, "CUDA"):
+            kernel = torch.library.get_kernel(operator, "CUDA").call_boxed
+            _LIBRARY.impl(operator, kernel, "CPU", with_keyset=True, allow_override=True)
+    for name in _DRAWN:
+        module, portable = gpu._KERNELS[name]
+        _LIBRARY.impl(name, operators.of_place(gpu.served(module, name, portable), 3), "CPU")

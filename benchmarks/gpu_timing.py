@@ -7,15 +7,15 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-REHEARSE = "--rehearse"
-if REHEARSE in sys.argv:
-    os.environ["TRITON_INTERPRET"] = "1"  # which Triton looks for when it is imported
-os.environ.setdefault("DROPKIT_KERNEL", "triton")  # before dropkit reads it
-
 from gpu_machine import Machine
 from gpu_rehearsal import Rehearsal
 
 __all__ = ["HERE", "REHEARSE", "P", "milliseconds", "show", "title", "verdict"]
+
+REHEARSE = "--rehearse"
+if REHEARSE in sys.argv:
+    os.environ["TRITON_INTERPRET"] = "1"  # which Triton looks for when it is imported
+os.environ.setdefault("DROPKIT_KERNEL", "triton")  # so that a kernel that does not serve is an error; dropkit reads it
 
 warnings.simplefilter("ignore")
 HERE = Rehearsal() if REHEARSE in sys.argv else Machine()
