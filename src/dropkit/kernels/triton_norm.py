@@ -74,8 +74,8 @@ def _added(input, residual, address, number, block, offset, exists):
 
 @triton.jit
 def _of_columns(numbers, column, exists):
-    """Return numbers of columns, or None if there are none."""
-    return None if numbers is None else tl.load(numbers + column, mask=exists, other=0.0)
+    """Return numbers of columns, of which there are some: Triton 3.6 knows no function that may return None."""
+    return tl.load(numbers + column, mask=exists, other=0.0)
 
 
 @triton.jit
@@ -119,7 +119,8 @@ def _forward(
     )
     block, column, exists = _columns(0, columns, blocks, BLOCKS, IS_ALIGNED)
     offset = _begin(number, columns, blocks, IS_ALIGNED) + column
-    factors, shifts = _of_columns(weight, column, exists), _of_columns(bias, column, exists)
+    factors = None if weight is None else _of_columns(weight, column, exists)
+    shifts = None if bias is None else _of_columns(bias, column, exists)
     summed = _added(input, residual, address, number, block, offset, exists)
     tl.store(total + offset, summed, mask=exists)
     values = summed.to(WIDE)
@@ -167,7 +168,8 @@ def _forward_long(
     for start in range(0, blocks, BLOCKS):
         block, column, exists = _columns(start, columns, blocks, BLOCKS, IS_ALIGNED)
         values = tl.load(total + begin + column, mask=exists).to(WIDE)
-        factors, shifts = _of_columns(weight, column, exists), _of_columns(bias, column, exists)
+        factors = None if weight is None else _of_columns(weight, column, exists)
+        shifts = None if bias is None else _of_columns(bias, column, exists)
         found = _weighted((values - mean) * scale, factors, shifts)
         tl.store(output + begin + column, found.to(output.dtype.element_ty), mask=exists)
 
@@ -217,7 +219,7 @@ def _backward(
 ):  # fmt: skip
     program, step = tl.program_id(0).to(tl.int64), tl.num_programs(0)
     block, column, exists = _columns(0, columns, blocks, BLOCKS, IS_ALIGNED)
-    factors = _of_columns(weight, column, exists) if IS_AHEAD else None
+    factors = _of_columns(weight, column, exists) if IS_AHEAD and weight is not None else None
     weights, biases = tl.zeros((BLOCKS, 8), WIDE), tl.zeros((BLOCKS, 8), WIDE)
     address = _address(
         program, keys, streams, thresholds, key_step, stream_step, threshold_step, first_row, begins, row_step, lines
@@ -237,8 +239,8 @@ def _backward(
             weights += found * normal
         if of_bias is not None:
             biases += found
-        # Where registers are few, a cache has the factors.
-        found = _weighted(found, factors if IS_AHEAD else _of_columns(weight, column, exists), None)
+        if weight is not None:  # where registers are few, a cache has the factors
+            found *= factors if IS_AHEAD else _of_columns(weight, column, exists)
         if IS_CENTRED:
             product, middle = _sums(found * normal, found)
             found -= middle / columns
@@ -272,14 +274,16 @@ def _backward_long(
         _, column, exists = _columns(start, columns, blocks, BLOCKS, IS_ALIGNED)
         offset = begin + column
         upper, values, mean, scale = _read(grad, total, means, scales, number, rows, offset, exists, IS_CENTRED)
-        found = _weighted(upper.to(WIDE), _of_columns(weight, column, exists), None)
+        factors = None if weight is None else _of_columns(weight, column, exists)
+        found = _weighted(upper.to(WIDE), factors, None)
         product, upper = _sums(found * _normal(values, mean, scale, WIDE), found)
         products, uppers = products + product, uppers + upper
     for start in range(0, blocks, BLOCKS):
         block, column, exists = _columns(start, columns, blocks, BLOCKS, IS_ALIGNED)
         offset = begin + column
         upper, values, mean, scale = _read(grad, total, means, scales, number, rows, offset, exists, IS_CENTRED)
-        found = _weighted(upper.to(WIDE), _of_columns(weight, column, exists), None)
+        factors = None if weight is None else _of_columns(weight, column, exists)
+        found = _weighted(upper.to(WIDE), factors, None)
         found -= _normal(values, mean, scale, WIDE) * (products / columns)
         if IS_CENTRED:
             found -= uppers / columns
