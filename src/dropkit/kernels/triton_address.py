@@ -15,9 +15,12 @@ from torch import Tensor
 from dropkit.kernels.native.division import Division, remembered
 from dropkit.kernels.native.packing import int64
 
-__all__ = ["Launch", "launch", "launch_words", "on_device", "spread"]
+__all__ = ["Launch", "launch", "launch_words", "on_device", "rates", "spread"]
 
 _BLOCKS, _WORDS = 256, 256  # of eight and of thirty-two elements, in a tile
+# Triton compiles a kernel for integers of 32 or of 64 bits by their values. So that a rate that grows is no reason to
+# compile again, this is added to a threshold that is a plain number; `dropkit.kernels.triton_bits.rate` takes it away.
+_WIDE = 2**62
 
 
 class Launch(NamedTuple):
@@ -81,7 +84,7 @@ def _address(
 ) -> tuple[int, tuple[Any, ...]]:
     """Return how many lines there are, and the arguments that say which draws are theirs."""
     axes = () if division.slices is None else (*division.places, division.slices)
-    address = [spread(value, axes, device) for value in (key, stream, threshold)]
+    address = spread(key, axes, device), spread(stream, axes, device), rates(threshold, axes, device)
     several = [isinstance(value, Tensor) and value.numel() > 1 for value in address]
     begins = _begins(axes, division.steps, device) if len(axes) > 1 else None
     step = division.steps[-1] if len(axes) == 1 else 0
@@ -95,6 +98,12 @@ def spread(value: Tensor, axes: tuple[int, ...], device: torch.device) -> Tensor
         return int(value) if value.device.type == "cpu" and device.type != "cpu" else value.reshape(1)
     value = value.reshape(value.shape + (1,) * (len(axes) - value.dim())).expand(axes)
     return value.reshape(-1).to(device).contiguous()  # kernels read them one behind the other
+
+
+def rates(threshold: Tensor, axes: tuple[int, ...], device: torch.device) -> Tensor | int:
+    """Do what `spread` does, of thresholds."""
+    found = spread(threshold, axes, device)
+    return found + _WIDE if isinstance(found, int) else found
 
 
 @remembered

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dropkit.kernels.attention import Mask, Weights
 from dropkit.kernels.native.packing import int64
-from dropkit.kernels.triton_address import on_device, spread
+from dropkit.kernels.triton_address import on_device, rates, spread
 from dropkit.kernels.triton_attention_backward import of_keys, of_queries
 from dropkit.kernels.triton_attention_bits import keep_bits
 from dropkit.kernels.triton_attention_forward import forward
@@ -194,8 +194,8 @@ def _address(query: Tensor, mask: Mask, weights: Weights) -> tuple[Any, ...]:
     """Return the address of the mask as kernels take it."""
     examples, step = weights.examples(query), weights.head_step()
     address: list[Any] = []
-    for value in mask[:3]:
-        address += spread(value, (examples,), query.device), int(value.numel() > 1)
+    for value, found in zip(mask[:3], (spread, spread, rates), strict=True):
+        address += found(value, (examples,), query.device), int(value.numel() > 1)
     return *address, mask.begins, 0 if mask.has_slices() else int64(query.size(1) * step), step
 
 

@@ -9,7 +9,7 @@ thirty-two are the eight keys of one call. Softmax and sums over keys do not min
 import triton
 import triton.language as tl
 
-from dropkit.kernels.triton_bits import near, philox, read
+from dropkit.kernels.triton_bits import near, philox, rate, read
 
 __all__ = ["LOG2_E", "NOT_SPECIALIZED", "address", "in_order", "kept", "rows_of", "scores_of", "segment"]
 
@@ -80,7 +80,7 @@ def address(
     """
     first = tl.load(begins + batch) if begins is not None else batch * row_step
     key, stream = read(keys, batch, key_step), read(streams, batch, stream_step)
-    return key, stream, read(thresholds, batch, threshold_step), first + head * head_step
+    return key, stream, rate(thresholds, batch, threshold_step), first + head * head_step
 
 
 @triton.jit

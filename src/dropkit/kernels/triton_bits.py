@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 
 __all__ = [
-    "NOT_SPECIALIZED", "along_line", "integers_of", "keep", "keep_word", "near", "philox", "places", "read", "scale_of",
-    "scaled",
+    "NOT_SPECIALIZED", "along_line", "integers_of", "keep", "keep_word", "near", "philox", "places", "rate", "read",
+    "scale_of", "scaled",
 ]  # fmt: skip
 
 # Numbers that change from call to call. Triton would compile a kernel again where one of them is 1, which is then known
@@ -31,6 +31,12 @@ def read(values, line, step):
 
 
 @triton.jit
+def rate(thresholds, line, step):
+    """Return the threshold of a line, as `read` does, of what `dropkit.kernels.triton_address.rates` has returned."""
+    return read(thresholds, line, step) & 0x1FFFFFFFF
+
+
+@triton.jit
 def along_line(
     keys, streams, thresholds, key_step, stream_step, threshold_step, first_row, begins, row_step, blocks_per_row,
     blocks, tiles, BLOCKS: tl.constexpr,
@@ -46,7 +52,7 @@ def along_line(
     program, tiles = tl.program_id(0).to(tl.uint32), tiles.to(tl.uint32)
     line, tile = (program // tiles).to(tl.int64), (program % tiles).to(tl.int32)
     key, stream = read(keys, line, key_step), read(streams, line, stream_step)
-    threshold = read(thresholds, line, threshold_step)
+    threshold = rate(thresholds, line, threshold_step)
     first_row += tl.load(begins + line) if begins is not None else line * row_step
     along = tl.arange(0, BLOCKS)
     begin = tile.to(blocks.dtype) * BLOCKS

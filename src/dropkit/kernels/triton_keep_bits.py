@@ -7,8 +7,8 @@ from torch import Tensor
 
 from dropkit.kernels import bits as operators
 from dropkit.kernels.native.division import divide
-from dropkit.kernels.triton_address import launch_words, on_device
-from dropkit.kernels.triton_bits import NOT_SPECIALIZED, along_line, keep_word, scale_of, scaled
+from dropkit.kernels.triton_address import launch_words, on_device, rates
+from dropkit.kernels.triton_bits import NOT_SPECIALIZED, along_line, keep_word, rate, scale_of, scaled
 from dropkit.random.layout import Layout
 
 __all__ = ["keep_bits", "select"]
@@ -36,7 +36,6 @@ def _select(
     input, output, bits, threshold, elements, columns, skipped, words_per_row,
     TILE: tl.constexpr, IS_NARROW: tl.constexpr, IS_SCALED: tl.constexpr,
 ):  # fmt: skip
-    rate = tl.load(threshold) if threshold.dtype.is_ptr() else tl.cast(threshold, tl.int64)
     begin = tl.program_id(0).to(tl.int64) * TILE
     along, lane = tl.arange(0, TILE // 8)[:, None] * 8, tl.arange(0, 8)[None, :]
     # Of eight elements all are in one row or in two, unless rows are narrow: one division serves them.
@@ -50,17 +49,17 @@ def _select(
     word = bits + row * words_per_row + (column + skipped >> 5).to(tl.int64)
     bit, offset = (column + skipped & 31).to(tl.int32), begin + (along + lane)
     if begin + TILE <= elements:  # the compiler sees that all elements exist, and moves 16 bytes at once
-        _select_tile(input + offset, output + offset, word, bit, rate, None, IS_SCALED)
+        _select_tile(input + offset, output + offset, word, bit, threshold, None, IS_SCALED)
     else:
-        _select_tile(input + offset, output + offset, word, bit, rate, offset < elements, IS_SCALED)
+        _select_tile(input + offset, output + offset, word, bit, threshold, offset < elements, IS_SCALED)
 
 
 @triton.jit
-def _select_tile(input, output, word, bit, rate, is_inside, IS_SCALED: tl.constexpr):
+def _select_tile(input, output, word, bit, threshold, is_inside, IS_SCALED: tl.constexpr):
     values, kept = tl.load(input, mask=is_inside), (tl.load(word, mask=is_inside) >> bit & 1) != 0
     found = tl.where(kept, values, 0.0)
     if IS_SCALED:
-        found = scaled(found, scale_of(rate))
+        found = scaled(found, scale_of(rate(threshold, 0, 0)))
     tl.store(output, found.to(output.dtype.element_ty), mask=is_inside)
 
 
@@ -87,11 +86,11 @@ def select(input: Tensor, bits: Tensor, threshold: Tensor, place: Layout, is_sca
         is_scaled: Whether survivors are scaled.
     """
     output = torch.empty_like(input)
-    rate = int(threshold) if threshold.device.type == "cpu" and input.device.type != "cpu" else threshold
+    found = rates(threshold, (), input.device)
     columns = place.shape[-1] if place.shape else 1
     with on_device(input.device):
         _select[(triton.cdiv(input.numel(), _TILE),)](
-            input, output, bits, rate, input.numel(), columns, place.first_column & 7, bits.shape[-1],
+            input, output, bits, found, input.numel(), columns, place.first_column & 7, bits.shape[-1],
             TILE=_TILE, IS_NARROW=columns < 8, IS_SCALED=is_scaled,
         )  # fmt: skip
     return output

@@ -12,7 +12,7 @@ from dropkit.kernels import norms
 from dropkit.kernels.native.division import Division, divide
 from dropkit.kernels.portable import computing_type
 from dropkit.kernels.triton_address import Launch, launch
-from dropkit.kernels.triton_bits import NOT_SPECIALIZED, keep, near, read, scale_of, scaled
+from dropkit.kernels.triton_bits import NOT_SPECIALIZED, keep, near, rate, read, scale_of, scaled
 from dropkit.kernels.triton_dropout import TYPES
 from dropkit.random.layout import layout
 
@@ -22,7 +22,7 @@ __all__ = ["dropout_add_norm", "dropout_add_norm_backward"]
 # pass, where it holds sums over rows too; as far as registers go, by what the compiler reports.
 _WIDEST = {2: (2048, 1024), 4: (1024, 512), 8: (512, 128)}
 _TILE = 256  # blocks of a tile of longer rows
-_AHEAD = 512  # the most blocks with which a program also holds the next row
+_AHEAD = 8192  # the most bytes of a row with which a program also holds the next one
 _WARPS = 16  # on a multiprocessor in the backward pass, as far as registers go
 
 
@@ -42,7 +42,7 @@ def _address(
     line = number * 0 if lines is None else number // lines
     first_row += tl.load(begins + line) if begins is not None else line * row_step
     key, stream = read(keys, line, key_step), read(streams, line, stream_step)
-    return key, stream, read(thresholds, line, threshold_step), first_row - (0 if lines is None else line * lines)
+    return key, stream, rate(thresholds, line, threshold_step), first_row - (0 if lines is None else line * lines)
 
 
 @triton.jit
@@ -364,7 +364,8 @@ def dropout_add_norm_backward(
     upper, *others = _contiguous(grad, grad_total, total, weight)
     tensors = upper, *others, mean, scale, of_input, of_residual
     if not is_long:
-        found._replace(programs=programs).run(_backward, *tensors, *of_sums, rows, **known, IS_AHEAD=blocks <= _AHEAD)
+        is_ahead = blocks * 8 * total.element_size() <= _AHEAD
+        found._replace(programs=programs).run(_backward, *tensors, *of_sums, rows, **known, IS_AHEAD=is_ahead)
     else:
         found.run(_backward_long, *tensors, rows, **known)
         if any(needed):

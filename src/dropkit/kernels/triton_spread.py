@@ -7,8 +7,8 @@ from torch import Tensor
 
 from dropkit.kernels import portable
 from dropkit.kernels.native.strided import bit_steps, is_laid_out_like, memory_axes
-from dropkit.kernels.triton_address import on_device
-from dropkit.kernels.triton_bits import scale_of, scaled
+from dropkit.kernels.triton_address import on_device, rates
+from dropkit.kernels.triton_bits import rate, scale_of, scaled
 
 __all__ = ["spread"]
 
@@ -24,7 +24,6 @@ def _spread(
     input, output, mask, threshold, elements, step1, length2, step2, length3, step3, length4, step4,
     TILE: tl.constexpr, AXES: tl.constexpr, IS_SCALED: tl.constexpr,
 ):  # fmt: skip
-    rate = tl.load(threshold) if threshold.dtype.is_ptr() else tl.cast(threshold, tl.int64)
     begin, along = tl.program_id(0).to(tl.int64) * TILE, tl.arange(0, TILE)
     # From the innermost axis on; of the first that there is, no length is needed.
     first, after = begin.to(tl.uint64 if elements.dtype == tl.int64 else tl.uint32), along
@@ -37,10 +36,10 @@ def _spread(
         place, first, after = _along(place, first, after, length2, step2)
     at = mask + place + (first.to(tl.int64) + after) * step1
     if begin + TILE <= elements:  # the compiler sees that all elements exist, and moves 16 bytes at once
-        _spread_tile(input + begin + along, output + begin + along, at, rate, None, IS_SCALED)
+        _spread_tile(input + begin + along, output + begin + along, at, threshold, None, IS_SCALED)
     else:
         is_inside = begin + along < elements
-        _spread_tile(input + begin + along, output + begin + along, at, rate, is_inside, IS_SCALED)
+        _spread_tile(input + begin + along, output + begin + along, at, threshold, is_inside, IS_SCALED)
 
 
 @triton.jit
@@ -53,11 +52,11 @@ def _along(place, first, after, length, step):
 
 
 @triton.jit
-def _spread_tile(input, output, mask, rate, is_inside, IS_SCALED: tl.constexpr):
+def _spread_tile(input, output, mask, threshold, is_inside, IS_SCALED: tl.constexpr):
     kept, values = tl.load(mask, mask=is_inside) != 0, tl.load(input, mask=is_inside)
     found = tl.where(kept, values, 0.0)
     if IS_SCALED:
-        found = scaled(found, scale_of(rate))
+        found = scaled(found, scale_of(rate(threshold, 0, 0)))
     tl.store(output, found.to(output.dtype.element_ty), mask=is_inside)
 
 
@@ -79,10 +78,10 @@ def spread(input: Tensor, mask: Tensor, threshold: Tensor, is_scaled: bool) -> T
     source = input if is_laid_out_like(input, output) else output.copy_(input)
     numbers = [number for pair in zip(axes.lengths, axes.bit_steps, strict=True) for number in pair][1:]
     numbers += [1] * (2 * _MOST_AXES - 1 - len(numbers))
-    rate = int(threshold) if threshold.device.type == "cpu" and input.device.type != "cpu" else threshold
+    found = rates(threshold, (), input.device)
     with on_device(input.device):
         _spread[(triton.cdiv(output.numel(), _TILE),)](
-            source, output, mask, rate, output.numel(), *numbers,
+            source, output, mask, found, output.numel(), *numbers,
             TILE=_TILE, AXES=len(axes), IS_SCALED=is_scaled,
         )  # fmt: skip
     return output
