@@ -15,7 +15,7 @@ from dropkit.random.layout import Layout, layout
 from tests.helpers.native import Address, signed
 
 pytest.importorskip("triton")
-from dropkit.kernels import triton_dropout  # imports Triton
+from dropkit.kernels import triton_address, triton_dropout  # import Triton
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 VECTORS = json.loads((Path(__file__).parents[1] / "data" / "mask_vectors.json").read_text())
@@ -141,6 +141,18 @@ def test_slices_have_keys_of_their_own(rest: tuple[int, ...]) -> None:
     for each, key, one in zip(found, keys, x, strict=True):
         alone = dropped(one, layout("test", rest), 0.3, key)
         assert torch.equal(each, alone)
+
+
+@pytest.mark.parametrize("width", [16, 10])
+@pytest.mark.parametrize("p", RATES)
+def test_addresses_of_plain_numbers(p: float, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spread(value: Tensor, *_: Any) -> int:  # as where the tensor is on a GPU and its address is not
+        return int(value)
+
+    x, place, address = torch.randn(3, width), layout("test", (3, width)), (signed(KEY), torch.tensor(3))
+    want = portable.dropout(x, *address, torch.tensor(random.threshold(p)), place)
+    monkeypatch.setattr(triton_address, "spread", spread)
+    assert torch.equal(dropped(x, place, p), want)
 
 
 @pytest.mark.parametrize("keys", [torch.arange(6)[::2], torch.tensor([5]).expand(3)])

@@ -6,6 +6,8 @@ each, side by side in one launch.
 
 import contextlib
 import itertools
+import struct
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -18,9 +20,6 @@ from dropkit.kernels.native.packing import int64
 __all__ = ["Launch", "launch", "launch_words", "on_device", "rates", "spread"]
 
 _BLOCKS, _WORDS = 256, 256  # of eight and of thirty-two elements, in a tile
-# Triton compiles a kernel for integers of 32 or of 64 bits by their values. So that a rate that grows is no reason to
-# compile again, this is added to a threshold that is a plain number; `dropkit.kernels.triton_bits.rate` takes it away.
-_WIDE = 2**62
 
 
 class Launch(NamedTuple):
@@ -64,8 +63,9 @@ def launch(division: Division, key: Tensor, stream: Tensor, threshold: Tensor, d
     blocks = division.rows * blocks_per_row
     tiles = triton.cdiv(blocks, _BLOCKS)
     lines, address = _address(division, key, stream, threshold, device)
-    arguments = (*address, skipped, columns, blocks_per_row, blocks, tiles, division.rows * columns)
+    in_line, size = tiles if lines > 1 else None, division.rows * columns
     is_aligned = not skipped and columns % 8 == 0
+    arguments = (*address, skipped, columns, blocks_per_row, blocks, in_line, size)
     return Launch(lines * tiles, arguments, {"BLOCKS": _BLOCKS, "IS_ALIGNED": is_aligned}, device)
 
 
@@ -76,7 +76,8 @@ def launch_words(
     words = division.rows * words_per_row
     tiles = triton.cdiv(words, _WORDS)
     lines, address = _address(division, key, stream, threshold, device)
-    return Launch(lines * tiles, (*address, words_per_row, words, tiles), {"WORDS": _WORDS}, device)
+    arguments = (*address, words_per_row, words, tiles if lines > 1 else None)
+    return Launch(lines * tiles, arguments, {"WORDS": _WORDS}, device)
 
 
 def _address(
@@ -101,9 +102,18 @@ def spread(value: Tensor, axes: tuple[int, ...], device: torch.device) -> Tensor
 
 
 def rates(threshold: Tensor, axes: tuple[int, ...], device: torch.device) -> Tensor | int:
-    """Do what `spread` does, of thresholds."""
+    """Do what `spread` does, of thresholds; a plain number is what `dropkit.kernels.triton_bits.rate_of` returns.
+
+    So it always has 64 bits, too: Triton would compile kernels again for a rate that grows out of 32.
+    """
     found = spread(threshold, axes, device)
-    return found + _WIDE if isinstance(found, int) else found
+    return _rate(found) if isinstance(found, int) else found
+
+
+@lru_cache(maxsize=1024)
+def _rate(threshold: int) -> int:
+    scale = struct.pack("f", 2.0**32 / max(2**32 - threshold, 1))
+    return int64(struct.unpack("i", scale)[0] << 33 | threshold)
 
 
 @remembered

@@ -17,7 +17,7 @@ __all__ = ["of_keys", "of_queries"]
 def _of_queries_part(
     found, rows, begin, end, query, grad, log, weighted,
     key, value, key_row, value_row, width, columns, keys, attn_mask, mask_column, factor,
-    dropout_key, stream, threshold, mask_row, bits, place, rows_of_bits, is_inside,
+    dropout_key, stream, rate, mask_row, bits, place, rows_of_bits, is_inside,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, VALUES: tl.constexpr,
     IS_CAUSAL: tl.constexpr, IS_WHOLE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -33,7 +33,7 @@ def _of_queries_part(
         weights = tl.exp2(scores - log[:, None])
         of_weights = tl.dot(grad, tl.trans(values), input_precision=PRECISION)
         is_kept = kept(
-            of_weights, dropout_key, stream, threshold, mask_row, bits, place, rows_of_bits, first, is_inside, keys,
+            of_weights, dropout_key, stream, rate, mask_row, bits, place, rows_of_bits, first, is_inside, keys,
             ROWS, COLUMNS,
         )  # fmt: skip
         of_scores = weights * (tl.where(is_kept, of_weights, 0.0) - weighted[:, None])
@@ -74,11 +74,11 @@ def of_queries(
     query_rows = rows_of(query, first_row, along, query_row, WIDTH, width, queries, False)
     grad_rows = rows_of(grad, first_row, along, grad_row, VALUES, columns, queries, False)
     output_rows = rows_of(output, first_row, along, output_row, VALUES, columns, queries, False)
-    dropout_key, stream, threshold, mask_row = address(
+    dropout_key, stream, rate, mask_row = address(
         dropout_keys, key_step, streams, stream_step, thresholds, threshold_step, begins, row_step, head_step,
         batch, head,
     )  # fmt: skip
-    scale = scale_of(threshold).to(tl.float32)
+    scale = scale_of(rate)
     # Survivors are scaled at the end, for all that a gradient adds up has the same scale.
     weighted_rows = tl.sum(output_rows.to(tl.float32) * grad_rows.to(tl.float32), 1) / scale
     at = batch * logs_batch + head * logs_head + start + rows
@@ -94,7 +94,7 @@ def of_queries(
         found = _of_queries_part(
             found, rows, whole if part else 0, end if part else whole, query_rows, grad_rows, log, weighted_rows,
             key, value, key_row, value_row, width, columns, keys, attn_mask, mask_column, factor,
-            dropout_key, stream, threshold, mask_row + rows, bits, place, logs_head, is_inside,
+            dropout_key, stream, rate, mask_row + rows, bits, place, logs_head, is_inside,
             ROWS, COLUMNS, WIDTH, VALUES, IS_CAUSAL, part == 0, PRECISION,
         )  # fmt: skip
     lane = tl.arange(0, WIDTH)
@@ -107,7 +107,7 @@ def of_queries(
 def _of_keys_from(
     of_key, of_value, first, query, key, value, grad, query_row, grad_row, width, columns, queries, keys,
     attn_mask, mask_query, mask_column, factor, logs, weighted,
-    dropout_key, stream, threshold, mask_row, bits, rows_of_bits,
+    dropout_key, stream, rate, mask_row, bits, rows_of_bits,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, VALUES: tl.constexpr,
     IS_CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -127,7 +127,7 @@ def _of_keys_from(
         grad_rows = rows_of(grad, first_row, along, grad_row, VALUES, columns, queries, False)
         of_weights = tl.dot(grad_rows, tl.trans(value), input_precision=PRECISION)
         is_kept = kept(
-            weights, dropout_key, stream, threshold, mask_row + rows, bits, rows, rows_of_bits, first, is_inside, keys,
+            weights, dropout_key, stream, rate, mask_row + rows, bits, rows, rows_of_bits, first, is_inside, keys,
             ROWS, COLUMNS,
         )  # fmt: skip
         weighted_rows = tl.load(weighted + rows, mask=is_inside, other=0.0)
@@ -171,18 +171,18 @@ def of_keys(
     scale = 1.0
     for member in range(group):
         head = own * group + member
-        dropout_key, stream, threshold, mask_row = address(
+        dropout_key, stream, rate, mask_row = address(
             dropout_keys, key_step, streams, stream_step, thresholds, threshold_step, begins, row_step, head_step,
             batch, head,
         )  # fmt: skip
-        scale = scale_of(threshold).to(tl.float32)
+        scale = scale_of(rate)
         at = batch * logs_batch + head * logs_head
         summed_key, summed_value = _of_keys_from(
             summed_key, summed_value, first, query + batch * query_batch + head * query_head + start * query_row,
             key_rows, value_rows, grad + batch * grad_batch + head * grad_head + start * grad_row,
             query_row, grad_row, width, columns, queries, keys,
             None if attn_mask is None else attn_mask + batch * mask_batch + head * mask_head, mask_query,
-            mask_column, factor, logs + at + start, weighted + at + start, dropout_key, stream, threshold,
+            mask_column, factor, logs + at + start, weighted + at + start, dropout_key, stream, rate,
             mask_row, None if bits is None else bits + at * words + start, logs_head,
             ROWS, COLUMNS, WIDTH, VALUES, IS_CAUSAL, PRECISION,
         )  # fmt: skip

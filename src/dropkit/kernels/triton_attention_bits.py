@@ -28,11 +28,11 @@ def keep_bits(
     _, keys = segment(key_ends, batch, keys)
     keys = tl.minimum(keys, first_row + ROWS) if IS_CAUSAL else keys
     rows = first_row + tl.arange(0, ROWS)
-    key, stream, threshold, mask_row = address(
+    key, stream, rate, mask_row = address(
         dropout_keys, key_step, streams, stream_step, thresholds, threshold_step, begins, row_step, head_step,
         batch, head,
     )  # fmt: skip
     place = bits + (batch * logs_batch + head * logs_head) * words + start + rows
     for word in range(first_word, tl.minimum(first_word + WORDS, tl.cdiv(keys, 32))):
-        found = keep_word(key, stream, threshold, mask_row + rows, word * 4)
+        found = keep_word(key, stream, rate, mask_row + rows, word * 4)
         tl.store(place + tl.cast(word, tl.int64) * logs_head, found.to(tl.int32, bitcast=True), mask=rows < queries)

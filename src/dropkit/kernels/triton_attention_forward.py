@@ -17,7 +17,7 @@ __all__ = ["forward"]
 @triton.jit
 def _forward_part(
     summed, sums, highest, rows, begin, end, query, key, value, key_row, value_row, width, columns, keys,
-    attn_mask, mask_column, factor, dropout_key, stream, threshold, mask_row, bits, place, rows_of_bits, is_inside,
+    attn_mask, mask_column, factor, dropout_key, stream, rate, mask_row, bits, place, rows_of_bits, is_inside,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, VALUES: tl.constexpr,
     IS_CAUSAL: tl.constexpr, IS_WHOLE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -36,7 +36,7 @@ def _forward_part(
         weights = tl.exp2(scores - base[:, None])
         sums = sums * shrink + tl.sum(weights, 1)
         is_kept = kept(
-            weights, dropout_key, stream, threshold, mask_row, bits, place, rows_of_bits, first, is_inside, keys,
+            weights, dropout_key, stream, rate, mask_row, bits, place, rows_of_bits, first, is_inside, keys,
             ROWS, COLUMNS,
         )  # fmt: skip
         values = rows_of(value, first, order, value_row, VALUES, columns, keys, IS_WHOLE)
@@ -77,7 +77,7 @@ def forward(
     query_rows = rows_of(query, first_row, along, query_row, WIDTH, width, queries, False)
     if attn_mask is not None:
         attn_mask += batch * mask_batch + head * mask_head + rows.to(tl.int64)[:, None] * mask_query
-    dropout_key, stream, threshold, mask_row = address(
+    dropout_key, stream, rate, mask_row = address(
         dropout_keys, key_step, streams, stream_step, thresholds, threshold_step, begins, row_step, head_step,
         batch, head,
     )  # fmt: skip
@@ -90,12 +90,12 @@ def forward(
         summed, sums, highest = _forward_part(
             summed, sums, highest, rows, whole if part else 0, end if part else whole,
             query_rows, key, value, key_row, value_row, width, columns, keys, attn_mask, mask_column, factor,
-            dropout_key, stream, threshold, mask_row + rows, bits, place, logs_head, is_inside,
+            dropout_key, stream, rate, mask_row + rows, bits, place, logs_head, is_inside,
             ROWS, COLUMNS, WIDTH, VALUES, IS_CAUSAL, part == 0, PRECISION,
         )  # fmt: skip
     is_empty = sums == 0.0  # of queries that may attend to nothing, which is not NaN
     sums = tl.where(is_empty, 1.0, sums)
-    survivors = tl.where(is_empty, 0.0, scale_of(threshold).to(tl.float32) / sums)
+    survivors = tl.where(is_empty, 0.0, scale_of(rate) / sums)
     lane = tl.arange(0, VALUES)
     found = (summed * survivors[:, None]).to(output.dtype.element_ty)
     at = output + rows.to(tl.int64)[:, None] * output_row + lane[None, :]

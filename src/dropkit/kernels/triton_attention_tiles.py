@@ -9,7 +9,7 @@ thirty-two are the eight keys of one call. Softmax and sums over keys do not min
 import triton
 import triton.language as tl
 
-from dropkit.kernels.triton_bits import near, philox, rate, read
+from dropkit.kernels.triton_bits import near, philox, rate_of, read
 
 __all__ = ["LOG2_E", "NOT_SPECIALIZED", "address", "in_order", "kept", "rows_of", "scores_of", "segment"]
 
@@ -67,7 +67,7 @@ def rows_of(tensor, begin, row, row_step, WIDTH: tl.constexpr, width, count, IS_
 def address(
     keys, key_step, streams, stream_step, thresholds, threshold_step, begins, row_step, head_step, batch, head
 ):  # fmt: skip
-    """Return key, stream and threshold of an example, and the number of the mask's row of a head's first query.
+    """Return key, stream and rate of an example, and the number of the mask's row of a head's first query.
 
     Args:
         keys: The keys, one an example, or one for all; and so `streams` and `thresholds`.
@@ -80,7 +80,7 @@ def address(
     """
     first = tl.load(begins + batch) if begins is not None else batch * row_step
     key, stream = read(keys, batch, key_step), read(streams, batch, stream_step)
-    return key, stream, rate(thresholds, batch, threshold_step), first + head * head_step
+    return key, stream, rate_of(thresholds, batch, threshold_step), first + head * head_step
 
 
 @triton.jit
@@ -121,7 +121,7 @@ def scores_of(
 
 @triton.jit
 def kept(
-    weights, key, stream, threshold, row, bits, place, rows_of_bits, column, is_inside, keys,
+    weights, key, stream, rate, row, bits, place, rows_of_bits, column, is_inside, keys,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Return which weights are kept.
@@ -130,7 +130,7 @@ def kept(
         weights: Tensor of shape (ROWS, COLUMNS), near which the mask is drawn.
         key: The key of the mask.
         stream: Its stream.
-        threshold: Of its rate.
+        rate: Its rate.
         row: The mask's row of every query.
         bits: The mask, a bit a weight, by words of thirty-two keys; None where it is drawn here.
         place: Where the words of every query begin in it.
@@ -149,7 +149,7 @@ def kept(
         spread = tl.broadcast_to(words[:, :, None], (ROWS, groups, 32)).reshape((ROWS, COLUMNS))
         return (spread >> (in_order(COLUMNS) & 31)[None, :] & 1) != 0
     else:
-        half, rest = (threshold >> 16).to(tl.int32), (threshold & 0xFFFF).to(tl.int32)
+        half, rest = (rate >> 16 & 0x1FFFF).to(tl.int32), (rate & 0xFFFF).to(tl.int32)
         block = ((column >> 3) + tl.arange(0, groups)[:, None] * 4 + tl.arange(0, 4)[None, :])[None, :, :]
         halves = _halves(key, stream, row, block, ROWS, COLUMNS)
         found = halves >= half

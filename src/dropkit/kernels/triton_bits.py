@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 __all__ = [
-    "NOT_SPECIALIZED", "along_line", "integers_of", "keep", "keep_word", "near", "philox", "places", "rate", "read",
+    "NOT_SPECIALIZED", "along_line", "integers_of", "keep", "keep_word", "near", "philox", "places", "rate_of", "read",
     "scale_of", "scaled",
 ]  # fmt: skip
 
@@ -31,9 +31,17 @@ def read(values, line, step):
 
 
 @triton.jit
-def rate(thresholds, line, step):
-    """Return the threshold of a line, as `read` does, of what `dropkit.kernels.triton_address.rates` has returned."""
-    return read(thresholds, line, step) & 0x1FFFFFFFF
+def rate_of(thresholds, line, step):
+    """Return the rate of a line as what is drawn and scaled by it takes it.
+
+    Its lowest 33 bits are the threshold; those above are of the float32 that survivors are multiplied by. Plain numbers
+    come with these: a division in double precision, of one number in every thread, takes as long as eight draws.
+    """
+    found = read(thresholds, line, step)
+    if thresholds.dtype.is_ptr():
+        scale = _wide_scale_of(found).to(tl.float32).to(tl.int32, bitcast=True)
+        found |= scale.to(tl.int64) << 33
+    return found
 
 
 @triton.jit
@@ -46,13 +54,16 @@ def along_line(
     Args are those of `places`.
 
     Returns:
-        Key, stream, threshold, and number of the line's first row; the line, the number of the tile's first block in
+        Key, stream, rate, and number of the line's first row; the line, the number of the tile's first block in
         it, and those of all blocks after that; rows in the line, and blocks in their rows.
     """
-    program, tiles = tl.program_id(0).to(tl.uint32), tiles.to(tl.uint32)
-    line, tile = (program // tiles).to(tl.int64), (program % tiles).to(tl.int32)
+    program = tl.program_id(0).to(tl.uint32)
+    if tiles is None:
+        line, tile = (program * 0).to(tl.int64), program.to(tl.int32)
+    else:
+        line, tile = (program // tiles.to(tl.uint32)).to(tl.int64), (program % tiles.to(tl.uint32)).to(tl.int32)
     key, stream = read(keys, line, key_step), read(streams, line, stream_step)
-    threshold = rate(thresholds, line, threshold_step)
+    rate = rate_of(thresholds, line, threshold_step)
     first_row += tl.load(begins + line) if begins is not None else line * row_step
     along = tl.arange(0, BLOCKS)
     begin = tile.to(blocks.dtype) * BLOCKS
@@ -61,7 +72,7 @@ def along_line(
     after = (place % length).to(tl.uint32) + along.to(tl.uint32)
     row = (place // length).to(tl.int64) + (after // length).to(tl.int64)
     block = (after % length).to(tl.int32, bitcast=True)
-    return key, stream, threshold, first_row, line, begin, along, row, block
+    return key, stream, rate, first_row, line, begin, along, row, block
 
 
 @triton.jit
@@ -82,16 +93,16 @@ def places(
         columns: Number of columns.
         blocks_per_row: Number of blocks of eight columns in a row.
         blocks: Number of blocks in a line.
-        tiles: Number of tiles in a line.
+        tiles: Number of tiles in a line; None where there is one line.
         size: Number of elements in a line.
         BLOCKS: Number of blocks in a tile.
         IS_ALIGNED: Whether a row is made of whole blocks, so that elements follow one another through rows.
 
     Returns:
-        Key, stream, threshold; rows and blocks in the mask, one below the other; offsets of the elements, and which of
+        Key, stream, rate; rows and blocks in the mask, one below the other; offsets of the elements, and which of
         them exist, a row for every block.
     """
-    key, stream, threshold, first_row, line, begin, along, row, block = along_line(
+    key, stream, rate, first_row, line, begin, along, row, block = along_line(
         keys, streams, thresholds, key_step, stream_step, threshold_step, first_row, begins, row_step, blocks_per_row,
         blocks, tiles, BLOCKS,
     )  # fmt: skip
@@ -104,7 +115,7 @@ def places(
         column = block.to(columns.dtype) * 8 + lane - skipped
         offset = line * size + row * columns + column
         is_inside = exists & (column >= 0) & (column < columns)
-    return key, stream, threshold, row + first_row, first_block + block, offset, is_inside
+    return key, stream, rate, row + first_row, first_block + block, offset, is_inside
 
 
 @triton.jit
@@ -133,13 +144,13 @@ def _halves(block, low, high, stream, key_low, key_high):
 
 
 @triton.jit
-def keep(key, stream, threshold, row, block, near):
+def keep(key, stream, rate, row, block, near):
     """Return which elements of blocks are kept.
 
     Args:
         key: The key.
         stream: The stream.
-        threshold: Of the rate.
+        rate: The rate, as `rate_of` returns it.
         row: Number of the row of every block.
         block: Number of every block in its row.
         near: What `near` has made of values that were loaded for these elements.
@@ -147,14 +158,16 @@ def keep(key, stream, threshold, row, block, near):
     low, high = (row & 0xFFFFFFFF).to(tl.uint32), ((row >> 32) & 0xFFFFFFFF).to(tl.uint32)
     key_low, key_high = (key & 0xFFFFFFFF).to(tl.uint32), ((key >> 32) & 0xFFFFFFFF).to(tl.uint32)
     number, stream = block.to(tl.uint32, bitcast=True), (low & 0) + stream.to(tl.uint32)
+    threshold = tl.minimum(rate & 0x1FFFFFFFF, 0xFFFFFFFF)  # 1 is told from the rate just below where bits are equal
     bound, rest = (threshold & 0xFFFF0000).to(tl.uint32), (threshold & 0xFFFF).to(tl.uint32) << 16
     found = tl.where(near, _halves(number, low, high, stream, key_low, key_high), 0)
     if rest != 0:  # noqa: SIM102  # not `and`, which would take the minimum either way
         if tl.min(found - bound) < 65536:  # for one element in 65,536, the bits below decide
             below = _halves(number | 0x80000000, low, high, stream, key_low, key_high)
-            found = tl.where(found - bound < 65536, below >= rest, found >= bound).to(tl.uint32)
+            is_kept = (below >= rest) & (rate >> 32 & 1 == 0)
+            found = tl.where(found - bound < 65536, is_kept, found >= bound).to(tl.uint32)
             bound = bound * 0 + 1
-    return (found >= bound) & (threshold < 4294967296)
+    return found >= bound
 
 
 @triton.jit
@@ -184,25 +197,30 @@ def near(values):
 
 
 @triton.jit
-def scale_of(threshold):
-    """Return what survivors are multiplied by, in double precision; of no meaning where nothing survives."""
+def scale_of(rate):
+    """Return what survivors are multiplied by, in float32; of no meaning where nothing survives."""
+    return (rate >> 33 & 0x7FFFFFFF).to(tl.int32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _wide_scale_of(threshold):
     left = tl.maximum(4294967296 - threshold, 1)
     return 4294967296.0 / left.to(tl.float64)
 
 
 @triton.jit
-def scaled(values, scale):
-    """Return values times a number in double precision, in float32 or wider."""
+def scaled(values, rate):
+    """Return what survivors become, in float32 or wider."""
     if values.dtype == tl.float64:
-        return values * scale
+        return values * _wide_scale_of(rate & 0x1FFFFFFFF)
     else:
-        return values.to(tl.float32) * scale.to(tl.float32)
+        return values.to(tl.float32) * scale_of(rate)
 
 
 @triton.jit
-def keep_word(key, stream, threshold, row, first_block):
+def keep_word(key, stream, rate, row, first_block):
     """Return which elements of four blocks are kept, as the bits of one word, the first in the lowest."""
-    half, rest = (threshold >> 16).to(tl.uint32), (threshold & 0xFFFF).to(tl.uint32)
+    half, rest = (rate >> 16 & 0x1FFFF).to(tl.uint32), (rate & 0xFFFF).to(tl.uint32)
     found, tied = _compared(key, stream, row, first_block, half)
     if rest != 0:  # noqa: SIM102  # not `and`, which would take the maximum either way
         if tl.max((tied != 0).to(tl.int32)) > 0:

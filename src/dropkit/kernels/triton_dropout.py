@@ -8,7 +8,7 @@ from torch import Tensor
 from dropkit.kernels import portable
 from dropkit.kernels.native.division import Division, divide
 from dropkit.kernels.triton_address import launch
-from dropkit.kernels.triton_bits import NOT_SPECIALIZED, keep, near, places, scale_of, scaled
+from dropkit.kernels.triton_bits import NOT_SPECIALIZED, keep, near, places, scaled
 from dropkit.kernels.triton_keep_bits import keep_bits, select
 from dropkit.kernels.triton_spread import spread
 from dropkit.random.layout import Layout
@@ -25,15 +25,15 @@ def _dropout(
     skipped, columns, blocks_per_row, blocks, tiles, size, BLOCKS: tl.constexpr, IS_ALIGNED: tl.constexpr,
     IS_SCALED: tl.constexpr,
 ):  # fmt: skip
-    key, stream, threshold, row, block, offset, is_inside = places(
+    key, stream, rate, row, block, offset, is_inside = places(
         keys, streams, thresholds, key_step, stream_step, threshold_step, first_row, begins, row_step, first_block,
         skipped, columns, blocks_per_row, blocks, tiles, size, BLOCKS, IS_ALIGNED,
     )  # fmt: skip
     values = tl.load(input + offset, mask=is_inside)
-    kept = keep(key, stream, threshold, row, block, near(values))
+    kept = keep(key, stream, rate, row, block, near(values))
     found = tl.where(kept, values, 0.0)
     if IS_SCALED:  # after that, for the compiler would select numbers of half types one by one
-        found = scaled(found, scale_of(threshold))
+        found = scaled(found, rate)
     tl.store(output + offset, found.to(output.dtype.element_ty), mask=is_inside)
 
 
@@ -43,11 +43,11 @@ def _keep_mask(
     keys, streams, thresholds, key_step, stream_step, threshold_step, first_row, begins, row_step, first_block,
     skipped, columns, blocks_per_row, blocks, tiles, size, BLOCKS: tl.constexpr, IS_ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    key, stream, threshold, row, block, offset, is_inside = places(
+    key, stream, rate, row, block, offset, is_inside = places(
         keys, streams, thresholds, key_step, stream_step, threshold_step, first_row, begins, row_step, first_block,
         skipped, columns, blocks_per_row, blocks, tiles, size, BLOCKS, IS_ALIGNED,
     )  # fmt: skip
-    tl.store(output + offset, keep(key, stream, threshold, row, block, True), mask=is_inside)
+    tl.store(output + offset, keep(key, stream, rate, row, block, True), mask=is_inside)
 
 
 def dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, is_scaled: bool) -> Tensor:

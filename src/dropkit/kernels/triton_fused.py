@@ -10,7 +10,7 @@ from torch import Tensor
 from dropkit.kernels.activations import activate, activate_backward
 from dropkit.kernels.native.division import Division, divide
 from dropkit.kernels.triton_address import launch
-from dropkit.kernels.triton_bits import NOT_SPECIALIZED, keep, near, places, scale_of, scaled
+from dropkit.kernels.triton_bits import NOT_SPECIALIZED, keep, near, places, scaled
 from dropkit.kernels.triton_dropout import TYPES, dropout
 from dropkit.random.layout import Layout, layout
 
@@ -23,13 +23,13 @@ def _dropout_add(
     keys, streams, thresholds, key_step, stream_step, threshold_step, first_row, begins, row_step, first_block,
     skipped, columns, blocks_per_row, blocks, tiles, size, BLOCKS: tl.constexpr, IS_ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    key, stream, threshold, row, block, offset, is_inside = places(
+    key, stream, rate, row, block, offset, is_inside = places(
         keys, streams, thresholds, key_step, stream_step, threshold_step, first_row, begins, row_step, first_block,
         skipped, columns, blocks_per_row, blocks, tiles, size, BLOCKS, IS_ALIGNED,
     )  # fmt: skip
     values, other = tl.load(input + offset, mask=is_inside), tl.load(residual + offset, mask=is_inside)
-    kept = keep(key, stream, threshold, row, block, near(values))
-    values = scaled(values, scale_of(threshold))
+    kept = keep(key, stream, rate, row, block, near(values))
+    values = scaled(values, rate)
     found = tl.where(kept, values, 0.0) + other
     tl.store(output + offset, found.to(output.dtype.element_ty), mask=is_inside)
 
@@ -101,14 +101,14 @@ def _activation_dropout(
     skipped, columns, blocks_per_row, blocks, tiles, size, BLOCKS: tl.constexpr, IS_ALIGNED: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    key, stream, threshold, row, block, offset, is_inside = places(
+    key, stream, rate, row, block, offset, is_inside = places(
         keys, streams, thresholds, key_step, stream_step, threshold_step, first_row, begins, row_step, first_block,
         skipped, columns, blocks_per_row, blocks, tiles, size, BLOCKS, IS_ALIGNED,
     )  # fmt: skip
     values = tl.load(input + offset, mask=is_inside)
-    kept = keep(key, stream, threshold, row, block, near(values))
+    kept = keep(key, stream, rate, row, block, near(values))
     found = tl.where(kept, _activated(_shifted(values, bias, block, is_inside), ACTIVATION), 0.0)
-    tl.store(output + offset, scaled(found, scale_of(threshold)).to(output.dtype.element_ty), mask=is_inside)
+    tl.store(output + offset, scaled(found, rate).to(output.dtype.element_ty), mask=is_inside)
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
@@ -118,15 +118,15 @@ def _activation_dropout_backward(
     skipped, columns, blocks_per_row, blocks, tiles, size, BLOCKS: tl.constexpr, IS_ALIGNED: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    key, stream, threshold, row, block, offset, is_inside = places(
+    key, stream, rate, row, block, offset, is_inside = places(
         keys, streams, thresholds, key_step, stream_step, threshold_step, first_row, begins, row_step, first_block,
         skipped, columns, blocks_per_row, blocks, tiles, size, BLOCKS, IS_ALIGNED,
     )  # fmt: skip
     upper, values = tl.load(grad + offset, mask=is_inside), tl.load(input + offset, mask=is_inside)
     found = _gradient(_widened(upper), _shifted(values, bias, block, is_inside), ACTIVATION)
     if ACTIVATION != "relu":  # of which the result is given, that is 0 where an element is dropped: no mask is drawn
-        found = tl.where(keep(key, stream, threshold, row, block, near(upper)), found, 0.0)
-    tl.store(output + offset, scaled(found, scale_of(threshold)).to(output.dtype.element_ty), mask=is_inside)
+        found = tl.where(keep(key, stream, rate, row, block, near(upper)), found, 0.0)
+    tl.store(output + offset, scaled(found, rate).to(output.dtype.element_ty), mask=is_inside)
 
 
 def dropout_add(input: Tensor, residual: Tensor, key: Tensor, stream: Tensor, threshold: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from dropkit.kernels import bits as operators
 from dropkit.kernels.native.division import divide
 from dropkit.kernels.triton_address import launch_words, on_device, rates
-from dropkit.kernels.triton_bits import NOT_SPECIALIZED, along_line, keep_word, rate, scale_of, scaled
+from dropkit.kernels.triton_bits import NOT_SPECIALIZED, along_line, keep_word, rate_of, scaled
 from dropkit.random.layout import Layout
 
 __all__ = ["keep_bits", "select"]
@@ -22,11 +22,11 @@ def _keep_bits(
     keys, streams, thresholds, key_step, stream_step, threshold_step, first_row, begins, row_step, first_block,
     words_per_row, words, tiles, WORDS: tl.constexpr,
 ):  # fmt: skip
-    key, stream, threshold, first_row, line, begin, along, row, word = along_line(
+    key, stream, rate, first_row, line, begin, along, row, word = along_line(
         keys, streams, thresholds, key_step, stream_step, threshold_step, first_row, begins, row_step, words_per_row,
         words, tiles, WORDS,
     )  # fmt: skip
-    found = keep_word(key, stream, threshold, row + first_row, first_block + word * 4)
+    found = keep_word(key, stream, rate, row + first_row, first_block + word * 4)
     offset = line * words + begin.to(tl.int64) + along
     tl.store(bits + offset, found.to(tl.int32, bitcast=True), mask=begin + along < words)
 
@@ -59,7 +59,7 @@ def _select_tile(input, output, word, bit, threshold, is_inside, IS_SCALED: tl.c
     values, kept = tl.load(input, mask=is_inside), (tl.load(word, mask=is_inside) >> bit & 1) != 0
     found = tl.where(kept, values, 0.0)
     if IS_SCALED:
-        found = scaled(found, scale_of(rate(threshold, 0, 0)))
+        found = scaled(found, rate_of(threshold, 0, 0))
     tl.store(output, found.to(output.dtype.element_ty), mask=is_inside)
 
 

@@ -12,7 +12,7 @@ from dropkit.kernels import norms
 from dropkit.kernels.native.division import Division, divide
 from dropkit.kernels.portable import computing_type
 from dropkit.kernels.triton_address import Launch, launch
-from dropkit.kernels.triton_bits import NOT_SPECIALIZED, keep, near, rate, read, scale_of, scaled
+from dropkit.kernels.triton_bits import NOT_SPECIALIZED, keep, near, rate_of, read, scaled
 from dropkit.kernels.triton_dropout import TYPES
 from dropkit.random.layout import layout
 
@@ -30,7 +30,7 @@ _WARPS = 16  # on a multiprocessor in the backward pass, as far as registers go
 def _address(
     number, keys, streams, thresholds, key_step, stream_step, threshold_step, first_row, begins, row_step, lines
 ):
-    """Return key, stream and threshold of a row of the tensor, and where the rows of its line begin in the mask.
+    """Return key, stream and rate of a row of the tensor, and where the rows of its line begin in the mask.
 
     Args:
         number: Which row of the tensor, in int64.
@@ -42,7 +42,7 @@ def _address(
     line = number * 0 if lines is None else number // lines
     first_row += tl.load(begins + line) if begins is not None else line * row_step
     key, stream = read(keys, line, key_step), read(streams, line, stream_step)
-    return key, stream, rate(thresholds, line, threshold_step), first_row - (0 if lines is None else line * lines)
+    return key, stream, rate_of(thresholds, line, threshold_step), first_row - (0 if lines is None else line * lines)
 
 
 @triton.jit
@@ -65,10 +65,10 @@ def _begin(number, columns, blocks, IS_ALIGNED: tl.constexpr):
 @triton.jit
 def _added(input, residual, address, number, block, offset, exists):
     """Return the sum of a residual and of what dropout leaves of a tile, as the residual's type has it."""
-    key, stream, threshold, first_row = address
+    key, stream, rate, first_row = address
     values, other = tl.load(input + offset, mask=exists, other=0.0), tl.load(residual + offset, mask=exists, other=0.0)
-    kept = keep(key, stream, threshold, first_row + number, block, near(values))
-    values = scaled(values, scale_of(threshold))
+    kept = keep(key, stream, rate, first_row + number, block, near(values))
+    values = scaled(values, rate)
     return (tl.where(kept, values, 0.0) + other).to(other.dtype)
 
 
@@ -193,12 +193,12 @@ def _normal(values, mean, scale, WIDE: tl.constexpr):
 @triton.jit
 def _store_gradients(found, grad_total, of_input, of_residual, address, number, block, offset, exists):
     """Store what a gradient with respect to the sum is with respect to its parts."""
-    key, stream, threshold, first_row = address
+    key, stream, rate, first_row = address
     if grad_total is not None:
         found += tl.load(grad_total + offset, mask=exists, other=0.0)
     tl.store(of_residual + offset, found.to(of_residual.dtype.element_ty), mask=exists)
-    kept = keep(key, stream, threshold, first_row + number, block, near(found))
-    found = scaled(tl.where(kept, found, 0.0), scale_of(threshold))
+    kept = keep(key, stream, rate, first_row + number, block, near(found))
+    found = scaled(tl.where(kept, found, 0.0), rate)
     tl.store(of_input + offset, found.to(of_input.dtype.element_ty), mask=exists)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from dropkit.kernels import portable
 from dropkit.kernels.native.strided import bit_steps, is_laid_out_like, memory_axes
 from dropkit.kernels.triton_address import on_device, rates
-from dropkit.kernels.triton_bits import rate, scale_of, scaled
+from dropkit.kernels.triton_bits import rate_of, scaled
 
 __all__ = ["spread"]
 
@@ -56,7 +56,7 @@ def _spread_tile(input, output, mask, threshold, is_inside, IS_SCALED: tl.conste
     kept, values = tl.load(mask, mask=is_inside) != 0, tl.load(input, mask=is_inside)
     found = tl.where(kept, values, 0.0)
     if IS_SCALED:
-        found = scaled(found, scale_of(rate(threshold, 0, 0)))
+        found = scaled(found, rate_of(threshold, 0, 0))
     tl.store(output, found.to(output.dtype.element_ty), mask=is_inside)
 
 
