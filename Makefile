@@ -1,4 +1,4 @@
-# Each target sets up .venv on its own; nothing but python3 (3.11 or newer), pip and make is needed beforehand.
+# Each target but those of GPUs sets up .venv on its own; nothing but python3 (3.11 or newer), pip and make is needed beforehand.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt --build-constraint constraints.txt
@@ -7,7 +7,7 @@ KERNELS := CMakeLists.txt $(wildcard src/dropkit/kernels/native/*.cpp src/dropki
 
 .DEFAULT_GOAL := help
 .PHONY: help study test test-slow native-arm sanitize workers triton examples exhaustive stats lint format docs bench \
-	bench-gpu clean
+	bench-gpu test-gpu clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -66,8 +66,13 @@ docs: .venv/.dev ## Write the pages of the variants, and build the documentation
 bench: .venv/.dev ## Run every benchmark of CPUs
 	@for script in $(filter-out benchmarks/gpu%,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
-bench-gpu: .venv/.dev ## Run every benchmark of GPUs
-	$(BIN)/python benchmarks/gpu.py $(ARGS)
+# A machine with a GPU has a PyTorch that fits it, which .venv might not: both run by $(PYTHON), and install nothing.
+# Files with such tests need no package but these; others, which would be collected in vain, need many.
+bench-gpu: ## Run the benchmark of GPUs by $(PYTHON), which needs PyTorch for CUDA (ARGS="--rehearse" needs no GPU)
+	PYTHONPATH=src $(PYTHON) benchmarks/gpu.py $(ARGS)
+
+test-gpu: ## Run the tests that need a GPU by $(PYTHON), which needs PyTorch for CUDA, pytest and hypothesis
+	PYTHONPATH=src $(PYTHON) -m pytest -m gpu $(ARGS) $$(grep --recursive --files-with-matches --include 'test_*.py' mark.gpu tests)
 
 clean: ## Remove the environment and everything that was built
 	rm -rf .venv build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

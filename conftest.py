@@ -2,25 +2,26 @@
 
 import os
 import random
+from collections.abc import Generator
 from importlib.util import find_spec
+from typing import Any
 
 import hypothesis
 import numpy as np
 import pytest
 import torch
-from sybil import Sybil
-from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 from dropkit import kernels
 from dropkit.kernels.native import library
 
-if library._find() is None:  # portable operations are tested as if they were wanted: warnings are errors
-    os.environ.setdefault(library.ENVIRONMENT, "portable")
+HAS_GPU = torch.cuda.is_available()
 
-if torch.cuda.is_available():
+if HAS_GPU:
     os.environ.setdefault(library.ENVIRONMENT, library.TRITON)
 else:  # Triton's kernels run in its interpreter, which it looks for when it is imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
+if library._find() is None:  # portable operations are tested as if they were wanted: warnings are errors
+    os.environ.setdefault(library.ENVIRONMENT, "portable")
 
 collect_ignore_glob = (
     [] if find_spec("triton") else ["src/dropkit/kernels/triton_*.py"]
@@ -42,7 +43,19 @@ def seeded() -> None:
     _seed()
 
 
-pytest_collect_file = Sybil(parsers=[PythonCodeBlockParser(), SkipParser()], pattern="*.md", setup=_seed).pytest()
+if find_spec("sybil"):  # which a machine with a GPU may not have
+    from sybil import Sybil
+    from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+
+    pytest_collect_file = Sybil(parsers=[PythonCodeBlockParser(), SkipParser()], pattern="*.md", setup=_seed).pytest()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let tests on a GPU run where nothing is compiled for the CPU, which is said otherwise; they need Triton."""
+    if HAS_GPU:
+        config.addinivalue_line("filterwarnings", "ignore:dropkit runs on portable operations of PyTorch and NumPy")
+    if HAS_GPU and not find_spec("triton"):
+        raise pytest.UsageError("Tests on a GPU need Triton (pip install triton); CUDA_VISIBLE_DEVICES= hides the GPU.")
 
 
 def pytest_report_header() -> list[str]:
@@ -53,7 +66,7 @@ def pytest_report_header() -> list[str]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a GPU, or the compiled kernels, where there are none."""
     lacking = {}
-    if not torch.cuda.is_available():
+    if not HAS_GPU:
         lacking["gpu"] = "needs a CUDA device"
     if kernels.info().library is None:
         lacking["native"] = "needs the compiled kernels, and portable operations serve"
@@ -61,3 +74,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for mark in [*item.iter_markers()]:  # not its keywords: folders may bear these names
             if mark.name in lacking:
                 item.add_marker(pytest.mark.skip(reason=lacking[mark.name]))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Let a test that needs a GPU fail where it is skipped although there is one."""
+    report = yield
+    is_skipped = report.skipped and not hasattr(report, "wasxfail")
+    if HAS_GPU and is_skipped and item.get_closest_marker("gpu"):
+        report.outcome, report.longrepr = "failed", f"skipped on a machine with a GPU: {report.longrepr}"
+    return report

@@ -80,12 +80,12 @@ def main() -> int:
     if lacking:
         parser.error(f"it needs {lacking}")
     start = time.monotonic()
-    print(*HERE.heading(), *_versions(), sep="\n")
+    print(*HERE.heading(), *_versions(), sep="\n", flush=True)
     failed = []
     for name in dict.fromkeys(arguments.rows or ROWS):
         began = time.monotonic()
         what = ran(name, rounds)
-        print(f"  ({name}: {time.monotonic() - began:.0f} s)" + (f"  FAILED: {what}" if what else ""))
+        print(f"  ({name}: {time.monotonic() - began:.0f} s)" + (f"  FAILED: {what}" if what else ""), flush=True)
         failed += [name] if what else []
     print(f"\n{HERE.state()}\n{time.monotonic() - start:.0f} s in all; rows that failed: {', '.join(failed) or 'none'}")
     return 1 if failed else 0

@@ -37,7 +37,7 @@ def check() -> None:
     """Compare masks with that of the definition, in both forms; a wrong one ends the process."""
     queries, keys = HERE.sizes.checked
     options: dict[str, Any] = {"device": HERE.device, "dtype": HERE.matrix_type}
-    query, key = torch.zeros(2, 3, queries, 64, **options), torch.zeros(2, 3, keys, 64, **options)
+    query, key = torch.zeros(2, 3, queries, keys, **options), torch.zeros(2, 3, keys, keys, **options)
     value = torch.eye(keys, **options).expand(2, 3, keys, keys)
     want = torch.from_numpy(random.keep_mask(KEY, (2, 3, queries, keys), P))
     for name in FORMS:

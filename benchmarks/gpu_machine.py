@@ -1,8 +1,10 @@
 """The machine that rows of benchmarks/gpu.py are measured on: its device, the sizes of their tensors, and its clock."""
 
 import gc
+import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -76,7 +78,10 @@ class Machine:
         return None if find_spec("triton") else "Triton (pip install triton)"
 
     def prepare(self) -> None:
-        """Do what must be done before rows run; their modules have been imported."""
+        """Do what must be done in a process before rows run; their modules have been imported."""
+        os.environ.setdefault("DROPKIT_KERNEL", "triton")  # so that a kernel that does not serve is an error
+        warnings.simplefilter("ignore")
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a process that is ended loses no line
 
     def heading(self) -> list[str]:
         """Return lines about the device."""
@@ -145,6 +150,3 @@ class Machine:
     def judge(self, is_met: bool) -> str:
         """Return what is said of a bar."""
         return "met" if is_met else "MISSED"
-
-
-sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a row that ends the process loses no line

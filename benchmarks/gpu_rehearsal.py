@@ -4,6 +4,7 @@ Operators run there what they run on GPUs: Triton's kernels, in its interpreter.
 """
 
 import math
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -75,6 +76,8 @@ class Rehearsal(Machine):
 
     def prepare(self) -> None:
         """Let what serves GPUs serve the CPU."""
+        super().prepare()
+        os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
         from dropkit.functional import attention_tiles, autograd
         from dropkit.kernels import triton_attention
         from dropkit.kernels.native import library

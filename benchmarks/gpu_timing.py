@@ -1,9 +1,7 @@
 """How sides are timed on a GPU, and how a row of a table says what was found."""
 
-import os
 import statistics
 import sys
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +11,6 @@ from gpu_rehearsal import Rehearsal
 __all__ = ["HERE", "REHEARSE", "P", "milliseconds", "show", "title", "verdict"]
 
 REHEARSE = "--rehearse"
-if REHEARSE in sys.argv:
-    os.environ["TRITON_INTERPRET"] = "1"  # which Triton looks for when it is imported
-os.environ.setdefault("DROPKIT_KERNEL", "triton")  # so that a kernel that does not serve is an error; dropkit reads it
-
-warnings.simplefilter("ignore")
 HERE = Rehearsal() if REHEARSE in sys.argv else Machine()
 P = 0.1
 

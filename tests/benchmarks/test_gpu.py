@@ -1,0 +1,151 @@
+"""The benchmark of GPUs runs to its end without one, on tiny tensors, and says what it cannot do."""
+
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+TABLES = {  # of each row, in what order they are printed
+    "masks": ["torch.bfloat16: GPU = CPU = NumPy", "torch.float32: GPU", "torch.float16: GPU", "forward and backward"],
+    "copy": ["torch.bfloat16", "share of a copy's bandwidth", "torch.float32", "share of a copy's bandwidth"],
+    "backward": [
+        *("torch.bfloat16", "x faster than eager", "x faster than compiled", "bytes an element kept"),
+        *("torch.float32", "x faster than eager", "x faster than compiled", "bytes an element kept"),
+    ],
+    "norm": [
+        *("results and masks", "dropout + residual + LayerNorm", "x faster than eager", "x faster than compiled"),
+        *("the same, with the sum", "RMSNorm", "bias + GELU + dropout", "dropout + residual,"),
+        *("dropout + residual + LayerNorm", "dropout + residual + LayerNorm"),
+    ],
+    "small": ["in a CUDA graph", "dropkit: x as fast as eager", "dropkit, a key given: x as fast as eager"],
+    "attention": [
+        "attention masks",
+        *[
+            line
+            for tokens, causal in (("2 x 16", ""), ("2 x 16", ", causal"), ("1 x 48", ""), ("1 x 48", ", causal"))
+            for width in (64, 128)
+            for line in (
+                f"{tokens} tokens, 1 heads {width} wide, p = 0.1{causal}",
+                *(f"{form}: x the speed" for form in ("regenerating", "regenerating", "bits", "bits")),
+            )
+        ],
+    ],
+    "fusion": ["compiled GELU", "x faster than PyTorch compiled", "x faster by bits", "bytes an element", "bytes an"],
+    "memory": ["a training step of 2 blocks", "MiB at most", "MiB at most", "of PyTorch's peak memory"],
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scripts() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        yield
+
+
+def script(name: str) -> ModuleType:
+    return importlib.import_module(name)
+
+
+def start(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "DROPKIT_KERNEL"}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(BENCHMARKS), *sys.path])}
+    return subprocess.run([sys.executable, *arguments], check=False, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_every_row_runs_to_its_end_without_a_gpu() -> None:
+    result = start(str(BENCHMARKS / "gpu.py"), "--rehearse")
+    assert result.returncode == 0, result.stdout + result.stderr
+    said = result.stdout
+    assert said.splitlines()[0].startswith("A REHEARSAL on the CPU")
+    assert "not judged" in said
+    assert not {"met", "MISSED", "FAILED"} & set(said.split())
+    assert said.splitlines()[-1].endswith("rows that failed: none")
+    at = 0
+    for name, lines in TABLES.items():
+        for line in (*lines, f"  ({name}: "):
+            assert line in said[at:], f"{name}: {line!r} is missing after\n{said[:at]}"
+            at = said.index(line, at) + len(line)
+
+
+def test_rows_are_those_of_the_table() -> None:
+    assert list(script("gpu").ROWS) == list(TABLES)
+
+
+@pytest.mark.slow
+def test_a_row_that_fails_or_hangs_is_ended() -> None:
+    program = "import gpu; print(gpu.ran('no row', 1)); gpu.LIMIT = 0.01; print(gpu.ran('copy', 1))"
+    result = start("-c", program, "--rehearse")
+    assert result.stdout.splitlines() == ["exit status 1", "it took longer than 0.01 s"]
+    assert "KeyError: 'no row'" in result.stderr
+
+
+def test_other_rows_run_after_one_that_failed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, asked = script("gpu"), []
+
+    def ran(name: str, rounds: int) -> str:
+        asked.append((name, rounds))
+        return "exit status 1" if name == "norm" else ""
+
+    monkeypatch.setattr(module, "ran", ran)
+    monkeypatch.setattr(module, "HERE", script("gpu_rehearsal").Rehearsal())
+    monkeypatch.setattr("sys.argv", ["gpu.py", "norm", "copy", "norm", "--rounds", "3"])
+    assert module.main() == 1
+    assert asked == [("norm", 3), ("copy", 3)]
+    said = capsys.readouterr().out
+    assert "FAILED: exit status 1" in said
+    assert said.splitlines()[-1].endswith("rows that failed: norm")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["copy", "bakward", "norms"], "unknown rows bakward, norms; known are masks, copy, backward"),
+        (["--rounds", "0"], "--rounds must be 1 or more, got 0"),
+        (["--rounds", "-3"], "--rounds must be 1 or more, got -3"),
+        (["--rounds", "1.5"], "invalid int value: '1.5'"),
+        ([], "it needs a CUDA device, and there is none (--rehearse runs every row on the CPU"),
+    ],
+)
+def test_what_is_not_taken_is_an_error_of_the_command_line(
+    options: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["gpu.py", *options])
+    with pytest.raises(SystemExit) as ended:
+        script("gpu").main()
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_triton_it_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(script("gpu_machine"), "find_spec", lambda _: None)
+    monkeypatch.setattr("sys.argv", ["gpu.py"])
+    with pytest.raises(SystemExit):
+        script("gpu").main()
+    assert "it needs Triton (pip install triton)" in capsys.readouterr().err
+
+
+def test_a_bar_is_judged_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    module = script("gpu_timing")
+    for machine in (script("gpu_machine").Machine(), script("gpu_rehearsal").Rehearsal()):
+        monkeypatch.setattr(module, "HERE", machine)
+        for value, rule in ((1.1, ">="), (0.9, ">="), (1.1, "<="), (float("nan"), "<=")):
+            module.verdict("row", value, rule, 1.0)
+        module.verdict("no bar", 1.1, ">=", None)
+    *judged, no_bar = [line.split("1.0")[-1].split() for line in capsys.readouterr().out.splitlines()][:5]
+    assert judged == [["met"], ["MISSED"], ["MISSED"], ["MISSED"]]
+    assert no_bar == ["no", "bar", "1.100"]
