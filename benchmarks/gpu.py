@@ -44,18 +44,17 @@ ROWS: dict[str, Callable[[int], None]] = {
     "fusion": fusion,
     "memory": memory,
 }
-LIMIT = 180  # seconds for a row
 
 
 def ran(name: str, rounds: int) -> str:
     """Run a row in a new process and return what became of it, or "" if all is well."""
     process = multiprocessing.get_context("spawn").Process(target=_run, args=(name, rounds), name=name)
     process.start()
-    process.join(LIMIT)
+    process.join(HERE.limit)
     if process.exitcode is None:
         process.kill()
         process.join()
-        return f"it took longer than {LIMIT} s"
+        return f"it took longer than {HERE.limit:g} s"
     return f"exit status {process.exitcode}" if process.exitcode else ""
 
 

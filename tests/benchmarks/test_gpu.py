@@ -14,7 +14,12 @@ import torch
 pytest.importorskip("triton")
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TABLES = {  # of each row, in what order they are printed
-    "masks": ["torch.bfloat16: GPU = CPU = NumPy", "torch.float32: GPU", "torch.float16: GPU", "forward and backward"],
+    "masks": [
+        "torch.bfloat16: GPU = CPU = NumPy",
+        "torch.float32: GPU",
+        "torch.float16: GPU = CPU = NumPy, eager, bit",
+        "forward and backward",
+    ],
     "copy": ["torch.bfloat16", "share of a copy's bandwidth", "torch.float32", "share of a copy's bandwidth"],
     "backward": [
         *("torch.bfloat16", "x faster than eager", "x faster than compiled", "bytes an element kept"),
@@ -82,7 +87,7 @@ def test_rows_are_those_of_the_table() -> None:
 
 @pytest.mark.slow
 def test_a_row_that_fails_or_hangs_is_ended() -> None:
-    program = "import gpu; print(gpu.ran('no row', 1)); gpu.LIMIT = 0.01; print(gpu.ran('copy', 1))"
+    program = "import gpu; print(gpu.ran('no row', 1)); gpu.HERE.limit = 0.01; print(gpu.ran('copy', 1))"
     result = start("-c", program, "--rehearse")
     assert result.stdout.splitlines() == ["exit status 1", "it took longer than 0.01 s"]
     assert "KeyError: 'no row'" in result.stderr
