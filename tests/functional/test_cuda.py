@@ -1,5 +1,6 @@
 """What only a GPU can show: its masks, CUDA graphs, memory, compiled code, and tensors that 32 bits do not number."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -194,13 +195,12 @@ def compilations() -> Iterator[list[str]]:
 def test_keys_rates_and_steps_compile_nothing_anew(name: str, compilations: list[str]) -> None:
     run, x, key = STEPS[name], inputs(), torch.tensor(KEY, device=DEVICE)
     rate = torch.tensor(0.3, dtype=torch.float64, device=DEVICE)
-    for p, given in ((0.3, KEY), (0.3, key), (rate, key), (0.3, None)):
+    for p, given in itertools.product((0.3, rate), (KEY, key)):
         both(run, x, p, given)
     compilations.clear()
-    for step in range(1, 4):
-        for p in (0.1 * step, 0.5, 1 - 2.0**-20, rate.mul_(0.9)):
-            for given in (random.call_key(KEY, "site", step), key.add_(step), None):
-                both(run, x, p, given)
+    for step, p in itertools.product(range(1, 4), (0.1, 0.5, 1 - 2.0**-20, rate.mul_(0.9))):
+        for given in (random.call_key(KEY, "site", step), key.add_(step), None):
+            both(run, x, p, given)
     assert not compilations
 
 
