@@ -43,6 +43,15 @@ def seeded() -> None:
     _seed()
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the pictures out of reports that a test has written: most of the time of a tiny study goes into them.
+
+    For tests of anything else; studies that fixtures share have their pictures, as have those of the tests of reports.
+    """
+    monkeypatch.setattr("dropkit.study.report.svg", lambda *_: "<svg></svg>")
+
+
 if find_spec("sybil"):  # which a machine with a GPU may not have
     from sybil import Sybil
     from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser

@@ -11,6 +11,8 @@ import pytest
 from tests.helpers.command import call
 from tests.helpers.threads import single_thread
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ROWS = 120
 NOISE = np.random.default_rng(0).bytes(5000)
 SMALL = ("--methods", "dropout", "--rates", "0.5", "--seeds", "2", "--network", "8", "--epochs", "2")

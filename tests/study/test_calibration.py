@@ -18,6 +18,8 @@ from dropkit.study.saved_model import SavedModel
 from dropkit.study.splits import outer_split
 from dropkit.study.storage import read_plan
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ROWS = np.random.default_rng(1).normal(size=(200, 2)).astype(np.float32)
 
 

@@ -14,6 +14,8 @@ from dropkit.study.packed import Model, Training, train
 from dropkit.study.splits import Split
 from tests.helpers.studies import splits_of
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def penalised(weight: torch.Tensor, bias: torch.Tensor, inputs: np.ndarray, targets: np.ndarray, l2: float) -> float:
     """The sentence of the docstring, in float64."""

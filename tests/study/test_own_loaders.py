@@ -30,6 +30,8 @@ from dropkit.study.splits import outer_split, seed_key, seed_split
 from dropkit.study.storage import read_plan
 from dropkit.study.timing import measure_epochs
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SMALL = Budget(
     "small", epochs=3, batch_size=32, test_rows=100, train_rows=200, inner_rows=60, validation_rows=100,
     confirmation_seeds=2, methods=("dropout", "weight_decay"), strengths=2,

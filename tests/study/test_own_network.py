@@ -29,6 +29,8 @@ from dropkit.study.statements import statements
 from dropkit.study.storage import read_plan
 from dropkit.study.timing import measure_epochs
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SMALL = Budget(
     "small", epochs=3, batch_size=32, test_rows=100, train_rows=200, inner_rows=60, validation_rows=100,
     confirmation_seeds=2, methods=("dropout", "weight_decay", "batch_norm", "linear"), strengths=2,

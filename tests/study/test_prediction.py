@@ -18,6 +18,8 @@ from dropkit.study.splits import outer_split, seed_key, seed_split
 from dropkit.study.statements import statement_on_test_rows
 from tests.helpers.command import call
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 DELETED = "deleted"
 HEADING = "age,colour,city,bought"
 

@@ -19,6 +19,8 @@ from dropkit.study.result import Result
 from dropkit.study.storage import RunFolder
 from tests.helpers.studies import copy_until
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture
 def copied(finished: Result, tmp_path: Path) -> Path:

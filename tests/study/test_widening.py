@@ -21,6 +21,8 @@ from dropkit.study.summary import Summary, choose, widen
 from dropkit.study.widening import EXTRA, extra_strengths
 from tests.helpers.studies import copy_until
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 WITH_STRENGTH = [method for method in METHODS.values() if method.symbol]
 
 
