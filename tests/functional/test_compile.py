@@ -24,7 +24,8 @@ pytestmark = [
 
 INDUCTOR = pytest.param("inductor", marks=pytest.mark.slow)
 BACKENDS = pytest.mark.parametrize("backend", ["eager", "aot_eager", INDUCTOR])
-MANY = pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow), INDUCTOR])
+LONG = [pytest.mark.slow, pytest.mark.exhaustive]  # for Inductor begins with all that it does
+MANY = pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=LONG), INDUCTOR])
 X = torch.randn(6, 9, generator=torch.Generator().manual_seed(0))
 KEYS = torch.arange(6)
 
