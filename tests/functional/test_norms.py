@@ -274,7 +274,7 @@ def test_on_a_gpu(name: str, columns: int, dtype: torch.dtype) -> None:
     results = []
     for device, wide in (("cuda", dtype), ("cpu", torch.float64)):
         given = [tensor.to(device, wide).requires_grad_() for tensor in tensors]
-        found = NORMS[name](*given, 0.1, eps=1e-5, prenorm=True, key=5)
+        found = NORMS[name](*given, p=0.1, eps=1e-5, prenorm=True, key=5)
         gradients = torch.autograd.grad(found, given, [grad.to(device, wide) for grad in grads])
         results.append([each.cpu() for each in (*found, *gradients)])
     kept = torch.from_numpy(keep_mask(5, (300, columns), 0.1))
