@@ -19,8 +19,11 @@ study: .venv/.study ## Ask of real data whether dropout helps (ARGS="churn --see
 test test-slow: export OMP_WAIT_POLICY = PASSIVE
 # Workers share the tests, a file at a time; each takes more than half a gigabyte of memory.
 WORKERS := --numprocesses auto --maxprocesses 4 --dist loadfile
-# So that no worker waits for one that has begun with minutes of work when all else was done.
-LONGEST_FIRST := --no-loadscope-reorder tests/test_install.py tests/study tests/sites tests src docs README.md
+# So that no worker waits for one that has begun with minutes of work when all else was done. Each path is named once:
+# pytest drops one that lies in another, and the order with it.
+FIRST := tests/test_install.py tests/sites tests/contract
+LONGEST_FIRST := --no-loadscope-reorder $(FIRST) \
+	$(filter-out $(FIRST) %__pycache__,$(wildcard tests/*)) src docs README.md
 
 test: .venv/.dev ## Run the fast tests, with the examples of docstrings, README and docs
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow" $(ARGS)
