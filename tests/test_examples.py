@@ -25,9 +25,12 @@ ROOT = Path(__file__).parents[1]
 NAMES = ("active_learning.md", "worked_example.md", "workers.md")
 PAGES = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in NAMES)
 SHOWN = dict(re.findall(r"```console\n\$ python (\S+)\n(.*?)```", PAGES, flags=re.DOTALL))
-SLOW = dict.fromkeys(
-    ("examples/active_learning.py", "examples/many_workers.py"), (pytest.mark.slow, pytest.mark.exhaustive)
-)
+LONG = (pytest.mark.slow, pytest.mark.exhaustive)
+SLOW = {
+    "examples/active_learning.py": LONG,
+    "examples/many_workers.py": LONG,
+    "examples/churn_numpy.py": (pytest.mark.slow,),
+}
 SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("examples/*.py"))
 RATES = (0.1, 0.3, 0.5, 0.7)
 
@@ -76,6 +79,7 @@ def sweeps() -> list[dict[float, tuple[float, float, int]]]:
     return [{float(p): (float(a), float(b), int(c or 0)) for p, a, b, c in line.findall(block)} for block in blocks]
 
 
+@pytest.mark.slow
 def test_what_the_docs_say_about_the_sweep_is_what_it_prints() -> None:
     many, few, stopped = sweeps()
     for table in (many, few, stopped):
