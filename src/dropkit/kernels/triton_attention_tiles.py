@@ -9,7 +9,7 @@ thirty-two are the eight keys of one call. Softmax and sums over keys do not min
 import triton
 import triton.language as tl
 
-from dropkit.kernels.triton_bits import near, philox, rate_of, read
+from dropkit.kernels.triton_bits import near, rate_of, read
 
 __all__ = ["LOG2_E", "NOT_SPECIALIZED", "address", "in_order", "kept", "rows_of", "scores_of", "segment"]
 
@@ -17,7 +17,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 # Numbers that change from call to call, for which a kernel is not compiled anew.
 NOT_SPECIALIZED = [
     "dropout_keys", "key_step", "streams", "stream_step", "thresholds", "threshold_step", "row_step", "head_step",
-    "tiles", "heads", "group", "queries", "keys", "logs_batch", "logs_head", "words",
+    "tiles", "heads", "queries", "keys", "logs_batch", "logs_head", "words",
 ]  # fmt: skip
 
 
@@ -167,6 +167,9 @@ def _halves(key, stream, row, block, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     low, high = (row & 0xFFFFFFFF).to(tl.uint32)[:, None, None], (row >> 32 & 0xFFFFFFFF).to(tl.uint32)[:, None, None]
     key_low, key_high = (key & 0xFFFFFFFF).to(tl.uint32), (key >> 32 & 0xFFFFFFFF).to(tl.uint32)
     # Rows and blocks stand on axes of their own, so that the first two rounds are computed for each alone.
-    a, b, c, d = philox(block.to(tl.uint32, bitcast=True), low, high, stream.to(tl.uint32), key_low, key_high)
+    # Triton's own Philox takes fewer registers than that of `dropkit.kernels.triton_bits`, which are what lacks here.
+    a, b, c, d = tl.philox_impl(
+        block.to(tl.uint32, bitcast=True), low, high, stream.to(tl.uint32), key_low, key_high, 10
+    )
     words = tl.join(tl.join(a, c), tl.join(b, d)).reshape((ROWS, COLUMNS // 32, 4, 4)).permute((0, 1, 3, 2))
     return tl.join(words & 0xFFFF, words >> 16).reshape((ROWS, COLUMNS)).to(tl.int32)
