@@ -49,7 +49,7 @@ class Gpu(TorchDispatchMode):
                 with self:
                     return function._op_dk(_OWN if has_own else _EVERY, *args, **kwargs)
         found = function(*args, **kwargs)
-        if function.namespace != "prim":
+        if function.namespace != "prim" and not kwargs.get("non_blocking"):
             self._note(function, _tensors((args, kwargs)), _tensors(found))
         return found
 
@@ -62,8 +62,8 @@ class Gpu(TorchDispatchMode):
         is_ours = function.namespace == "dropkit"
         if takes_numbers and all(value.is_cuda or not value.dim() for value in given):
             return
-        if is_ours and all(value.is_cuda or value.numel() == 1 for value in given):
-            return  # which look for numbers on a CPU, whatever their shape
+        if is_ours and all(value.is_cuda or value.dtype in (torch.int64, torch.float64) for value in given):
+            return  # addresses may be on a CPU; how they are moved is seen where the portable operations serve
         devices = ", ".join(f"{value.device.type} {list(value.shape)}" for value in (*given, *found))
         self.crossings.append(f"{function} of {devices}\n{_where()}")
 
@@ -106,7 +106,7 @@ def on_gpu(serving: str = "shapes") -> Iterator[Gpu]:
         serving: What serves dropkit's operators, one of `SERVING`.
     """
     no_triton = mock.patch.object(kernels_of_gpus, "why_portable", return_value="there is no GPU")
-    with no_triton, _guard(), engine.replaced(), _Shapes(), Gpu(serving) as gpu:
+    with no_triton, _guard(), engine.replaced(), _Shapes(allow_non_fake_inputs=True), Gpu(serving) as gpu:
         yield gpu
 
 

@@ -28,6 +28,7 @@ from dropkit.functional.examples import check_examples, numbers_of
 from dropkit.functional.inputs import autocast_dtype, is_identity, without_autocast
 from dropkit.functional.nested import nest_alike, of_slice
 from dropkit.kernels.attention import RAGGED, Mask, Weights
+from dropkit.kernels.portable import moved_to
 
 __all__ = ["are_jagged", "attend_jagged"]
 
@@ -134,6 +135,7 @@ def _mask_of(
     check_examples(WHERE, numbers.runs, (examples, heads, RAGGED, RAGGED), len(numbers.streams))
     places = [numbers.place(example) for example in range(examples)]
     begins = [(number * heads * RAGGED + 2**63) % 2**64 - 2**63 for number, _, _ in places]
-    passes = torch.tensor([stream for _, _, stream in places], device="cpu").to(device)
-    first_rows = torch.tensor(begins, device="cpu").to(device)
-    return Mask(keys, passes, thresholds, first_rows), [number for number, _, _ in places]
+    passes = torch.tensor([stream for _, _, stream in places], device="cpu")
+    first_rows = torch.tensor(begins, device="cpu")
+    mask = Mask(keys, moved_to(passes, device), thresholds, moved_to(first_rows, device))
+    return mask, [number for number, _, _ in places]

@@ -17,6 +17,7 @@ from dropkit.functional.inputs import without_autocast
 from dropkit.kernels import attention as operators
 from dropkit.kernels import gpu
 from dropkit.kernels.attention import Mask, Weights
+from dropkit.kernels.portable import moved_to
 
 __all__ = ["attend_by_tiles", "attend_packed", "takes_tiles"]
 
@@ -133,7 +134,8 @@ def _mask_of(drawn: Any, streams: Tensor, threshold: Tensor, shape: tuple[int, .
     places = [numbers.place(example) for example in range(shape[0])]
     begins = [((number * rows + 2**63) % 2**64) - 2**63 for number, _, _ in places]
     passes = torch.tensor([stream for _, _, stream in places], device="cpu")
-    return Mask(key_tensor(drawn), passes.to(device), threshold, torch.tensor(begins, device="cpu").to(device))
+    first_rows = torch.tensor(begins, device="cpu")
+    return Mask(key_tensor(drawn), moved_to(passes, device), threshold, moved_to(first_rows, device))
 
 
 class _Attention(torch.autograd.Function):

@@ -27,6 +27,7 @@ __all__ = [
     "integers",
     "keep_mask",
     "move",
+    "moved_to",
     "multiply",
     "normal",
     "normal_from",
@@ -61,7 +62,7 @@ class _Field:
     def _per_slice(self, value: Tensor, slices: torch.Size) -> int | Tensor:
         if value.numel() == 1 and value.device.type == "cpu":
             return int(value)  # plain integers spare a launch an operation
-        return value.to(self.device).expand(slices).reshape(-1)
+        return moved_to(value, self.device).expand(slices).reshape(-1)
 
     def halves(self, plane: int) -> Tensor:
         """Return the high (plane 0) or low (plane 1) halves at all places, as int32."""
@@ -246,7 +247,12 @@ def over_leading(value: Tensor, axes: int, device: torch.device) -> Tensor:
     is_number = not value.dim() and value.is_cpu and not torch._C._are_functorch_transforms_active()
     if is_number and device.type != "cpu":
         return torch.empty(shape, dtype=value.dtype, device=device).fill_(value)
-    return value.reshape(shape).to(device)
+    return moved_to(value.reshape(shape), device)
+
+
+def moved_to(value: Tensor, device: torch.device) -> Tensor:
+    """Return values on a device, to which those of a CPU are copied without waiting for it."""
+    return value.to(device, non_blocking=value.is_cpu)
 
 
 def integers(key: Tensor, stream: Tensor, place: Layout, device: torch.device) -> Tensor:

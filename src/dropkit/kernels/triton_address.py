@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dropkit.kernels.native.division import Division, remembered
 from dropkit.kernels.native.packing import int64
+from dropkit.kernels.portable import moved_to
 
 __all__ = ["Launch", "launch", "launch_words", "on_device", "rates", "spread"]
 
@@ -98,7 +99,7 @@ def spread(value: Tensor, axes: tuple[int, ...], device: torch.device) -> Tensor
     if value.numel() == 1:
         return int(value) if value.device.type == "cpu" and device.type != "cpu" else value.reshape(1)
     value = value.reshape(value.shape + (1,) * (len(axes) - value.dim())).expand(axes)
-    return value.reshape(-1).to(device).contiguous()  # kernels read them one behind the other
+    return moved_to(value.reshape(-1), device).contiguous()  # kernels read them one behind the other
 
 
 def rates(threshold: Tensor, axes: tuple[int, ...], device: torch.device) -> Tensor | int:

@@ -287,7 +287,7 @@ class Addressing(Handler):
         numbers = current() if self._parts is None else self._parts.several(place)
         if numbers is not None:
             return numbered_key(place, examples, key, numbers)
-        return torch.tensor(signed(key), device=examples.device)
+        return torch.tensor(signed(key), device="cpu")  # whose number kernels read without waiting
 
     def begin(self, module: Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         """Raise in an export, before anything has changed."""
