@@ -23,6 +23,7 @@ from dropkit.functional.recurrent_cells import (
 from dropkit.functional.recurrent_fast import drop, fits, is_plain
 from dropkit.functional.recurrent_gru import FastGRU
 from dropkit.functional.recurrent_lstm import FastLSTM
+from dropkit.kernels.portable import moved_to
 
 __all__ = ["KINDS", "Kind", "Sequences", "label", "open_packed", "run_network"]
 
@@ -79,12 +80,13 @@ def open_packed(packed: PackedSequence) -> Sequences:
     """Return packed sequences side by side."""
     values, sizes, order, _ = packed
     batch = int(sizes[0])
-    active = (torch.arange(batch) < sizes.unsqueeze(1)).to(values.device)
+    active = torch.arange(batch, device=sizes.device) < sizes.unsqueeze(1)  # on a CPU, wherever the values are
     if bool((sizes == batch).all()):
         return Sequences(values.unflatten(0, (-1, batch)), True, order=order)
-    places = active.reshape(-1).nonzero().squeeze(1)
+    places = moved_to(active.reshape(-1).nonzero().squeeze(1), values.device)
     padded = values.new_zeros(active.numel(), *values.shape[1:]).index_copy(0, places, values)
-    return Sequences(padded.unflatten(0, active.shape), True, active.unsqueeze(-1), places, order)
+    rows = padded.unflatten(0, active.shape)
+    return Sequences(rows, True, moved_to(active, values.device).unsqueeze(-1), places, order)
 
 
 def label(kind: str, layer: int, direction: int = 0) -> str:
