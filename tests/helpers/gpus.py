@@ -55,7 +55,7 @@ class Gpu(TorchDispatchMode):
 
     def _note(self, function: Any, given: list[Tensor], found: list[Tensor]) -> None:
         """Note an operation on tensors of two devices; numbers on a CPU are read there, without waiting for a GPU."""
-        if len({value.device.type for value in (*given, *found)}) < 2:
+        if not {value.device.type for value in (*given, *found)} >= {"cpu", "cuda"}:
             return
         takes_numbers = torch.Tag.pointwise in function.tags and function._opname != "where"  # which copies them
         takes_numbers |= function._opname == "fill_"

@@ -1,7 +1,8 @@
 """A plugin of pytest: tests on CPU tensors get what tensors on GPUs get, by Triton's kernels in its interpreter.
 
 ``python -m pytest -p tests.helpers.on_triton tests/functional`` runs tests so. Every operator of dropkit does what it
-does on a GPU, attention goes by tiles, and the short ways of CPUs, which go past the operators, are closed.
+does on a GPU, attention goes by tiles, and the short ways of CPUs, which go past the operators, are closed. So tests
+that say that such a way is taken fail, and none else should.
 """
 
 import os
@@ -10,12 +11,9 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+import numpy as np
 import torch
 
-CPU_ALONE = (  # tests of what only CPUs have, or of how often operators are called there
-    "test_eager",
-    "test_profiler",
-)
 _PLACED = {"dropout": 4, "keep_mask": 3, "keep_bits": 3, "integers": 2, "uniform": 2}  # arguments before a layout
 _OWN, _EVERY = torch._C.DispatchKey.CUDA, torch._C.DispatchKey.CompositeExplicitAutograd
 _libraries: list[torch.library.Library] = []
@@ -24,10 +22,13 @@ _libraries: list[torch.library.Library] = []
 def pytest_configure(config: Any) -> None:
     """Let Triton serve."""
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    seen = "(overflow|underflow|invalid value|divide by zero) encountered"  # by NumPy, where a GPU goes on
+    config.addinivalue_line("filterwarnings", f"ignore:{seen}:RuntimeWarning")
     from dropkit.functional import attention_tiles, autograd
     from dropkit.kernels import gpu, triton_attention
     from dropkit.kernels.native import operations
 
+    _round_as_gpus_do()
     gpu.why_portable = lambda *_: None
     attention_tiles.is_served = lambda _: True
     autograd._fuses = lambda _: True
@@ -58,3 +59,19 @@ def _on_gpus(name: str) -> Callable[..., Any]:
     operator = getattr(torch.ops.dropkit, name).default
     key = _OWN if torch._C._dispatch_has_kernel_for_dispatch_key(f"dropkit::{name}", "CUDA") else _EVERY
     return lambda *arguments: operator._op_dk(key, *arguments)
+
+
+def _round_as_gpus_do() -> None:
+    """Let the interpreter round to bfloat16, which it truncates to."""
+    from triton import language
+    from triton.runtime import interpreter
+
+    convert = interpreter._convert_float
+
+    def rounded(input: Any, input_dtype: Any, output_dtype: Any, rounding_mode: Any) -> Any:
+        if (input_dtype, output_dtype) != (language.float32, language.bfloat16):
+            return convert(input, input_dtype, output_dtype, rounding_mode)
+        values = torch.from_numpy(np.array(input, np.float32)).bfloat16()
+        return values.view(torch.int16).numpy().view(np.uint16)
+
+    interpreter._convert_float = rounded
