@@ -43,8 +43,13 @@ examples: .venv/.dev ## Compare what the longest examples print with the docs
 workers: .venv/.dev ## Run the longest tests of masks on many workers
 	$(BIN)/python -m pytest $(WORKERS) -m "slow and exhaustive" tests/sites
 
+# By Triton's interpreter instead of the kernels of CPUs, whose own ways other tests tell of.
+ON_TRITON := tests/contract/test_contract.py $(addprefix tests/functional/test_,addresses.py alpha.py attention_jagged.py \
+	checkpoint.py concrete.py inputs.py masks.py nested.py torch_function.py transforms.py zoneout.py)
+
 triton: .venv/.dev ## Run all tests of Triton's kernels, in its interpreter where there is no GPU
 	$(BIN)/python -m pytest $(WORKERS) -k triton tests/kernels tests/functional
+	$(BIN)/python -m pytest $(WORKERS) -p tests.helpers.on_triton -m "not slow" $(ON_TRITON)
 
 exhaustive: .venv/.dev ## Run everything that takes many minutes, all of the above included
 	$(BIN)/python -m pytest $(WORKERS) -m exhaustive

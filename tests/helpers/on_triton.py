@@ -17,6 +17,7 @@ import torch
 _PLACED = {"dropout": 4, "keep_mask": 3, "keep_bits": 3, "integers": 2, "uniform": 2}  # arguments before a layout
 _OWN, _EVERY = torch._C.DispatchKey.CUDA, torch._C.DispatchKey.CompositeExplicitAutograd
 _libraries: list[torch.library.Library] = []
+_launches: list[str] = []
 
 
 def pytest_configure(config: Any) -> None:
@@ -25,10 +26,17 @@ def pytest_configure(config: Any) -> None:
     seen = "(overflow|underflow|invalid value|divide by zero) encountered"  # by NumPy, where a GPU goes on
     config.addinivalue_line("filterwarnings", f"ignore:{seen}:RuntimeWarning")
     from dropkit.functional import attention_tiles, autograd
-    from dropkit.kernels import gpu, triton_attention
+    from dropkit.kernels import gpu, triton_address, triton_attention
     from dropkit.kernels.native import operations
 
     _round_as_gpus_do()
+    run = triton_address.Launch.run
+
+    def launched(launch: Any, kernel: Any, *tensors: Any, **options: Any) -> None:
+        _launches.append(kernel.__name__)
+        run(launch, kernel, *tensors, **options)
+
+    triton_address.Launch.run = launched
     gpu.why_portable = lambda *_: None
     attention_tiles.is_served = lambda _: True
     autograd._fuses = lambda _: True
@@ -40,6 +48,11 @@ def pytest_configure(config: Any) -> None:
         warnings.filterwarnings("ignore", message="Warning only once for all operators", category=UserWarning)
         for name in sorted(_operators()):
             library.impl(name, _on_gpus(name), "CPU", allow_override=True)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say how often Triton's kernels ran."""
+    terminalreporter.write_line(f"{len(_launches)} launches of Triton's kernels, but for those of attention and norms")
 
 
 def _operators() -> set[str]:
