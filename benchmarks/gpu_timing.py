@@ -8,11 +8,12 @@ from typing import Any
 from gpu_machine import Machine
 from gpu_rehearsal import Rehearsal
 
-__all__ = ["HERE", "REHEARSE", "P", "milliseconds", "show", "title", "verdict"]
+__all__ = ["ADDRESS", "HERE", "REHEARSE", "P", "milliseconds", "show", "title", "verdict"]
 
 REHEARSE = "--rehearse"
 HERE = Rehearsal() if REHEARSE in sys.argv else Machine()
 P = 0.1
+ADDRESS = 1e-3  # bytes an element: keys are kept, some hundred bytes for a whole tensor
 
 
 def milliseconds(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
