@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dropkit import functional, nn
 from dropkit.functional import dropout
@@ -15,6 +17,7 @@ from dropkit.functional.examples import NumberedKey
 from tests.helpers.gpus import SERVING, moved, on_gpu
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:PyTorch was compiled without cuDNN:UserWarning"),
     pytest.mark.parametrize("serving", SERVING),
 ]
@@ -112,3 +115,28 @@ def test_sequences_of_several_lengths(serving: str, kind: Any) -> None:
         out, _ = layer(PackedSequence(torch.empty(15, 8, device="cuda"), packed.batch_sizes))
         assert out.data.is_cuda
     assert gpu.crossings == []
+
+
+class Devices(TorchDispatchMode):
+    """Gathers the devices of all that operations return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **kwargs or {})
+        self.found |= {each.device.type for each in pytree.tree_leaves(out) if isinstance(each, Tensor)}
+        return out
+
+
+@NAMES
+def test_what_is_compiled_has_nothing_on_a_cpu_which_would_keep_it_out_of_cuda_graphs(serving: str, name: str) -> None:
+    for number in (None, KEY):
+        with on_gpu(serving) as gpu, Devices() as devices:
+            x = data()
+            key = None if number is None else torch.empty((), dtype=torch.int64, device="cuda")
+            with mock.patch.object(torch.compiler, "is_compiling", return_value=True):
+                assert FUNCTIONS[name](x, key=key).is_cuda
+        assert devices.found == {"cuda"}
+        assert gpu.crossings == []
