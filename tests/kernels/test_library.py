@@ -247,11 +247,26 @@ def test_the_command_takes_dropkit_from_where_it_came(
     [(True, "'/an environment/bin/python' -m pip"), (False, "pip --python '/an environment/bin/python'")],
 )
 def test_the_command_is_for_the_environment_of_this_interpreter(
-    has_pip: bool, pip: str, monkeypatch: pytest.MonkeyPatch
+    has_pip: bool, pip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if has_pip:
+        (tmp_path / "pip.py").touch()
     monkeypatch.setattr(sys, "executable", "/an environment/bin/python")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if has_pip and name == "pip" else None)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
     assert reinstall_command().startswith(f"{pip} install --force-reinstall ")
+
+
+def test_hooks_of_imports_are_not_asked_for_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of setuptools would undo itself, and torch.compile fail to import setuptools."""
+    asked = []
+
+    class Hook:
+        def find_spec(self, name: str, *_: object) -> None:
+            asked.append(name)
+
+    monkeypatch.setattr(sys, "meta_path", [Hook(), *sys.meta_path])
+    reinstall_command()
+    assert "pip" not in asked
 
 
 def test_sources_that_were_never_installed_are_installed_from_a_checkout(

@@ -3,7 +3,8 @@
 import json
 import shlex
 import sys
-from importlib import metadata, util
+from importlib import metadata
+from importlib.machinery import PathFinder
 
 __all__ = ["place_to_run", "reinstall_command"]
 
@@ -23,7 +24,9 @@ def place_to_run(command: str) -> str:
 
 def _pip() -> str:
     interpreter = shlex.quote(sys.executable)
-    return f"{interpreter} -m pip" if util.find_spec("pip") else f"pip --python {interpreter}"
+    # `util.find_spec` asks hooks too; asked for pip, that of setuptools undoes itself before Python 3.12, after which
+    # setuptools, and with it torch.compile, cannot be imported.
+    return f"{interpreter} -m pip" if PathFinder.find_spec("pip") else f"pip --python {interpreter}"
 
 
 def _source() -> str:
