@@ -52,7 +52,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
 
         tile = triton_attention.Tile(16, 32, 4, 1)
         monkeypatch.setattr(triton_attention, "tile_of", lambda *_: tile)
-        monkeypatch.setattr(attention_tiles, "is_served", lambda _: True)
+        monkeypatch.setattr(attention_tiles, "is_served", lambda *_: True)
 
         def attention(*arguments: Any) -> tuple[Tensor, Tensor]:
             calls.append(arguments)

@@ -31,7 +31,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Mask]:
 
     tile = triton_attention.Tile(16, 32, 4, 1)
     monkeypatch.setattr(triton_attention, "tile_of", lambda *_: tile)
-    monkeypatch.setattr(attention_tiles, "is_served", lambda _: True)
+    monkeypatch.setattr(attention_tiles, "is_served", lambda *_: True)
     monkeypatch.setattr("dropkit.functional.attention.are_plain", lambda *_: False)  # nor is there a shorter way
     monkeypatch.setattr(attention_tiles.operators, "attention", attention)
     for name in ("attention_backward", "attention_bits"):
@@ -51,7 +51,7 @@ def both(monkeypatch: pytest.MonkeyPatch, given: list[Tensor], **options: Any) -
     found = scaled_dot_product_attention(*given, **options)
     gradients = torch.autograd.grad(found.sin().sum(), given)
     with monkeypatch.context() as context:
-        context.setattr(attention_tiles, "is_served", lambda _: False)
+        context.setattr(attention_tiles, "is_served", lambda *_: False)
         wanted = scaled_dot_product_attention(*given, **options)
     assert found.shape == wanted.shape
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)

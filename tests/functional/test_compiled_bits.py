@@ -26,8 +26,10 @@ BACKENDS = pytest.mark.parametrize("backend", ["aot_eager", INDUCTOR])
 
 
 @pytest.fixture(autouse=True)
-def by_bits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def by_bits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(autograd, "_fuses", lambda _: True)
+    if "narrow" not in request.node.name:  # rows are, in most tests
+        monkeypatch.setattr(autograd, "_has_few_words", lambda *_: True)
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
@@ -89,6 +91,30 @@ def test_a_mask_costs_an_eighth_of_a_byte_an_element_and_no_kernel_of_its_own() 
     assert torch.equal(found == 0, want == 0)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shape", "shared"),
+    [((512, 3), ()), ((512, 1), ()), ((4, 8, 7, 7), ()), ((8, 40, 33), (2,)), ((8, 6, 64), (1, 2)), ((64, 100), ())],
+    ids=str,
+)
+def test_masks_of_narrow_rows_cost_no_more(shape: tuple[int, ...], shared: tuple[int, ...]) -> None:
+    kept: list[Tensor] = []
+
+    @torch.compile(fullgraph=True)
+    def block(x: Tensor, key: Tensor) -> Tensor:
+        return dropout(x.sin(), 0.3, key=key, broadcast_dims=shared) * 2
+
+    x, key = torch.randn(shape, requires_grad=True), torch.tensor(5)
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each) or each, lambda each: each):
+        out = block(x, key)
+    assert sum(each.nbytes for each in kept if each.shape != x.shape) <= x.numel() / 8 + 64
+    assert not any(each.dtype == torch.bool and each.shape == x.shape for each in kept)
+    want = dropout(x.sin(), 0.3, key=5, broadcast_dims=shared) * 2
+    torch.testing.assert_close(out, want)
+    found, wanted = (torch.autograd.grad(each.sum(), x)[0] for each in (out, want))
+    torch.testing.assert_close(found, wanted)
+
+
 class Devices(TorchDispatchMode):
     """Gathers the devices of all that operations return."""
 
@@ -115,10 +141,11 @@ def test_nothing_of_it_is_on_a_cpu_which_would_keep_it_out_of_cuda_graphs(
     assert devices.found == {"cuda"}
 
 
-def test_new_keys_and_lengths_do_not_compile_again() -> None:
+@pytest.mark.parametrize("lengths", [(64, 128, 96), (40, 70, 33)], ids=["words", "narrow"])
+def test_new_keys_and_lengths_do_not_compile_again(lengths: tuple[int, ...]) -> None:
     compiled = torch.compile(between, fullgraph=True, backend="aot_eager", dynamic=True)
     with torch._dynamo.config.patch(error_on_recompile=True):
-        for rows, columns in ((3, 40), (4, 70), (9, 33)):
+        for rows, columns in zip((3, 4, 9), lengths, strict=True):
             x, residual = torch.randn(2, rows, columns)
             for number in (5, 6):
                 key = torch.tensor(number)

@@ -1,6 +1,7 @@
 """Kernels for GPUs are compared with portable operations before they serve; here in Triton's interpreter."""
 
 import itertools
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,6 +18,7 @@ from dropkit.kernels import gpu, gpu_examples, operators, portable
 from dropkit.kernels.native import library
 from dropkit.random import uniform32
 from dropkit.random.layout import layout
+from tests.kernels.test_operators import SAMPLES
 
 pytest.importorskip("triton")
 from dropkit.kernels import triton_attention, triton_dropout  # import Triton
@@ -49,22 +51,56 @@ def drop(x: Tensor = X) -> Tensor:
 WANTED = portable.dropout(X, *ADDRESS, PLACE, True)
 
 
-def case(name: str, dtype: torch.dtype) -> Any:
-    # Of bfloat16 the interpreter multiplies no matrices.
-    is_skipped = name.startswith("attention") and dtype == torch.bfloat16
-    return pytest.param(name, dtype, marks=[pytest.mark.gpu] if is_skipped else [])
-
-
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [
-        case(name, dtype)
-        for name, dtype in itertools.product(NAMES, gpu_examples.TYPES)
-        if not (name.startswith("attention") and dtype == torch.float64)  # which attention by tiles does not take
+WHOLE, PARTS, NARROW = "of whole draws", "of parts", "narrow"
+ACTIVATED = [(WHOLE, True, "gelu"), (PARTS, False, "silu"), (NARROW, False, "relu"), (PARTS, True, "gelu_tanh")]
+FORMS: dict[str, list[gpu_examples.Form]] = {
+    "dropout": [
+        *((True, rows, *several) for rows in (WHOLE, PARTS) for several in itertools.product((False, True), repeat=2)),
+        (False, NARROW, False, False),
+        (True, "spread", (False, False, True, True), (0, 1, 2, 3)),
+        (False, "spread", (False, False, False, False), (0, 2, 3, 1)),
+        (True, "spread", (), ()),
     ],
-)
-def test_right_kernels_pass(name: str, dtype: torch.dtype) -> None:
-    assert gpu._differs(name, DEVICE, dtype) is None
+    "keep_mask": [(WHOLE,), (PARTS,)],
+    "keep_bits": [()],
+    "integers": [(WHOLE,), (NARROW,)],
+    "uniform": [(WHOLE,), (PARTS,)],
+    "dropout_add": [(WHOLE,), (PARTS,), (NARROW,)],
+    "activation_dropout": ACTIVATED,
+    "activation_dropout_backward": ACTIVATED,
+    "dropout_add_norm": [(1032, True, True, True), (20, False, False, False), (16400, True, False, True)],
+    "dropout_add_norm_backward": [
+        (1032, True, True, True, (True, True)),
+        (20, False, True, False, (True, False)),
+        (8200, False, False, True, (False, False)),
+    ],
+    "attention": [
+        (64, 64, "none", True, False, False), (16, 32, "bool", False, False, False),
+        (32, 16, "numbers", False, False, True), (16, 16, "none", True, True, False),
+    ],
+    "attention_backward": [
+        (16, 16, "none", True, False, False), (16, 16, "bool", False, False, False),
+        (16, 16, "none", False, True, False),
+    ],
+    "attention_bits": [(False,), (True,)],
+}  # fmt: skip
+
+
+def cases() -> list[Any]:
+    found = []
+    for name, forms in FORMS.items():
+        is_attention = name.startswith("attention")
+        for dtype in gpu_examples.TYPES[: 3 if is_attention else None]:  # attention by tiles takes no float64
+            # Of bfloat16 the interpreter multiplies no matrices.
+            marks = [pytest.mark.gpu] if is_attention and dtype == torch.bfloat16 else []
+            is_first = dtype == torch.float32
+            found += [pytest.param(name, dtype, form, marks=marks) for form in (forms if is_first else forms[:1])]
+    return found
+
+
+@pytest.mark.parametrize(("name", "dtype", "form"), cases())
+def test_right_kernels_pass(name: str, dtype: torch.dtype, form: gpu_examples.Form) -> None:
+    assert gpu._differs(name, DEVICE, dtype, form) is None
 
 
 def spoilt(found: Any) -> Any:
@@ -78,19 +114,54 @@ def spoilt(found: Any) -> Any:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "attention_backward"])
 def test_wrong_kernels_are_found(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """By one element."""
     right = gpu._kernel(name)
     monkeypatch.setattr(gpu, "_kernel", lambda _: lambda *arguments: spoilt(right(*arguments)))
-    assert gpu._differs(name, DEVICE, torch.float32) == "does not compute what they do"
+    assert gpu._differs(name, DEVICE, torch.float32, FORMS[name][0]) == "does not compute what they do"
 
 
 def test_draws_of_the_example_are_tied() -> None:
-    drawn = uniform32(gpu_examples._KEY, gpu_examples._WIDE, stream=7).astype(int)
+    drawn = uniform32(gpu_examples._KEY, gpu_examples._TIED, stream=7).astype(int)
     rate = gpu_examples._RATE
     assert sorted(drawn[drawn >> 16 == rate >> 16] >= rate) == [False, True]
 
 
 def test_every_example_has_its_operator() -> None:
-    assert sorted(gpu_examples._EXAMPLES) == NAMES
+    assert sorted(gpu_examples._EXAMPLES) == sorted(gpu_examples._FORMS) == sorted(FORMS) == NAMES
+
+
+# By operators: before which of their arguments a layout is taken apart.
+LAYOUTS = {"dropout": 4, "keep_mask": 3, "keep_bits": 3, "integers": 2, "uniform": 2}
+CALLS = [
+    (name, sample)
+    for name in NAMES
+    for sample in SAMPLES.get(f"dropkit::{name}", {})
+    if name != "uniform" or sample != "half"
+]
+
+
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="launches are seen in the interpreter")
+@pytest.mark.parametrize(("name", "sample"), CALLS)
+def test_calls_launch_what_was_compared(monkeypatch: pytest.MonkeyPatch, name: str, sample: str) -> None:
+    from triton.runtime.interpreter import InterpretedFunction
+
+    found: dict[str, set[Any]] = {"compared": set(), "called": set()}
+    launch = InterpretedFunction.__getitem__
+
+    def noted(kernel: Any, grid: Any) -> Any:
+        def run(*arguments: Any, **options: Any) -> Any:
+            is_compared = threading.current_thread().name == "dropkit compares kernels"
+            given = tuple(sorted((option, str(value)) for option, value in options.items()))
+            found["compared" if is_compared else "called"].add((kernel.fn.__name__, given))
+            return launch(kernel, grid)(*arguments, **options)
+
+        return run
+
+    monkeypatch.setattr(InterpretedFunction, "__getitem__", noted)
+    run = gpu.served(gpu._KERNELS[name][0], name, gpu._KERNELS[name][1])
+    run = operators.of_place(run, LAYOUTS[name]) if name in LAYOUTS else run
+    run(*SAMPLES[f"dropkit::{name}"][sample])
+    assert found["called"] <= found["compared"]
 
 
 def test_a_kernel_that_passes_serves_and_is_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +194,10 @@ def test_a_kernel_that_fails_is_named_once_and_portable_operations_serve(
         assert torch.equal(drop(), WANTED)
     assert [each.filename for each in caught] == [__file__]
     said = "fails (RuntimeError: no code for this GPU)" if failure == "raises" else "does not compute what they do"
-    assert f"Triton's dropout for torch.float32 {said}. Another version of Triton" in str(caught[0].message)
+    assert (
+        f"Triton's dropout (True, 'of whole draws', False, False) for torch.float32 {said}. Another version of Triton"
+        in str(caught[0].message)
+    )
     assert torch.equal(drop(), WANTED)  # and does not warn again
     assert said in kernels.info().gpus
     assert kernels.info().gpus.startswith("triton; portable (on ")
@@ -154,7 +228,7 @@ def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(drop(), WANTED)
-        gpu.why_portable("keep_mask", DEVICE, torch.float32)
+        gpu.why_portable("keep_mask", DEVICE, torch.float32, (WHOLE,))
     monkeypatch.setenv(library.ENVIRONMENT, "triton")
     for ask in (library.why_no_triton, kernels.info):
         with pytest.raises(UnsupportedError, match=r"and Triton is not installed\. Install it"):
@@ -183,7 +257,7 @@ def within(context: Any) -> Callable[[Callable[[], object]], object]:
 )
 def test_nothing_that_the_caller_is_doing_matters(around: Callable[[Callable[[], object]], object]) -> None:
     found, state = [], torch.get_rng_state()
-    around(lambda: found.append(gpu._differs("dropout_add", DEVICE, torch.float32)))
+    around(lambda: found.append(gpu._differs("dropout_add", DEVICE, torch.float32, (WHOLE,))))
     assert found == [None]
     assert torch.equal(torch.get_rng_state(), state)
 

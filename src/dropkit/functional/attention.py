@@ -141,7 +141,8 @@ def scaled_dot_product_attention(
         )
         return (output, torch.ones_like(weights, dtype=torch.bool)) if return_dropout_mask else output
     factor = _factor(query, scale)
-    if dropout_mask is None and not return_dropout_mask and takes_tiles(query, key, value, attn_mask, leading):
+    is_plain = dropout_mask is None and not return_dropout_mask
+    if is_plain and takes_tiles(query, key, value, attn_mask, leading, is_causal):
         check_not_traced(WHERE)
         drawn = draw_key(WHERE, generator, whole, _NAMES) if dropout_key is None else dropout_key
         return attend_by_tiles(

@@ -104,12 +104,11 @@ def attend_jagged(
         check_not_traced(WHERE)
         drawn = draw_key(WHERE, generator, whole, names) if dropout_key is None else dropout_key
         mask, numbers = _mask_of(drawn, keys, streams, thresholds, (examples, leading[1]), query.device)
-        if examples and takes_tiles(query.values(), key.values(), value.values(), None, (leading, leading)):
+        packed = query.values(), key.values(), value.values()
+        if examples and takes_tiles(*packed, None, (leading, leading), is_causal, is_packed=True):
             lengths = [max(part.size(2) for part in each) for each in rows[:2]]
             ends = (each.offsets().to(torch.int32) for each in (query, key))
-            output = attend_packed(
-                query.values(), key.values(), value.values(), mask, Weights(is_causal, *lengths, *ends), factor
-            )
+            output = attend_packed(*packed, mask, Weights(is_causal, *lengths, *ends), factor)
             return torch.nested.nested_tensor_from_jagged(output, query.offsets(), jagged_dim=2)
         outputs = []
         for i, each in enumerate(parts):

@@ -17,12 +17,14 @@ from dropkit.functional.inputs import without_autocast
 from dropkit.kernels import attention as operators
 from dropkit.kernels import gpu
 from dropkit.kernels.attention import Mask, Weights
+from dropkit.kernels.gpu_examples import Form, attention_form
 from dropkit.kernels.portable import moved_to
 
 __all__ = ["attend_by_tiles", "attend_packed", "takes_tiles"]
 
 _TYPES = (torch.float32, torch.float16, torch.bfloat16)
 _WIDEST = 256
+_OLDEST = 8, 0  # compute capability: those before lack registers and shared memory for tiles
 # Up to so many weights of a call have their mask drawn once, as bits, which all kernels read; it is drawn three times
 # above, in the forward pass and for either half of the backward pass. None yet: bits take memory, and whether they
 # save time is a matter of measurement, which benchmarks/gpu_attention.py does.
@@ -30,7 +32,13 @@ _MOST_BITS = 0
 
 
 def takes_tiles(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, leading: tuple[tuple[int, ...], ...]
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    leading: tuple[tuple[int, ...], ...],
+    is_causal: bool,
+    is_packed: bool = False,
 ) -> bool:
     """Tell whether kernels serve these tensors here and now.
 
@@ -40,6 +48,8 @@ def takes_tiles(
         value: Values.
         attn_mask: The mask, or None.
         leading: The leading axes of the weights, and of the output.
+        is_causal: Whether query i attends to keys 0 .. i alone.
+        is_packed: Whether examples of various lengths lie one behind the other.
     """
     of_weights, of_output = leading
     fits = of_weights == of_output and len(of_weights) > 0 and max(query.size(-1), value.size(-1)) <= _WIDEST
@@ -52,18 +62,21 @@ def takes_tiles(
         and is_constant
         and not torch._C._are_functorch_transforms_active()
         and (torch.compiler.is_compiling() or forward_ad._current_level < 0)
-        and is_served(query)
+        and is_served(query, value, attn_mask, is_causal, is_packed)
     )
 
 
-def is_served(query: Tensor) -> bool:
-    """Tell whether there are kernels for a tensor's device."""
-    return query.is_cuda and _has_kernels(query.device, query.dtype)
+def is_served(query: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool, is_packed: bool) -> bool:
+    """Tell whether there are kernels for the tensors' device; arguments are those of `takes_tiles`."""
+    if not query.is_cuda:
+        return False
+    return _has_kernels(query.device, query.dtype, attention_form(query, value, attn_mask, is_causal, is_packed))
 
 
-def _has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
-    names = ("attention", "attention_backward", "attention_bits")
-    return all(gpu.why_portable(name, device, dtype) is None for name in names)
+def _has_kernels(device: torch.device, dtype: torch.dtype, like: Form) -> bool:
+    if torch.cuda.get_device_capability(device) < _OLDEST:
+        return False
+    return all(gpu.why_portable(name, device, dtype, like) is None for name in ("attention", "attention_backward"))
 
 
 # As torch.compiler.assume_constant_result, which takes seconds to load.

@@ -1,5 +1,6 @@
 """Gradients of the operators: nothing but the address is kept for the backward pass."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
 
 from dropkit.kernels import operators
-from dropkit.kernels.bits import keep_bits, unpack
+from dropkit.kernels.bits import WORD, keep_bits, unpack, words
 from dropkit.kernels.portable import select, survivor_scale
 
 __all__ = ["Constants", "apply_dropout", "apply_function", "apply_linear", "is_batched", "traced"]
@@ -84,7 +85,8 @@ def apply_dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor,
         scaled: Whether survivors are scaled.
     """
     arguments = input, key, stream, threshold, *place, scaled
-    if torch.compiler.is_compiling() and _fuses(input) and not torch._C._are_functorch_transforms_active():
+    is_compiled = torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    if is_compiled and _fuses(input) and _has_few_words(input, *place):
         return _by_bits(*arguments)
     return apply_linear(_Dropout, _ForwardModeDropout, _by_selection, *arguments)
 
@@ -96,6 +98,19 @@ def _fuses(input: Tensor) -> bool:
     mask. That is reckoned; `benchmarks/gpu.py fusion` measures it. On a CPU drawing is what costs.
     """
     return input.is_cuda
+
+
+def _has_few_words(
+    input: Tensor, shape: tuple[int, ...], row_strides: tuple[int, ...], first_row: int, first_column: int
+) -> bool:
+    """Tell whether the words of a mask have no more bits than the input has elements.
+
+    Every row begins with a word of its own. Where rows are narrow, the words are larger than the mask in bytes, and the
+    compiler would keep that. An operator of ours keeps nothing.
+    """
+    if not shape:
+        return False
+    return math.prod(shape[:-1]) * WORD * words(shape[-1], first_column) <= input.numel()
 
 
 def _by_bits(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, *rest: Any) -> Tensor:

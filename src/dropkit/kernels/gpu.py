@@ -1,7 +1,7 @@
 """Which kernels serve tensors on GPUs: Triton's, each compared there before it first serves, else portable operations.
 
 Between a kernel's source and what a GPU runs stand a compiler and a driver, and masks that are off would go unnoticed.
-So before an operator's first work on a GPU in a type, a small example is done both ways.
+So before an operator's first call of a form on a GPU, in a type, a small one of that form is done both ways.
 """
 
 import threading
@@ -13,14 +13,14 @@ from typing import Any
 import torch
 
 from dropkit.errors import UnsupportedError
-from dropkit.kernels.gpu_examples import TYPES, example, is_near
+from dropkit.kernels.gpu_examples import TYPES, Form, example, form, is_near
 from dropkit.kernels.native.library import ENVIRONMENT, PORTABLE, TRITON, choice, warn, why_no_triton
 
 __all__ = ["failures", "served", "why_portable"]
 
 _Run = Callable[..., Any]
 _KERNELS: dict[str, tuple[str, _Run]] = {}  # by operators: the module of Triton's, and what they do by PyTorch's
-_FOUND: dict[tuple[str, torch.device, torch.dtype], str | None] = {}  # why portable operations serve
+_FOUND: dict[tuple[str, torch.device, torch.dtype, Form], str | None] = {}  # why portable operations serve
 
 
 def served(module: str, name: str, portable: _Run) -> _Run:
@@ -35,26 +35,27 @@ def served(module: str, name: str, portable: _Run) -> _Run:
 
     def run(*arguments: Any) -> Any:
         device, dtype = _place(arguments)
-        if why_portable(name, device, dtype) is not None:
+        if why_portable(name, device, dtype, form(name, arguments)) is not None:
             return portable(*arguments)
         return _kernel(name)(*arguments)
 
     return run
 
 
-def why_portable(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Return why portable operations do an operator's work, or None where a kernel of Triton's does.
+def why_portable(name: str, device: torch.device, dtype: torch.dtype, like: Form) -> str | None:
+    """Return why portable operations do an operator's work, or None where kernels of Triton's do.
 
     Args:
         name: The operator.
         device: A GPU.
         dtype: Of the tensors it is given.
+        like: The form of the call.
 
     Raises:
         UnsupportedError: If Triton's kernels are asked for and they cannot serve.
     """
     wanted = dtype if dtype in TYPES else torch.float32  # for others, masks alone are Triton's
-    place = name, device, wanted
+    place = name, device, wanted, like
     if place not in _FOUND:
         if _why_none() is None and _is_capturing(device):  # a CUDA graph, while nothing can be compared
             return None
@@ -76,13 +77,14 @@ def _why_none() -> str | None:
     return reason
 
 
-def _why_not_here(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+def _why_not_here(name: str, device: torch.device, dtype: torch.dtype, like: Form) -> str | None:
     """Return why the kernel of an operator does not serve on a device, and say so; or None where it does."""
-    reason = _differs(name, device, dtype)
+    reason = _differs(name, device, dtype, like)
     if reason is None:
         return None
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    reason = f"on {where} Triton's {name} for {dtype} {reason}"
+    of_form = f" {like}" if like else ""
+    reason = f"on {where} Triton's {name}{of_form} for {dtype} {reason}"
     if choice() == TRITON:
         raise UnsupportedError(f"dropkit.kernels: {ENVIRONMENT}={TRITON}, and {reason}. Unset {ENVIRONMENT}.")
     _say(reason, "Another version of Triton may help")
@@ -96,13 +98,13 @@ def _say(reason: str, remedy: str) -> None:
     )
 
 
-def _differs(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+def _differs(name: str, device: torch.device, dtype: torch.dtype, like: Form) -> str | None:
     """Return in what way a kernel fails at a small example, or None if it does what portable operations do."""
     found: list[str | None] = []
 
     def compare() -> None:
         try:
-            arguments = example(name, device, dtype)
+            arguments = example(name, device, dtype, like)
             is_right = is_near(_kernel(name)(*arguments), _KERNELS[name][1](*arguments))
             found.append(None if is_right else "does not compute what they do")
         except Exception as error:  # noqa: BLE001  # of the compiler, the driver, an import: whatever keeps it from serving

@@ -5,11 +5,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dropkit.kernels import portable
+from dropkit.kernels import operators, portable
+from dropkit.kernels.bits import keep_bits
 from dropkit.kernels.native.division import Division, divide
 from dropkit.kernels.triton_address import launch
 from dropkit.kernels.triton_bits import NOT_SPECIALIZED, keep, near, places, scaled
-from dropkit.kernels.triton_keep_bits import keep_bits, select
+from dropkit.kernels.triton_keep_bits import select
 from dropkit.kernels.triton_spread import spread
 from dropkit.random.layout import Layout
 
@@ -57,12 +58,12 @@ def dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, place
         return portable.dropout(input, key, stream, threshold, place, is_scaled)
     if input.dtype in TYPES and input.is_contiguous() and input.shape == division.mask_shape:
         if _spans_draws(division) and threshold.numel() == 1 and input.numel():
-            return select(input, keep_bits(key, stream, threshold, place, input.device), threshold, place, is_scaled)
+            return select(input, keep_bits(key, stream, threshold, *place, input.device), threshold, place, is_scaled)
         output = torch.empty_like(input)
         if output.numel():
             launch(division, key, stream, threshold, input.device).run(_dropout, input, output, IS_SCALED=is_scaled)
         return output
-    mask = _mask(division, key, stream, threshold, input.device)
+    mask = operators.keep_mask(key, stream, threshold, *place, input.device)
     if input.dtype in TYPES and mask.dim() == input.dim():
         return spread(input, mask, threshold, is_scaled)
     return portable.select(input, mask, portable.survivor_scale(threshold) if is_scaled else None)
@@ -78,10 +79,6 @@ def keep_mask(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, dev
     division = divide(key, stream, threshold, place)
     if division.is_too_fine:
         return portable.keep_mask(key, stream, threshold, place, device)
-    return _mask(division, key, stream, threshold, device)
-
-
-def _mask(division: Division, key: Tensor, stream: Tensor, threshold: Tensor, device: torch.device) -> Tensor:
     mask = torch.empty(division.mask_shape, dtype=torch.bool, device=device)
     if mask.numel():
         launch(division, key, stream, threshold, device).run(_keep_mask, mask)

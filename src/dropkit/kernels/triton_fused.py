@@ -9,9 +9,10 @@ from torch import Tensor
 
 from dropkit.kernels.activations import activate, activate_backward
 from dropkit.kernels.native.division import Division, divide
+from dropkit.kernels.operators import dropout
 from dropkit.kernels.triton_address import launch
 from dropkit.kernels.triton_bits import NOT_SPECIALIZED, keep, near, places, scaled
-from dropkit.kernels.triton_dropout import TYPES, dropout
+from dropkit.kernels.triton_dropout import TYPES
 from dropkit.random.layout import Layout, layout
 
 __all__ = ["activation_dropout", "activation_dropout_backward", "dropout_add"]
@@ -134,7 +135,7 @@ def dropout_add(input: Tensor, residual: Tensor, key: Tensor, stream: Tensor, th
     place, division = _divided(input, key, stream, threshold)
     if _serves(division, input, residual):
         return _run(_dropout_add, (input, residual), division, (key, stream, threshold))
-    return residual + dropout(input, key, stream, threshold, place, is_scaled=True)
+    return residual + dropout(input, key, stream, threshold, *place, True)
 
 
 def activation_dropout(
@@ -145,7 +146,7 @@ def activation_dropout(
     if _serves(division, input) and _fits(bias, input):
         tensors = input, None if bias is None else bias.contiguous()
         return _run(_activation_dropout, tensors, division, (key, stream, threshold), ACTIVATION=activation)
-    return dropout(activate(activation, input, bias), key, stream, threshold, place, is_scaled=True)
+    return dropout(activate(activation, input, bias), key, stream, threshold, *place, True)
 
 
 def activation_dropout_backward(
@@ -157,7 +158,7 @@ def activation_dropout_backward(
         tensors = grad.contiguous(), input, None if bias is None else bias.contiguous()
         address = key, stream, threshold
         return _run(_activation_dropout_backward, tensors, division, address, ACTIVATION=activation)
-    return dropout(activate_backward(activation, grad, input, bias), key, stream, threshold, place, is_scaled=True)
+    return dropout(activate_backward(activation, grad, input, bias), key, stream, threshold, *place, True)
 
 
 def _divided(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor) -> tuple[Layout, Division]:
