@@ -40,7 +40,7 @@ class Rehearsal(Machine):
     matrix_type = torch.float32  # the interpreter multiplies no matrices of bfloat16
     flash = "PyTorch's plain"  # the flash backend of CPUs has no dropout
     backend = SDPBackend.MATH
-    limit = 1200.0
+    budget = 3000
     warm_up = 1
 
     def lacks(self) -> str | None:

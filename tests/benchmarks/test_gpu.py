@@ -87,7 +87,7 @@ def test_rows_are_those_of_the_table() -> None:
 
 @pytest.mark.slow
 def test_a_row_that_fails_or_hangs_is_ended() -> None:
-    program = "import gpu; print(gpu.ran('no row', 1)); gpu.HERE.limit = 0.01; print(gpu.ran('copy', 1))"
+    program = "import gpu; print(gpu.ran('no row', 1, 300)); print(gpu.ran('copy', 1, 0.01))"
     result = start("-c", program, "--rehearse")
     assert result.stdout.splitlines() == ["exit status 1", "it took longer than 0.01 s"]
     assert "KeyError: 'no row'" in result.stderr
@@ -98,8 +98,9 @@ def test_other_rows_run_after_one_that_failed(
 ) -> None:
     module, asked = script("gpu"), []
 
-    def ran(name: str, rounds: int) -> str:
+    def ran(name: str, rounds: int, limit: float) -> str:
         asked.append((name, rounds))
+        assert limit == 0.4 * 3000
         return "exit status 1" if name == "norm" else ""
 
     monkeypatch.setattr(module, "ran", ran)
@@ -109,7 +110,29 @@ def test_other_rows_run_after_one_that_failed(
     assert asked == [("norm", 3), ("copy", 3)]
     said = capsys.readouterr().out
     assert "FAILED: exit status 1" in said
+    assert "not run" not in said
     assert said.splitlines()[-1].endswith("rows that failed: norm")
+
+
+def test_rows_that_the_budget_leaves_no_time_for_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, limits, now = script("gpu"), [], [1000.0]
+
+    def ran(name: str, rounds: int, limit: float) -> str:
+        limits.append(limit)
+        now[0] += limit
+        return ""
+
+    monkeypatch.setattr(module, "ran", ran)
+    monkeypatch.setattr(module, "HERE", script("gpu_rehearsal").Rehearsal())
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("sys.argv", ["gpu.py", "masks", "copy", "norm", "small", "memory", "--budget", "100"])
+    assert module.main() == 1
+    assert limits == [40, 40, 20]
+    *_, missing, last = capsys.readouterr().out.splitlines()
+    assert missing == "rows that were not run, for 100 s had passed (--budget): small, memory"
+    assert last == "100 s in all; rows that failed: none"
 
 
 @pytest.mark.parametrize(
@@ -118,6 +141,7 @@ def test_other_rows_run_after_one_that_failed(
         (["copy", "bakward", "norms"], "unknown rows bakward, norms; known are masks, copy, backward"),
         (["--rounds", "0"], "--rounds must be 1 or more, got 0"),
         (["--rounds", "-3"], "--rounds must be 1 or more, got -3"),
+        (["--budget", "0"], "--budget must be 1 or more, got 0"),
         (["--rounds", "1.5"], "invalid int value: '1.5'"),
         ([], "it needs a CUDA device, and there is none (--rehearse runs every row on the CPU"),
     ],
