@@ -85,20 +85,22 @@ def memory(rounds: int) -> None:
     batch, length, width = sizes.batch
     x = torch.randn(sizes.batch, device=HERE.device, dtype=HERE.matrix_type)
     title(f"a training step of {sizes.blocks} blocks {width:,} wide, {batch} x {length:,} tokens, {x.dtype}, eager")
-    peaks, times = {}, {}
-    for name in ("dropkit", "PyTorch"):
+
+    def step_of(name: str) -> Callable[[], None]:
         torch.manual_seed(0)
         blocks = (Block(width, width // 64, name == "dropkit") for _ in range(sizes.blocks))
         model = nn.Sequential(*blocks).to(HERE.device, HERE.matrix_type)
 
-        def step(model: nn.Module = model) -> None:
+        def step() -> None:
             model(x).square().mean().backward()
             model.zero_grad()
 
-        peaks[name] = HERE.peak(step)
-        times |= milliseconds({name: step}, rounds)
+        return step
+
+    sides, peaks = ("dropkit", "PyTorch"), {}
+    for name in sides:  # one after another: memory has one model at a time
+        peaks[name] = HERE.peak(step_of(name))
         print(f"  {name:58} {peaks[name] / 2**20:8.0f} MiB at most")
-        del model, step
         HERE.free()
-    show(times)
+    show(milliseconds({name: step_of(name) for name in sides}, rounds))
     verdict("of PyTorch's peak memory", peaks["dropkit"] / peaks["PyTorch"], "<=", 1)

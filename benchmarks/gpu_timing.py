@@ -13,7 +13,7 @@ __all__ = ["ADDRESS", "HERE", "REHEARSE", "P", "milliseconds", "show", "title", 
 REHEARSE = "--rehearse"
 HERE = Rehearsal() if REHEARSE in sys.argv else Machine()
 P = 0.1
-ADDRESS = 1e-3  # bytes an element: keys are kept, some hundred bytes for a whole tensor
+ADDRESS = 1e-3  # bytes an element: keys are kept, a few blocks of 512 bytes for a whole tensor
 
 
 def milliseconds(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
