@@ -44,9 +44,10 @@ def dropout(
     """Zero each element with probability `p` and scale the rest by ``1 / (1 - p)``, in training.
 
     The mask is a function of the key, the stream and each element's index in the logical tensor: strides, memory
-    format, type, device and the number of threads do not change it. For the backward pass the key is kept, or, of a CPU
-    tensor that a cache holds, the mask at a bit an element where that is faster. The scale is that of the realised
-    rate, ``p`` rounded to a multiple of ``2**-32``; it is computed in float32 or wider and rounded once.
+    format, type, device and the number of threads do not change it. For the backward pass the key is kept, or the mask
+    at a bit an element where that is faster: of a CPU tensor that a cache holds, and of GPUs in compiled code. The
+    scale is that of the realised rate, ``p`` rounded to a multiple of ``2**-32``; it is computed in float32 or wider
+    and rounded once.
 
     Args:
         input: Tensor of any shape, of a floating or complex type (a complex number is one unit); nested tensors are
