@@ -38,10 +38,10 @@ def activation_dropout(
 ) -> Tensor:
     """Apply dropout to an activation of a tensor, to which a bias may be added first.
 
-    On a CPU with vector instructions and for one key it is one pass over memory, in eager and compiled code, computed
-    in float32 or wider and rounded once; under `torch.func` and elsewhere it is
-    ``dropout(activation(input + bias))``. The mask is the same. For the backward pass it keeps the result of ReLU,
-    which the next layer mostly keeps too, and the input of other activations. So the result for ReLU must not be
+    On a CPU with vector instructions for one key, and on a GPU with Triton, it is one pass over memory, in eager and in
+    compiled code, computed in float32 or wider and rounded once; under `torch.func`, and for what kernels do not take,
+    it is ``dropout(activation(input + bias))``. The mask is the same. For the backward pass it keeps the result of
+    ReLU, which the next layer mostly keeps too, and the input of other activations. So the result for ReLU must not be
     changed in place before the backward pass, which would raise: change a clone.
 
     In a model for `torch.compile`, prefer it to ReLU and dropout apart: between those, PyTorch's compiler stores a mask

@@ -33,8 +33,9 @@ def dropout_add(
 ) -> Tensor:
     """Add dropout of one tensor to another, as a residual connection does.
 
-    On a CPU and for one key it is one pass over memory, in eager and in compiled code, computed in float32 or wider and
-    rounded once; under `torch.func` and elsewhere it is ``residual + dropout(input)``. The mask is the same.
+    On a CPU for one key, and on a GPU with Triton, it is one pass over memory, in eager and in compiled code, computed
+    in float32 or wider and rounded once; under `torch.func`, and for what kernels do not take, it is
+    ``residual + dropout(input)``. The mask is the same.
 
     Args:
         input: Tensor of any shape, of a floating or complex type, or nested.

@@ -49,8 +49,8 @@ class MultiheadAttention(RateMixin, torch.nn.MultiheadAttention):
     A drop-in replacement for `torch.nn.MultiheadAttention`, which it subclasses: same arguments in the same order, same
     `state_dict`, and for one seed the same initial parameters. The weight of a query and a key has the place
     (example, head, query, key) in the mask, with `batch_first` and without; the keys that `add_bias_kv` and
-    `add_zero_attn` add come last. Without `need_weights` few weights are stored on a CPU, as
-    `dropkit.functional.scaled_dot_product_attention` says.
+    `add_zero_attn` add come last. Without `need_weights` few weights are stored on a CPU, and none
+    on a GPU with Triton, as `dropkit.functional.scaled_dot_product_attention` says.
 
     It differs in two results. A query whose keys are all masked gets weights of 0, so its output is the bias of
     `out_proj`; PyTorch's gives that in some of its ways and NaN in others. And the hint `is_causal` changes nothing
