@@ -143,7 +143,6 @@ def moved_over_five_steps(**compiler: Any) -> None:
             scheduler.step()
 
 
-@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
 def test_nothing_compiles_again_over_all_steps() -> None:
     graphs = CompileCounter()
     moved_over_five_steps(backend=graphs)
@@ -152,7 +151,6 @@ def test_nothing_compiles_again_over_all_steps() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
 def test_the_default_compiler_gives_the_rates_of_every_step() -> None:
     moved_over_five_steps()
 

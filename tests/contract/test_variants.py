@@ -268,7 +268,6 @@ def test_it_is_copied_pickled_saved_and_loaded(name: str) -> None:
     assert f"p={layer.p}" in repr(layer)
 
 
-@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_rate_that_moves_changes_no_state_and_compiles_once(name: str) -> None:
     row = LAYERS[name]
@@ -290,7 +289,6 @@ def test_a_rate_that_moves_changes_no_state_and_compiles_once(name: str) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 def test_compiled_code_draws_what_eager_code_draws() -> None:
@@ -313,7 +311,6 @@ def test_compiled_code_draws_what_eager_code_draws() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.exhaustive] * (name == "DropBlock3d")) for name in LAYERS]
 )  # of whose blocks DropBlock2d tells as much in half the time

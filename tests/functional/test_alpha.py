@@ -278,7 +278,6 @@ def test_transforms_equal_loops(function: Callable[..., Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
 @BOTH
 def test_compiled_code_equals_eager_code(function: Callable[..., Any]) -> None:
     def run(x: Tensor, p: Tensor, key: Tensor) -> tuple[Tensor, ...]:
@@ -302,7 +301,6 @@ def test_compiled_code_equals_eager_code(function: Callable[..., Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
 def test_several_means_and_variances_through_one_compiled_function() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(alpha_dropout, backend="eager", fullgraph=True)

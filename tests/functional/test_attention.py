@@ -152,7 +152,6 @@ def test_half_types_lose_what_rounding_the_result_loses(dtype: torch.dtype, mask
         assert (one.double() - other).norm() <= 1.02 * (other.to(dtype).double() - other).norm()
 
 
-@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
 def test_layouts_and_ways_give_the_same() -> None:
     query, key, value = (tensor.detach() for tensor in inputs(2, 4, 10, 8))
     wanted = by_hand(query, key, value, None, 0.3, False)

@@ -17,7 +17,6 @@ def as_on_a_gpu(query: Tensor, *rest: Any) -> bool:
     return _has_kernels(query.device, query.dtype, attention_form(query, *rest))
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # of the compiler's own doing
 @pytest.mark.parametrize("has_bits", [False, True])
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_compiled_code_has_no_break_and_the_gradients_of_eager_code(

@@ -16,7 +16,6 @@ from dropkit.kernels import fields
 
 pytestmark = [
     # Of PyTorch's own making, while it traces and scripts.
-    pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex:UserWarning"),
     pytest.mark.filterwarnings("ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated:FutureWarning"),

@@ -17,7 +17,6 @@ from tests.functional.test_compile import CALLS, INDUCTOR, X, assert_equal
 
 pytestmark = [
     # Of PyTorch's own making, while it traces.
-    pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex:UserWarning"),
     pytest.mark.filterwarnings("ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated:FutureWarning"),

@@ -15,7 +15,6 @@ from dropkit.functional import activation_dropout, dropout, dropout_add
 
 pytestmark = [
     # Of PyTorch's own making, while it traces and scripts.
-    pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated:FutureWarning"),
 ]

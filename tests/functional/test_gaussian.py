@@ -187,7 +187,6 @@ def test_transforms_equal_loops() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
 def test_compiled_code_equals_eager_code() -> None:
     def run(x: Tensor, p: Tensor, key: Tensor) -> Tensor:
         return gaussian_dropout(x, p, key=key)

@@ -168,7 +168,6 @@ def test_jagged_masks_combine_with_the_tensors_they_belong_to(training: bool) ->
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
 @layouts
 def test_compiled_code_has_the_masks_of_eager_code(layout: torch.layout) -> None:
     torch._dynamo.reset()

@@ -112,7 +112,6 @@ def test_a_generator_of_another_device_is_refused() -> None:
         dropout(X.to("meta"), generator=generator())
 
 
-@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("fullgraph", [True, False])
 def test_a_generator_never_silently_freezes_in_compiled_code(fullgraph: bool) -> None:
     own = generator()

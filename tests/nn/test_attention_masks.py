@@ -159,7 +159,6 @@ def test_what_stands_in_the_place_of_dropout_has_a_mask_if_it_is_ours() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
 def test_compiled_code_takes_and_returns_masks() -> None:
     layer, x, graphs = encoder(), data(), CompileCounter()
     compiled = torch.compile(layer, backend=graphs, fullgraph=True)

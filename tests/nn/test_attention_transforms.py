@@ -27,7 +27,6 @@ def test_copies_are_equal_and_separate(duplicate: Any) -> None:
     assert layer.p == 0.4
 
 
-@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("need_weights", [True, False])
 def test_a_scheduled_rate_compiles_once(need_weights: bool) -> None:
     layer, x = pair(0.0, batch_first=True)[0], inputs()[0]

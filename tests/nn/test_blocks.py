@@ -187,7 +187,6 @@ def test_memory_format_changes_no_mask_and_stays() -> None:
     assert out.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
 def test_one_compiled_graph_takes_maps_of_any_size() -> None:
     one = layer(2, 0.3, 3)
     compiled = torch.compile(one, backend="eager", fullgraph=True, dynamic=True)

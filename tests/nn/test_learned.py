@@ -158,7 +158,6 @@ def test_what_it_learns_is_a_parameter_and_is_saved(name: str) -> None:
         assert repr(twin) == repr(layer)
 
 
-@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
 @every
 def test_it_compiles_once_while_it_learns(name: str) -> None:
     torch._dynamo.reset()
@@ -178,7 +177,6 @@ def test_it_compiles_once_while_it_learns(name: str) -> None:
     assert graphs.frame_count == 1
 
 
-@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # PyTorch's own
 @pytest.mark.slow
 @every

@@ -111,7 +111,6 @@ def test_a_checkpointed_model_has_the_gradients_of_a_plain_one(reentrant: bool) 
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_a_compiled_model_has_the_gradients_of_an_eager_one(backend: str) -> None:

@@ -178,7 +178,6 @@ def test_skipping_in_a_checkpoint() -> None:
     assert torch.equal(found, want)
 
 
-@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
 def test_where_shapes_are_fixed_all_rows_run_with_the_same_result() -> None:
     layer, branch, key = dropkit.nn.DropPath(0.5), Branch(), torch.tensor(5)
     want = layer(branch(X), key=5)

@@ -94,7 +94,6 @@ def test_vmap_with_a_key_has_one_mask_for_all(kind: str) -> None:
         torch.testing.assert_close(found[i], layer(several[i], key=KEY)[0], rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("kind", BOTH)
 def test_rates_that_move_change_no_state_and_compile_once(kind: str) -> None:
     layer, x = noisy(kind), inputs()[:2]

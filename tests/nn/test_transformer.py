@@ -287,7 +287,6 @@ def test_copies_are_equal_and_separate(duplicate: Any) -> None:
     assert not any(one is two for one, two in zip(layer.modules(), other.modules(), strict=True))
 
 
-@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
 def test_an_encoder_with_scheduled_rates_compiles_once() -> None:
     encoder, x = torch.nn.TransformerEncoder(layer_of(dropout=0.0), 2, enable_nested_tensor=False), data()
     before = list(encoder.state_dict())
@@ -304,7 +303,6 @@ def test_an_encoder_with_scheduled_rates_compiles_once() -> None:
     assert not any(torch.equal(one, other) for one, other in itertools.combinations(outputs, 2))
 
 
-@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("norm_first", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_compiled_code_has_the_masks_of_a_key(norm_first: bool) -> None:
     layer, x = layer_of(norm_first=norm_first, **RATES), data()

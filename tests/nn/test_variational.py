@@ -169,7 +169,6 @@ def test_it_is_pytorchs_linear_layer_with_one_parameter_more() -> None:
     assert (layer.log_alpha == 0).all()
 
 
-@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
 def test_it_compiles_for_sizes_that_change() -> None:
     layer = VariationalDropout(6, 0.3)
     torch._dynamo.reset()

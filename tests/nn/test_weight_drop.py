@@ -266,7 +266,6 @@ def test_nested_parameters_and_attention_whose_forward_has_a_key() -> None:
     assert not torch.equal(one, other)
 
 
-@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
 def test_a_rate_that_moves_compiles_once_and_changes_no_state() -> None:
     layer = linear()
     layer.follow()

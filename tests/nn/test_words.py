@@ -146,7 +146,6 @@ def test_switch_copies_and_representation() -> None:
         assert torch.equal(twin(TOKENS, key=KEY), training)
 
 
-@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("build", [table, lambda **o: WordDropout(o["p"], unknown=1)])
 def test_a_rate_that_moves_compiles_once_and_changes_no_state(build: Any) -> None:
     layer = build(p=0.5)

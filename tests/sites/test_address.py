@@ -134,7 +134,6 @@ def test_networks_between_layers(packed: bool) -> None:
         torch.testing.assert_close(own, output, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("model", CASES)
 def test_keys_of_all_models(model: Model) -> None:
     """Every call of dropout of every model has the key of its site, step and call, and no generator moves."""
@@ -164,7 +163,6 @@ def outputs(model: Model, network: nn.Module) -> list[Tensor]:
     return [tensor.detach().clone() for tensor in tensors(network(*model.inputs()))]
 
 
-@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("model", [case for case in CASES if case.values[0].name not in NOISY | SCRIPTED])
 def test_all_models_are_reproducible(model: Model) -> None:
     """The second model has the outputs of the first, at every step and call, whatever generators do meanwhile."""

@@ -102,7 +102,6 @@ def test_packed_and_padded_sequences_have_one_noise() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
 def test_compiled() -> None:
     torch.compiler.reset()
     model = mlp()
@@ -120,7 +119,6 @@ def test_compiled() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # PyTorch's own, which it hides
 @pytest.mark.parametrize("name", ["rnn", "transformer", "vit", "cnn"])
 def test_compiled_with_all_kinds_of_layers(name: str) -> None:

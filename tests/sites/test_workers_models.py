@@ -68,7 +68,6 @@ def test_tensors_that_are_not_declared(mesh: DeviceMesh) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_compiled_models_run_as_they_were_written(mesh: DeviceMesh, backend: str) -> None:
     torch.compiler.reset()
