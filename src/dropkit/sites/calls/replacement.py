@@ -103,8 +103,8 @@ def _takes(input: Tensor) -> bool:
 def refusal(call: Call) -> str:
     """Return why an active call is left to PyTorch where nothing of its noise is asked for; empty if it is not.
 
-    dropkit's kernels are known to be faster for dense tensors on a CPU: on GPUs PyTorch's dropout is fast, and ours has not
-    been timed. None is there to record with ``torch.jit.trace``.
+    dropkit's kernels are known to be faster for dense tensors on a CPU: on GPUs PyTorch's dropout is fast, and ours has
+    not been timed. None is there to record with ``torch.jit.trace``.
     """
     x = call.input
     if call.function.key is not None:
