@@ -196,7 +196,7 @@ def test_what_crosses_is_noted() -> None:
         (x * torch.tensor(2.0)).sum().backward()
         assert gpu.crossings == []
         assert x.grad.is_cuda
-        several.to("cuda")
+        several.to("cuda:0")
         torch.where(x > 0, x, torch.tensor(2.0))
         assert ["_to_copy" in gpu.crossings[0], "where" in gpu.crossings[1]] == [True, True]
         with pytest.raises(RuntimeError, match="device"):

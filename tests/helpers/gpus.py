@@ -106,7 +106,8 @@ def on_gpu(serving: str = "shapes") -> Iterator[Gpu]:
         serving: What serves dropkit's operators, one of `SERVING`.
     """
     no_triton = mock.patch.object(kernels_of_gpus, "why_portable", return_value="there is no GPU")
-    with no_triton, _guard(), engine.replaced(), _Shapes(allow_non_fake_inputs=True), Gpu(serving) as gpu:
+    capability = mock.patch.object(torch.cuda, "get_device_capability", return_value=(9, 0))
+    with no_triton, capability, _guard(), engine.replaced(), _Shapes(allow_non_fake_inputs=True), Gpu(serving) as gpu:
         yield gpu
 
 
