@@ -164,7 +164,11 @@ def check(call: Callable[..., Any], given: dict[str, Any], serving: str, dtype: 
     return described(found)
 
 
-@pytest.mark.parametrize("option", [o if o == "drawn" else pytest.param(o, marks=pytest.mark.slow) for o in OPTIONS])
+SLOW, EXHAUSTIVE = [pytest.mark.slow], [pytest.mark.slow, pytest.mark.exhaustive]
+MARKS = {option: [] if option == "drawn" else SLOW if option == "keys" else EXHAUSTIVE for option in OPTIONS}
+
+
+@pytest.mark.parametrize("option", [pytest.param(option, marks=marks) for option, marks in MARKS.items()])
 @pytest.mark.parametrize("name", CALLS)
 def test_all_is_on_the_gpu_and_nothing_waits(name: str, option: str) -> None:
     call, given = CALLS[name]
@@ -181,7 +185,7 @@ def test_all_is_on_the_gpu_and_nothing_waits(name: str, option: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=EXHAUSTIVE)], ids=str)
 @pytest.mark.parametrize("name", CALLS)
 def test_halves(name: str, dtype: torch.dtype) -> None:
     call, given = CALLS[name]
