@@ -93,7 +93,14 @@ def test_a_mask_costs_an_eighth_of_a_byte_an_element_and_no_kernel_of_its_own() 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "shared"),
-    [((512, 3), ()), ((512, 1), ()), ((4, 8, 7, 7), ()), ((8, 40, 33), (2,)), ((8, 6, 64), (1, 2)), ((64, 100), ())],
+    [
+        ((512, 3), ()),
+        ((8, 40, 33), (2,)),
+        *(
+            pytest.param(*case, marks=pytest.mark.exhaustive)
+            for case in (((512, 1), ()), ((4, 8, 7, 7), ()), ((8, 6, 64), (1, 2)), ((64, 100), ()))
+        ),
+    ],
     ids=str,
 )
 def test_masks_of_narrow_rows_cost_no_more(shape: tuple[int, ...], shared: tuple[int, ...]) -> None:

@@ -19,7 +19,7 @@ from tests.helpers.gpus import SERVING, moved, on_gpu
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:PyTorch was compiled without cuDNN:UserWarning"),
-    pytest.mark.parametrize("serving", SERVING),
+    pytest.mark.parametrize("serving", [SERVING[0], pytest.param(SERVING[1], marks=pytest.mark.exhaustive)]),
 ]
 KEY = 0x720F_0000_1234_5678
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {

@@ -20,6 +20,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from dropkit.kernels import operators, triton_dropout, triton_fused, triton_keep_bits
+from dropkit.kernels.operators import of_place
+
 # KiB of shared memory that a program may have, by compute capability (CUDA C++ Programming Guide, "Compute
 # Capabilities", technical specifications).
 SHARED = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227}
@@ -73,6 +76,10 @@ def gpu(capability: int, report: Callable[[Compiled], None]) -> Iterator[None]:
         (torch.cuda, "device", lambda _: nullcontext()),
         (torch.cuda, "get_device_properties", lambda _: properties),
         (JITFunction, "run", lambda kernel, *args, **options: report(_compiled(launch, kernel, args, options))),
+        # Operators that kernels' launches call: of fake tensors they would return shapes.
+        (triton_dropout, "keep_bits", of_place(triton_keep_bits.keep_bits, 3)),
+        (operators, "keep_mask", of_place(triton_dropout.keep_mask, 3)),
+        (triton_fused, "dropout", of_place(triton_dropout.dropout, 4)),
     ]
     before = [getattr(place, name) for place, name, _ in patches]
     for place, name, patch in patches:

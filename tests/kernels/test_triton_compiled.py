@@ -28,7 +28,10 @@ def launches(capability: int, group: str, dtype: str) -> list[tuple[str, Compile
     return [(case, Compiled(*fields)) for case, fields in map(json.loads, found.stdout.splitlines())]
 
 
-@pytest.mark.parametrize("group", ["dropout", "fused", "norm", pytest.param("attention", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize(
+    "group",
+    ["dropout", "norm", *(pytest.param(group, marks=pytest.mark.exhaustive) for group in ("fused", "attention"))],
+)
 def test_every_kernel_compiles(group: str) -> None:
     check(90, group, "bfloat16", SPILLED[group])
 
