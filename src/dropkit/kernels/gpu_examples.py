@@ -23,7 +23,7 @@ _TIED = 6, 1056  # the shape in which those draws are
 _ROWS = {"of whole draws": 1056, "of parts": 1060, "narrow": 3}  # columns
 
 Form = tuple[Any, ...]
-_Random = Callable[..., Tensor]
+_Portable = Callable[[str], Callable[..., Any]]
 
 
 def form(name: str, arguments: tuple[Any, ...]) -> Form:
@@ -36,7 +36,7 @@ def form(name: str, arguments: tuple[Any, ...]) -> Form:
     return _FORMS[name](*arguments)
 
 
-def example(name: str, device: torch.device, dtype: torch.dtype, like: Form) -> tuple[Any, ...]:
+def example(name: str, device: torch.device, dtype: torch.dtype, like: Form, portable: _Portable) -> tuple[Any, ...]:
     """Return arguments of a small call.
 
     Args:
@@ -44,13 +44,21 @@ def example(name: str, device: torch.device, dtype: torch.dtype, like: Form) -> 
         device: Where tensors lie.
         dtype: Of what it is given.
         like: The form of the call.
+        portable: Returns what does an operator's work by PyTorch's operations; a backward pass needs a forward pass.
     """
-    generator = torch.Generator(device="cpu").manual_seed(0)
+    return _EXAMPLES[name](_Numbers(device, dtype, portable), device, dtype, *like)
 
-    def numbers(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(device, dtype)
 
-    return _EXAMPLES[name](numbers, device, dtype, *like)
+class _Numbers:
+    """Random numbers, the same in every example, and what `example` is given to make more of them."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, portable: _Portable) -> None:
+        self._device, self._dtype, self.portable = device, dtype, portable
+        self._generator = torch.Generator(device="cpu").manual_seed(0)
+
+    def __call__(self, *shape: int) -> Tensor:
+        drawn = torch.randn(shape, generator=self._generator, dtype=torch.float64, device="cpu")
+        return drawn.to(self._device, self._dtype)
 
 
 def is_near(found: Any, wanted: Any) -> bool:
@@ -95,7 +103,7 @@ def _dropout_form(
 
 
 def _dropout(
-    numbers: _Random, device: torch.device, _: torch.dtype, is_scaled: bool, rows: str, *like: Any
+    numbers: _Numbers, device: torch.device, _: torch.dtype, is_scaled: bool, rows: str, *like: Any
 ) -> tuple[Any, ...]:
     key, stream, threshold = _address()
     if rows == "spread":
@@ -112,11 +120,11 @@ def _dropout(
     return numbers(*shape), key, stream, threshold, layout("example", shape, slices=int(has_keys)), is_scaled
 
 
-def _mask(_: _Random, device: torch.device, __: torch.dtype, rows: str) -> tuple[Any, ...]:
+def _mask(_: _Numbers, device: torch.device, __: torch.dtype, rows: str) -> tuple[Any, ...]:
     return *_address(), layout("example", (_TIED[0], _ROWS[rows])), device
 
 
-def _bits(_: _Random, device: torch.device, __: torch.dtype) -> tuple[Any, ...]:
+def _bits(_: _Numbers, device: torch.device, __: torch.dtype) -> tuple[Any, ...]:
     return *_address(), layout("example", _TIED), device  # whole words: what follows a mask in its last is no matter
 
 
@@ -124,11 +132,11 @@ def _field_form(key: Tensor, stream: Tensor, place: Layout, *_: Any) -> Form:
     return (_rows(place.shape[-1] if place.shape else 1, place.first_column),)
 
 
-def _integers(_: _Random, device: torch.device, __: torch.dtype, rows: str) -> tuple[Any, ...]:
+def _integers(_: _Numbers, device: torch.device, __: torch.dtype, rows: str) -> tuple[Any, ...]:
     return *_address()[:2], layout("example", (3, _ROWS[rows])), device
 
 
-def _uniform(numbers: _Random, device: torch.device, dtype: torch.dtype, rows: str) -> tuple[Any, ...]:
+def _uniform(numbers: _Numbers, device: torch.device, dtype: torch.dtype, rows: str) -> tuple[Any, ...]:
     return *_integers(numbers, device, dtype, rows), dtype
 
 
@@ -136,7 +144,7 @@ def _dropout_add_form(input: Tensor, *_: Any) -> Form:
     return (_rows(input.shape[-1] if input.dim() else 1),)
 
 
-def _dropout_add(numbers: _Random, _: torch.device, __: torch.dtype, rows: str) -> tuple[Any, ...]:
+def _dropout_add(numbers: _Numbers, _: torch.device, __: torch.dtype, rows: str) -> tuple[Any, ...]:
     shape = 3, _ROWS[rows]
     return numbers(*shape), numbers(*shape), *_address()
 
@@ -146,13 +154,13 @@ def _activation_form(input: Tensor, bias: Tensor | None, activation: str, *_: An
 
 
 def _activation_dropout(
-    numbers: _Random, _: torch.device, __: torch.dtype, rows: str, has_bias: bool, activation: str
+    numbers: _Numbers, _: torch.device, __: torch.dtype, rows: str, has_bias: bool, activation: str
 ) -> tuple[Any, ...]:
     columns = _ROWS[rows]
     return numbers(3, columns), numbers(columns) if has_bias else None, activation, *_address()
 
 
-def _activation_dropout_backward(numbers: _Random, device: torch.device, dtype: torch.dtype, *like: Any) -> Any:
+def _activation_dropout_backward(numbers: _Numbers, device: torch.device, dtype: torch.dtype, *like: Any) -> Any:
     x, bias, activation, *address = _activation_dropout(numbers, device, dtype, *like)
     if activation == "relu":  # of which the result is given
         key, stream, threshold = address
@@ -167,7 +175,7 @@ def _norm_form(
 
 
 def _norm(
-    numbers: _Random,
+    numbers: _Numbers,
     _: torch.device,
     dtype: torch.dtype,
     columns: int,
@@ -187,7 +195,7 @@ def _norm_backward_form(
 
 
 def _norm_backward(
-    numbers: _Random,
+    numbers: _Numbers,
     _: torch.device,
     dtype: torch.dtype,
     columns: int,
@@ -196,10 +204,9 @@ def _norm_backward(
     is_centred: bool,
     needed: tuple[bool, bool],
 ) -> tuple[Any, ...]:
-    from dropkit.kernels.norms import moments  # which imports operators, and they this
-
     grad, of_total, total = (numbers(3, columns) for _ in range(3))
-    mean, scale = moments(total, is_centred, 1e-5)
+    forward = total, torch.zeros_like(total), None, None, is_centred, 1e-5, dtype, *_address()[:2], torch.tensor(0)
+    *_, mean, scale = numbers.portable("dropout_add_norm")(*forward)
     saved = total, numbers(columns) if has_weight else None, mean, scale, is_centred
     return grad, of_total if has_total else None, *saved, list(needed), dtype, *_address()
 
@@ -234,7 +241,7 @@ def _attention_form(
 
 
 def _attention(
-    numbers: _Random,
+    numbers: _Numbers,
     device: torch.device,
     dtype: torch.dtype,
     width: int,
@@ -250,19 +257,13 @@ def _attention(
     key, value = numbers(examples, 2, keys, width), numbers(examples, 2, keys, values)
     attn_mask = None if kind == "none" else numbers(examples, 4, queries, keys)
     attn_mask = attn_mask > -1 if attn_mask is not None and kind == "bool" else attn_mask
-    bits = None
-    if has_bits:
-        from dropkit.kernels.attention_portable import attention_bits  # which imports operators, and they this
-
-        bits = attention_bits(query, *rest)
+    bits = numbers.portable("attention_bits")(query, *rest) if has_bits else None
     return query, key, value, attn_mask, bits, *rest, 1 / math.sqrt(width)
 
 
-def _attention_backward(numbers: _Random, device: torch.device, dtype: torch.dtype, *like: Any) -> tuple[Any, ...]:
-    from dropkit.kernels.attention_portable import attention  # the same
-
+def _attention_backward(numbers: _Numbers, device: torch.device, dtype: torch.dtype, *like: Any) -> tuple[Any, ...]:
     inputs = _attention(numbers, device, dtype, *like)
-    output, logs = attention(*inputs)
+    output, logs = numbers.portable("attention")(*inputs)
     return numbers(*output.shape), output, logs, *inputs
 
 
@@ -271,7 +272,7 @@ def _attention_bits_form(query: Tensor, *rest: Any) -> Form:
 
 
 def _attention_bits(
-    numbers: _Random,
+    numbers: _Numbers,
     device: torch.device,
     _: torch.dtype,
     is_packed: bool,
