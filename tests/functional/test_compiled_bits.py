@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._inductor.utils import run_and_get_code
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from dropkit.functional import autograd, dropout
+from dropkit.nn import Dropout
 from tests.functional.test_compile import CALLS, INDUCTOR, X, assert_equal
 
 pytestmark = [
@@ -119,6 +120,19 @@ def test_masks_of_narrow_rows_cost_no_more(shape: tuple[int, ...], shared: tuple
     torch.testing.assert_close(out, want)
     found, wanted = (torch.autograd.grad(each.sum(), x)[0] for each in (out, want))
     torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.slow
+def test_no_mask_of_a_network_is_kept_in_bytes() -> None:
+    """Where products of matrices lie between masks, which the compiler does not fuse."""
+    kept: list[Tensor] = []
+    layers = [each for _ in range(3) for each in (nn.Linear(64, 64), nn.GELU(), Dropout(0.1))]
+    network = torch.compile(nn.Sequential(*layers), fullgraph=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each) or each, lambda each: each):
+        network(torch.randn(32, 64, requires_grad=True))
+    masks = [each for each in kept if not each.is_floating_point()]
+    assert {each.dtype for each in masks} == {torch.int32}
+    assert sum(each.nbytes for each in masks) <= 3 * (32 * 64 / 8 + 256)
 
 
 class Devices(TorchDispatchMode):

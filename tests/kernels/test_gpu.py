@@ -126,6 +126,18 @@ def test_draws_of_the_example_are_tied() -> None:
     assert sorted(drawn[drawn >> 16 == rate >> 16] >= rate) == [False, True]
 
 
+@pytest.mark.parametrize("name", ["dropout", "keep_mask", "uniform", "dropout_add", "dropout_add_norm"])
+def test_addresses_on_the_gpu_are_a_form_of_their_own(name: str) -> None:
+    places = gpu_examples.OnDevice((True, False, True))
+    found = gpu_examples.example(name, torch.device("meta"), torch.float32, (*FORMS[name][0], places), gpu._portable)
+    address = [each for each in found if isinstance(each, Tensor) and each.dtype == torch.int64]
+    assert [each.is_meta for each in address] == [True, False, True][: len(address)]
+    with FakeTensorMode():
+        on_gpu = torch.empty((), dtype=torch.int64, device="cuda")
+        given = (torch.empty(3, 40, device="cuda"), torch.empty(3, 40, device="cuda"), on_gpu, torch.tensor(1), on_gpu)
+        assert gpu_examples.form("dropout_add", given) == (WHOLE, places)
+
+
 def test_every_example_has_its_operator() -> None:
     assert sorted(gpu_examples._EXAMPLES) == sorted(gpu_examples._FORMS) == sorted(FORMS) == NAMES
 

@@ -116,7 +116,7 @@ def _has_few_words(
 def _by_bits(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, *rest: Any) -> Tensor:
     *place, scaled = rest
     shape, _, _, first_column = place
-    keep = unpack(keep_bits(key, stream, threshold, *place, input.device), shape, first_column)
+    keep = unpack(keep_bits(key, stream, threshold, *place, input.device), shape, first_column, key.to(input.device))
     output = select(input, keep, survivor_scale(threshold) if scaled else None)
     # The compiler takes the memory format of the mask.
     return output if input.is_contiguous() else torch.empty_like(input).copy_(output)

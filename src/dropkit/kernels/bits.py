@@ -35,15 +35,20 @@ def words(columns: int, first_column: int) -> int:
     return ((first_column & 7) + columns + WORD - 1) // WORD
 
 
-def unpack(bits: Tensor, shape: Sequence[int], first_column: int) -> Tensor:
+def unpack(bits: Tensor, shape: Sequence[int], first_column: int, key: Tensor | None = None) -> Tensor:
     """Return the mask that an operator has packed, True = kept, by operations that the compiler fuses.
 
     Args:
         bits: What `keep_bits` has returned.
         shape: Shape of the place that it was given.
         first_column: Of that place.
+        key: The keys that it was given, in compiled code.
     """
     lanes = torch.arange(WORD, dtype=torch.int32, device=bits.device)
+    if key is not None:
+        # Lanes of this mask alone: what masks far apart in a graph have in common is not computed again in the backward
+        # pass, which would then keep the mask in bytes.
+        lanes = lanes + (key.sum() & 0).to(torch.int32)
     lane_by_lane = (bits.unsqueeze(-1) >> lanes & 1).flatten(-2)
     mask = lane_by_lane.narrow(-1, first_column & 7, shape[-1] if shape else 1) != 0
     return mask if shape else mask.squeeze(-1)

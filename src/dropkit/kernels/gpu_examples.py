@@ -15,7 +15,7 @@ from torch import Tensor
 from dropkit.kernels import portable
 from dropkit.random.layout import Layout, layout
 
-__all__ = ["TYPES", "Form", "attention_form", "example", "form", "is_near"]
+__all__ = ["TYPES", "Form", "OnDevice", "attention_form", "example", "form", "is_near"]
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _KEY, _RATE = 0x3C6E_F374_6191_8DB3, 1_288_490_189  # the threshold of 0.3
@@ -26,6 +26,16 @@ Form = tuple[Any, ...]
 _Portable = Callable[[str], Callable[..., Any]]
 
 
+class OnDevice(tuple[bool, ...]):
+    """Which of key, stream and rate are read from a GPU's memory, not given as numbers."""
+
+    __slots__ = ()
+
+
+def _of_address(arguments: tuple[Any, ...]) -> list[Tensor]:
+    return [each for each in arguments if isinstance(each, Tensor) and each.dtype == torch.int64][:3]
+
+
 def form(name: str, arguments: tuple[Any, ...]) -> Form:
     """Return what tells apart the kernels that calls of an operator launch, beside types.
 
@@ -33,7 +43,8 @@ def form(name: str, arguments: tuple[Any, ...]) -> Form:
         name: The operator.
         arguments: Those of a call, with layouts as its kernels take them.
     """
-    return _FORMS[name](*arguments)
+    places = OnDevice(each.is_cuda for each in _of_address(arguments))
+    return _FORMS[name](*arguments) + ((places,) if any(places) else ())
 
 
 def example(name: str, device: torch.device, dtype: torch.dtype, like: Form, portable: _Portable) -> tuple[Any, ...]:
@@ -46,7 +57,13 @@ def example(name: str, device: torch.device, dtype: torch.dtype, like: Form, por
         like: The form of the call.
         portable: Returns what does an operator's work by PyTorch's operations; a backward pass needs a forward pass.
     """
-    return _EXAMPLES[name](_Numbers(device, dtype, portable), device, dtype, *like)
+    places = like[-1] if like and isinstance(like[-1], OnDevice) else OnDevice()
+    base = like[:-1] if places else like
+    arguments = _EXAMPLES[name](_Numbers(device, dtype, portable), device, dtype, *base)
+    moved = {
+        id(each): each.to(device) for each, is_there in zip(_of_address(arguments), places, strict=False) if is_there
+    }
+    return tuple(moved.get(id(each), each) for each in arguments)
 
 
 class _Numbers:
