@@ -251,8 +251,11 @@ def over_leading(value: Tensor, axes: int, device: torch.device) -> Tensor:
 
 
 def moved_to(value: Tensor, device: torch.device) -> Tensor:
-    """Return values on a device, to which those of a CPU are copied without waiting for it."""
-    return value.to(device, non_blocking=value.is_cpu)
+    """Return values on a device; those of a CPU are copied to a GPU without waiting for it.
+
+    Such a copy has left the CPU's memory when it returns, which other devices do not promise.
+    """
+    return value.to(device, non_blocking=value.is_cpu and device.type == "cuda")
 
 
 def integers(key: Tensor, stream: Tensor, place: Layout, device: torch.device) -> Tensor:
