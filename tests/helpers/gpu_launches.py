@@ -156,7 +156,7 @@ def _attention(
 def steps(dtype: torch.dtype) -> _Launches:
     """The same work at step after step: under other keys, at other rates and in other batches."""
     for step in range(1, 40, 3):
-        rows, at = 3 + step * 5, (2**35 + step, step % 5, (2**32 * step) // 50)
+        rows, at = 3 + step * 5, (2**35 * (step % 2) + step, step % 5, (2**32 * step) // 50)
         for key, stream, threshold in (at, (None, None, None)):
             where, x = address(key, stream, threshold), tensor(rows, 64, dtype=dtype)
             y = tensor(rows, 33, dtype=dtype)

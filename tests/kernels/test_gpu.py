@@ -1,6 +1,5 @@
 """Kernels for GPUs are compared with portable operations before they serve; here in Triton's interpreter."""
 
-import itertools
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -52,37 +51,52 @@ WANTED = portable.dropout(X, *ADDRESS, PLACE, True)
 
 
 WHOLE, PARTS, NARROW = "of whole draws", "of parts", "narrow"
+F32, BF16 = torch.float32, torch.bfloat16
+SLICES, RATES, SHARDS = (
+    (gpu_examples.Address(in_memory, lines),)
+    for in_memory, lines in (
+        ((True, False, False), "several"),
+        ((False, False, True), "of places"),
+        ((False, False, False), "of places"),
+    )
+)
+ADDRESSES = [(), SLICES, RATES, SHARDS, (gpu_examples.Address((True, True, True)),)]
+FIELDS = SLICES, SHARDS
 ACTIVATED = [(WHOLE, True, "gelu"), (PARTS, False, "silu"), (NARROW, False, "relu"), (PARTS, True, "gelu_tanh")]
 FORMS: dict[str, list[gpu_examples.Form]] = {
     "dropout": [
-        *((True, rows, *several) for rows in (WHOLE, PARTS) for several in itertools.product((False, True), repeat=2)),
-        (False, NARROW, False, False),
+        *((True, rows, *address) for rows in (WHOLE, PARTS) for address in ADDRESSES),
+        (False, NARROW),
         (True, "spread", (False, False, True, True), (0, 1, 2, 3)),
         (False, "spread", (False, False, False, False), (0, 2, 3, 1)),
         (True, "spread", (), ()),
     ],
-    "keep_mask": [(WHOLE,), (PARTS,)],
-    "keep_bits": [()],
-    "integers": [(WHOLE,), (NARROW,)],
-    "uniform": [(WHOLE,), (PARTS,)],
-    "dropout_add": [(WHOLE,), (PARTS,), (NARROW,)],
-    "activation_dropout": ACTIVATED,
-    "activation_dropout_backward": ACTIVATED,
-    "dropout_add_norm": [(1032, True, True, True), (20, False, False, False), (16400, True, False, True)],
+    "keep_mask": [(WHOLE, *address) for address in ADDRESSES] + [(PARTS,)],
+    "keep_bits": ADDRESSES,
+    "integers": [(WHOLE,), (NARROW,), *((PARTS, *address) for address in FIELDS)],
+    "uniform": [(WHOLE,), (PARTS, *FIELDS[0])],
+    "dropout_add": [(WHOLE,), (PARTS,), (NARROW,), (PARTS, *SLICES), (WHOLE, *RATES)],
+    "activation_dropout": [*ACTIVATED, (WHOLE, True, "silu", *RATES)],
+    "activation_dropout_backward": [*ACTIVATED, (WHOLE, True, "silu", *SLICES)],
+    "dropout_add_norm": [
+        (1032, F32, F32, F32, F32, True), (20, F32, None, None, F32, False), (16400, F32, F32, None, F32, True),
+        (24, F32, BF16, None, BF16, True, *SLICES), (20, BF16, F32, F32, F32, False, *RATES),
+    ],
     "dropout_add_norm_backward": [
-        (1032, True, True, True, (True, True)),
-        (20, False, True, False, (True, False)),
-        (8200, False, False, True, (False, False)),
+        (1032, F32, F32, F32, F32, True, (True, True)), (20, None, F32, F32, F32, False, (True, False)),
+        (8200, None, F32, None, F32, True, (False, False)), (24, None, BF16, F32, F32, True, (True, True), *RATES),
+        (24, BF16, BF16, F32, BF16, True, (True, True), *SLICES),
     ],
     "attention": [
-        (64, 64, "none", True, False, False), (16, 32, "bool", False, False, False),
-        (32, 16, "numbers", False, False, True), (16, 16, "none", True, True, False),
+        (64, 64, None, True, False, False), (16, 32, torch.bool, False, False, False),
+        (32, 16, F32, False, False, True), (16, 16, None, True, True, False),
+        (16, 16, None, True, False, False, *SLICES), (16, 16, None, False, False, False, *SHARDS),
     ],
     "attention_backward": [
-        (16, 16, "none", True, False, False), (16, 16, "bool", False, False, False),
-        (16, 16, "none", False, True, False),
+        (16, 16, None, True, False, False), (16, 16, torch.bool, False, False, False),
+        (16, 16, None, False, True, False), (16, 16, None, False, False, False, *SHARDS),
     ],
-    "attention_bits": [(False,), (True,)],
+    "attention_bits": [(False,), (True,), (False, *SLICES), (True, *SHARDS)],
 }  # fmt: skip
 
 
@@ -128,14 +142,14 @@ def test_draws_of_the_example_are_tied() -> None:
 
 @pytest.mark.parametrize("name", ["dropout", "keep_mask", "uniform", "dropout_add", "dropout_add_norm"])
 def test_addresses_on_the_gpu_are_a_form_of_their_own(name: str) -> None:
-    places = gpu_examples.OnDevice((True, False, True))
-    found = gpu_examples.example(name, torch.device("meta"), torch.float32, (*FORMS[name][0], places), gpu._portable)
+    like = gpu_examples.Address((True, False, True))
+    found = gpu_examples.example(name, torch.device("meta"), torch.float32, (*FORMS[name][0], like), gpu._portable)
     address = [each for each in found if isinstance(each, Tensor) and each.dtype == torch.int64]
     assert [each.is_meta for each in address] == [True, False, True][: len(address)]
     with FakeTensorMode():
         on_gpu = torch.empty((), dtype=torch.int64, device="cuda")
         given = (torch.empty(3, 40, device="cuda"), torch.empty(3, 40, device="cuda"), on_gpu, torch.tensor(1), on_gpu)
-        assert gpu_examples.form("dropout_add", given) == (WHOLE, places)
+        assert gpu_examples.form("dropout_add", given) == (WHOLE, like)
 
 
 def test_every_example_has_its_operator() -> None:
@@ -152,6 +166,13 @@ CALLS = [
 ]
 
 
+def compiled(argument: Any) -> str:
+    """Return what Triton compiles a kernel apart for, of an argument that it does not specialise."""
+    if isinstance(argument, Tensor):
+        return f"pointer to {argument.dtype}"
+    return f"{argument.bit_length() // 32 * 32} bits" if isinstance(argument, int) else str(argument)
+
+
 @pytest.mark.skipif(DEVICE.type != "cpu", reason="launches are seen in the interpreter")
 @pytest.mark.parametrize(("name", "sample"), CALLS)
 def test_calls_launch_what_was_compared(monkeypatch: pytest.MonkeyPatch, name: str, sample: str) -> None:
@@ -163,8 +184,8 @@ def test_calls_launch_what_was_compared(monkeypatch: pytest.MonkeyPatch, name: s
     def noted(kernel: Any, grid: Any) -> Any:
         def run(*arguments: Any, **options: Any) -> Any:
             is_compared = threading.current_thread().name == "dropkit compares kernels"
-            given = tuple(sorted((option, str(value)) for option, value in options.items()))
-            found["compared" if is_compared else "called"].add((kernel.fn.__name__, given))
+            known = tuple(sorted((option, str(value)) for option, value in options.items()))
+            found["compared" if is_compared else "called"].add((kernel.fn.__name__, *map(compiled, arguments), known))
             return launch(kernel, grid)(*arguments, **options)
 
         return run
@@ -206,9 +227,8 @@ def test_a_kernel_that_fails_is_named_once_and_portable_operations_serve(
         assert torch.equal(drop(), WANTED)
     assert [each.filename for each in caught] == [__file__]
     said = "fails (RuntimeError: no code for this GPU)" if failure == "raises" else "does not compute what they do"
-    assert (
-        f"Triton's dropout (True, 'of whole draws', False, False) for torch.float32 {said}. Another version of Triton"
-        in str(caught[0].message)
+    assert f"Triton's dropout (True, 'of whole draws') for torch.float32 {said}. Another version of Triton" in str(
+        caught[0].message
     )
     assert torch.equal(drop(), WANTED)  # and does not warn again
     assert said in kernels.info().gpus

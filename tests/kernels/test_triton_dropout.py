@@ -143,16 +143,17 @@ def test_slices_have_keys_of_their_own(rest: tuple[int, ...]) -> None:
         assert torch.equal(each, alone)
 
 
+@pytest.mark.parametrize("key", [KEY, 3, -1, -(2**63)])
 @pytest.mark.parametrize("width", [16, 10])
 @pytest.mark.parametrize("p", RATES)
-def test_addresses_of_plain_numbers(p: float, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_addresses_of_plain_numbers(p: float, width: int, key: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def spread(value: Tensor, *_: Any) -> int:  # as where the tensor is on a GPU and its address is not
         return int(value)
 
-    x, place, address = torch.randn(3, width), layout("test", (3, width)), (signed(KEY), torch.tensor(3))
+    x, place, address = torch.randn(3, width), layout("test", (3, width)), (signed(key), torch.tensor(3))
     want = portable.dropout(x, *address, torch.tensor(random.threshold(p)), place)
-    monkeypatch.setattr(triton_address, "spread", spread)
-    assert torch.equal(dropped(x, place, p), want)
+    monkeypatch.setattr(triton_address, "_spread", spread)
+    assert torch.equal(dropped(x, place, p, signed(key)), want)
 
 
 @pytest.mark.parametrize("keys", [torch.arange(6)[::2], torch.tensor([5]).expand(3)])

@@ -95,7 +95,16 @@ def _address(
 
 
 def spread(value: Tensor, axes: tuple[int, ...], device: torch.device) -> Tensor | int:
-    """Return a number a line, or one for all: as a plain number where it can be read without waiting for a device."""
+    """Return a key or stream a line, or one for all, as a plain number where it can be read without waiting.
+
+    That has its highest bit inverted, as `dropkit.kernels.triton_bits.read` takes it. So it always has 64 bits: Triton
+    would compile kernels again for a key that fits into 32.
+    """
+    found = _spread(value, axes, device)
+    return int64(found + 2**63) if isinstance(found, int) else found
+
+
+def _spread(value: Tensor, axes: tuple[int, ...], device: torch.device) -> Tensor | int:
     if value.numel() == 1:
         return int(value) if value.device.type == "cpu" and device.type != "cpu" else value.reshape(1)
     value = value.reshape(value.shape + (1,) * (len(axes) - value.dim())).expand(axes)
@@ -105,9 +114,9 @@ def spread(value: Tensor, axes: tuple[int, ...], device: torch.device) -> Tensor
 def rates(threshold: Tensor, axes: tuple[int, ...], device: torch.device) -> Tensor | int:
     """Do what `spread` does, of thresholds; a plain number is what `dropkit.kernels.triton_bits.rate_of` returns.
 
-    So it always has 64 bits, too: Triton would compile kernels again for a rate that grows out of 32.
+    So it always has 64 bits, too.
     """
-    found = spread(threshold, axes, device)
+    found = _spread(threshold, axes, device)
     return _rate(found) if isinstance(found, int) else found
 
 

@@ -23,11 +23,11 @@ NOT_SPECIALIZED = [
 
 @triton.jit
 def read(values, line, step):
-    """Return the number of a line: from memory, or the one that is given for all."""
+    """Return the key or stream of a line: from memory, or the one that is given for all, its highest bit inverted."""
     if values.dtype.is_ptr():
         return tl.load(values + line * step)
     else:
-        return tl.cast(values, tl.int64)
+        return tl.cast(values, tl.int64) ^ -0x8000000000000000
 
 
 @triton.jit
@@ -37,11 +37,12 @@ def rate_of(thresholds, line, step):
     Its lowest 33 bits are the threshold; those above are of the float32 that survivors are multiplied by. Plain numbers
     come with these: a division in double precision, of one number in every thread, takes as long as eight draws.
     """
-    found = read(thresholds, line, step)
     if thresholds.dtype.is_ptr():
+        found = tl.load(thresholds + line * step)
         scale = _wide_scale_of(found).to(tl.float32).to(tl.int32, bitcast=True)
-        found |= scale.to(tl.int64) << 33
-    return found
+        return found | scale.to(tl.int64) << 33
+    else:
+        return tl.cast(thresholds, tl.int64)
 
 
 @triton.jit
