@@ -1,7 +1,8 @@
 # Each target but those of GPUs sets up .venv on its own; nothing but python3 (3.11 or newer), pip and make is needed beforehand.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt --build-constraint constraints.txt
+# Python compiles what is imported, when it is; to compile all of PyTorch here takes half a minute.
+PIP := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --build-constraint constraints.txt
 
 KERNELS := CMakeLists.txt $(wildcard src/dropkit/kernels/native/*.cpp src/dropkit/kernels/native/*.h)
 
@@ -60,7 +61,7 @@ stats: .venv/.dev ## Run a battery of statistical tests on masks (ARGS="--bits 2
 lint: .venv/.dev ## Check style, format, types and import directions
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 	$(BIN)/lint-imports
 
 format: .venv/.dev ## Format the code and repair what ruff can repair

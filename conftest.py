@@ -2,7 +2,7 @@
 
 import os
 import random
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from importlib.util import find_spec
 from typing import Any
 
@@ -34,7 +34,10 @@ hypothesis.settings.load_profile("dropkit")
 def _seed(_namespace: object = None) -> None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  # examples may use the global generator; each must start it at the same place
-    torch.manual_seed(0)
+    if HAS_GPU:
+        torch.manual_seed(0)
+    else:  # which the former would remember for the day when there is one, with the stack as text, three times
+        torch.default_generator.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
@@ -43,13 +46,26 @@ def seeded() -> None:
     _seed()
 
 
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the pictures out of reports that a test has written: most of the time of a tiny study goes into them.
+def _light() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dropkit.study.report.svg", lambda *_: "<svg></svg>")
+        patch.setattr("dropkit.study.measures.taking.MODELS", 1)
+        yield
 
-    For tests of anything else; studies that fixtures share have their pictures, as have those of the tests of reports.
+
+@pytest.fixture
+def light_study() -> Iterator[None]:
+    """Leave out of a study what takes most of the time of a tiny one: pictures, and measures of all networks but one.
+
+    For tests of anything else.
     """
-    monkeypatch.setattr("dropkit.study.report.svg", lambda *_: "<svg></svg>")
+    yield from _light()
+
+
+@pytest.fixture(scope="module")
+def light_studies() -> Iterator[None]:
+    """Do so for all tests of a module, and for the studies that they share."""
+    yield from _light()
 
 
 if find_spec("sybil"):  # which a machine with a GPU may not have

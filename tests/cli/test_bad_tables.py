@@ -11,7 +11,7 @@ import pytest
 from tests.helpers.command import call
 from tests.helpers.threads import single_thread
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("light_studies")
 
 ROWS = 120
 NOISE = np.random.default_rng(0).bytes(5000)

@@ -46,7 +46,7 @@ def test_a_study_prints_table_advice_and_report(capsys: pytest.CaptureFixture[st
     assert "chosen: dropout" in err
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("light_study")
 def test_quiet_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(*TOY, "--quiet", "--name", "q") == 0
     out, err = capsys.readouterr()
@@ -60,7 +60,7 @@ def test_quiet_and_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(("widths", "trained"), [("5-4", "6-5-4-3"), ("6-5-3", "6-5-3"), ("7-5-3", "6-7-5-3-3")])
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("light_study")
 def test_the_network_is_told(widths: str, trained: str, capsys: pytest.CaptureFixture[str]) -> None:
     few = ("--methods", "dropout", "--rates", "0.5", "--seeds", "2", "--epochs", "1")
     assert call(*TOY, "--name", "one", "--network", widths, *few) == 0
@@ -68,7 +68,7 @@ def test_the_network_is_told(widths: str, trained: str, capsys: pytest.CaptureFi
     assert f"{trained}, ReLU" in Path("runs/one/report.html").read_text()
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("light_study")
 def test_seeds_of_the_confirmation_are_in_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(*TOY, "--quiet", "--name", "two", "--methods", "dropout", "--rates", "0.5", "--seeds", "2") == 0
     assert json.loads(Path("runs/two/plan.json").read_text())["seeds"] == {"selection": [0, 1], "confirmation": [2, 3]}
@@ -76,14 +76,14 @@ def test_seeds_of_the_confirmation_are_in_the_plan(capsys: pytest.CaptureFixture
     assert "--seeds is settled by the plan of runs/two" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("light_study")
 def test_default_names_hold_the_source(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(*TOY, "--quiet") == 0
     (folder,) = Path("runs").iterdir()
     assert folder.name.startswith("toy-")
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("light_study")
 def test_interrupted_and_resumed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert call(*TOY, "--quiet", "--name", "whole") == 0
 

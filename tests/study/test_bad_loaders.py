@@ -17,7 +17,7 @@ from dropkit.errors import ArgumentError, ArgumentTypeError, DataError
 from dropkit.study import Budget, Dataset
 from dropkit.study.own import check_network
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("light_studies")
 
 SMALL = Budget(
     "small", epochs=3, batch_size=32, test_rows=100, train_rows=200, inner_rows=60, validation_rows=100,

@@ -18,7 +18,7 @@ from dropkit.study.saved_model import SavedModel
 from dropkit.study.splits import outer_split
 from dropkit.study.storage import read_plan
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("light_studies")
 
 ROWS = np.random.default_rng(1).normal(size=(200, 2)).astype(np.float32)
 

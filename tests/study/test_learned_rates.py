@@ -197,6 +197,7 @@ def test_the_divergences_gradient(variant: str) -> None:
     assert torch.autograd.gradcheck(form.kl, (learned.requires_grad_(), weight.requires_grad_()))
 
 
+@pytest.mark.usefixtures("light_study")
 def test_a_study_tells_the_rates(toy: Dataset, tiny: Budget, tmp_path: Path) -> None:
     names = ["variational_dropout", "concrete_dropout"]
     budget = replace(tiny, strengths=2)

@@ -14,7 +14,7 @@ from dropkit.study.packed import Model, Training, train
 from dropkit.study.splits import Split
 from tests.helpers.studies import splits_of
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("light_studies")
 
 
 def penalised(weight: torch.Tensor, bias: torch.Tensor, inputs: np.ndarray, targets: np.ndarray, l2: float) -> float:

@@ -222,7 +222,6 @@ def test_the_report_says_it_with_the_numbers_of_the_run(result: Result) -> None:
     assert "When hidden units are removed after training" in page
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_the_results_hold_it_and_a_resumed_run_measures_the_same(result: Result, toy: Dataset) -> None:
     path = result.directory / "results.json"
     first = json.loads(path.read_text())["measures"]

@@ -13,7 +13,7 @@ from dropkit.study.preparation import CATEGORY, Column
 from dropkit.study.splits import outer_split
 from tests.helpers.command import call
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("light_studies")
 
 SMALL = {"methods": ["dropout"], "rates": [0.2], "network": [8], "epochs": 4}
 HEADING = "age,since,city,kind"

@@ -30,7 +30,7 @@ from dropkit.study.splits import outer_split, seed_key, seed_split
 from dropkit.study.storage import read_plan
 from dropkit.study.timing import measure_epochs
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("light_studies")
 
 SMALL = Budget(
     "small", epochs=3, batch_size=32, test_rows=100, train_rows=200, inner_rows=60, validation_rows=100,

@@ -29,7 +29,7 @@ from dropkit.study.statements import statements
 from dropkit.study.storage import read_plan
 from dropkit.study.timing import measure_epochs
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("light_studies")
 
 SMALL = Budget(
     "small", epochs=3, batch_size=32, test_rows=100, train_rows=200, inner_rows=60, validation_rows=100,

@@ -18,7 +18,7 @@ from dropkit.study.splits import outer_split, seed_key, seed_split
 from dropkit.study.statements import statement_on_test_rows
 from tests.helpers.command import call
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("light_studies")
 
 DELETED = "deleted"
 HEADING = "age,colour,city,bought"

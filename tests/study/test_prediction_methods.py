@@ -20,7 +20,7 @@ from dropkit.study.storage import RunFolder
 from dropkit.study.test_rows import confirmed_parameters
 from tests.helpers.command import call
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("light_studies")
 
 NAMES = ("dropout", "weight_drop", "weight_decay", "batch_norm", "linear")
 ROWS = np.random.default_rng(1).normal(size=(20, 6)).astype(np.float32)

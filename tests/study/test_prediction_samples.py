@@ -30,7 +30,7 @@ from dropkit.study.storage import RunFolder, read_plan
 from dropkit.study.verdict import Verdict
 from tests.helpers.command import call
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("light_studies")
 
 ROWS = np.random.default_rng(1).normal(size=(30, 6)).astype(np.float32)
 NOISY = ("dropout", "dropout_before_norm", "gaussian_dropout", "concrete_dropout", "variational_dropout", "weight_drop")

@@ -19,7 +19,7 @@ from dropkit.study.result import Result
 from dropkit.study.storage import RunFolder
 from tests.helpers.studies import copy_until
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("light_studies")
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ def test_the_result_prints(finished: Result) -> None:
         assert name in finished.table()
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("light_study")
 def test_a_seed_gives_the_same_results_bit_for_bit(
     finished: Result, toy: Dataset, tiny: Budget, tmp_path: Path
 ) -> None:
@@ -70,7 +70,7 @@ def test_a_seed_gives_the_same_results_bit_for_bit(
     assert results[0] == results[1] != results[2]
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("light_study")
 def test_progress_rises_to_its_total(toy: Dataset, tiny: Budget, tmp_path: Path) -> None:
     seen: list[study.Progress] = []
     study.run(toy, budget=tiny, methods=["dropout"], rates=[0.2], directory=tmp_path / "p", progress=seen.append)
@@ -84,6 +84,7 @@ def test_progress_rises_to_its_total(toy: Dataset, tiny: Budget, tmp_path: Path)
     assert any(state.note == "chosen: dropout p = 0.2" for state in seen)
 
 
+@pytest.mark.usefixtures("light_study")
 def test_a_trial_that_diverges_is_reported_and_the_others_go_on(
     toy: Dataset, tiny: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,7 +115,7 @@ def test_test_rows_are_scored_once_for_the_recommended(finished: Result) -> None
         assert test.difference.low <= test.difference.mean <= test.difference.high
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("light_study")
 def test_seeds_are_those_of_the_confirmation(toy: Dataset, tiny: Budget, tmp_path: Path) -> None:
     result = study.run(toy, budget=tiny, methods=["dropout"], rates=[0.5], seeds=5, directory=tmp_path / "five")
     assert [record.trial.seed for record in result.findings.summary.arms["dropout"].records] == [2, 3, 4, 5, 6]
@@ -143,7 +144,7 @@ def test_importing_the_study_imports_nothing_optional() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=60)
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("light_study")
 def test_noise_is_not_mistaken_for_a_signal(tiny: Budget, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     noise = Dataset("noise", "Noise", rng.normal(size=(500, 6)), rng.integers(0, 2, 500))
@@ -151,7 +152,7 @@ def test_noise_is_not_mistaken_for_a_signal(tiny: Budget, tmp_path: Path) -> Non
     assert result.verdict.kind in ("cannot tell", "nothing")
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("light_study")
 def test_validation_rows_without_a_class_leave_a_cell_empty_and_nothing_diverges(tiny: Budget, tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     times = np.arange(500)

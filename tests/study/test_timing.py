@@ -10,7 +10,7 @@ from dropkit.study.plan import make_plan
 from dropkit.study.progress import Progress
 from dropkit.study.timing import LEAST_EPOCHS, fit_to_time, measure_epochs
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("light_studies")
 
 METHODS_COMPARED = ("dropout", "weight_decay", "l1")
 GRIDS = {name: METHODS[name].grid(2) for name in ("none", *METHODS_COMPARED)}

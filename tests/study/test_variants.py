@@ -103,6 +103,7 @@ def test_models_of_a_pack_have_each_the_noise_of_its_own_rate_and_key(name: str)
     assert not torch.equal(found, hidden)
 
 
+@pytest.mark.usefixtures("light_study")
 def test_a_study_of_a_new_row_is_a_study_of_its_noise(new_row: str, toy: Dataset, tiny: Budget, tmp_path: Path) -> None:
     """Under another name the same masks, rates and losses as dropout, from the plan to the saved model."""
     budget = replace(tiny, strengths=2)

@@ -21,7 +21,7 @@ from dropkit.study.summary import Summary, choose, widen
 from dropkit.study.widening import EXTRA, extra_strengths
 from tests.helpers.studies import copy_until
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("light_studies")
 
 WITH_STRENGTH = [method for method in METHODS.values() if method.symbol]
 
