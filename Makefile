@@ -1,7 +1,8 @@
 # Each target but those of GPUs sets up .venv on its own; nothing but python3 (3.11 or newer), pip and make is needed beforehand.
 PYTHON ?= python3
 BIN := .venv/bin
-# Python compiles what is imported, when it is; to compile all of PyTorch here takes half a minute.
+# Python compiles what is imported, when it first is, and keeps it; to compile all of PyTorch here takes half a minute.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --build-constraint constraints.txt
 
 KERNELS := CMakeLists.txt $(wildcard src/dropkit/kernels/native/*.cpp src/dropkit/kernels/native/*.h)
