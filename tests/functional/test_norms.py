@@ -224,6 +224,18 @@ def test_compiled_equals_eager(name: str, prenorm: bool, backend: str) -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("name", NORMS)
+def test_compiled_without_gradients(name: str) -> None:
+    torch._dynamo.reset()
+
+    def run(x: Tensor, residual: Tensor) -> Any:
+        return NORMS[name](x, residual, p=0.3, eps=1e-5, key=7)
+
+    tensors = torch.randn(6, 40), torch.randn(6, 40)
+    torch.testing.assert_close(torch.compile(run, backend="eager", fullgraph=True)(*tensors), run(*tensors))
+    torch._dynamo.reset()
+
+
 def test_under_autocast_results_have_the_wider_type() -> None:
     x, residual = torch.randn(4, 16).bfloat16(), torch.randn(4, 16)
     weight = torch.randn(16)

@@ -7,7 +7,7 @@ reaches a device, dropkit's operators too, which either their shape-only version
 import contextlib
 import ctypes
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -105,10 +107,41 @@ def on_gpu(serving: str = "shapes") -> Iterator[Gpu]:
     Args:
         serving: What serves dropkit's operators, one of `SERVING`.
     """
+    with _there_is_one(), engine.replaced(), _Shapes(allow_non_fake_inputs=True), Gpu(serving) as gpu:
+        yield gpu
+
+
+@contextmanager
+def compiled_on_gpu() -> Iterator[Callable[[Callable[..., Any]], Any]]:
+    """Let tensors be on "cuda", and functions be compiled for them.
+
+    Yields:
+        What compiles a function into one graph, without gradients, and fails where a part of it is not on the GPU. Such
+        a part waits for a copy, and the compiler leaves a graph with one out of CUDA graphs.
+    """
+
+    def check(graph: Any, _: Any) -> Any:
+        on_cpu = [
+            f"{node.format_node()}\n{node.stack_trace or 'given'}"
+            for node in graph.graph.nodes
+            if any(not value.is_cuda for value in _tensors(node.meta.get("val")))
+        ]
+        assert on_cpu == []
+        return make_boxed_func(graph.forward)
+
+    def compiled(function: Callable[..., Any]) -> Any:
+        return torch.compile(function, backend=aot_autograd(fw_compiler=check), fullgraph=True)
+
+    with _there_is_one(), _Shapes(allow_non_fake_inputs=True), torch.no_grad():
+        yield compiled
+
+
+@contextmanager
+def _there_is_one() -> Iterator[None]:
     no_triton = mock.patch.object(kernels_of_gpus, "why_portable", return_value="there is no GPU")
     capability = mock.patch.object(torch.cuda, "get_device_capability", return_value=(9, 0))
-    with no_triton, capability, _guard(), engine.replaced(), _Shapes(allow_non_fake_inputs=True), Gpu(serving) as gpu:
-        yield gpu
+    with no_triton, capability, _guard():
+        yield
 
 
 @contextmanager

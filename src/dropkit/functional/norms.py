@@ -194,8 +194,22 @@ class _DropoutAddNorm(torch.autograd.Function):
     """By the operator: for the backward pass it keeps the sum and its moments, and of the mask the address."""
 
     @staticmethod
-    def forward(input: Tensor, residual: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return norms.dropout_add_norm(input, residual, *rest)
+    def forward(  # the compiler counts these: of fewer it would think that the first is a context
+        input: Tensor,
+        residual: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        is_centred: bool,
+        eps: float,
+        dtype: torch.dtype,
+        key: Tensor,
+        stream: Tensor,
+        threshold: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        found: tuple[Tensor, Tensor, Tensor, Tensor] = norms.dropout_add_norm(
+            input, residual, weight, bias, is_centred, eps, dtype, key, stream, threshold
+        )
+        return found
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

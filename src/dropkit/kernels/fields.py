@@ -118,7 +118,9 @@ def keys(key: Tensor, number: int | Tensor) -> Tensor:
     """
     if not torch.compiler.is_compiling():
         return portable.fold(key, number, 0)
-    return _folded(key, number if isinstance(number, Tensor) else torch.tensor(number, device=key.device))
+    if not isinstance(number, Tensor):  # made where it is used, for the compiler would copy a constant to a GPU
+        number = torch.full((), number, dtype=torch.int64, device=key.device)
+    return _folded(key, number)
 
 
 def integers(key: Tensor, stream: Tensor, place: Layout, device: torch.device) -> Tensor:
