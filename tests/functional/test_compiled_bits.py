@@ -1,19 +1,19 @@
 """Compiled dropout by bits, which the compiler fuses with its neighbours: on GPUs in use, here forced on a CPU."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._inductor.utils import run_and_get_code
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from dropkit.functional import autograd, dropout
-from dropkit.nn import Dropout
+from dropkit.functional import autograd, dropout, zoneout
 from tests.functional.test_compile import CALLS, INDUCTOR, X, assert_equal
 
 pytestmark = [
@@ -29,7 +29,7 @@ BACKENDS = pytest.mark.parametrize("backend", ["aot_eager", INDUCTOR])
 def by_bits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(autograd, "_fuses", lambda _: True)
     if "narrow" not in request.node.name:  # rows are, in most tests
-        monkeypatch.setattr(autograd, "_has_few_words", lambda *_: True)
+        monkeypatch.setattr(autograd, "has_few_words", lambda *_: True)
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
@@ -122,17 +122,43 @@ def test_masks_of_narrow_rows_cost_no_more(shape: tuple[int, ...], shared: tuple
     torch.testing.assert_close(found, wanted)
 
 
+class Network(nn.Module):
+    """Three layers, between which products of matrices lie, which the compiler does not fuse."""
+
+    def __init__(self, drop: Callable[[Tensor, int], Tensor]) -> None:
+        super().__init__()
+        self.layers, self.drop = nn.ModuleList(nn.Linear(64, 64) for _ in range(3)), drop
+
+    def forward(self, x: Tensor) -> Tensor:
+        for number, layer in enumerate(self.layers):
+            x = self.drop(F.gelu(layer(x)), number)
+        return x
+
+
+DROPS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "drawn": lambda x, _: dropout(x, 0.1),
+    "streams of a key": lambda x, number: dropout(x, 0.1, key=5, stream=number),
+    "rates of a key": lambda x, number: dropout(x, 0.1 + number / 10, key=5),
+    "a key": lambda x, number: F.pad(dropout(x[:, : 64 - number], 0.1, key=5), (0, number)),
+    "zoneout": lambda x, number: zoneout(x, x.sin(), 0.1, key=number),
+}
+
+
 @pytest.mark.slow
-def test_no_mask_of_a_network_is_kept_in_bytes() -> None:
-    """Where products of matrices lie between masks, which the compiler does not fuse."""
+@pytest.mark.parametrize("name", DROPS)
+def test_no_mask_of_a_network_is_kept_in_bytes(name: str) -> None:
     kept: list[Tensor] = []
-    layers = [each for _ in range(3) for each in (nn.Linear(64, 64), nn.GELU(), Dropout(0.1))]
-    network = torch.compile(nn.Sequential(*layers), fullgraph=True)
+    network, x = Network(DROPS[name]), torch.randn(32, 64, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each) or each, lambda each: each):
-        network(torch.randn(32, 64, requires_grad=True))
+        out = torch.compile(network, fullgraph=True)(x)
     masks = [each for each in kept if not each.is_floating_point()]
-    assert {each.dtype for each in masks} == {torch.int32}
+    assert {each.dtype for each in masks} <= {torch.int32, torch.int64}
     assert sum(each.nbytes for each in masks) <= 3 * (32 * 64 / 8 + 256)
+    if name == "drawn":
+        return
+    wanted = network(x)
+    torch.testing.assert_close(out, wanted)
+    torch.testing.assert_close(*(torch.autograd.grad(each.sum(), x)[0] for each in (out, wanted)))
 
 
 class Devices(TorchDispatchMode):

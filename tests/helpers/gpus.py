@@ -112,28 +112,30 @@ def on_gpu(serving: str = "shapes") -> Iterator[Gpu]:
 
 
 @contextmanager
-def compiled_on_gpu() -> Iterator[Callable[[Callable[..., Any]], Any]]:
-    """Let tensors be on "cuda", and functions be compiled for them.
+def compiled_on_gpu() -> Iterator[Callable[[Callable[..., Any]], tuple[Any, list[torch.fx.Node]]]]:
+    """Let tensors be on "cuda", and functions be compiled for them, without gradients.
 
     Yields:
-        What compiles a function into one graph, without gradients, and fails where a part of it is not on the GPU. Such
-        a part waits for a copy, and the compiler leaves a graph with one out of CUDA graphs.
+        What returns, for a function of no arguments, what one graph compiled for it returns, and the graph's nodes.
     """
 
-    def check(graph: Any, _: Any) -> Any:
-        on_cpu = [
-            f"{node.format_node()}\n{node.stack_trace or 'given'}"
-            for node in graph.graph.nodes
-            if any(not value.is_cuda for value in _tensors(node.meta.get("val")))
-        ]
-        assert on_cpu == []
-        return make_boxed_func(graph.forward)
+    def compiled(function: Callable[[], Any]) -> tuple[Any, list[torch.fx.Node]]:
+        nodes: list[torch.fx.Node] = []
 
-    def compiled(function: Callable[..., Any]) -> Any:
-        return torch.compile(function, backend=aot_autograd(fw_compiler=check), fullgraph=True)
+        def keep(graph: torch.fx.GraphModule, _: Any) -> Any:
+            nodes.extend(graph.graph.nodes)
+            return make_boxed_func(graph.forward)
+
+        torch._dynamo.reset()
+        return torch.compile(function, backend=aot_autograd(fw_compiler=keep), fullgraph=True)(), nodes
 
     with _there_is_one(), _Shapes(allow_non_fake_inputs=True), torch.no_grad():
         yield compiled
+
+
+def is_on_cpu(node: torch.fx.Node) -> bool:
+    """Tell whether a node of a graph has tensors on the CPU."""
+    return any(value.is_cpu for value in _tensors(node.meta.get("val")))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from dropkit.errors import UnsupportedError
 from dropkit.functional.autograd import traced
 from dropkit.functional.examples import NumberedKey, numbers_of
 from dropkit.functional.overrides import is_overridden
+from dropkit.kernels.portable import moved_to
 from dropkit.random import threshold
 
 __all__ = [
@@ -157,6 +158,7 @@ def _threshold_tensor(where: str, p: float | Tensor, input: Tensor, names: Names
     if p.requires_grad:
         remedy = f"Dropout has no gradient with respect to its rate; pass {name}.detach()."
         raise argument_error(where, f"{name}.requires_grad", "False", True, remedy)
+    p = _given(p, input)
     if not is_readable(p):  # without waiting: what is out of range counts as the nearest end, and NaN as 1
         return torch.floor(p.nan_to_num(1.0).clamp(0.0, 1.0) * 2.0**32 + 0.5).to(torch.int64)
     rates = p.numpy(force=True)  # on which a few numbers take a fifth of the time
@@ -169,7 +171,7 @@ def _key_tensor(where: str, key: int | Tensor, input: Tensor, names: Names) -> T
     """Return a given key, or one key a slice of axis 0."""
     if isinstance(key, Tensor):
         _check_tensor(where, names.key, key, torch.int64, input, names.input)
-        return key
+        return _given(key, input)
     return _constant(signed(_KEY.check(where, names.key, key)), input)
 
 
@@ -219,7 +221,15 @@ def _stream_tensor(where: str, stream: int | Tensor, input: Tensor, names: Names
     _check_tensor(where, "stream", stream, torch.int64, input, names.input)
     if is_readable(stream) and not bool(((stream >= STREAM.low) & (stream <= STREAM.high)).all()):
         raise argument_error(where, "stream", STREAM.rule, stream)
-    return stream
+    return _given(stream, input)
+
+
+def _given(value: Tensor, input: Tensor) -> Tensor:
+    """Return a given tensor as operators read it, for a call with a given input."""
+    if input.is_cuda and torch.compiler.is_compiling():
+        # From a CPU an operator in a CUDA graph would read it once; copies to a GPU stay outside of one.
+        return moved_to(value, input.device)
+    return value
 
 
 def _constant(value: int, input: Tensor | None = None) -> Tensor:

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
 
-from dropkit.kernels import operators
-from dropkit.kernels.bits import WORD, keep_bits, unpack, words
+from dropkit.kernels import fields, operators
+from dropkit.kernels.bits import fused_mask, has_few_words
 from dropkit.kernels.portable import select, survivor_scale
+from dropkit.random.layout import Layout
 
-__all__ = ["Constants", "apply_dropout", "apply_function", "apply_linear", "is_batched", "traced"]
+__all__ = ["Constants", "apply_dropout", "apply_function", "apply_linear", "draw_mask", "is_batched", "traced"]
 
 
 class Constants:
@@ -85,38 +86,36 @@ def apply_dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor,
         scaled: Whether survivors are scaled.
     """
     arguments = input, key, stream, threshold, *place, scaled
-    is_compiled = torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
-    if is_compiled and _fuses(input) and _has_few_words(input, *place):
+    if _is_fused(Layout(*place), input.numel(), input.device):
         return _by_bits(*arguments)
     return apply_linear(_Dropout, _ForwardModeDropout, _by_selection, *arguments)
 
 
-def _fuses(input: Tensor) -> bool:
+def draw_mask(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, device: torch.device) -> Tensor:
+    """Return what `dropkit.kernels.fields.keep_mask` returns; arguments are those of it."""
+    draw = fused_mask if _is_fused(place, math.prod(place.shape), device) else fields.keep_mask
+    return draw(key, stream, threshold, place, device)
+
+
+def _is_fused(place: Layout, elements: int, device: torch.device) -> bool:
+    """Tell whether a mask of so many elements is given to the compiler in bits, of which it keeps no more than that."""
+    if not torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or not _fuses(device):
+        return False
+    return has_few_words(place.shape, place.first_column, elements)
+
+
+def _fuses(device: torch.device) -> bool:
     """Tell whether the compiler is given a mask and an operation that it fuses with its neighbours, not an operator.
 
     On GPUs, for there memory is what costs: an operator alone reads and writes a tensor once more, 16 to 32 times its
     mask. That is reckoned; `benchmarks/gpu.py fusion` measures it. On a CPU drawing is what costs.
     """
-    return input.is_cuda
-
-
-def _has_few_words(
-    input: Tensor, shape: tuple[int, ...], row_strides: tuple[int, ...], first_row: int, first_column: int
-) -> bool:
-    """Tell whether the words of a mask have no more bits than the input has elements.
-
-    Every row begins with a word of its own. Where rows are narrow, the words are larger than the mask in bytes, and the
-    compiler would keep that. An operator of ours keeps nothing.
-    """
-    if not shape:
-        return False
-    return math.prod(shape[:-1]) * WORD * words(shape[-1], first_column) <= input.numel()
+    return device.type == "cuda"
 
 
 def _by_bits(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor, *rest: Any) -> Tensor:
     *place, scaled = rest
-    shape, _, _, first_column = place
-    keep = unpack(keep_bits(key, stream, threshold, *place, input.device), shape, first_column, key.to(input.device))
+    keep = fused_mask(key, stream, threshold, Layout(*place), input.device)
     output = select(input, keep, survivor_scale(threshold) if scaled else None)
     # The compiler takes the memory format of the mask.
     return output if input.is_contiguous() else torch.empty_like(input).copy_(output)

@@ -68,9 +68,10 @@ def dropout(
             axes that share. Survivors are scaled by `p` all the same. Default: drawn.
         return_mask: Whether to return ``(output, mask)``; the mask is all True in evaluation. Default: False.
         stream: Number of the pass, in ``[0, 2**30)``: 0 in training, 1 and up for Monte Carlo passes; or an int64
-            tensor, as for `key`. Default: 0.
+            tensor, as for `key`, which compiled code wants here too. Default: 0.
         offset: Where the input begins in the whole tensor that it is a shard of, an entry an axis; that of axis 0
-            changes nothing where its slices have keys or streams of their own. Default: 0.
+            changes nothing where its slices have keys or streams of their own. Compiled code compiles again for every
+            other one. Default: 0.
         full_shape: Shape of that whole tensor; needed with `offset`. Default: the input's shape.
         scale_at: ``"train"`` scales survivors in training (inverted dropout); ``"eval"`` is the original form, which
             leaves survivors alone in training and multiplies by the probability of keeping, ``1 - p``, in evaluation.

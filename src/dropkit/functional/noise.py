@@ -19,6 +19,7 @@ from dropkit.functional.address import (
     pass_of,
     signed,
 )
+from dropkit.functional.autograd import draw_mask
 from dropkit.functional.examples import NumberedKey, Runs, check_examples, numbers_of
 from dropkit.kernels import fields
 from dropkit.random import field
@@ -128,9 +129,9 @@ class Noise(NamedTuple):
         if threshold.dim() and self.runs:
             rates = self.rates(threshold).split([place.shape[0] for place in places], 1 if self.passes else 0)
             pairs = zip(places, rates, strict=True)
-            parts = [fields.keep_mask(self.key, self.stream, rate, place, self.device) for place, rate in pairs]
+            parts = [draw_mask(self.key, self.stream, rate, place, self.device) for place, rate in pairs]
             return self._joined(parts)
-        return self._drawn(places, lambda place: fields.keep_mask(self.key, self.stream, threshold, place, self.device))
+        return self._drawn(places, lambda place: draw_mask(self.key, self.stream, threshold, place, self.device))
 
     def uniform(self, shape: Sequence[int], dtype: torch.dtype, shared: int | Sequence[int] = ()) -> Tensor:
         """Draw uniforms strictly between 0 and 1, of length 1 on the axes that share a draw."""

@@ -5,6 +5,7 @@ and each tensor between them in memory. Bits take a sixteenth of a half-precisio
 pointwise itself: the compiler fuses it with its neighbours, forward and backward.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from dropkit.kernels.native import operations as native
 from dropkit.kernels.operators import PLACE, drawn_on, keep_mask, of_place, slices_first
 from dropkit.random.layout import Layout
 
-__all__ = ["WORD", "keep_bits", "portable_bits", "unpack", "words"]
+__all__ = ["WORD", "fused_mask", "has_few_words", "keep_bits", "portable_bits", "unpack", "words"]
 
 WORD = 32  # bits
 
@@ -35,23 +36,42 @@ def words(columns: int, first_column: int) -> int:
     return ((first_column & 7) + columns + WORD - 1) // WORD
 
 
-def unpack(bits: Tensor, shape: Sequence[int], first_column: int, key: Tensor | None = None) -> Tensor:
+def has_few_words(shape: Sequence[int], first_column: int, elements: int) -> bool:
+    """Tell whether the words of a mask have no more bits than so many elements.
+
+    Every row begins with a word of its own. Where rows are narrow, the words are larger than the mask in bytes, and the
+    compiler would keep that.
+
+    Args:
+        shape: Shape of the place of the mask.
+        first_column: Of that place.
+        elements: Number of elements that are masked.
+    """
+    return bool(shape) and math.prod(shape[:-1]) * WORD * words(shape[-1], first_column) <= elements
+
+
+def unpack(bits: Tensor, shape: Sequence[int], first_column: int, is_apart: bool = False) -> Tensor:
     """Return the mask that an operator has packed, True = kept, by operations that the compiler fuses.
 
     Args:
         bits: What `keep_bits` has returned.
         shape: Shape of the place that it was given.
         first_column: Of that place.
-        key: The keys that it was given, in compiled code.
+        is_apart: Whether nothing is computed for it and other masks together, as in compiled code. What masks far apart
+            in a graph have in common is not computed again in the backward pass, which would then keep them in bytes.
     """
     lanes = torch.arange(WORD, dtype=torch.int32, device=bits.device)
-    if key is not None:
-        # Lanes of this mask alone: what masks far apart in a graph have in common is not computed again in the backward
-        # pass, which would then keep the mask in bytes.
-        lanes = lanes + (key.sum() & 0).to(torch.int32)
+    if is_apart and bits.numel():
+        lanes = lanes + (bits.reshape(-1).narrow(0, 0, 1) & 0)
     lane_by_lane = (bits.unsqueeze(-1) >> lanes & 1).flatten(-2)
     mask = lane_by_lane.narrow(-1, first_column & 7, shape[-1] if shape else 1) != 0
     return mask if shape else mask.squeeze(-1)
+
+
+def fused_mask(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, device: torch.device) -> Tensor:
+    """Return a mask, True = kept, that the compiler computes where it is used, from bits: all that it keeps of it."""
+    packed = keep_bits(key, stream, threshold, *place, device)
+    return unpack(packed, place.shape, place.first_column, is_apart=True)
 
 
 def _pack(mask: Tensor, place: Layout) -> Tensor:
