@@ -204,7 +204,8 @@ def test_keys_rates_and_steps_compile_nothing_anew(name: str, compilations: list
     assert not compilations
 
 
-def test_reduced_overhead_has_the_masks_of_eager_code_at_every_step() -> None:
+@pytest.mark.parametrize("place", [DEVICE, "cpu"])
+def test_reduced_overhead_has_the_masks_of_eager_code_at_every_step(place: str) -> None:
     def model(x: Tensor, key: Tensor, p: Tensor) -> Tensor:
         x = dropout(F.gelu(x), p, key=key) + x
         x = dropout_add_layer_norm(x, x.sin(), p=p, key=key + 1)
@@ -215,7 +216,7 @@ def test_reduced_overhead_has_the_masks_of_eager_code_at_every_step() -> None:
     torch._dynamo.utils.counters.clear()
     outputs = []
     for step in range(5):
-        key, p = torch.tensor(KEY + step, device=DEVICE), torch.tensor(0.1 + 0.1 * step, dtype=torch.float64).to(DEVICE)
+        key, p = torch.tensor(KEY + step, device=place), torch.tensor(0.1 + 0.1 * step, dtype=torch.float64).to(place)
         with torch._dynamo.config.patch(error_on_recompile=step > 0):
             output = compiled(x, key, p).clone()
         (grad,) = torch.autograd.grad(output.sum(), x)
@@ -224,7 +225,7 @@ def test_reduced_overhead_has_the_masks_of_eager_code_at_every_step() -> None:
         (wanted_grad,) = torch.autograd.grad(wanted.sum(), x)
         torch.testing.assert_close(grad, wanted_grad, rtol=1e-4, atol=1e-4)
         outputs.append(output.detach())
-    assert not torch._dynamo.utils.counters["inductor"]["cudagraph_skips"]
+    assert place == "cpu" or not torch._dynamo.utils.counters["inductor"]["cudagraph_skips"]
     assert not any(torch.equal(one, outputs[0]) for one in outputs[1:])
     torch._dynamo.reset()
 
