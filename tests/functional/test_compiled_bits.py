@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from dropkit.functional import autograd, dropout, zoneout
+from dropkit.functional import autograd, drop_connect, dropout, zoneout
 from tests.functional.test_compile import CALLS, INDUCTOR, X, assert_equal
 
 pytestmark = [
@@ -161,6 +161,22 @@ def test_no_mask_of_a_network_is_kept_in_bytes(name: str) -> None:
     wanted = network(x)
     torch.testing.assert_close(out, wanted)
     torch.testing.assert_close(*(torch.autograd.grad(each.sum(), x)[0] for each in (out, wanted)))
+
+
+def test_a_mask_of_weights_is_kept_in_whole_words_a_row() -> None:
+    kept: list[Tensor] = []
+    x, weight, bias = (torch.randn(shape, dtype=torch.float64) for shape in ((8, 40), (16, 40), (16,)))
+    weight.requires_grad_()
+
+    def connect(weight: Tensor) -> Tensor:
+        return drop_connect(x, weight, bias, 0.3, key=5)
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each) or each, lambda each: each):
+        out = torch.compile(connect, fullgraph=True, backend="aot_eager_decomp_partition")(weight)
+    assert sum(each.nbytes for each in kept if not each.is_floating_point()) <= 8 * 16 * 2 * 4 + 256
+    wanted = connect(weight)
+    torch.testing.assert_close(out, wanted)
+    torch.testing.assert_close(*(torch.autograd.grad(each.square().sum(), weight)[0] for each in (out, wanted)))
 
 
 class Devices(TorchDispatchMode):

@@ -36,18 +36,15 @@ def words(columns: int, first_column: int) -> int:
     return ((first_column & 7) + columns + WORD - 1) // WORD
 
 
-def has_few_words(shape: Sequence[int], first_column: int, elements: int) -> bool:
-    """Tell whether the words of a mask have no more bits than so many elements.
-
-    Every row begins with a word of its own. Where rows are narrow, the words are larger than the mask in bytes, and the
-    compiler would keep that.
+def has_few_words(shape: Sequence[int], first_column: int, most_bits: int) -> bool:
+    """Tell whether the words of a mask have no more bits than so many; every row begins with a word of its own.
 
     Args:
         shape: Shape of the place of the mask.
         first_column: Of that place.
-        elements: Number of elements that are masked.
+        most_bits: How many.
     """
-    return bool(shape) and math.prod(shape[:-1]) * WORD * words(shape[-1], first_column) <= elements
+    return bool(shape) and math.prod(shape[:-1]) * WORD * words(shape[-1], first_column) <= most_bits
 
 
 def unpack(bits: Tensor, shape: Sequence[int], first_column: int, is_apart: bool = False) -> Tensor:
