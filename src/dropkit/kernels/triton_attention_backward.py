@@ -139,7 +139,8 @@ def _of_keys_from(
     return of_key, of_value
 
 
-@triton.jit(do_not_specialize=NOT_SPECIALIZED)
+# Where a head of keys serves one of queries there is no loop over these, which saves registers.
+@triton.jit(do_not_specialize=[name for name in NOT_SPECIALIZED if name != "group"])
 def of_keys(
     query, key, value, attn_mask, bits, logs, grad, weighted, of_key, of_value,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,

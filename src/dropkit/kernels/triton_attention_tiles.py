@@ -17,7 +17,8 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 # Numbers that change from call to call, for which a kernel is not compiled anew.
 NOT_SPECIALIZED = [
     "dropout_keys", "key_step", "streams", "stream_step", "thresholds", "threshold_step", "row_step", "head_step",
-    "tiles", "heads", "queries", "keys", "logs_batch", "logs_head", "words",
+    "tiles", "heads", "group", "queries", "keys", "logs_batch", "logs_head", "words", "mask_batch", "mask_head",
+    "mask_query", "mask_column",
 ]  # fmt: skip
 
 
