@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from dropkit.errors import UnsupportedError
-from dropkit.kernels.gpu_examples import TYPES, Form, example, form, is_near
+from dropkit.kernels.gpu_examples import TYPES, Form, described, example, form, is_near
 from dropkit.kernels.native.library import ENVIRONMENT, PORTABLE, TRITON, choice, warn, why_no_triton
 
 __all__ = ["failures", "served", "why_portable"]
@@ -21,6 +21,7 @@ __all__ = ["failures", "served", "why_portable"]
 _Run = Callable[..., Any]
 _KERNELS: dict[str, tuple[str, _Run]] = {}  # by operators: the module of Triton's, and what they do by PyTorch's
 _FOUND: dict[tuple[str, torch.device, torch.dtype, Form], str | None] = {}  # why portable operations serve
+_thread = threading.local()
 
 
 def served(module: str, name: str, portable: _Run) -> _Run:
@@ -34,6 +35,8 @@ def served(module: str, name: str, portable: _Run) -> _Run:
     _KERNELS[name] = module, portable
 
     def run(*arguments: Any) -> Any:
+        if getattr(_thread, "compares", False):  # a kernel that calls this one, which has comparisons of its own
+            return portable(*arguments)
         device, dtype = _place(arguments)
         if why_portable(name, device, dtype, form(name, arguments)) is not None:
             return portable(*arguments)
@@ -83,8 +86,8 @@ def _why_not_here(name: str, device: torch.device, dtype: torch.dtype, like: For
     if reason is None:
         return None
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    of_form = f" {like}" if like else ""
-    reason = f"on {where} Triton's {name}{of_form} for {dtype} {reason}"
+    of_form = f" ({described(name, like)})" if like else ""
+    reason = f"on {where} Triton's {name} for {dtype}{of_form} {reason}"
     if choice() == TRITON:
         raise UnsupportedError(f"dropkit.kernels: {ENVIRONMENT}={TRITON}, and {reason}. Unset {ENVIRONMENT}.")
     _say(reason, "Another version of Triton may help")
@@ -103,6 +106,7 @@ def _differs(name: str, device: torch.device, dtype: torch.dtype, like: Form) ->
     found: list[str | None] = []
 
     def compare() -> None:
+        _thread.compares = True
         try:
             arguments = example(name, device, dtype, like, _portable)
             is_right = is_near(_kernel(name)(*arguments), _portable(name)(*arguments))

@@ -5,39 +5,26 @@ That is the form of a call, and its example has the same. Under the key two draw
 kept and one dropped.
 """
 
+import inspect
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dropkit.kernels.native.division import divide
+from dropkit.kernels.gpu_address import Address, address_of, count_of, of_example, place_of
 from dropkit.random.layout import Layout, layout
 
-__all__ = ["TYPES", "Address", "Form", "attention_form", "example", "form", "is_near"]
+__all__ = ["TYPES", "Form", "attention_form", "described", "example", "form", "is_near"]
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_KEY, _RATE = 0x3C6E_F374_6191_8DB3, 1_288_490_189  # the threshold of 0.3
 _TIED = 6, 1056  # the shape in which those draws are
 _ROWS = {"of whole draws": 1056, "of parts": 1060, "narrow": 3}  # columns
-_LEADING: dict[str, tuple[int, ...]] = {"one": (), "several": (3,), "of places": (2, 2)}  # axes, by lines
 
 Form = tuple[Any, ...]
+_LEAST = 0.01  # size of what is wanted: examples' numbers are about 1, and what is 0 but for rounding is far below
 _Portable = Callable[[str], Callable[..., Any]]
-
-
-class Address(NamedTuple):
-    """How kernels are told where a mask lies.
-
-    Args:
-        in_memory: Which of key, stream and rate they read from a GPU's memory, not given as numbers.
-        lines: What they divide it into, as `dropkit.kernels.triton_address` does: ``"one"``; ``"several"``, which begin
-            equally far apart; or lines ``"of places"``, of each of which they read where it begins.
-    """
-
-    in_memory: tuple[bool, bool, bool] = (False, False, False)
-    lines: str = "one"
 
 
 def form(name: str, arguments: tuple[Any, ...]) -> Form:
@@ -61,9 +48,30 @@ def example(name: str, device: torch.device, dtype: torch.dtype, like: Form, por
         like: The form of the call.
         portable: Returns what does an operator's work by PyTorch's operations; a backward pass needs a forward pass.
     """
-    has_address = bool(like) and isinstance(like[-1], Address)
-    address, own = (like[-1], like[:-1]) if has_address else (Address(), like)
+    own, address = _parts(like)
     return _EXAMPLES[name](_Example(device, dtype, address, portable), *own)
+
+
+def described(name: str, like: Form) -> str:
+    """Return the form of a call in words, those of the function that makes its example."""
+    own, address = _parts(like)
+    names = [*inspect.signature(_EXAMPLES[name]).parameters][1:]
+    said = [_said(*pair) for pair in zip(names, own, strict=False)]
+    defaults = Address()._asdict()
+    return ", ".join(said + [f"{name} {value}" for name, value in address._asdict().items() if value != defaults[name]])
+
+
+def _said(name: str, value: Any) -> str:
+    kind, _, rest = name.partition("_")
+    what = (rest if kind in ("is", "has", "of") else name).replace("_", " ")
+    if value is None or value is False:
+        return f"{'not' if kind == 'is' else 'no'} {what}"
+    return what if value is True else f"{what} {value}".replace("torch.", "")
+
+
+def _parts(like: Form) -> tuple[Form, Address]:
+    has_address = bool(like) and isinstance(like[-1], Address)
+    return (like[:-1], like[-1]) if has_address else (like, Address())
 
 
 class _Example:
@@ -81,30 +89,15 @@ class _Example:
     @property
     def leading(self) -> tuple[int, ...]:
         """The axes before those of one line."""
-        return _LEADING[self._like.lines]
+        return self._like.leading
 
     def address(self, leading: tuple[int, ...] | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Return key, stream and rate: one, or one each on the leading axes."""
-        leading = self.leading if leading is None else leading
-        has_slices = any(self._like.in_memory[:2])
-        found = []
-        for value, step, is_read, is_of_slice in zip(
-            (_KEY, 7, _RATE), (1, 1, 2**24), self._like.in_memory, (has_slices, has_slices, False), strict=True
-        ):
-            shape = leading if is_read else (1,) * len(leading) * is_of_slice
-            several = value + step * torch.arange(math.prod(shape), device="cpu").reshape(shape)
-            found.append(several.to(self.device) if is_read else several)
-        return found[0], found[1], found[2]
+        return of_example(self._like, self.leading if leading is None else leading, self.device)
 
     def place(self, *line: int) -> Layout:
         """Return where the mask of so long lines lies."""
-        shape = *self.leading, *line
-        if any(self._like.in_memory[:2]):
-            return layout("example", shape, slices=len(self.leading))
-        if any(self._like.in_memory):
-            return layout("example", shape)
-        whole = *self.leading, *(length + 8 * bool(self.leading) for length in line)  # a part, whose rows are apart
-        return layout("example", shape, full_shape=whole)
+        return place_of(self._like, *line)
 
 
 def is_near(found: Any, wanted: Any) -> bool:
@@ -120,18 +113,14 @@ def _is_near(one: Tensor, other: Tensor) -> bool:
         return torch.equal(one, other)
     tolerance = 0.06 if one.element_size() == 2 else 0.01  # products of float32 may be rounded to fewer bits
     one, other = one.double(), other.double()
-    return torch.allclose(one, other, tolerance, tolerance * float(other.abs().mean()) if other.numel() else 0.0)
+    size = max(float(other.abs().mean()), _LEAST) if other.numel() else 0.0
+    return torch.allclose(one, other, tolerance, tolerance * size)
 
 
-def _address(key: Tensor, stream: Tensor, threshold: Tensor | None, place: Layout | None = None) -> Address:
-    """Return the form of an address; without a place, of a mask on a whole tensor."""
-    values = [value for value in (key, stream, threshold) if value is not None]
-    in_memory = [value.is_cuda or value.numel() > 1 for value in values] + [False] * (3 - len(values))
-    axes = max(value.dim() for value in values)
-    if place is not None:
-        division = divide(key, stream, torch.tensor(0, device="cpu") if threshold is None else threshold, place)
-        axes = 0 if division.slices is None else len(division.places) + 1
-    return Address((in_memory[0], in_memory[1], in_memory[2]), ("one", "several", "of places")[min(axes, 2)])
+def _on_whole(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor) -> Address:
+    """Return the form of the address of a mask on a whole tensor."""
+    place = layout("dropout", input.shape, slices=max(key.dim(), stream.dim()))
+    return address_of(key, stream, threshold, place)
 
 
 def _rows(columns: int, first_column: int = 0) -> str:
@@ -147,18 +136,19 @@ def _dropout_form(
     skipped = input.dim() - len(place.shape)
     if input.is_contiguous() and input.shape[skipped:] == place.shape:
         rows = _rows(place.shape[-1], place.first_column) if place.shape else "narrow"
-        return is_scaled, rows, _address(key, stream, threshold, place)
+        return is_scaled, rows, address_of(key, stream, threshold, place)
     axes = [axis for axis in range(input.dim()) if input.shape[axis] > 1]
     shared = [axis >= skipped and place.shape[axis - skipped] == 1 for axis in axes]
     strides = torch.empty_like(input, device="meta").stride()  # of the result
     order = sorted(range(len(axes)), key=lambda i: -strides[axes[i]])
     # The mask is another operator's; several rates are left to portable operations.
-    return is_scaled, "spread", tuple(shared), tuple(order), Address((False, False, threshold.is_cuda))
+    return is_scaled, "spread", tuple(shared), tuple(order), Address(rate=count_of(threshold))
 
 
-def _dropout(make: _Example, is_scaled: bool, rows: str, *like: Any) -> tuple[Any, ...]:
+def _dropout(
+    make: _Example, is_scaled: bool, rows: str, shared: tuple[bool, ...] = (), order: tuple[int, ...] = ()
+) -> tuple[Any, ...]:
     if rows == "spread":
-        shared, order = like
         lengths = [*[3] * (len(shared) - 1), 9][: len(shared)]
         in_memory = [lengths[axis] for axis in order]
         x = make.numbers(*in_memory, 2)[..., 0].permute(sorted(range(len(order)), key=order.__getitem__))
@@ -170,7 +160,7 @@ def _dropout(make: _Example, is_scaled: bool, rows: str, *like: Any) -> tuple[An
 
 
 def _mask_form(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, *_: Any) -> Form:
-    return *_field_form(key, stream, place)[:1], _address(key, stream, threshold, place)
+    return *_field_form(key, stream, place)[:1], address_of(key, stream, threshold, place)
 
 
 def _mask(make: _Example, rows: str) -> tuple[Any, ...]:
@@ -178,7 +168,7 @@ def _mask(make: _Example, rows: str) -> tuple[Any, ...]:
 
 
 def _bits_form(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, *_: Any) -> Form:
-    return (_address(key, stream, threshold, place),)
+    return (address_of(key, stream, threshold, place),)
 
 
 def _bits(make: _Example) -> tuple[Any, ...]:
@@ -187,7 +177,7 @@ def _bits(make: _Example) -> tuple[Any, ...]:
 
 def _field_form(key: Tensor, stream: Tensor, place: Layout, *_: Any) -> Form:
     rows = _rows(place.shape[-1] if place.shape else 1, place.first_column)
-    return rows, _address(key, stream, None, place)
+    return rows, address_of(key, stream, None, place)
 
 
 def _integers(make: _Example, rows: str) -> tuple[Any, ...]:
@@ -199,7 +189,7 @@ def _uniform(make: _Example, rows: str) -> tuple[Any, ...]:
 
 
 def _dropout_add_form(input: Tensor, _: Tensor, key: Tensor, stream: Tensor, threshold: Tensor) -> Form:
-    return _rows(input.shape[-1] if input.dim() else 1), _address(key, stream, threshold)
+    return _rows(input.shape[-1] if input.dim() else 1), _on_whole(input, key, stream, threshold)
 
 
 def _dropout_add(make: _Example, rows: str) -> tuple[Any, ...]:
@@ -211,7 +201,7 @@ def _activation_form(
     input: Tensor, bias: Tensor | None, activation: str, key: Tensor, stream: Tensor, threshold: Tensor
 ) -> Form:
     rows = _rows(input.shape[-1] if input.dim() else 1)
-    return rows, bias is not None, activation, _address(key, stream, threshold)
+    return rows, bias is not None, activation, _on_whole(input, key, stream, threshold)
 
 
 def _activation_dropout(make: _Example, rows: str, has_bias: bool, activation: str) -> tuple[Any, ...]:
@@ -220,8 +210,8 @@ def _activation_dropout(make: _Example, rows: str, has_bias: bool, activation: s
     return make.numbers(*make.leading, 3, columns), bias, activation, *make.address()
 
 
-def _activation_dropout_backward(make: _Example, *like: Any) -> tuple[Any, ...]:
-    x, bias, activation, *address = _activation_dropout(make, *like)
+def _activation_dropout_backward(make: _Example, rows: str, has_bias: bool, activation: str) -> tuple[Any, ...]:
+    x, bias, _, *address = _activation_dropout(make, rows, has_bias, activation)
     if activation == "relu":  # of which the result is given
         result = make.portable("activation_dropout")(x, None, activation, *address)
         x = result if bias is None else result - bias  # 0, where an element is dropped, once the bias is added
@@ -241,7 +231,7 @@ def _norm_form(
     threshold: Tensor,
 ) -> Form:
     types = residual.dtype, *_types(weight, bias), dtype
-    return int(input.shape[-1]), *types, is_centred, _address(key, stream, threshold)
+    return int(input.shape[-1]), *types, is_centred, _on_whole(input, key, stream, threshold)
 
 
 def _types(*tensors: Tensor | None) -> list[torch.dtype | None]:
@@ -266,7 +256,7 @@ def _norm(
 def _norm_backward_form(_: Tensor, grad_total: Tensor | None, total: Tensor, weight: Tensor | None, *rest: Any) -> Form:
     _, _, is_centred, needed, dtype, *address = rest
     types = *_types(grad_total, total, weight), dtype
-    return int(total.shape[-1]), *types, is_centred, tuple(needed), _address(*address)
+    return int(total.shape[-1]), *types, is_centred, tuple(needed), _on_whole(total, *address)
 
 
 def _norm_backward(
@@ -295,20 +285,16 @@ def attention_form(
     """Return the form of a call of attention.
 
     Args:
-        query: Queries, of at most 256 columns.
-        value: Values, likewise.
+        query: Queries.
+        value: Values, whose heads may each serve several of the queries.
         attn_mask: The mask, or None.
         is_causal: Whether query i attends to keys 0 .. i alone.
         is_packed: Whether examples of various lengths lie one behind the other.
         has_bits: Whether the mask of dropout is read from bits.
     """
-    widths = _width(query.shape[-1]), _width(value.shape[-1])
-    return *widths, None if attn_mask is None else attn_mask.dtype, is_causal, is_packed, has_bits
-
-
-def _width(columns: int) -> int:
-    """Return the width of the tile that columns are in."""
-    return next(width for width in (16, 32, 64, 128, 256) if columns <= width)
+    is_grouped = query.dim() > 2 and query.size(-3) != value.size(-3)
+    of_mask = None if attn_mask is None else attn_mask.dtype
+    return int(query.size(-1)), int(value.size(-1)), is_grouped, of_mask, is_causal, is_packed, has_bits
 
 
 def _attention_form(
@@ -320,44 +306,55 @@ def _attention_form(
 
 
 def _attention_address(key: Tensor, stream: Tensor, threshold: Tensor, begins: Tensor | None) -> Address:
-    found = _address(key, stream, threshold)
-    return found._replace(lines="one" if begins is None else "of places")
+    return Address(count_of(key), count_of(stream), count_of(threshold), "one" if begins is None else "of places")
 
 
 def _attention(
     make: _Example,
     width: int,
     values: int,
+    is_grouped: bool,
     of_mask: torch.dtype | None,
     is_causal: bool,
     is_packed: bool,
     has_bits: bool,
 ) -> tuple[Any, ...]:
-    query, *rest = _attention_bits(make, is_packed, width, is_causal)
-    examples, _, queries, _ = query.shape
+    query, *rest = _attention_bits(make, is_causal, is_packed, width, 4 if is_grouped else 2)
+    examples, heads, queries, _ = query.shape
     keys = 192 if is_packed else 96
     key, value = make.numbers(examples, 2, keys, width), make.numbers(examples, 2, keys, values)
     attn_mask = None
     if of_mask is not None:
-        drawn = make.numbers(examples, 4, queries, keys)
+        drawn = make.numbers(examples, heads, queries, keys)
         attn_mask = drawn > -1 if of_mask == torch.bool else drawn.to(of_mask)
     bits = make.portable("attention_bits")(query, *rest) if has_bits else None
     return query, key, value, attn_mask, bits, *rest, 1 / math.sqrt(width)
 
 
-def _attention_backward(make: _Example, *like: Any) -> tuple[Any, ...]:
-    inputs = _attention(make, *like)
+def _attention_backward(
+    make: _Example,
+    width: int,
+    values: int,
+    is_grouped: bool,
+    of_mask: torch.dtype | None,
+    is_causal: bool,
+    is_packed: bool,
+    has_bits: bool,
+) -> tuple[Any, ...]:
+    inputs = _attention(make, width, values, is_grouped, of_mask, is_causal, is_packed, has_bits)
     output, logs = make.portable("attention")(*inputs)
     return make.numbers(*output.shape), output, logs, *inputs
 
 
 def _attention_bits_form(_: Tensor, *rest: Any) -> Form:
-    return rest[-2] is not None, _attention_address(*rest[:4])
+    return rest[4], rest[-2] is not None, _attention_address(*rest[:4])
 
 
-def _attention_bits(make: _Example, is_packed: bool, width: int = 16, is_causal: bool = False) -> tuple[Any, ...]:
+def _attention_bits(
+    make: _Example, is_causal: bool, is_packed: bool, width: int = 16, heads: int = 2
+) -> tuple[Any, ...]:
     ends = [torch.tensor(each, dtype=torch.int32, device=make.device) for each in ((0, 40, 64), (0, 96, 192))]
-    query = make.numbers(1, 4, 64, width) if is_packed else make.numbers(2, 4, 40, width)
+    query = make.numbers(1, heads, 64, width) if is_packed else make.numbers(2, heads, 40, width)
     begins = torch.tensor([1000, 3], device=make.device) if make.leading else None
     address = *make.address((2,)), begins
     return query, *address, is_causal, 40, 96, *(ends if is_packed else (None, None))

@@ -88,10 +88,11 @@ def _address(
     axes = () if division.slices is None else (*division.places, division.slices)
     address = spread(key, axes, device), spread(stream, axes, device), rates(threshold, axes, device)
     several = [isinstance(value, Tensor) and value.numel() > 1 for value in address]
-    begins = _begins(axes, division.steps, device) if len(axes) > 1 else None
+    lines = max(torch.Size(axes).numel(), 1)
+    begins = _begins(axes, division.steps, device) if lines > 1 and len(axes) > 1 else None
     step = division.steps[-1] if len(axes) == 1 else 0
     first = int64(division.first_row), begins, step, division.first_column >> 3
-    return max(torch.Size(axes).numel(), 1), (*address, *map(int, several), *first)
+    return lines, (*address, *map(int, several), *first)
 
 
 def spread(value: Tensor, axes: tuple[int, ...], device: torch.device) -> Tensor | int:

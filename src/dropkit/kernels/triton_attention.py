@@ -57,12 +57,12 @@ def attention(
         *rest: The fields of a `Mask` and of a `Weights`, and what scores are multiplied by.
     """
     call = _Call(query, key, value, attn_mask, bits, rest)
-    output = query.new_empty((*query.shape[:3], value.size(3)))
+    output = _empty_rows(query, value.size(3))
     logs = query.new_empty(query.shape[:3], dtype=torch.float32)
     tile = tile_of("forward", query, value)
     tensors = (call.query, call.key, call.value, call.attn_mask, bits, output, logs)
     call.run(forward, tile, tensors, (call.query, call.key, call.value, output))
-    return output, logs
+    return output.contiguous(), logs
 
 
 def attention_backward(
@@ -89,15 +89,16 @@ def attention_backward(
         bits: The bits, or None.
         *rest: The rest.
     """
-    call, grad = _Call(query, key, value, attn_mask, bits, rest), _in_rows(grad)
-    gradients = [tensor.new_empty(tensor.shape) for tensor in (query, key, value)]
+    call, grad, output = _Call(query, key, value, attn_mask, bits, rest), _in_rows(grad), _in_rows(output)
+    gradients = [_empty_rows(tensor, tensor.size(3)) for tensor in (query, key, value)]
     weighted = torch.empty_like(logs)  # sums of weights' gradients times weights, found with the first of them
     inputs = (call.query, call.key, call.value)
     tensors = (*inputs, call.attn_mask, bits, output, logs, grad, weighted, gradients[0])
     call.run(of_queries, tile_of("of_queries", query, value), tensors, (*inputs, output, grad, gradients[0]))
     left = (*inputs, call.attn_mask, bits, logs, grad, weighted, *gradients[1:])
     call.run(of_keys, tile_of("of_keys", query, value), left, (*inputs, grad, *gradients[1:]), by_keys=True)
-    return gradients[0], gradients[1], gradients[2]
+    of_query, of_key, of_value = (gradient.contiguous() for gradient in gradients)
+    return of_query, of_key, of_value
 
 
 def attention_bits(query: Tensor, *rest: Any) -> Tensor:
@@ -160,8 +161,7 @@ class _Call:
         query, key, weights = self.query, self.key, self.weights
         tiles = triton.cdiv(weights.keys, tile.columns) if by_keys else triton.cdiv(weights.queries, tile.rows)
         heads = (key if by_keys else query).size(1)
-        is_packed = weights.query_ends is not None
-        steps = [step for each in strided for step in (0 if is_packed else each.stride(0), *each.stride()[1:3])]
+        steps = [step for each in strided for step in _steps(each)]
         mask_steps = (0, 0, 0, 0) if self.attn_mask is None else self.attn_mask.stride()
         precision = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
         with on_device(query.device):
@@ -176,8 +176,20 @@ class _Call:
 
 
 def _in_rows(tensor: Tensor) -> Tensor:
-    """Return a tensor whose rows' elements lie side by side."""
-    return tensor if tensor.stride(3) == 1 else tensor.contiguous()
+    """Return a tensor whose rows' elements lie side by side, and nothing else: kernels are compiled apart for that."""
+    if tensor.stride(3) == 1 and 1 not in _steps(tensor):
+        return tensor
+    return _empty_rows(tensor, tensor.size(3)).copy_(tensor)
+
+
+def _empty_rows(like: Tensor, width: int) -> Tensor:
+    """Return an empty tensor of so wide rows: a contiguous one, unless rows are of one element, which lie apart."""
+    return like.new_empty((*like.shape[:3], max(width, 2)))[..., :width]
+
+
+def _steps(tensor: Tensor) -> list[int]:
+    """Return how far apart neighbours are on each axis but the last; 0 where there are none."""
+    return [0 if length == 1 else step for length, step in zip(tensor.shape[:3], tensor.stride(), strict=False)]
 
 
 def _padded(width: int) -> int:
