@@ -1,5 +1,6 @@
 """Kernels for GPUs are compared with portable operations before they serve; here in Triton's interpreter."""
 
+import inspect
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,13 +14,19 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import dropkit.functional  # noqa: F401  # all operators
 from dropkit import kernels
 from dropkit.errors import UnsupportedError
-from dropkit.kernels import gpu, gpu_examples, operators, portable
+from dropkit.kernels import gpu, gpu_address, gpu_examples, operators, portable
+from dropkit.kernels.attention import Weights
+from dropkit.kernels.gpu_address import IN_MEMORY, SEVERAL, Address
 from dropkit.kernels.native import library
 from dropkit.random import uniform32
 from dropkit.random.layout import layout
+from tests.kernels import test_attention_operators
 from tests.kernels.test_operators import SAMPLES
 
 pytest.importorskip("triton")
+from triton import language as tl
+from triton.runtime.interpreter import InterpretedFunction
+
 from dropkit.kernels import triton_attention, triton_dropout  # import Triton
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -53,14 +60,15 @@ WANTED = portable.dropout(X, *ADDRESS, PLACE, True)
 WHOLE, PARTS, NARROW = "of whole draws", "of parts", "narrow"
 F32, BF16 = torch.float32, torch.bfloat16
 SLICES, RATES, SHARDS = (
-    (gpu_examples.Address(in_memory, lines),)
-    for in_memory, lines in (
-        ((True, False, False), "several"),
-        ((False, False, True), "of places"),
-        ((False, False, False), "of places"),
+    (address,)
+    for address in (
+        Address(key=SEVERAL, lines="several"),
+        Address(rate=SEVERAL, lines="of places"),
+        Address(lines="of places"),
     )
 )
-ADDRESSES = [(), SLICES, RATES, SHARDS, (gpu_examples.Address((True, True, True)),)]
+MOVED = (Address(IN_MEMORY, IN_MEMORY, IN_MEMORY),)
+ADDRESSES = [(), SLICES, RATES, SHARDS, MOVED, (Address(SEVERAL, SEVERAL, SEVERAL, "several"),)]
 FIELDS = SLICES, SHARDS
 ACTIVATED = [(WHOLE, True, "gelu"), (PARTS, False, "silu"), (NARROW, False, "relu"), (PARTS, True, "gelu_tanh")]
 FORMS: dict[str, list[gpu_examples.Form]] = {
@@ -88,15 +96,15 @@ FORMS: dict[str, list[gpu_examples.Form]] = {
         (24, BF16, BF16, F32, BF16, True, (True, True), *SLICES),
     ],
     "attention": [
-        (64, 64, None, True, False, False), (16, 32, torch.bool, False, False, False),
-        (32, 16, F32, False, False, True), (16, 16, None, True, True, False),
-        (16, 16, None, True, False, False, *SLICES), (16, 16, None, False, False, False, *SHARDS),
+        (64, 64, True, None, True, False, False), (16, 32, False, torch.bool, False, False, False),
+        (32, 16, True, F32, False, False, True), (16, 16, False, None, True, True, False),
+        (16, 16, True, None, True, False, False, *SLICES), (24, 1, False, None, False, False, False, *SHARDS),
     ],
     "attention_backward": [
-        (16, 16, None, True, False, False), (16, 16, torch.bool, False, False, False),
-        (16, 16, None, False, True, False), (16, 16, None, False, False, False, *SHARDS),
+        (16, 16, True, None, True, False, False), (16, 16, False, torch.bool, False, False, False),
+        (16, 16, True, None, False, True, False), (24, 1, False, None, False, False, False, *SHARDS),
     ],
-    "attention_bits": [(False,), (True,), (False, *SLICES), (True, *SHARDS)],
+    "attention_bits": [(False, False), (True, True), (False, False, *SLICES), (True, True, *SHARDS)],
 }  # fmt: skip
 
 
@@ -135,14 +143,14 @@ def test_wrong_kernels_are_found(monkeypatch: pytest.MonkeyPatch, name: str) -> 
 
 
 def test_draws_of_the_example_are_tied() -> None:
-    drawn = uniform32(gpu_examples._KEY, gpu_examples._TIED, stream=7).astype(int)
-    rate = gpu_examples._RATE
+    drawn = uniform32(gpu_address.KEY, gpu_examples._TIED, stream=7).astype(int)
+    rate = gpu_address.RATE
     assert sorted(drawn[drawn >> 16 == rate >> 16] >= rate) == [False, True]
 
 
 @pytest.mark.parametrize("name", ["dropout", "keep_mask", "uniform", "dropout_add", "dropout_add_norm"])
 def test_addresses_on_the_gpu_are_a_form_of_their_own(name: str) -> None:
-    like = gpu_examples.Address((True, False, True))
+    like = Address(IN_MEMORY, rate=IN_MEMORY)
     found = gpu_examples.example(name, torch.device("meta"), torch.float32, (*FORMS[name][0], like), gpu._portable)
     address = [each for each in found if isinstance(each, Tensor) and each.dtype == torch.int64]
     assert [each.is_meta for each in address] == [True, False, True][: len(address)]
@@ -158,7 +166,7 @@ def test_every_example_has_its_operator() -> None:
 
 # By operators: before which of their arguments a layout is taken apart.
 LAYOUTS = {"dropout": 4, "keep_mask": 3, "keep_bits": 3, "integers": 2, "uniform": 2}
-CALLS = [
+CALLS: list[Any] = [
     (name, sample)
     for name in NAMES
     for sample in SAMPLES.get(f"dropkit::{name}", {})
@@ -166,18 +174,77 @@ CALLS = [
 ]
 
 
-def compiled(argument: Any) -> str:
-    """Return what Triton compiles a kernel apart for, of an argument that it does not specialise."""
-    if isinstance(argument, Tensor):
-        return f"pointer to {argument.dtype}"
-    return f"{argument.bit_length() // 32 * 32} bits" if isinstance(argument, int) else str(argument)
+def attentions() -> dict[str, tuple[Any, ...]]:
+    """Queries, keys, values, a mask or None, whether there are bits, a `Mask` and `Weights`."""
+    found: dict[str, tuple[Any, ...]] = {}
+    for name, (mask, weights) in test_attention_operators.CASES.items():
+        found[name] = *test_attention_operators.inputs(weights), None, name == "several keys", mask, weights
+    mask, weights = found["plain"][5], Weights(False, 5, 34)
+    query, key = torch.randn(2, 2, 5, 20), torch.randn(2, 2, 34, 20)
+    for name, of_masks in {
+        "mask of a column": torch.randn(2, 2, 5, 1).expand(2, 2, 5, 34),
+        "mask of columns": torch.randn(2, 2, 34, 5).mT > 0,
+    }.items():
+        found[name] = query, key, key[..., :12], of_masks, False, mask, weights
+    narrow = torch.randn(2, 34, 2, 1).transpose(1, 2)  # heads side by side
+    found["heads one wide"] = narrow[:, :, :5], narrow, narrow, None, False, mask, weights
+    windows = torch.randn(2, 2, 53).unfold(2, 20, 1)
+    found["windows"] = windows[:, :, :5], windows, windows, None, False, mask, weights
+    found["one query"] = query[:, :, :1], key, key, None, True, mask, Weights(True, 1, 34)
+    one = torch.randn(1, 1, 40, 20).expand(2, 2, 40, 20)[:, :, :34]
+    found["one head expanded"] = one[:, :, :5], one, one, None, False, mask, weights
+    return found
+
+
+LONG = pytest.mark.slow  # for the interpreter takes seconds
+QUICK = {
+    "attention": ("plain", "mask of a column", "heads one wide"),
+    "attention_backward": ("windows",),
+    "attention_bits": ("plain", "packed"),
+}
+CALLS += [
+    pytest.param(name, sample, marks=() if sample in quick else LONG)
+    for name, quick in QUICK.items()
+    for sample in attentions()
+]
+
+
+def arguments_of(name: str, sample: str) -> tuple[Any, ...]:
+    """Return what an operator is given."""
+    if not name.startswith("attention"):
+        return SAMPLES[f"dropkit::{name}"][sample]
+    *tensors, attn_mask, has_bits, mask, weights = attentions()[sample]
+    drawn = tensors[0], *mask, *weights
+    if name == "attention_bits":
+        return drawn
+    bits = gpu._portable("attention_bits")(*drawn) if has_bits else None
+    given = *tensors, attn_mask, bits, *mask, *weights, 0.5
+    if name == "attention":
+        return given
+    output, logs = gpu._portable("attention")(*given)
+    return torch.ones(()).expand(output.shape), output, logs, *given
+
+
+def compiled(kernel: Any, arguments: tuple[Any, ...]) -> tuple[str, ...]:
+    """Return what Triton compiles a kernel apart for, but for what is divisible by 16."""
+    found = []
+    for (name, parameter), argument in zip(inspect.signature(kernel.fn).parameters.items(), arguments, strict=False):
+        if isinstance(argument, Tensor):
+            found.append(f"pointer to {argument.dtype}")
+        elif isinstance(argument, float):
+            found.append("float")
+        elif argument is None or parameter.annotation is tl.constexpr:
+            found.append(str(argument))
+        elif argument == 1 and name not in (kernel.kwargs["do_not_specialize"] or ()):
+            found.append("1")
+        else:
+            found.append(f"{argument.bit_length() // 32 * 32} bits")
+    return tuple(found)
 
 
 @pytest.mark.skipif(DEVICE.type != "cpu", reason="launches are seen in the interpreter")
 @pytest.mark.parametrize(("name", "sample"), CALLS)
 def test_calls_launch_what_was_compared(monkeypatch: pytest.MonkeyPatch, name: str, sample: str) -> None:
-    from triton.runtime.interpreter import InterpretedFunction
-
     found: dict[str, set[Any]] = {"compared": set(), "called": set()}
     launch = InterpretedFunction.__getitem__
 
@@ -185,7 +252,7 @@ def test_calls_launch_what_was_compared(monkeypatch: pytest.MonkeyPatch, name: s
         def run(*arguments: Any, **options: Any) -> Any:
             is_compared = threading.current_thread().name == "dropkit compares kernels"
             known = tuple(sorted((option, str(value)) for option, value in options.items()))
-            found["compared" if is_compared else "called"].add((kernel.fn.__name__, *map(compiled, arguments), known))
+            found["compared" if is_compared else "called"].add((kernel.fn.__name__, compiled(kernel, arguments), known))
             return launch(kernel, grid)(*arguments, **options)
 
         return run
@@ -193,7 +260,7 @@ def test_calls_launch_what_was_compared(monkeypatch: pytest.MonkeyPatch, name: s
     monkeypatch.setattr(InterpretedFunction, "__getitem__", noted)
     run = gpu.served(gpu._KERNELS[name][0], name, gpu._KERNELS[name][1])
     run = operators.of_place(run, LAYOUTS[name]) if name in LAYOUTS else run
-    run(*SAMPLES[f"dropkit::{name}"][sample])
+    run(*arguments_of(name, sample))
     assert found["called"] <= found["compared"]
 
 
@@ -227,7 +294,7 @@ def test_a_kernel_that_fails_is_named_once_and_portable_operations_serve(
         assert torch.equal(drop(), WANTED)
     assert [each.filename for each in caught] == [__file__]
     said = "fails (RuntimeError: no code for this GPU)" if failure == "raises" else "does not compute what they do"
-    assert f"Triton's dropout (True, 'of whole draws') for torch.float32 {said}. Another version of Triton" in str(
+    assert f"Triton's dropout for torch.float32 (scaled, rows of whole draws) {said}. Another version of Triton" in str(
         caught[0].message
     )
     assert torch.equal(drop(), WANTED)  # and does not warn again

@@ -321,7 +321,7 @@ def _attention(
 ) -> tuple[Any, ...]:
     query, *rest = _attention_bits(make, is_causal, is_packed, width, 4 if is_grouped else 2)
     examples, heads, queries, _ = query.shape
-    keys = 192 if is_packed else 96
+    keys = (2 if is_packed else 1) * _keys(is_causal)
     key, value = make.numbers(examples, 2, keys, width), make.numbers(examples, 2, keys, values)
     attn_mask = None
     if of_mask is not None:
@@ -350,14 +350,20 @@ def _attention_bits_form(_: Tensor, *rest: Any) -> Form:
     return rest[4], rest[-2] is not None, _attention_address(*rest[:4])
 
 
+def _keys(is_causal: bool) -> int:
+    """Return how many keys an example has: so few that a causal mask leaves no word of bits unwritten."""
+    return 64 if is_causal else 96
+
+
 def _attention_bits(
     make: _Example, is_causal: bool, is_packed: bool, width: int = 16, heads: int = 2
 ) -> tuple[Any, ...]:
-    ends = [torch.tensor(each, dtype=torch.int32, device=make.device) for each in ((0, 40, 64), (0, 96, 192))]
+    keys = _keys(is_causal)
+    ends = [torch.tensor(each, dtype=torch.int32, device=make.device) for each in ((0, 40, 64), (0, keys, 2 * keys))]
     query = make.numbers(1, heads, 64, width) if is_packed else make.numbers(2, heads, 40, width)
     begins = torch.tensor([1000, 3], device=make.device) if make.leading else None
     address = *make.address((2,)), begins
-    return query, *address, is_causal, 40, 96, *(ends if is_packed else (None, None))
+    return query, *address, is_causal, 40, keys, *(ends if is_packed else (None, None))
 
 
 _FORMS: dict[str, Callable[..., Form]] = {
