@@ -1,6 +1,7 @@
 """Kernels for GPUs are compared with portable operations before they serve; here in Triton's interpreter."""
 
 import inspect
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -94,6 +95,7 @@ FORMS: dict[str, list[gpu_examples.Form]] = {
         (1032, F32, F32, F32, F32, True, (True, True)), (20, None, F32, F32, F32, False, (True, False)),
         (8200, None, F32, None, F32, True, (False, False)), (24, None, BF16, F32, F32, True, (True, True), *RATES),
         (24, BF16, BF16, F32, BF16, True, (True, True), *SLICES),
+        *((1, total, F32, F32, F32, True, (True, True)) for total in (None, F32)),  # gradients of 0 but for rounding
     ],
     "attention": [
         (64, 64, True, None, True, False, False), (16, 32, False, torch.bool, False, False, False),
@@ -242,9 +244,11 @@ def compiled(kernel: Any, arguments: tuple[Any, ...]) -> tuple[str, ...]:
     return tuple(found)
 
 
-@pytest.mark.skipif(DEVICE.type != "cpu", reason="launches are seen in the interpreter")
-@pytest.mark.parametrize(("name", "sample"), CALLS)
-def test_calls_launch_what_was_compared(monkeypatch: pytest.MonkeyPatch, name: str, sample: str) -> None:
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[Any]]:
+    """What is launched from now on, in comparisons and in calls."""
+    if DEVICE.type != "cpu":
+        pytest.skip("launches are seen in the interpreter")
     found: dict[str, set[Any]] = {"compared": set(), "called": set()}
     launch = InterpretedFunction.__getitem__
 
@@ -258,10 +262,70 @@ def test_calls_launch_what_was_compared(monkeypatch: pytest.MonkeyPatch, name: s
         return run
 
     monkeypatch.setattr(InterpretedFunction, "__getitem__", noted)
+    return found
+
+
+@pytest.mark.parametrize(("name", "sample"), CALLS)
+def test_calls_launch_what_was_compared(launched: dict[str, set[Any]], name: str, sample: str) -> None:
     run = gpu.served(gpu._KERNELS[name][0], name, gpu._KERNELS[name][1])
     run = operators.of_place(run, LAYOUTS[name]) if name in LAYOUTS else run
     run(*arguments_of(name, sample))
-    assert found["called"] <= found["compared"]
+    assert launched["called"] <= launched["compared"]
+
+
+@pytest.mark.parametrize("columns", [100, 64])
+@pytest.mark.parametrize(
+    ("lengths", "keys", "rates"),
+    [((3, 5), (3,), (1,)), ((3, 5), (3,), (3,)), ((1, 5), (1,), ()), ((2, 3), (2, 3), ()), ((1, 1), (1, 1), (1, 1))],
+)
+def test_examples_launch_what_calls_with_addresses_on_the_gpu_do(
+    launched: dict[str, set[Any]], lengths: tuple[int, ...], keys: tuple[int, ...], rates: tuple[int, ...], columns: int
+) -> None:
+    """That have keys of slices, or rates, of which there may be one."""
+    x, place = (*lengths, columns), layout("test", (*lengths, columns), slices=len(keys))
+    with FakeTensorMode():
+        key, rate = (torch.zeros(shape, dtype=torch.int64, device="cuda") for shape in (keys, rates))
+        given = torch.zeros(x, device="cuda"), key, torch.zeros((1,) * len(keys), dtype=torch.int64), rate, place, True
+        like = gpu_examples.form("dropout", given)
+    assert gpu._differs("dropout", DEVICE, F32, like) is None
+    key, stream = torch.arange(5, 5 + key.numel()).view(keys), torch.zeros((1,) * len(keys), dtype=torch.int64)
+    triton_dropout.dropout(torch.randn(x), key, stream, torch.full(rates, 2**30), place, True)
+    assert launched["called"] == launched["compared"]
+
+
+def test_forms_are_told_in_words() -> None:
+    told = [gpu_examples.described(name, like) for name in NAMES for like in FORMS[name] if like]
+    assert not any(word in each for each in told for word in ("True", "False", "None", "Address", "torch"))
+    address = Address(key=SEVERAL, rate=IN_MEMORY, lines="several")
+    wanted: list[tuple[str, gpu_examples.Form, str]] = [
+        ("dropout", (False, "spread", (True, False), (1, 0)),
+         "not scaled, rows spread, shared (yes, no), order (1, 0)"),
+        ("keep_mask", (PARTS, address), "rows of parts, key several in memory, rate in memory, lines several"),
+        ("attention", (40, 24, True, torch.bool, False, True, False),
+         "width 40, values 24, grouped, mask bool, not causal, packed, no bits"),
+        ("keep_bits", (), ""),
+    ]  # fmt: skip
+    for name, like, want in wanted:
+        assert gpu_examples.described(name, like) == want
+
+
+def test_forms_of_attention_are_constants_to_the_compiler_where_sizes_vary() -> None:
+    found = []
+
+    def is_served(like: gpu_examples.Form) -> bool:
+        found.append(like)
+        return True
+
+    is_served._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as that of attention by tiles
+
+    @torch.compile(backend="eager", fullgraph=True, dynamic=True)
+    def run(query: Tensor, value: Tensor) -> Tensor:
+        like = gpu_examples.attention_form(query, value, None, True, False)
+        return query + 1 if is_served(like) else query
+
+    for width, heads in ((16, 4), (40, 4), (40, 2)):
+        run(torch.zeros(2, heads, 5, width), torch.zeros(2, 2, 7, width))
+    assert [like[:3] for like in found] == [(16, 16, True), (40, 40, True), (40, 40, False)]
 
 
 def test_a_kernel_that_passes_serves_and_is_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,6 +373,29 @@ def test_a_kernel_that_was_asked_for_and_fails_is_an_error(monkeypatch: pytest.M
     monkeypatch.setattr(triton_dropout, "dropout", lambda x, *_: x.clone())
     with pytest.raises(UnsupportedError, match=r"DROPKIT_KERNEL=triton, and on .* does not compute .*Unset DROPKIT"):
         drop()
+
+
+@pytest.mark.parametrize("outcome", ["warning", "warning that is an error", "error"])
+def test_a_kernel_that_another_calls_is_named_alone(monkeypatch: pytest.MonkeyPatch, outcome: str) -> None:
+    right = triton_dropout.keep_mask
+    monkeypatch.setattr(triton_dropout, "keep_mask", lambda *address: ~right(*address))
+    keep_mask = operators.of_place(gpu.served("triton_dropout", "keep_mask", portable.keep_mask), 3)
+    monkeypatch.setattr(operators, "keep_mask", keep_mask)
+    said = "Triton's keep_mask for torch.float32 (rows of whole draws) does not compute what they do"
+    if outcome == "warning":
+        with pytest.warns(UserWarning, match="keep_mask") as caught:
+            assert torch.equal(drop(X.T.contiguous().T), WANTED)
+        assert [each.filename for each in caught] == [__file__]
+        assert str(caught[0].message).count("Triton's") == 1
+        assert said in str(caught[0].message)
+    elif outcome == "error":
+        monkeypatch.setenv(library.ENVIRONMENT, "triton")
+        with pytest.raises(UnsupportedError, match=re.escape(said)):
+            drop(X.T.contiguous().T)
+    else:  # as they are in tests
+        with pytest.raises(UserWarning, match=re.escape(said)):
+            drop(X.T.contiguous().T)
+    assert len([reason for reason in gpu.failures() if "keep_mask" not in reason]) == 0
 
 
 def test_portable_operations_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

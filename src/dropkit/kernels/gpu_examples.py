@@ -64,6 +64,8 @@ def described(name: str, like: Form) -> str:
 def _said(name: str, value: Any) -> str:
     kind, _, rest = name.partition("_")
     what = (rest if kind in ("is", "has", "of") else name).replace("_", " ")
+    if isinstance(value, tuple):
+        value = f"({', '.join(('no', 'yes')[each] if isinstance(each, bool) else str(each) for each in value)})"
     if value is None or value is False:
         return f"{'not' if kind == 'is' else 'no'} {what}"
     return what if value is True else f"{what} {value}".replace("torch.", "")
@@ -292,9 +294,11 @@ def attention_form(
         is_packed: Whether examples of various lengths lie one behind the other.
         has_bits: Whether the mask of dropout is read from bits.
     """
-    is_grouped = query.dim() > 2 and query.size(-3) != value.size(-3)
+    is_grouped = query.shape[-3:-2] != value.shape[-3:-2]
     of_mask = None if attn_mask is None else attn_mask.dtype
-    return int(query.size(-1)), int(value.size(-1)), is_grouped, of_mask, is_causal, is_packed, has_bits
+    # Constants to the compiler even where sizes vary, as `int` would not be.
+    width, values = len(range(query.size(-1))), len(range(value.size(-1)))
+    return width, values, is_grouped, of_mask, is_causal, is_packed, has_bits
 
 
 def _attention_form(
