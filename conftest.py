@@ -76,7 +76,16 @@ if find_spec("sybil"):  # which a machine with a GPU may not have
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let tests on a GPU run where nothing is compiled for the CPU, which is said otherwise; they need Triton."""
+    """Let tests on a GPU run where nothing is compiled for the CPU, which is said otherwise; they need one, and Triton.
+
+    Asked for alone (``-m gpu``), they would else be skipped one by one, and all would seem well.
+    """
+    if not HAS_GPU and config.getoption("markexpr") == "gpu":
+        built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+        raise pytest.UsageError(
+            f"Tests on a GPU need a CUDA device, and PyTorch {torch.__version__}, built {built}, finds none. "
+            "Where there is one, see nvidia-smi, CUDA_VISIBLE_DEVICES, and which Python runs this: make PYTHON=..."
+        )
     if HAS_GPU:
         config.addinivalue_line("filterwarnings", "ignore:dropkit runs on portable operations of PyTorch and NumPy")
     if HAS_GPU and not find_spec("triton"):

@@ -21,6 +21,7 @@ runs every row without a GPU, on tiny tensors, to see that it runs.
 import argparse
 import multiprocessing
 import platform
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -55,11 +56,16 @@ SHARE = 0.4  # of the budget, for a row: one that hangs leaves time for others
 def ran(name: str, rounds: int, limit: float) -> str:
     """Run a row in a new process, for so many seconds at most, and return what became of it, or "" if all is well."""
     process = multiprocessing.get_context("spawn").Process(target=_run, args=(name, rounds), name=name)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which it inherits: an interrupt is this process's to tell
     process.start()
-    process.join(limit)
-    if process.exitcode is None:
+    signal.signal(signal.SIGINT, before)
+    try:
+        process.join(limit)
+        is_late = process.exitcode is None
+    finally:
         process.kill()
         process.join()
+    if is_late:
         return f"it took longer than {limit:.3g} s"
     return f"exit status {process.exitcode}" if process.exitcode else ""
 
@@ -70,7 +76,7 @@ def _run(name: str, rounds: int) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)} (default: all)")
     parser.add_argument("--rounds", type=int, help="how often each side is timed (default: 20; in a rehearsal 1)")
     parser.add_argument("--budget", type=int, default=HERE.budget, help="seconds for all rows (default: %(default)s)")
@@ -117,4 +123,8 @@ def _versions() -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)

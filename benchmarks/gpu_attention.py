@@ -1,7 +1,7 @@
 """Attention with dropout on a GPU against PyTorch's flash backend with dropout: a row of benchmarks/gpu.py.
 
-Both forms are timed: the mask drawn where it is needed, and read from bits that a kernel has drawn beside, whose time
-counts.
+Both forms are measured: the mask drawn where it is needed, and read from bits that a kernel has drawn beside, whose
+time counts, and which are kept for the backward pass, an eighth of a byte a weight.
 """
 
 import itertools
@@ -21,6 +21,7 @@ from dropkit.functional import attention_tiles, scaled_dot_product_attention
 __all__ = ["attention"]
 
 BAR = 0.8
+OF_ROW = 4.02  # bytes kept a row of weights: a number of float32, and keys, a few blocks of 512 bytes in all
 FORMS = {"regenerating": 0, "bits": 2**62}  # up to how many weights of a call bits are drawn
 KEY = 77
 
@@ -86,4 +87,7 @@ def measure(shape: tuple[int, int, int, int], is_causal: bool, rounds: int) -> N
     for name, what in itertools.product(FORMS, ("forward", "both")):
         ratio = found[f"{HERE.flash}, {what}"] / found[f"{name}, {what}"]
         verdict(f"{name}: x the speed of {HERE.flash}, {what}", ratio, ">=", BAR)
+    for name, of_mask in {"regenerating": 0, "bits": tokens // 8}.items():
+        kept = HERE.kept(lambda run=runs[name]: run(*given)) / (sequences * heads * tokens)
+        verdict(f"{name}: bytes a row of {tokens:,} weights kept", kept, "<=", of_mask + OF_ROW)
     HERE.free()

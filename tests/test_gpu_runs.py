@@ -1,4 +1,4 @@
-"""Where there is a GPU, no test that needs one may be skipped, and there is no such run without Triton."""
+"""Where there is a GPU, no test that needs one may be skipped, and there is no such run without Triton, or a GPU."""
 
 import os
 import subprocess
@@ -30,21 +30,22 @@ def test_of_another_kind():
 RUN = """
 import importlib.util, sys
 import pytest, torch
-torch.cuda.is_available = lambda: True
+torch.cuda.is_available = lambda: sys.argv[1] != "no GPU"
 if sys.argv[1] == "without":
     find = importlib.util.find_spec
     importlib.util.find_spec = lambda name, *rest: None if name == "triton" else find(name, *rest)
 options = ["-p", "conftest", "-c", sys.argv[2] + "/pytest.ini", "-p", "no:cacheprovider", "-rA", sys.argv[2]]
+options += ["-m", "gpu"] if sys.argv[1] == "no GPU" else []
 sys.exit(pytest.main(options))
 """
 
 
-def run(folder: Path, triton: str) -> subprocess.CompletedProcess[str]:
-    """Run tests as on a machine with a GPU; they do not touch it."""
+def run(folder: Path, kind: str) -> subprocess.CompletedProcess[str]:
+    """Run tests as on a machine "with" a GPU, "without" Triton too, or with "no GPU"; they do not touch it."""
     (folder / "test_some.py").write_text(TESTS)
     (folder / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    command = [sys.executable, "-c", RUN, triton, str(folder)]
+    command = [sys.executable, "-c", RUN, kind, str(folder)]
     return subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
 
 
@@ -62,3 +63,11 @@ def test_without_triton_nothing_runs_on_a_gpu(tmp_path: Path) -> None:
     result = run(tmp_path, "without")
     assert result.returncode == pytest.ExitCode.USAGE_ERROR
     assert "Tests on a GPU need Triton (pip install triton)" in result.stderr
+
+
+@pytest.mark.slow
+def test_asked_for_alone_they_do_not_run_without_a_gpu(tmp_path: Path) -> None:
+    result = run(tmp_path, "no GPU")
+    assert result.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "Tests on a GPU need a CUDA device, and PyTorch " in result.stderr
+    assert "passed" not in result.stdout

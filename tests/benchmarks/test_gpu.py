@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,8 +28,9 @@ TABLES = {  # of each row, in what order they are printed
     ],
     "norm": [
         *("results and masks", "dropout + residual + LayerNorm", "x faster than eager", "x faster than compiled"),
-        *("the same, with the sum", "RMSNorm", "bias + GELU + dropout", "dropout + residual,"),
-        *("dropout + residual + LayerNorm", "dropout + residual + LayerNorm"),
+        *("bytes an element kept", "the same, with the sum", "RMSNorm", "bias + GELU + dropout"),
+        *("bytes an element kept", "dropout + residual,", "dropout + residual + LayerNorm", "bytes an element kept"),
+        *("dropout + residual + LayerNorm", "bytes an element kept"),
     ],
     "small": ["in a CUDA graph", "dropkit: x as fast as eager", "dropkit, a key given: x as fast as eager"],
     "attention": [
@@ -40,6 +42,7 @@ TABLES = {  # of each row, in what order they are printed
             for line in (
                 f"{tokens} tokens, 1 heads {width} wide, p = 0.1{causal}",
                 *(f"{form}: x the speed" for form in ("regenerating", "regenerating", "bits", "bits")),
+                *(f"{form}: bytes a row of" for form in ("regenerating", "bits")),
             )
         ],
     ],
@@ -98,6 +101,24 @@ def test_a_row_that_fails_or_hangs_is_ended() -> None:
     assert "KeyError: 'no row'" in result.stderr
 
 
+@pytest.mark.slow
+def test_an_interrupt_ends_it_with_a_line_and_the_row_that_runs(tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--rehearse", "copy"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(BENCHMARKS), *sys.path])}
+    with (
+        (tmp_path / "errors").open("w+") as errors,
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+    ):
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("torch.bfloat16"):  # the row runs
+                break
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        errors.seek(0)
+        assert errors.read().splitlines()[-1:] == ["interrupted"]
+
+
 def test_other_rows_run_after_one_that_failed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -148,6 +169,7 @@ def test_rows_that_the_budget_leaves_no_time_for_are_named(
         (["--rounds", "-3"], "--rounds must be 1 or more, got -3"),
         (["--budget", "0"], "--budget must be 1 or more, got 0"),
         (["--rounds", "1.5"], "invalid int value: '1.5'"),
+        (["--reh"], "unrecognized arguments: --reh"),
         ([], "it needs a CUDA device, and there is none (--rehearse runs every row on the CPU"),
     ],
 )
