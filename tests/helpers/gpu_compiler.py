@@ -22,6 +22,7 @@ from triton.runtime.jit import JITFunction
 
 from dropkit.kernels import operators, triton_dropout, triton_fused, triton_keep_bits
 from dropkit.kernels.operators import of_place
+from tests.helpers.gpus import guard
 
 # KiB of shared memory that a program may have, by compute capability (CUDA C++ Programming Guide, "Compute
 # Capabilities", technical specifications).
@@ -87,7 +88,7 @@ def gpu(capability: int, report: Callable[[Compiled], None]) -> Iterator[None]:
     get = {"get_current_target": target, "get_current_device": capability, "get_current_stream": 0}
     driver.set_active(SimpleNamespace(**{name: lambda *_, value=value: value for name, value in get.items()}))
     try:
-        with FakeTensorMode():
+        with guard(), FakeTensorMode():
             yield
     finally:
         for (place, name, _), value in zip(patches, before, strict=True):

@@ -142,12 +142,12 @@ def is_on_cpu(node: torch.fx.Node) -> bool:
 def _there_is_one() -> Iterator[None]:
     no_triton = mock.patch.object(kernels_of_gpus, "why_portable", return_value="there is no GPU")
     capability = mock.patch.object(torch.cuda, "get_device_capability", return_value=(9, 0))
-    with no_triton, capability, _guard():
+    with no_triton, capability, guard():
         yield
 
 
 @contextmanager
-def _guard() -> Iterator[None]:
+def guard() -> Iterator[None]:
     """Let autograd record on "cuda": where PyTorch is built for CPUs, nothing switches to such a device.
 
     What switches to "meta" does nothing, which is what is wanted.

@@ -184,7 +184,9 @@ def _in_rows(tensor: Tensor) -> Tensor:
 
 def _empty_rows(like: Tensor, width: int) -> Tensor:
     """Return an empty tensor of so wide rows: a contiguous one, unless rows are of one element, which lie apart."""
-    return like.new_empty((*like.shape[:3], max(width, 2)))[..., :width]
+    examples, heads, rows, _ = like.shape
+    step = max(width, 2)
+    return like.new_empty_strided((examples, heads, rows, width), (heads * rows * step, rows * step, step, 1))
 
 
 def _steps(tensor: Tensor) -> list[int]:
