@@ -121,8 +121,10 @@ def _is_near(one: Tensor, other: Tensor) -> bool:
 
 def _on_whole(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor) -> Address:
     """Return the form of the address of a mask on a whole tensor."""
-    place = layout("dropout", input.shape, slices=max(key.dim(), stream.dim()))
-    return address_of(key, stream, threshold, place)
+    slices = max(key.dim(), stream.dim())
+    if not slices and not threshold.dim():  # one line, as is most common
+        return Address(count_of(key), count_of(stream), count_of(threshold))
+    return address_of(key, stream, threshold, layout("dropout", input.shape, slices=slices))
 
 
 def _rows(columns: int, first_column: int = 0) -> str:
