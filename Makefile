@@ -78,10 +78,15 @@ bench: .venv/.dev ## Run every benchmark of CPUs
 
 # A machine with a GPU has a PyTorch that fits it, which .venv might not: both run by $(PYTHON), and install nothing.
 # Files with such tests need no package but these; others, which would be collected in vain, need many.
+HAS_TORCH = @$(PYTHON) -c 'import importlib.util, sys; importlib.util.find_spec("torch") or sys.exit( \
+	f"{sys.executable} has no PyTorch; name a Python that has one for CUDA: make $@ PYTHON=...")'
+
 bench-gpu: ## Run the benchmark of GPUs by $(PYTHON), which needs PyTorch for CUDA (ARGS="--rehearse" needs no GPU)
+	$(HAS_TORCH)
 	PYTHONPATH=src $(PYTHON) benchmarks/gpu.py $(ARGS)
 
 test-gpu: ## Run the tests that need a GPU by $(PYTHON), which needs PyTorch for CUDA, pytest and hypothesis
+	$(HAS_TORCH)
 	PYTHONPATH=src $(PYTHON) -m pytest -m gpu $(ARGS) $$(grep --recursive --files-with-matches --include 'test_*.py' mark.gpu tests)
 
 clean: ## Remove the environment and everything that was built

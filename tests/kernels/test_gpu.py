@@ -80,8 +80,9 @@ FORMS: dict[str, list[gpu_examples.Form]] = {
     "activation_dropout": [*ACTIVATED, (WHOLE, True, "silu", *RATES)],
     "activation_dropout_backward": [*ACTIVATED, (WHOLE, True, "silu", *SLICES)],
     "dropout_add_norm": [
-        (1032, F32, F32, F32, F32, True), (20, F32, None, None, F32, False), (16400, F32, F32, None, F32, True),
-        (24, F32, BF16, None, BF16, True, *SLICES), (20, BF16, F32, F32, F32, False, *RATES),
+        (1032, F32, F32, F32, F32, True, 1e-5), (20, F32, None, None, F32, False, 1e-7),
+        (16400, F32, F32, None, F32, True, 1e-5), (24, F32, BF16, None, BF16, True, 1e-5, *SLICES),
+        (20, BF16, F32, F32, F32, False, 1.0, *RATES),
     ],
     "dropout_add_norm_backward": [
         (1032, F32, F32, F32, F32, True, (True, True)), (20, None, F32, F32, F32, False, (True, False)),

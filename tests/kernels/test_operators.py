@@ -177,7 +177,7 @@ def gradient_samples() -> dict[str, tuple[Any, ...]]:
 def norm_samples() -> dict[str, tuple[Any, ...]]:
     def of(x: Tensor, residual: Tensor, *address: Tensor, centred: bool = True, **columns: Any) -> tuple[Any, ...]:
         given = columns.get("weight"), columns.get("bias")
-        return x, residual, *given, centred, 1e-5, x.dtype, *(address or (KEY, STREAM, RATE))
+        return x, residual, *given, centred, 1e-5 if centred else 2e-7, x.dtype, *(address or (KEY, STREAM, RATE))
 
     x, residual, weight, bias = torch.randn(3, 4, 5), torch.randn(3, 4, 5), torch.randn(5), torch.randn(5)
     return {

@@ -228,14 +228,14 @@ def _norm_form(
     weight: Tensor | None,
     bias: Tensor | None,
     is_centred: bool,
-    _: float,
+    eps: float,
     dtype: torch.dtype,
     key: Tensor,
     stream: Tensor,
     threshold: Tensor,
 ) -> Form:
     types = residual.dtype, *_types(weight, bias), dtype
-    return int(input.shape[-1]), *types, is_centred, _on_whole(input, key, stream, threshold)
+    return int(input.shape[-1]), *types, is_centred, eps, _on_whole(input, key, stream, threshold)
 
 
 def _types(*tensors: Tensor | None) -> list[torch.dtype | None]:
@@ -250,11 +250,12 @@ def _norm(
     of_bias: torch.dtype | None,
     dtype: torch.dtype,
     is_centred: bool,
+    eps: float,
 ) -> tuple[Any, ...]:
     shape = *make.leading, 3, columns
     weight, bias = (make.numbers(columns, dtype=each) if each else None for each in (of_weight, of_bias))
     x, residual = make.numbers(*shape), make.numbers(*shape, dtype=of_residual)
-    return x, residual, weight, bias, is_centred, 1e-5, dtype, *make.address()
+    return x, residual, weight, bias, is_centred, eps, dtype, *make.address()
 
 
 def _norm_backward_form(_: Tensor, grad_total: Tensor | None, total: Tensor, weight: Tensor | None, *rest: Any) -> Form:
