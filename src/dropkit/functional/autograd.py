@@ -88,21 +88,21 @@ def apply_dropout(input: Tensor, key: Tensor, stream: Tensor, threshold: Tensor,
     arguments = input, key, stream, threshold, *place, scaled
     # Where rows are narrow, words are larger than the mask in bytes, which the compiler would keep; an operator keeps
     # nothing.
-    if _is_fused(Layout(*place), input.numel(), input.device):
+    if torch.compiler.is_compiling() and _is_fused(Layout(*place), input.numel(), input.device):
         return _by_bits(*arguments)
     return apply_linear(_Dropout, _ForwardModeDropout, _by_selection, *arguments)
 
 
 def draw_mask(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, device: torch.device) -> Tensor:
     """Return what `dropkit.kernels.fields.keep_mask` returns; arguments are those of it."""
-    in_bytes = 8 * math.prod(place.shape)  # what the compiler would keep of it
-    draw = fused_mask if _is_fused(place, in_bytes, device) else fields.keep_mask
-    return draw(key, stream, threshold, place, device)
+    if torch.compiler.is_compiling() and _is_fused(place, 8 * math.prod(place.shape), device):  # else it keeps bytes
+        return fused_mask(key, stream, threshold, place, device)
+    return fields.keep_mask(key, stream, threshold, place, device)
 
 
 def _is_fused(place: Layout, most_bits: int, device: torch.device) -> bool:
     """Tell whether the compiler is given a mask in bits: on GPUs, in words that have no more than so many."""
-    if not torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or not _fuses(device):
+    if torch._C._are_functorch_transforms_active() or not _fuses(device):
         return False
     return has_few_words(place.shape, place.first_column, most_bits)
 
