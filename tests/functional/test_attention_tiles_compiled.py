@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dropkit.functional import attention_tiles, scaled_dot_product_attention
 from dropkit.functional.attention_tiles import _has_kernels
-from dropkit.kernels.gpu_examples import attention_form
+from dropkit.kernels.gpu_attention import attention_form
 
 KEY = 0x720F_0000_1234_5678
 

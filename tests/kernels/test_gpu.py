@@ -14,7 +14,7 @@ import dropkit.functional  # noqa: F401  # all operators
 from dropkit import kernels
 from dropkit.errors import UnsupportedError
 from dropkit.kernels import gpu, gpu_examples, operators, portable
-from dropkit.kernels.gpu_address import IN_MEMORY, SEVERAL, Address
+from dropkit.kernels.gpu_address import IN_MEMORY, SEVERAL, Address, Form
 from dropkit.kernels.native import library
 from dropkit.random.layout import layout
 
@@ -64,7 +64,7 @@ MOVED = (Address(IN_MEMORY, IN_MEMORY, IN_MEMORY),)
 ADDRESSES = [(), SLICES, RATES, SHARDS, MOVED, (Address(SEVERAL, SEVERAL, SEVERAL, "several"),)]
 FIELDS = SLICES, SHARDS
 ACTIVATED = [(WHOLE, True, "gelu"), (PARTS, False, "silu"), (NARROW, False, "relu"), (PARTS, True, "gelu_tanh")]
-FORMS: dict[str, list[gpu_examples.Form]] = {
+FORMS: dict[str, list[Form]] = {
     "dropout": [
         *((True, rows, *address) for rows in (WHOLE, PARTS) for address in ADDRESSES),
         (False, NARROW),
@@ -116,7 +116,7 @@ def cases() -> list[Any]:
 
 
 @pytest.mark.parametrize(("name", "dtype", "form"), cases())
-def test_right_kernels_pass(name: str, dtype: torch.dtype, form: gpu_examples.Form) -> None:
+def test_right_kernels_pass(name: str, dtype: torch.dtype, form: Form) -> None:
     assert gpu._differs(name, DEVICE, dtype, form) is None
 
 

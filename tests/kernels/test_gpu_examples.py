@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dropkit.kernels import gpu, gpu_address, gpu_examples, operators
+from dropkit.kernels import gpu, gpu_address, gpu_attention, gpu_examples, operators
 from dropkit.kernels.attention import Weights
 from dropkit.kernels.gpu_address import IN_MEMORY, SEVERAL, Address
 from dropkit.random import uniform32
@@ -174,7 +174,7 @@ def test_forms_are_told_in_words() -> None:
     told = [gpu_examples.described(name, like) for name in NAMES for like in FORMS[name] if like]
     assert not any(word in each for each in told for word in ("True", "False", "None", "Address", "torch"))
     address = Address(key=SEVERAL, rate=IN_MEMORY, lines="several")
-    wanted: list[tuple[str, gpu_examples.Form, str]] = [
+    wanted: list[tuple[str, gpu_address.Form, str]] = [
         ("dropout", (False, "spread", (True, False), (1, 0)),
          "not scaled, rows spread, shared (yes, no), order (1, 0)"),
         ("keep_mask", (PARTS, address), "rows of parts, key several in memory, rate in memory, lines several"),
@@ -189,7 +189,7 @@ def test_forms_are_told_in_words() -> None:
 def test_forms_of_attention_are_constants_to_the_compiler_where_sizes_vary() -> None:
     found = []
 
-    def is_served(like: gpu_examples.Form) -> bool:
+    def is_served(like: gpu_address.Form) -> bool:
         found.append(like)
         return True
 
@@ -197,7 +197,7 @@ def test_forms_of_attention_are_constants_to_the_compiler_where_sizes_vary() -> 
 
     @torch.compile(backend="eager", fullgraph=True, dynamic=True)
     def run(query: Tensor, value: Tensor) -> Tensor:
-        like = gpu_examples.attention_form(query, value, None, True, False)
+        like = gpu_attention.attention_form(query, value, None, True, False)
         return query + 1 if is_served(like) else query
 
     for width, heads in ((16, 4), (40, 4), (40, 2)):

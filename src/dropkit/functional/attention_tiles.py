@@ -17,7 +17,8 @@ from dropkit.functional.inputs import without_autocast
 from dropkit.kernels import attention as operators
 from dropkit.kernels import gpu
 from dropkit.kernels.attention import Mask, Weights
-from dropkit.kernels.gpu_examples import Form, attention_form
+from dropkit.kernels.gpu_address import Form
+from dropkit.kernels.gpu_attention import attention_form
 from dropkit.kernels.portable import moved_to
 
 __all__ = ["attend_by_tiles", "attend_packed", "takes_tiles"]

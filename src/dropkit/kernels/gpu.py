@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from dropkit.errors import UnsupportedError
-from dropkit.kernels.gpu_examples import TYPES, Form, described, example, form, is_near
+from dropkit.kernels.gpu_address import Form
+from dropkit.kernels.gpu_examples import TYPES, described, example, form, is_near
 from dropkit.kernels.native.library import ENVIRONMENT, PORTABLE, TRITON, choice, warn, why_no_triton
 
 __all__ = ["failures", "served", "why_portable"]

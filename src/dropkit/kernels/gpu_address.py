@@ -1,7 +1,8 @@
 """How kernels for GPUs are told where a mask lies, which is part of a call's form: in a call, and in its example."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,14 +17,17 @@ __all__ = [
     "RATE",
     "SEVERAL",
     "Address",
+    "Example",
+    "Form",
+    "Portable",
     "address_of",
     "count_of",
-    "of_example",
-    "place_of",
 ]
 
 NUMBER, IN_MEMORY, SEVERAL = "a number", "in memory", "several in memory"
 KEY, RATE = 0x3C6E_F374_6191_8DB3, 1_288_490_189  # of examples; the threshold of 0.3
+Form = tuple[Any, ...]
+Portable = Callable[[str], Callable[..., Any]]
 _LEADING: dict[str, tuple[int, ...]] = {"one": (), "several": (3,), "of places": (2, 2)}  # axes, by lines
 
 
@@ -69,7 +73,7 @@ def address_of(key: Tensor, stream: Tensor, threshold: Tensor | None, place: Lay
     return Address(count_of(key), count_of(stream), count_of(threshold), lines)
 
 
-def of_example(like: Address, leading: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def _of_example(like: Address, leading: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Return key, stream and rate of a form: one, or one each on leading axes."""
     key, stream, rate = (
         _values(first, step, leading if count == SEVERAL else ones).to("cpu" if count == NUMBER else device)
@@ -86,7 +90,7 @@ def _values(first: int, step: int, shape: tuple[int, ...]) -> Tensor:
     return first + step * torch.arange(math.prod(shape), device="cpu").reshape(shape)
 
 
-def place_of(like: Address, *line: int) -> Layout:
+def _place_of(like: Address, *line: int) -> Layout:
     """Return where the mask of an example lies, of so long lines."""
     leading = like.leading
     shape = *leading, *line
@@ -96,3 +100,30 @@ def place_of(like: Address, *line: int) -> Layout:
         return layout("example", shape)
     whole = *leading, *(length + 8 * bool(leading) for length in line)  # a part, whose rows are apart
     return layout("example", shape, full_shape=whole)
+
+
+class Example:
+    """What an example is made of: random numbers, the same in every example, and an address of a form."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, like: Address, portable: Portable) -> None:
+        self.device, self.dtype, self.portable = device, dtype, portable
+        self._like = like
+        self._generator = torch.Generator(device="cpu").manual_seed(0)
+
+    def numbers(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Return a tensor of normals."""
+        drawn = torch.randn(shape, generator=self._generator, dtype=torch.float64, device="cpu")
+        return drawn.to(self.device, dtype or self.dtype)
+
+    @property
+    def leading(self) -> tuple[int, ...]:
+        """The axes before those of one line."""
+        return self._like.leading
+
+    def address(self, leading: tuple[int, ...] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return key, stream and rate: one, or one each on the leading axes."""
+        return _of_example(self._like, self.leading if leading is None else leading, self.device)
+
+    def place(self, *line: int) -> Layout:
+        """Return where the mask of so long lines lies."""
+        return _place_of(self._like, *line)

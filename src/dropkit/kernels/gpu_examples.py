@@ -6,25 +6,23 @@ kept and one dropped.
 """
 
 import inspect
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dropkit.kernels.gpu_address import Address, address_of, count_of, of_example, place_of
+from dropkit.kernels import gpu_attention as attention
+from dropkit.kernels.gpu_address import Address, Example, Form, Portable, address_of, count_of
 from dropkit.random.layout import Layout, layout
 
-__all__ = ["TYPES", "Form", "attention_form", "described", "example", "form", "is_near"]
+__all__ = ["TYPES", "described", "example", "form", "is_near"]
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _TIED = 6, 1056  # the shape in which those draws are
 _ROWS = {"of whole draws": 1056, "of parts": 1060, "narrow": 3}  # columns
 
-Form = tuple[Any, ...]
 _LEAST = 0.01  # size of what is wanted: examples' numbers are about 1, and what is 0 but for rounding is far below
-_Portable = Callable[[str], Callable[..., Any]]
 
 
 def form(name: str, arguments: tuple[Any, ...]) -> Form:
@@ -38,7 +36,7 @@ def form(name: str, arguments: tuple[Any, ...]) -> Form:
     return (*own, address) if address != Address() else tuple(own)
 
 
-def example(name: str, device: torch.device, dtype: torch.dtype, like: Form, portable: _Portable) -> tuple[Any, ...]:
+def example(name: str, device: torch.device, dtype: torch.dtype, like: Form, portable: Portable) -> tuple[Any, ...]:
     """Return arguments of a small call.
 
     Args:
@@ -49,7 +47,7 @@ def example(name: str, device: torch.device, dtype: torch.dtype, like: Form, por
         portable: Returns what does an operator's work by PyTorch's operations; a backward pass needs a forward pass.
     """
     own, address = _parts(like)
-    return _EXAMPLES[name](_Example(device, dtype, address, portable), *own)
+    return _EXAMPLES[name](Example(device, dtype, address, portable), *own)
 
 
 def described(name: str, like: Form) -> str:
@@ -74,32 +72,6 @@ def _said(name: str, value: Any) -> str:
 def _parts(like: Form) -> tuple[Form, Address]:
     has_address = bool(like) and isinstance(like[-1], Address)
     return (like[:-1], like[-1]) if has_address else (like, Address())
-
-
-class _Example:
-    """What an example is made of: random numbers, the same in every example, and an address of a form."""
-
-    def __init__(self, device: torch.device, dtype: torch.dtype, like: Address, portable: _Portable) -> None:
-        self.device, self.dtype, self.portable = device, dtype, portable
-        self._like = like
-        self._generator = torch.Generator(device="cpu").manual_seed(0)
-
-    def numbers(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        drawn = torch.randn(shape, generator=self._generator, dtype=torch.float64, device="cpu")
-        return drawn.to(self.device, dtype or self.dtype)
-
-    @property
-    def leading(self) -> tuple[int, ...]:
-        """The axes before those of one line."""
-        return self._like.leading
-
-    def address(self, leading: tuple[int, ...] | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return key, stream and rate: one, or one each on the leading axes."""
-        return of_example(self._like, self.leading if leading is None else leading, self.device)
-
-    def place(self, *line: int) -> Layout:
-        """Return where the mask of so long lines lies."""
-        return place_of(self._like, *line)
 
 
 def is_near(found: Any, wanted: Any) -> bool:
@@ -150,7 +122,7 @@ def _dropout_form(
 
 
 def _dropout(
-    make: _Example, is_scaled: bool, rows: str, shared: tuple[bool, ...] = (), order: tuple[int, ...] = ()
+    make: Example, is_scaled: bool, rows: str, shared: tuple[bool, ...] = (), order: tuple[int, ...] = ()
 ) -> tuple[Any, ...]:
     if rows == "spread":
         lengths = [*[3] * (len(shared) - 1), 9][: len(shared)]
@@ -167,7 +139,7 @@ def _mask_form(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, *_
     return *_field_form(key, stream, place)[:1], address_of(key, stream, threshold, place)
 
 
-def _mask(make: _Example, rows: str) -> tuple[Any, ...]:
+def _mask(make: Example, rows: str) -> tuple[Any, ...]:
     return *make.address(), make.place(_TIED[0], _ROWS[rows]), make.device
 
 
@@ -175,7 +147,7 @@ def _bits_form(key: Tensor, stream: Tensor, threshold: Tensor, place: Layout, *_
     return (address_of(key, stream, threshold, place),)
 
 
-def _bits(make: _Example) -> tuple[Any, ...]:
+def _bits(make: Example) -> tuple[Any, ...]:
     return *make.address(), make.place(*_TIED), make.device  # whole words: what follows a mask in its last is no matter
 
 
@@ -184,11 +156,11 @@ def _field_form(key: Tensor, stream: Tensor, place: Layout, *_: Any) -> Form:
     return rows, address_of(key, stream, None, place)
 
 
-def _integers(make: _Example, rows: str) -> tuple[Any, ...]:
+def _integers(make: Example, rows: str) -> tuple[Any, ...]:
     return *make.address()[:2], make.place(3, _ROWS[rows]), make.device
 
 
-def _uniform(make: _Example, rows: str) -> tuple[Any, ...]:
+def _uniform(make: Example, rows: str) -> tuple[Any, ...]:
     return *_integers(make, rows), make.dtype
 
 
@@ -196,7 +168,7 @@ def _dropout_add_form(input: Tensor, _: Tensor, key: Tensor, stream: Tensor, thr
     return _rows(input.shape[-1] if input.dim() else 1), _on_whole(input, key, stream, threshold)
 
 
-def _dropout_add(make: _Example, rows: str) -> tuple[Any, ...]:
+def _dropout_add(make: Example, rows: str) -> tuple[Any, ...]:
     shape = *make.leading, 3, _ROWS[rows]
     return make.numbers(*shape), make.numbers(*shape), *make.address()
 
@@ -208,13 +180,13 @@ def _activation_form(
     return rows, bias is not None, activation, _on_whole(input, key, stream, threshold)
 
 
-def _activation_dropout(make: _Example, rows: str, has_bias: bool, activation: str) -> tuple[Any, ...]:
+def _activation_dropout(make: Example, rows: str, has_bias: bool, activation: str) -> tuple[Any, ...]:
     columns = _ROWS[rows]
     bias = make.numbers(columns) if has_bias else None
     return make.numbers(*make.leading, 3, columns), bias, activation, *make.address()
 
 
-def _activation_dropout_backward(make: _Example, rows: str, has_bias: bool, activation: str) -> tuple[Any, ...]:
+def _activation_dropout_backward(make: Example, rows: str, has_bias: bool, activation: str) -> tuple[Any, ...]:
     x, bias, _, *address = _activation_dropout(make, rows, has_bias, activation)
     if activation == "relu":  # of which the result is given
         result = make.portable("activation_dropout")(x, None, activation, *address)
@@ -243,7 +215,7 @@ def _types(*tensors: Tensor | None) -> list[torch.dtype | None]:
 
 
 def _norm(
-    make: _Example,
+    make: Example,
     columns: int,
     of_residual: torch.dtype,
     of_weight: torch.dtype | None,
@@ -265,7 +237,7 @@ def _norm_backward_form(_: Tensor, grad_total: Tensor | None, total: Tensor, wei
 
 
 def _norm_backward(
-    make: _Example,
+    make: Example,
     columns: int,
     of_grad_total: torch.dtype | None,
     of_total: torch.dtype,
@@ -284,95 +256,6 @@ def _norm_backward(
     return grad, grad_total, total, weight, mean, scale, is_centred, list(needed), dtype, *make.address()
 
 
-def attention_form(
-    query: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool, is_packed: bool, has_bits: bool = False
-) -> Form:
-    """Return the form of a call of attention.
-
-    Args:
-        query: Queries.
-        value: Values, whose heads may each serve several of the queries.
-        attn_mask: The mask, or None.
-        is_causal: Whether query i attends to keys 0 .. i alone.
-        is_packed: Whether examples of various lengths lie one behind the other.
-        has_bits: Whether the mask of dropout is read from bits.
-    """
-    is_grouped = query.shape[-3:-2] != value.shape[-3:-2]
-    of_mask = None if attn_mask is None else attn_mask.dtype
-    # Constants to the compiler even where sizes vary, as `int` would not be.
-    width, values = len(range(query.size(-1))), len(range(value.size(-1)))
-    return width, values, is_grouped, of_mask, is_causal, is_packed, has_bits
-
-
-def _attention_form(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, bits: Tensor | None, *rest: Any
-) -> Form:
-    *mask, is_causal, _, _, query_ends, _, _ = rest
-    own = attention_form(query, value, attn_mask, is_causal, query_ends is not None, bits is not None)
-    return *own, _attention_address(*mask)
-
-
-def _attention_address(key: Tensor, stream: Tensor, threshold: Tensor, begins: Tensor | None) -> Address:
-    return Address(count_of(key), count_of(stream), count_of(threshold), "one" if begins is None else "of places")
-
-
-def _attention(
-    make: _Example,
-    width: int,
-    values: int,
-    is_grouped: bool,
-    of_mask: torch.dtype | None,
-    is_causal: bool,
-    is_packed: bool,
-    has_bits: bool,
-) -> tuple[Any, ...]:
-    query, *rest = _attention_bits(make, is_causal, is_packed, width, 4 if is_grouped else 2)
-    examples, heads, queries, _ = query.shape
-    keys = (2 if is_packed else 1) * _keys(is_causal)
-    key, value = make.numbers(examples, 2, keys, width), make.numbers(examples, 2, keys, values)
-    attn_mask = None
-    if of_mask is not None:
-        drawn = make.numbers(examples, heads, queries, keys)
-        attn_mask = drawn > -1 if of_mask == torch.bool else drawn.to(of_mask)
-    bits = make.portable("attention_bits")(query, *rest) if has_bits else None
-    return query, key, value, attn_mask, bits, *rest, 1 / math.sqrt(width)
-
-
-def _attention_backward(
-    make: _Example,
-    width: int,
-    values: int,
-    is_grouped: bool,
-    of_mask: torch.dtype | None,
-    is_causal: bool,
-    is_packed: bool,
-    has_bits: bool,
-) -> tuple[Any, ...]:
-    inputs = _attention(make, width, values, is_grouped, of_mask, is_causal, is_packed, has_bits)
-    output, logs = make.portable("attention")(*inputs)
-    return make.numbers(*output.shape), output, logs, *inputs
-
-
-def _attention_bits_form(_: Tensor, *rest: Any) -> Form:
-    return rest[4], rest[-2] is not None, _attention_address(*rest[:4])
-
-
-def _keys(is_causal: bool) -> int:
-    """Return how many keys an example has: so few that a causal mask leaves no word of bits unwritten."""
-    return 64 if is_causal else 96
-
-
-def _attention_bits(
-    make: _Example, is_causal: bool, is_packed: bool, width: int = 16, heads: int = 2
-) -> tuple[Any, ...]:
-    keys = _keys(is_causal)
-    ends = [torch.tensor(each, dtype=torch.int32, device=make.device) for each in ((0, 40, 64), (0, keys, 2 * keys))]
-    query = make.numbers(1, heads, 64, width) if is_packed else make.numbers(2, heads, 40, width)
-    begins = torch.tensor([1000, 3], device=make.device) if make.leading else None
-    address = *make.address((2,)), begins
-    return query, *address, is_causal, 40, keys, *(ends if is_packed else (None, None))
-
-
 _FORMS: dict[str, Callable[..., Form]] = {
     "dropout": _dropout_form,
     "keep_mask": _mask_form,
@@ -384,9 +267,9 @@ _FORMS: dict[str, Callable[..., Form]] = {
     "activation_dropout_backward": lambda _, *inputs: _activation_form(*inputs),
     "dropout_add_norm": _norm_form,
     "dropout_add_norm_backward": _norm_backward_form,
-    "attention": _attention_form,
-    "attention_backward": lambda _grad, _output, _logs, *inputs: _attention_form(*inputs),
-    "attention_bits": _attention_bits_form,
+    "attention": attention.form,
+    "attention_backward": lambda _grad, _output, _logs, *inputs: attention.form(*inputs),
+    "attention_bits": attention.form_of_bits,
 }
 _EXAMPLES: dict[str, Callable[..., tuple[Any, ...]]] = {
     "dropout": _dropout,
@@ -399,7 +282,7 @@ _EXAMPLES: dict[str, Callable[..., tuple[Any, ...]]] = {
     "activation_dropout_backward": _activation_dropout_backward,
     "dropout_add_norm": _norm,
     "dropout_add_norm_backward": _norm_backward,
-    "attention": _attention,
-    "attention_backward": _attention_backward,
-    "attention_bits": _attention_bits,
+    "attention": attention.forward,
+    "attention_backward": attention.backward,
+    "attention_bits": attention.of_bits,
 }
